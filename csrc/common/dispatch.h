@@ -1,0 +1,69 @@
+// From a tensor's dtype to a C++ type.
+#pragma once
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "checks.h"
+
+namespace rcnn_ext {
+
+using c10::BFloat16;
+using c10::Half;
+
+template <class T>
+struct TypeTag {
+  using type = T;
+};
+template <class Tag>
+using type_of = typename Tag::type;
+
+// The type a kernel computes in: half types accumulate in float32, integers in float64.
+template <class Stored>
+struct AccumulateType {
+  using type = Stored;
+};
+template <>
+struct AccumulateType<Half> {
+  using type = float;
+};
+template <>
+struct AccumulateType<BFloat16> {
+  using type = float;
+};
+template <>
+struct AccumulateType<int64_t> {
+  using type = double;
+};
+template <class Stored>
+using accumulate_t = typename AccumulateType<Stored>::type;
+
+inline ScalarType accumulate_dtype(ScalarType type) {
+  return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// Calls function(TypeTag<T>) with T the floating type of `type`.
+template <class Function>
+void dispatch_floating(ScalarType type, const char* op, Function&& function) {
+  switch (type) {
+    case ScalarType::Half: return function(TypeTag<Half>{});
+    case ScalarType::BFloat16: return function(TypeTag<BFloat16>{});
+    case ScalarType::Float: return function(TypeTag<float>{});
+    case ScalarType::Double: return function(TypeTag<double>{});
+    default:
+      RCNN_CHECK(false, op, ": expected float16, bfloat16, float32 or float64, got ",
+                 name_of(type));
+  }
+}
+
+// The same with int64 as well.
+template <class Function>
+void dispatch_floating_and_int64(ScalarType type, const char* op, Function&& function) {
+  if (type == ScalarType::Long) return function(TypeTag<int64_t>{});
+  dispatch_floating(type, op, static_cast<Function&&>(function));
+}
+
+}  // namespace rcnn_ext

@@ -1,0 +1,10 @@
+// Marks for functions that the CPU and the CUDA kernels share.
+#pragma once
+
+#if defined(__CUDACC__)
+#define RCNN_HOST_DEVICE __host__ __device__ __forceinline__
+#elif defined(_MSC_VER)
+#define RCNN_HOST_DEVICE __forceinline
+#else
+#define RCNN_HOST_DEVICE inline __attribute__((always_inline))
+#endif

@@ -1,0 +1,166 @@
+// Geometry of regions of interest: where RoIAlign samples, with which weights, and which pixels a
+// RoIPool bin covers. Used by CPU and CUDA, forward and backward. Coordinates are feature pixels
+// unless a name says image.
+//
+// RoIAlign is separable: the weight of pixel (y, x) in bin (ph, pw) is the product of a weight in y
+// and a weight in x, each the sum over the samples of the bin along that axis.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "host_device.h"
+
+namespace rcnn_ext {
+
+// One axis (y or x) of a RoI that RoIAlign divides into bins.
+template <class T>
+struct AlignAxis {
+  T start;         // of the RoI, feature pixels
+  T bin_size;      // feature pixels
+  T samples;       // along this axis in each bin; a whole number, kept as T since it may be huge
+  int64_t extent;  // pixels of the feature map along this axis
+};
+
+// `image_start` and `image_end` are image pixels. He et al., "Mask R-CNN", ICCV 2017; `aligned`
+// shifts by half a pixel, as in detectron2 and torchvision.
+template <class T>
+RCNN_HOST_DEVICE AlignAxis<T> make_align_axis(T image_start, T image_end, T spatial_scale,
+                                              int64_t bins, int64_t sampling_ratio, bool aligned,
+                                              int64_t extent) {
+  const T offset = aligned ? T(0.5) : T(0);
+  const T start = image_start * spatial_scale - offset;
+  T length = (image_end * spatial_scale - offset) - start;
+  if (!aligned) length = length > T(1) ? length : T(1);  // torchvision's legacy minimum of a pixel
+  AlignAxis<T> axis;
+  axis.start = start;
+  axis.bin_size = length / T(bins);
+  axis.samples = sampling_ratio > 0 ? T(sampling_ratio) : T(std::ceil(length / T(bins)));
+  axis.extent = extent;
+  return axis;
+}
+
+// Number of samples a bin is averaged over: max(y samples * x samples, 1).
+template <class T>
+RCNN_HOST_DEVICE T align_sample_count(const AlignAxis<T>& y, const AlignAxis<T>& x) {
+  const T count = y.samples * x.samples;
+  return count > T(1) ? count : T(1);
+}
+
+template <class T>
+RCNN_HOST_DEVICE T sample_position(const AlignAxis<T>& axis, int64_t bin, int64_t sample) {
+  return axis.start + T(bin) * axis.bin_size + (T(sample) + T(0.5)) * axis.bin_size / axis.samples;
+}
+
+// The two pixels that a sample reads along one axis; weight_low + weight_high is 1, or 0 where the
+// sample lies more than a pixel outside the feature map (or is NaN).
+template <class T>
+struct AxisSample {
+  int64_t low, high;
+  T weight_low, weight_high;
+};
+
+template <class T>
+RCNN_HOST_DEVICE AxisSample<T> interpolate(T position, int64_t extent) {
+  if (!(position >= T(-1) && position <= T(extent))) return {0, 0, T(0), T(0)};
+  if (position < T(0)) position = T(0);
+  const int64_t low = static_cast<int64_t>(position);
+  if (low >= extent - 1) return {extent - 1, extent - 1, T(1), T(0)};
+  const T high_weight = position - T(low);
+  return {low, low + 1, T(1) - high_weight, high_weight};
+}
+
+// The samples of a bin: a half-open range.
+struct SampleRange {
+  int64_t first, last;
+};
+
+// The samples of `bin` whose position may lie in [lowest, highest]. A bin of a degenerate RoI can
+// hold a number of samples beyond any counter while all but a few miss the feature map; loops run
+// over this range instead. It may be a sample or two too wide, so the caller still tests each.
+template <class T>
+RCNN_HOST_DEVICE SampleRange samples_within(const AlignAxis<T>& axis, int64_t bin, T lowest,
+                                            T highest) {
+  // NaN geometry and inverted adaptive RoIs have no samples.
+  if (!(axis.samples >= T(1)) || !(axis.bin_size - axis.bin_size == T(0))) return {0, 0};
+  const T bin_start = axis.start + T(bin) * axis.bin_size;
+  T first = T(0);
+  T last = axis.samples;
+  const T spacing = axis.bin_size / axis.samples;
+  if (spacing != T(0)) {
+    const T a = (lowest - bin_start) / spacing;
+    const T b = (highest - bin_start) / spacing;
+    // Rounding of the position shifts it by some units in the last place of the largest term.
+    const T slack = T(2) + (std::fabs(a) + std::fabs(b)) * (sizeof(T) == 4 ? T(1e-6) : T(1e-15));
+    const T from = std::floor((a < b ? a : b) - slack);
+    const T to = std::ceil((a < b ? b : a) + slack);
+    if (from > first) first = from;
+    if (to < last) last = to;
+  }
+  // Positions this large have lost their fraction in T; nothing meaningful lies there.
+  constexpr T kLargest = T(1099511627776.0);  // 2^40
+  if (!(first < last) || !(first < kLargest)) return {0, 0};
+  if (!(last < kLargest)) last = kLargest;
+  return {static_cast<int64_t>(first), static_cast<int64_t>(last)};
+}
+
+// The weight of pixel `pixel` in bin `bin` along one axis.
+template <class T>
+RCNN_HOST_DEVICE T align_weight(const AlignAxis<T>& axis, int64_t bin, int64_t pixel) {
+  const SampleRange range = samples_within(axis, bin, T(pixel) - T(1), T(pixel) + T(1));
+  T weight = T(0);
+  for (int64_t sample = range.first; sample < range.last; ++sample) {
+    const AxisSample<T> at = interpolate(sample_position(axis, bin, sample), axis.extent);
+    if (at.low == pixel) weight += at.weight_low;
+    if (at.high == pixel) weight += at.weight_high;
+  }
+  return weight;
+}
+
+// One axis of a RoI that RoIPool divides into bins. Girshick, "Fast R-CNN", ICCV 2015.
+template <class T>
+struct PoolAxis {
+  int64_t start;   // rounded, feature pixels
+  T bin_size;      // feature pixels
+  int64_t extent;  // pixels of the feature map along this axis
+  bool valid;      // false where the RoI is NaN, infinite or beyond any feature map
+};
+
+template <class T>
+RCNN_HOST_DEVICE PoolAxis<T> make_pool_axis(T image_start, T image_end, T spatial_scale,
+                                            int64_t bins, int64_t extent) {
+  const T start = std::round(image_start * spatial_scale);
+  const T end = std::round(image_end * spatial_scale);
+  constexpr T kLargest = T(1073741824.0);  // 2^30: sums of two still fit 32 bits
+  PoolAxis<T> axis{0, T(1), extent, false};
+  if (!(start > -kLargest && start < kLargest && end > -kLargest && end < kLargest)) return axis;
+  axis.start = static_cast<int64_t>(start);
+  const int64_t length = static_cast<int64_t>(end) - axis.start + 1;
+  axis.bin_size = T(length > 1 ? length : 1) / T(bins);
+  axis.valid = true;
+  return axis;
+}
+
+// The pixels of a RoIPool bin along one axis: a half-open range, clipped to the feature map.
+struct PixelRange {
+  int64_t first, last;
+};
+
+template <class T>
+RCNN_HOST_DEVICE PixelRange pool_bin(const PoolAxis<T>& axis, int64_t bin) {
+  if (!axis.valid) return {0, 0};
+  int64_t first = static_cast<int64_t>(std::floor(T(bin) * axis.bin_size)) + axis.start;
+  int64_t last = static_cast<int64_t>(std::ceil(T(bin + 1) * axis.bin_size)) + axis.start;
+  first = first < 0 ? 0 : first > axis.extent ? axis.extent : first;
+  last = last < 0 ? 0 : last > axis.extent ? axis.extent : last;
+  return {first, last};
+}
+
+// The batch index of a RoI, or -1 where it is NaN or outside [0, batch_size).
+template <class T>
+RCNN_HOST_DEVICE int64_t roi_batch_index(T stored, int64_t batch_size) {
+  if (!(stored >= T(0) && stored < T(batch_size))) return -1;
+  return static_cast<int64_t>(stored);
+}
+
+}  // namespace rcnn_ext

@@ -1,0 +1,81 @@
+"""Finds and loads the native modules, once, and says what is there and why not.
+
+Loading a module registers its kernels with PyTorch's dispatcher; nothing else in the package needs
+to know whether it is there. Where it is not, the dispatcher runs the reference.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class ModuleStatus:
+    """What became of a native module.
+
+    Attributes:
+        name: ``_C``, ``_C_cuda`` or ``_selective_search``.
+        loaded: whether its kernels can be used.
+        path: the file, where there is one.
+        reason: why it is not loaded, or None.
+    """
+
+    name: str
+    loaded: bool
+    path: Path | None
+    reason: str | None
+
+
+def _why_not_wanted(name: str) -> str | None:
+    if name == "_C_cuda" and torch.version.cuda is None:
+        return f"torch {torch.__version__} has no CUDA"
+    return None
+
+
+@functools.cache
+def _load(name: str) -> ModuleStatus:
+    full_name = f"{__package__}.{name}"
+    spec = importlib.util.find_spec(full_name)
+    path = Path(spec.origin) if spec is not None and spec.origin is not None else None
+    reason = _why_not_wanted(name)
+    if reason is not None:
+        return ModuleStatus(name, False, path, reason)
+    if path is None:
+        modules = (build_info() or {}).get("modules", {})
+        return ModuleStatus(name, False, None, modules.get(name, "not built"))
+    try:
+        importlib.import_module(full_name)
+    except (ImportError, OSError) as error:
+        # A torch older than the stable ABI it was built for, or another CUDA major version.
+        return ModuleStatus(name, False, path, f"cannot be loaded: {error}")
+    return ModuleStatus(name, True, path, None)
+
+
+@functools.cache
+def build_info() -> dict[str, Any] | None:
+    """What the build recorded about itself (sources' hash, torch, CUDA), or None."""
+    path = Path(__file__).with_name("_build_info.json")
+    try:
+        info = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return info if isinstance(info, dict) else None
+
+
+def load_operators() -> None:
+    """Register the kernels of ``_C`` and, where torch has CUDA, of ``_C_cuda``."""
+    _load("_C")
+    _load("_C_cuda")
+
+
+def status() -> dict[str, ModuleStatus]:
+    """The state of each native module, by name."""
+    return {name: _load(name) for name in ("_C", "_C_cuda", "_selective_search")}

@@ -1,0 +1,33 @@
+"""Memory format of feature maps and of what is pooled from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether an operator reads a map ``[N, C, H, W]`` as channels-last, and answers so.
+
+    The same rule as ``is_channels_last`` in ``csrc/common/stable_ops.h``: a tensor that is dense in
+    both senses (one channel, or one pixel) counts as contiguous.
+    """
+    return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def empty_map(
+    like: Tensor,
+    shape: Sequence[int],
+    *,
+    channels_last: bool,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """An empty map ``[N, C, H, W]`` on a tensor's device, and of its dtype unless one is given."""
+    return torch.empty(
+        tuple(shape),
+        dtype=like.dtype if dtype is None else dtype,
+        device=like.device,
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+    )

@@ -1,0 +1,50 @@
+"""Detection operators under torchvision's names, with native CPU and CUDA kernels.
+
+``from rcnn_ext import ops`` replaces ``from torchvision import ops``: what this package accelerates
+has torchvision's signature, defaults and results; every other name is torchvision's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ._backend import has_native_kernel, use_backend
+from .box_iou import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
+from .multiscale_roi_align import MultiScaleRoIAlign
+from .nms import batched_nms, nms
+from .roi_align import RoIAlign, roi_align
+from .roi_pool import RoIPool, roi_pool
+
+_OWN = (
+    "MultiScaleRoIAlign",
+    "RoIAlign",
+    "RoIPool",
+    "batched_nms",
+    "box_iou",
+    "complete_box_iou",
+    "distance_box_iou",
+    "generalized_box_iou",
+    "has_native_kernel",
+    "nms",
+    "roi_align",
+    "roi_pool",
+    "use_backend",
+)
+
+
+def __getattr__(name: str) -> Any:
+    # torchvision is imported when one of its names is asked for, so that it is not needed to import
+    # or run the operators of this package.
+    if name.startswith("_") and name != "__all__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from torchvision import ops as torchvision_ops
+
+    if name == "__all__":
+        return sorted({*_OWN, *torchvision_ops.__all__})
+    if name not in torchvision_ops.__all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(torchvision_ops, name)
+
+
+def __dir__() -> list[str]:
+    return __getattr__("__all__")

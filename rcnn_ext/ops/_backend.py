@@ -1,0 +1,75 @@
+"""``use_backend``: which implementation of the operators a block of code runs."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .. import _extension
+
+Backend = Literal["native", "reference"]
+
+# Filled by define_operator: the operator's overload -> its reference.
+references: dict[Any, Callable[..., Any]] = {}
+
+_backend: contextvars.ContextVar[Backend] = contextvars.ContextVar("rcnn_ext_backend")
+
+
+class _ReferenceMode(TorchDispatchMode):
+    """Runs the reference in place of the kernel that the dispatcher would choose.
+
+    It sits below autograd, so derivatives take the reference as well.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        reference = references.get(func)
+        if reference is None or _backend.get("native") != "reference":
+            return func(*args, **(kwargs or {}))
+        return reference(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def use_backend(backend: Backend) -> Iterator[None]:
+    """Choose the implementation of this package's operators for a block of code.
+
+    Without it the dispatcher chooses: the native kernel where there is one for the tensor's device,
+    the reference elsewhere. The choice holds for the current thread, forward and backward; code
+    under ``torch.compile`` is run uncompiled inside ``use_backend("reference")``.
+
+    Args:
+        backend: ``"reference"`` for the pure PyTorch operators of :mod:`rcnn_ext.reference`,
+            ``"native"`` for the compiled kernels.
+
+    Raises:
+        ValueError: another name.
+        RuntimeError: ``"native"`` where the CPU kernels are not loaded; the message says why.
+
+    Example:
+        >>> with use_backend("reference"):
+        ...     keep = nms(boxes, scores, 0.5)
+    """
+    if backend not in ("native", "reference"):
+        raise ValueError(f"use_backend: expected 'native' or 'reference', got {backend!r}")
+    if backend == "native":
+        module = _extension.status()["_C"]
+        if not module.loaded:
+            raise RuntimeError(f"use_backend('native'): {module.name} is {module.reason}")
+    token = _backend.set(backend)
+    mode = _ReferenceMode() if backend == "reference" else contextlib.nullcontext()
+    try:
+        with mode:
+            yield
+    finally:
+        _backend.reset(token)
+
+
+def has_native_kernel(name: str, device_type: str) -> bool:
+    """Whether a compiled kernel of an operator is registered for ``"cpu"`` or ``"cuda"``."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"rcnn_ext::{name}", device_type.upper())

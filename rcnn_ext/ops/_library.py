@@ -1,0 +1,52 @@
+"""Registration of an operator with PyTorch's dispatcher: everything but its native kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .. import _extension
+from ._backend import references
+
+NAMESPACE = "rcnn_ext"
+
+
+def define_operator(
+    name: str,
+    schema: str,
+    *,
+    reference: Callable[..., Any],
+    fake: Callable[..., Any],
+    backward: Callable[..., Any] | None = None,
+    setup_context: Callable[..., Any] | None = None,
+    vmap: Callable[..., Any] | None = None,
+) -> Any:
+    """Define ``rcnn_ext::name`` and return it, ready to call.
+
+    The reference is registered for every device (CompositeExplicitAutograd); a kernel that a native
+    module registers for CPU or CUDA goes before it. So the dispatcher is the fallback.
+
+    Args:
+        name: of the operator.
+        schema: its arguments and results, as PyTorch writes them.
+        reference: the same operator in PyTorch, same arguments.
+        fake: gives empty results of the right shape, dtype and strides.
+        backward: the derivative, as ``torch.library.register_autograd`` takes it.
+        setup_context: what ``backward`` needs saved.
+        vmap: the batching rule, as ``torch.library.register_vmap`` takes it.
+    """
+    qualified = f"{NAMESPACE}::{name}"
+    torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.impl(qualified, "CompositeExplicitAutograd", reference)
+    torch.library.register_fake(qualified, fake)
+    if backward is not None:
+        torch.library.register_autograd(qualified, backward, setup_context=setup_context)
+    if vmap is not None:
+        torch.library.register_vmap(qualified, vmap)
+    operator = getattr(getattr(torch.ops, NAMESPACE), name).default
+    references[operator] = reference
+    # The first operator defined loads the kernels of all; a kernel may come before its schema.
+    _extension.load_operators()
+    return operator

@@ -1,0 +1,54 @@
+"""Arguments that roi_align and roi_pool share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def pair(value: int | Sequence[int], op: str) -> tuple[int, int]:
+    """(height, width) from one number or two."""
+    if isinstance(value, Sequence):
+        if len(value) == 1:
+            return value[0], value[0]
+        if len(value) == 2:
+            return value[0], value[1]
+        raise ValueError(f"{op}: expected output_size of one or two numbers, got {tuple(value)}")
+    return value, value
+
+
+def to_rois(boxes: Tensor | Sequence[Tensor], op: str) -> Tensor:
+    """RoIs ``[K, 5]`` (batch index, x1, y1, x2, y2) from RoIs or from the boxes of each image.
+
+    Args:
+        boxes: ``[K, 5]``, or one ``[L, 4]`` an image.
+        op: for the message of an error.
+
+    Raises:
+        RuntimeError: another shape, or an empty list.
+    """
+    if isinstance(boxes, Tensor):
+        if boxes.dim() != 2 or boxes.shape[1] != 5:
+            raise RuntimeError(
+                f"{op}: expected boxes of shape [K, 5] (batch index, x1, y1, x2, y2) or a list of "
+                f"[L, 4], got a tensor of shape {list(boxes.shape)}"
+            )
+        return boxes
+    if not isinstance(boxes, Sequence) or not all(isinstance(b, Tensor) for b in boxes):
+        raise RuntimeError(f"{op}: expected boxes to be a tensor or a list of tensors")
+    if len(boxes) == 0:
+        raise RuntimeError(f"{op}: expected one tensor of boxes for each image, got an empty list")
+    for image, tensor in enumerate(boxes):
+        if tensor.dim() != 2 or tensor.shape[1] != 4:
+            raise RuntimeError(
+                f"{op}: expected boxes[{image}] of shape [L, 4], got {list(tensor.shape)}"
+            )
+    rois = []
+    for image, tensor in enumerate(boxes):
+        # Half types hold whole numbers only up to 256 or 2048: too few for a batch index.
+        wide = tensor.to(torch.float32) if tensor.dtype.itemsize < 4 else tensor
+        index = torch.full_like(wide[:, :1], image)  # [L, 1]
+        rois.append(torch.cat([index, wide], dim=1))  # [L, 5]
+    return torch.cat(rois)

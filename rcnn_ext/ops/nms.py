@@ -1,0 +1,124 @@
+"""Non-maximum suppression. Kernels: ``csrc/nms/nms_cpu.cpp``, ``csrc/nms/nms_cuda.cu``."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..reference.nms import check_batched_nms, check_nms
+from ._library import define_operator
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """Greedy non-maximum suppression.
+
+    Going through the boxes in order of score, a box is kept unless its IoU with a box kept before
+    is above the threshold. Boxes with NaN or infinite coordinates are never kept and never suppress
+    others.
+
+    Args:
+        boxes: ``[N, 4]`` (x1, y1, x2, y2), any unit; float16, bfloat16, float32 or float64. Half
+            types are compared in float32.
+        scores: ``[N]``, any dtype that sorts.
+        iou_threshold: between 0 and 1.
+
+    Returns:
+        int64 indices ``[number kept]`` in order of score, equal scores in order of index, on every
+        device.
+
+    Raises:
+        RuntimeError: wrong shape, dtype or device.
+
+    Stands for :func:`torchvision.ops.nms`, whose indices it gives exactly for finite boxes.
+
+    Example:
+        >>> boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]])
+        >>> nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5)
+        tensor([0, 2])
+    """
+    return _nms(boxes, scores, iou_threshold)
+
+
+def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+    """Non-maximum suppression within each class (or image, or level).
+
+    The classes are segments of one pass: no coordinate is offset, so a result does not depend on
+    where other classes lie.
+
+    Args:
+        boxes: ``[N, 4]`` (x1, y1, x2, y2), any unit; float16, bfloat16, float32 or float64.
+        scores: ``[N]``, any dtype that sorts.
+        idxs: ``[N]``, the class of each box; any dtype. Boxes of different classes never suppress
+            one another.
+        iou_threshold: between 0 and 1.
+
+    Returns:
+        int64 indices ``[number kept]`` in order of score over all classes, equal scores in order of
+        index.
+
+    Raises:
+        RuntimeError: wrong shape, dtype or device.
+
+    Stands for :func:`torchvision.ops.batched_nms`.
+
+    Example:
+        >>> boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10]])
+        >>> batched_nms(boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 1]), 0.5)
+        tensor([0, 1])
+    """
+    return _batched_nms(boxes, scores, _integers(idxs), iou_threshold)
+
+
+# Integers of the size of a floating dtype.
+_BITS = {
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+}
+
+
+def _integers(idxs: Tensor) -> Tensor:
+    """Class numbers as int64: equal where the numbers are equal, whatever their dtype."""
+    if idxs.dtype == torch.int64:
+        return idxs
+    if idxs.dtype in _BITS:
+        # The bits tell numbers apart exactly; adding 0 makes -0.0 and 0.0 one number.
+        idxs = (idxs + 0.0).view(_BITS[idxs.dtype])
+    return idxs.to(torch.int64)
+
+
+def _fake_nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    check_nms(boxes, scores, "nms")
+    return boxes.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
+
+
+def _fake_batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+    check_batched_nms(boxes, scores, idxs)
+    return boxes.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
+
+
+def _no_vmap(*args: Any) -> NoReturn:
+    raise NotImplementedError(
+        "nms: vmap can't stack results of different sizes; "
+        "flatten the batch and give batched_nms the position in the batch as idxs"
+    )
+
+
+_nms = define_operator(
+    "nms",
+    "(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor",
+    reference=reference.nms,
+    fake=_fake_nms,
+    vmap=_no_vmap,
+)
+_batched_nms = define_operator(
+    "batched_nms",
+    "(Tensor boxes, Tensor scores, Tensor idxs, float iou_threshold) -> Tensor",
+    reference=reference.batched_nms,
+    fake=_fake_batched_nms,
+    vmap=_no_vmap,
+)

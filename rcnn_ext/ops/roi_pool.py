@@ -1,0 +1,147 @@
+"""RoIPool. Kernels: ``csrc/roi_pool/roi_pool_cpu.cpp``, ``csrc/roi_pool/roi_pool_cuda.cu``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import reference
+from .._layout import empty_map, is_channels_last
+from ..reference.roi_pool import check_roi_pool, check_roi_pool_backward, gather_at_maxima
+from ._library import define_operator
+from ._rois import pair, to_rois
+
+
+def roi_pool(
+    input: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | Sequence[int],
+    spatial_scale: float = 1.0,
+) -> Tensor:
+    """Maximum of each bin of each region of interest; differentiable in ``input``.
+
+    Bins are rounded to whole feature pixels. An empty bin gives 0; a bin with a NaN gives NaN.
+
+    Args:
+        input: feature maps ``[N, C, H, W]``, float16, bfloat16, float32 or float64, contiguous or
+            channels-last.
+        boxes: ``[K, 5]`` (batch index, x1, y1, x2, y2) or one ``[L, 4]`` (x1, y1, x2, y2) an image,
+            in image pixels, floating; the dtype may be wider than that of input.
+        output_size: bins (height, width), or one number for both.
+        spatial_scale: feature pixels an image pixel: 1 / stride of the feature map.
+
+    Returns:
+        ``[K, C, height, width]`` in the dtype and memory format of input.
+
+    Raises:
+        RuntimeError: wrong shape, dtype, device or option.
+        IndexError: a batch index outside the batch, on the CPU. On CUDA such a RoI gives zeros.
+
+    Stands for :func:`torchvision.ops.roi_pool`. Girshick, "Fast R-CNN", ICCV 2015.
+
+    Example:
+        >>> features = torch.arange(16.0).reshape(1, 1, 4, 4)
+        >>> roi_pool(features, [torch.tensor([[0.0, 0, 3, 3]])], 2)
+        tensor([[[[ 5.,  7.],
+                  [13., 15.]]]])
+    """
+    height, width = pair(output_size, "roi_pool")
+    return _roi_pool(input, to_rois(boxes, "roi_pool"), spatial_scale, height, width)[0]
+
+
+class RoIPool(nn.Module):
+    """:func:`roi_pool` as a module; stands for :class:`torchvision.ops.RoIPool`.
+
+    Args:
+        output_size: as in :func:`roi_pool`.
+        spatial_scale: as in :func:`roi_pool`.
+    """
+
+    def __init__(self, output_size: int | Sequence[int], spatial_scale: float) -> None:
+        super().__init__()
+        self.output_size = output_size
+        self.spatial_scale = spatial_scale
+
+    def forward(self, input: Tensor, rois: Tensor | Sequence[Tensor]) -> Tensor:
+        """Pool ``[N, C, H, W]`` to ``[K, C, height, width]``; see :func:`roi_pool`."""
+        return roi_pool(input, rois, self.output_size, self.spatial_scale)
+
+    def extra_repr(self) -> str:
+        """The options, for ``repr``."""
+        return f"output_size={self.output_size}, spatial_scale={self.spatial_scale}"
+
+
+def _fake(
+    input: Tensor, rois: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int
+) -> tuple[Tensor, Tensor]:
+    check_roi_pool(input, rois, spatial_scale, pooled_height, pooled_width)
+    shape = (rois.shape[0], input.shape[1], pooled_height, pooled_width)
+    channels_last = is_channels_last(input)
+    return (
+        empty_map(input, shape, channels_last=channels_last),
+        empty_map(input, shape, channels_last=channels_last, dtype=torch.int32),
+    )
+
+
+def _fake_backward(
+    grad: Tensor,
+    argmax: Tensor,
+    rois: Tensor,
+    spatial_scale: float,
+    batch_size: int,
+    channels: int,
+    height: int,
+    width: int,
+    channels_last: bool,
+) -> Tensor:
+    check_roi_pool_backward(grad, argmax, rois, spatial_scale, channels)
+    return empty_map(grad, (batch_size, channels, height, width), channels_last=channels_last)
+
+
+def _save_argmax(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    input, rois, ctx.spatial_scale, _, _ = inputs
+    _, argmax = output
+    ctx.mark_non_differentiable(argmax)
+    ctx.save_for_backward(argmax, rois)
+    ctx.shape = input.shape
+    ctx.channels_last = is_channels_last(input)
+
+
+def _backward(ctx: Any, grad: Tensor, grad_argmax: Tensor | None) -> tuple[Any, ...]:
+    argmax, rois = ctx.saved_tensors
+    grad_input = _roi_pool_backward(
+        grad, argmax, rois, ctx.spatial_scale, *ctx.shape, ctx.channels_last
+    )
+    return grad_input, None, None, None, None
+
+
+def _save_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, argmax, rois, *_ = inputs
+    ctx.save_for_backward(argmax, rois)
+
+
+def _double_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return gather_at_maxima(grad, *ctx.saved_tensors), *[None] * 8
+
+
+_roi_pool_backward = define_operator(
+    "roi_pool_backward",
+    "(Tensor grad, Tensor argmax, Tensor rois, float spatial_scale, SymInt batch_size, "
+    "SymInt channels, SymInt height, SymInt width, bool channels_last) -> Tensor",
+    reference=reference.roi_pool_backward,
+    fake=_fake_backward,
+    backward=_double_backward,
+    setup_context=_save_for_double_backward,
+)
+_roi_pool = define_operator(
+    "roi_pool",
+    "(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width) "
+    "-> (Tensor, Tensor)",
+    reference=reference.roi_pool,
+    fake=_fake,
+    backward=_backward,
+    setup_context=_save_argmax,
+)

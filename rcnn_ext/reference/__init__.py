@@ -1,0 +1,21 @@
+"""The operators in plain PyTorch: the fallback on any device and the oracle of the tests.
+
+Each function has the name and the arguments of the operator ``torch.ops.rcnn_ext.<name>`` that it
+stands for; the public functions with torchvision's signatures are in :mod:`rcnn_ext.ops`.
+"""
+
+from .box_iou import box_iou, box_iou_backward
+from .nms import batched_nms, nms
+from .roi_align import roi_align, roi_align_backward
+from .roi_pool import roi_pool, roi_pool_backward
+
+__all__ = [
+    "batched_nms",
+    "box_iou",
+    "box_iou_backward",
+    "nms",
+    "roi_align",
+    "roi_align_backward",
+    "roi_pool",
+    "roi_pool_backward",
+]

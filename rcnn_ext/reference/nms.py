@@ -1,0 +1,98 @@
+"""Greedy non-maximum suppression in plain PyTorch, in memory proportional to the kept boxes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .box_iou import IOU, box_iou
+from .checks import check, check_boxes, check_floating, check_per_box
+
+# Boxes decided at a time: the largest temporary is [kept, _CHUNK].
+_CHUNK = 1024
+
+
+def check_nms(boxes: Tensor, scores: Tensor, op: str) -> None:
+    """Expect boxes ``[N, 4]`` and scores ``[N]``, floating boxes."""
+    check_boxes(boxes, op)
+    check_floating(boxes, op, "boxes")
+    check_per_box(scores, boxes, op, "scores")
+
+
+def check_batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor) -> None:
+    """Expect those and idxs ``[N]`` int64."""
+    check_nms(boxes, scores, "batched_nms")
+    check_per_box(idxs, boxes, "batched_nms", "idxs")
+    check(
+        idxs.dtype == torch.int64,
+        f"batched_nms: expected idxs to be int64, got {str(idxs.dtype).removeprefix('torch.')}",
+    )
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """Indices of the boxes that greedy suppression keeps, in order of score.
+
+    Args:
+        boxes: ``[N, 4]`` (x1, y1, x2, y2), floating.
+        scores: ``[N]``.
+        iou_threshold: a box goes where its IoU with a kept one is above this.
+
+    Returns:
+        int64 indices; equal scores keep the order of the input.
+
+    Raises:
+        RuntimeError: wrong shape, dtype or device.
+    """
+    check_nms(boxes, scores, "nms")
+    return _suppress(boxes, scores, None, iou_threshold)
+
+
+def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+    """The same within each class: boxes of different ``idxs`` never suppress one another.
+
+    Args:
+        boxes: ``[N, 4]`` (x1, y1, x2, y2), floating.
+        scores: ``[N]``.
+        idxs: ``[N]`` int64, the class of each box.
+        iou_threshold: as in :func:`nms`.
+
+    Returns:
+        int64 indices in order of score, whatever the class.
+
+    Raises:
+        RuntimeError: wrong shape, dtype or device.
+    """
+    check_batched_nms(boxes, scores, idxs)
+    return _suppress(boxes, scores, idxs, iou_threshold)
+
+
+def _suppress(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:
+    order = torch.sort(scores, stable=True, descending=True).indices  # [N]
+    order = order[boxes[order].isfinite().all(dim=1)]
+    kept = order[:0]
+    for candidates in order.split(_CHUNK):
+        before = _overlaps(boxes, idxs, kept, candidates, iou_threshold).any(dim=0)
+        candidates = candidates[~before]
+        among = _overlaps(boxes, idxs, candidates, candidates, iou_threshold).triu(diagonal=1)
+        # A box stays where no kept box before it overlaps it. Each round settles at least the next
+        # undecided box for good, and most rounds settle very many.
+        keep = torch.ones_like(candidates, dtype=torch.bool)
+        while True:
+            settled = ~(among & keep[:, None]).any(dim=0)
+            if torch.equal(settled, keep):
+                break
+            keep = settled
+        kept = torch.cat([kept, candidates[keep]])
+    return kept
+
+
+def _overlaps(
+    boxes: Tensor, idxs: Tensor | None, first: Tensor, second: Tensor, iou_threshold: float
+) -> Tensor:
+    """Whether IoU is above the threshold, for indices ``[A]`` and ``[B]``: ``[A, B]`` bool."""
+    iou = box_iou(boxes[first][None], boxes[second][None], IOU, 0.0)[0]  # [A, B]
+    # In float64, as torchvision compares: a float32 threshold would be another one.
+    overlaps = iou.to(torch.float64) > iou_threshold
+    if idxs is not None:
+        overlaps &= idxs[first][:, None] == idxs[second][None, :]
+    return overlaps

@@ -1,0 +1,245 @@
+"""RoIAlign in plain PyTorch, as two matrix products.
+
+Bilinear sampling on a grid is separable: a bin of a RoI is ``Y @ plane @ X^T`` with weights Y
+``[PH, H]`` and X ``[PW, W]`` of the RoI. Coordinates are feature pixels unless said otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .._layout import empty_map, is_channels_last
+from .checks import (
+    check_pooled_gradient,
+    check_pooled_size,
+    check_roi_arguments,
+    check_spatial_scale,
+    valid_batch_indices,
+)
+
+# Elements of the largest temporary; RoIs are taken in chunks that keep to it.
+_CHUNK_ELEMENTS = 1 << 25
+
+
+def check_roi_align(
+    input: Tensor, rois: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int
+) -> None:
+    """Expect what the native kernels expect."""
+    check_roi_arguments(input, rois, "roi_align")
+    check_pooled_size(pooled_height, pooled_width, "roi_align")
+    check_spatial_scale(spatial_scale, "roi_align")
+
+
+def check_roi_align_backward(
+    grad: Tensor,
+    rois: Tensor,
+    spatial_scale: float,
+    pooled_height: int,
+    pooled_width: int,
+    channels: int,
+) -> None:
+    """Expect what the native kernels expect."""
+    check_pooled_size(pooled_height, pooled_width, "roi_align_backward")
+    check_spatial_scale(spatial_scale, "roi_align_backward")
+    check_pooled_gradient(grad, rois, (channels, pooled_height, pooled_width), "roi_align_backward")
+
+
+def roi_align(
+    input: Tensor,
+    rois: Tensor,
+    spatial_scale: float,
+    pooled_height: int,
+    pooled_width: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """Average of bilinear samples in every bin of every RoI.
+
+    Args:
+        input: ``[N, C, H, W]``, floating.
+        rois: ``[K, 5]`` (batch index, x1, y1, x2, y2), image pixels, floating.
+        spatial_scale: feature pixels an image pixel.
+        pooled_height: bins in y.
+        pooled_width: bins in x.
+        sampling_ratio: samples along each axis of a bin; 0 or less takes one a feature pixel.
+        aligned: shift by half a pixel, so that integer coordinates are corners of pixels.
+
+    Returns:
+        ``[K, C, PH, PW]`` in the dtype of the input, channels-last where the input is.
+
+    Raises:
+        RuntimeError: wrong shape, dtype, device or option.
+        IndexError: a batch index outside the batch (on the CPU).
+    """
+    check_roi_align(input, rois, spatial_scale, pooled_height, pooled_width)
+    batch_size, channels, height, width = input.shape
+    valid = valid_batch_indices(rois, batch_size, "roi_align")
+    output = empty_map(
+        input,
+        (rois.shape[0], channels, pooled_height, pooled_width),
+        channels_last=is_channels_last(input),
+    ).zero_()
+    compute = compute_dtype(input)
+    for image, chunk in _chunks(rois, valid, batch_size, pooled_height * channels * width):
+        y, x = _bin_weights(
+            rois[chunk].to(compute),
+            spatial_scale,
+            (pooled_height, pooled_width),
+            sampling_ratio,
+            aligned,
+            (height, width),
+        )  # [k, PH, H] and [k, PW, W]
+        plane = input[image].to(compute).permute(1, 0, 2).reshape(height, channels * width)
+        rows = (y.reshape(-1, height) @ plane).view(-1, pooled_height * channels, width)
+        pooled = (rows @ x.transpose(1, 2)).view(-1, pooled_height, channels, pooled_width)
+        output[chunk] = pooled.transpose(1, 2).to(output.dtype)  # [k, C, PH, PW]
+    return output
+
+
+def roi_align_backward(
+    grad: Tensor,
+    rois: Tensor,
+    spatial_scale: float,
+    pooled_height: int,
+    pooled_width: int,
+    batch_size: int,
+    channels: int,
+    height: int,
+    width: int,
+    sampling_ratio: int,
+    aligned: bool,
+    channels_last: bool,
+) -> Tensor:
+    """Gradient of :func:`roi_align` by its input.
+
+    Args:
+        grad: ``[K, C, PH, PW]``.
+        rois: ``[K, 5]``, as in the forward call.
+        spatial_scale: as in the forward call.
+        pooled_height: as in the forward call.
+        pooled_width: as in the forward call.
+        batch_size: N of the input.
+        channels: C of the input.
+        height: H of the input.
+        width: W of the input.
+        sampling_ratio: as in the forward call.
+        aligned: as in the forward call.
+        channels_last: memory format of the result.
+
+    Returns:
+        ``[N, C, H, W]`` in the dtype of grad.
+    """
+    check_roi_align_backward(grad, rois, spatial_scale, pooled_height, pooled_width, channels)
+    valid = valid_batch_indices(rois, batch_size, "roi_align_backward")
+    compute = compute_dtype(grad)
+    total = grad.new_zeros((batch_size, height, channels, width), dtype=compute)
+    for image, chunk in _chunks(rois, valid, batch_size, pooled_height * channels * width):
+        y, x = _bin_weights(
+            rois[chunk].to(compute),
+            spatial_scale,
+            (pooled_height, pooled_width),
+            sampling_ratio,
+            aligned,
+            (height, width),
+        )  # [k, PH, H] and [k, PW, W]
+        upstream = grad[chunk].to(compute).transpose(1, 2)  # [k, PH, C, PW]
+        rows = upstream.reshape(-1, pooled_height * channels, pooled_width) @ x  # [k, PH * C, W]
+        rows = rows.view(-1, channels * width)  # [k * PH, C * W]
+        total[image] += (y.reshape(-1, height).t() @ rows).view(height, channels, width)
+    result = empty_map(grad, (batch_size, channels, height, width), channels_last=channels_last)
+    return result.copy_(total.transpose(1, 2))
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype that a kernel computes in: half types accumulate in float32."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _chunks(
+    rois: Tensor, valid: Tensor, batch_size: int, elements_per_roi: int
+) -> Iterator[tuple[int, Tensor]]:
+    """The RoIs of each image, some at a time: (image, indices ``[k]``)."""
+    size = max(1, _CHUNK_ELEMENTS // max(1, elements_per_roi))
+    index = torch.where(valid, rois[:, 0], -1).long()
+    for image in range(batch_size):
+        for chunk in (index == image).nonzero()[:, 0].split(size):
+            if chunk.numel() > 0:
+                yield image, chunk
+
+
+def _bin_weights(
+    rois: Tensor,
+    spatial_scale: float,
+    bins: tuple[int, int],
+    sampling_ratio: int,
+    aligned: bool,
+    extents: tuple[int, int],
+) -> tuple[Tensor, Tensor]:
+    """Weights of every pixel in every bin: ``[k, PH, H]``, averaged over samples, and ``[k, PW, W]``."""
+    scale = torch.tensor(spatial_scale, dtype=rois.dtype, device=rois.device)
+    axes = []
+    for axis, (count, extent) in enumerate(zip(bins, extents, strict=True)):
+        column = 2 - axis  # y is bins[0] but comes after x in a RoI
+        offset = 0.5 if aligned else 0.0
+        start = rois[:, column] * scale - offset
+        length = (rois[:, column + 2] * scale - offset) - start
+        if not aligned:
+            length = length.clamp(min=1)
+        samples = (
+            torch.full_like(length, sampling_ratio)
+            if sampling_ratio > 0
+            else (length / count).ceil()
+        )
+        axes.append((_axis_weights(start, length / count, samples, count, extent), samples))
+    (y, y_samples), (x, x_samples) = axes
+    average = (y_samples * x_samples).nan_to_num(nan=1.0).clamp(min=1)
+    return y / average[:, None, None], x
+
+
+def _axis_weights(
+    start: Tensor, bin_size: Tensor, samples: Tensor, bins: int, extent: int
+) -> Tensor:
+    """Sum of the bilinear weights of a bin's samples along one axis.
+
+    Args:
+        start: of each RoI, ``[k]``.
+        bin_size: of each RoI, ``[k]``.
+        samples: in each bin, ``[k]``, whole numbers.
+        bins: their number.
+        extent: pixels of the feature map along the axis.
+
+    Returns:
+        ``[k, bins, extent]``
+    """
+    usable = (samples >= 1) & start.isfinite() & bin_size.isfinite() & samples.isfinite()
+    start, bin_size = torch.where(usable, start, 0), torch.where(usable, bin_size, 1)
+    samples = torch.where(usable, samples, 1)
+    bin_start = start[:, None] + torch.arange(bins, device=start.device) * bin_size[:, None]
+    # A huge RoI has more samples than memory, but only those within a pixel of the map count.
+    spacing = (bin_size / samples)[:, None]  # [k, 1]
+    ends = torch.stack([-1 - bin_start, extent - bin_start]) / spacing  # [2, k, bins]
+    slack = 2 + ends.abs().sum(dim=0) * (1e-6 if start.dtype == torch.float32 else 1e-15)
+    first = (ends.amin(dim=0) - slack).floor().clamp(min=0)
+    last = torch.minimum((ends.amax(dim=0) + slack).ceil(), samples[:, None])
+    # A bin without extent has all its samples in one place.
+    flat = spacing.expand_as(first) == 0
+    first = torch.where(flat, 0, first)
+    last = torch.where(flat, samples[:, None].expand_as(last), last)
+    number = int((last - first).amax().clamp(min=0)) if start.numel() > 0 else 0
+    sample = first[..., None] + torch.arange(number, device=start.device)  # [k, bins, number]
+    position = (
+        bin_start[..., None] + (sample + 0.5) * bin_size[:, None, None] / samples[:, None, None]
+    )
+    inside = (position >= -1) & (position <= extent) & usable[:, None, None]
+    inside &= sample < last[..., None]
+    position = torch.where(inside, position, 0).clamp(min=0)
+    low = position.floor().clamp(max=extent - 1)
+    high_weight = torch.where(low >= extent - 1, 0, position - low)
+    weights = start.new_zeros((start.shape[0], bins, extent))
+    for pixel, weight in ((low, 1 - high_weight), (low + 1, high_weight)):
+        index = pixel.clamp(max=extent - 1).long()
+        weights.scatter_add_(2, index, torch.where(inside, weight, 0))
+    return weights

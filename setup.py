@@ -1,0 +1,213 @@
+"""Builds the native modules; everything else about the package is in pyproject.toml.
+
+`_C` (CPU kernels) and `_C_cuda` (CUDA kernels) use the LibTorch stable ABI only, so what is built
+against one torch runs under every torch from 2.11 on. `_selective_search` is pybind11 without torch.
+
+Environment variables:
+  FORCE_CUDA=1          fail rather than build without CUDA kernels
+  RCNN_EXT_NO_CUDA=1    leave the CUDA kernels out even where nvcc is found
+  TORCH_CUDA_ARCH_LIST  architectures to compile for, such as "8.0;9.0+PTX"
+  MAX_JOBS              compilers to run at once
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from pybind11.setup_helpers import Pybind11Extension
+from setuptools import setup
+from torch.utils import cpp_extension
+
+ROOT = Path(__file__).resolve().parent
+CSRC = Path("csrc")
+TORCH_TARGET_VERSION = "0x020b000000000000"  # torch 2.11
+# One of each generation: code for 8.0 also runs on 8.6 and 8.9, and PTX on what is to come.
+DEFAULT_ARCHITECTURES = ["7.5", "8.0", "9.0", "10.0", "12.0"]
+MSVC = sys.platform == "win32"
+
+# Contraction into fused multiply-adds would change sampling positions and IoUs in the last bit, and
+# with them the agreement between CPU, CUDA and the reference.
+CXX_FLAGS = (
+    ["/O2", "/fp:precise", "/std:c++17"]
+    if MSVC
+    else [
+        "-O3",
+        "-std=c++17",
+        "-ffp-contract=off",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-fvisibility=hidden",
+        "-g0",
+        "-Wall",
+        "-Wextra",
+        "-Wno-unused-parameter",
+    ]
+)
+NVCC_FLAGS = ["-O3", "-std=c++17", "--fmad=false", "--expt-relaxed-constexpr", "--extended-lambda"]
+DEFINES = [
+    ("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION),
+]
+
+
+def load_csrc_hash():
+    """The hash function of the package, without importing the package."""
+    spec = importlib.util.spec_from_file_location(
+        "_source_hash", ROOT / "rcnn_ext" / "_source_hash.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.csrc_hash
+
+
+def wants(variable: str) -> bool:
+    """Whether an environment variable is set to something other than 0."""
+    return os.environ.get(variable, "0") not in ("", "0")
+
+
+def nvcc_version() -> tuple[int, int] | None:
+    """Version of the nvcc that torch would use, or None where there is none."""
+    home = cpp_extension.CUDA_HOME
+    nvcc = shutil.which("nvcc", path=str(Path(home) / "bin")) if home else None
+    if nvcc is None:
+        return None
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"release (\d+)\.(\d+)", text)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def why_no_cuda() -> str | None:
+    """Why the CUDA kernels can't be built, or None where they can."""
+    if wants("RCNN_EXT_NO_CUDA"):
+        return "RCNN_EXT_NO_CUDA is set"
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} of the build environment is CPU-only"
+    found = nvcc_version()
+    if found is None:
+        return "no nvcc found (set CUDA_HOME to a CUDA toolkit)"
+    if found[0] != int(torch.version.cuda.split(".")[0]):
+        return (
+            f"nvcc {found[0]}.{found[1]} and torch's CUDA {torch.version.cuda} differ in the "
+            "major version"
+        )
+    return None
+
+
+def choose_architectures() -> str:
+    """TORCH_CUDA_ARCH_LIST, the cards of this machine, or the default that this nvcc knows."""
+    if os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return os.environ["TORCH_CUDA_ARCH_LIST"]
+    if torch.cuda.is_available():
+        found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+        architectures = [f"{major}.{minor}" for major, minor in sorted(found)]
+    else:
+        nvcc = str(Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc")
+        known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
+        architectures = [
+            a for a in DEFAULT_ARCHITECTURES if f"compute_{a.replace('.', '')}" in known.split()
+        ]
+    return ";".join(architectures) + "+PTX"
+
+
+def sources(suffix: str) -> list[str]:
+    """Every operator's file for one device, and the module they share."""
+    found = sorted(str(path) for path in CSRC.glob(f"*/*{suffix}"))
+    return [str(CSRC / "common" / "module.cpp"), *found]
+
+
+def headers() -> list[str]:
+    """All headers: a change in one rebuilds the modules."""
+    return sorted(str(p) for p in CSRC.rglob("*") if p.suffix in (".h", ".cuh"))
+
+
+def native_modules() -> tuple[list, dict[str, str]]:
+    """The extensions to build, and a line for each module about what becomes of it."""
+    extensions = [
+        cpp_extension.CppExtension(
+            "rcnn_ext._C",
+            sources("_cpu.cpp"),
+            depends=headers(),
+            define_macros=DEFINES,
+            extra_compile_args={"cxx": CXX_FLAGS},
+            py_limited_api=True,
+        )
+    ]
+    report = {"_C": "CPU kernels"}
+    reason = why_no_cuda()
+    if reason is None:
+        architectures = choose_architectures()
+        os.environ["TORCH_CUDA_ARCH_LIST"] = architectures
+        extensions.append(
+            cpp_extension.CUDAExtension(
+                "rcnn_ext._C_cuda",
+                sources("_cuda.cu"),
+                depends=headers(),
+                define_macros=[*DEFINES, ("USE_CUDA", None)],
+                extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
+                py_limited_api=True,
+            )
+        )
+        report["_C_cuda"] = f"CUDA kernels for {architectures}"
+    elif wants("FORCE_CUDA"):
+        raise SystemExit(f"rcnn_ext: FORCE_CUDA is set, but {reason}")
+    else:
+        report["_C_cuda"] = f"not built: {reason}"
+    selective_search = sorted(str(p) for p in (CSRC / "selective_search").glob("*.cpp"))
+    extensions.append(
+        Pybind11Extension(
+            "rcnn_ext._selective_search",
+            selective_search,
+            depends=headers(),
+            extra_compile_args=list(CXX_FLAGS),
+        )
+    )
+    report["_selective_search"] = "selective search"
+    return extensions, report
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a reader sees all of it or nothing."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+class BuildExtension(cpp_extension.BuildExtension):
+    """torch's, which also records and says what it built."""
+
+    def build_extensions(self) -> None:
+        super().build_extensions()
+        info = {
+            "csrc_hash": load_csrc_hash()(ROOT / CSRC),
+            "torch": torch.__version__,
+            "torch_target": TORCH_TARGET_VERSION,
+            "cuda": torch.version.cuda if why_no_cuda() is None else None,
+            "arch_list": os.environ.get("TORCH_CUDA_ARCH_LIST") if why_no_cuda() is None else None,
+            "modules": MODULE_REPORT,
+        }
+        package = Path(self.build_lib) / "rcnn_ext"
+        package.mkdir(parents=True, exist_ok=True)
+        write_whole(package / "_build_info.json", json.dumps(info, indent=2) + "\n")
+        for name, line in MODULE_REPORT.items():
+            print(f"rcnn_ext: {name}: {line}")
+
+    def copy_extensions_to_source(self) -> None:
+        super().copy_extensions_to_source()
+        built = Path(self.build_lib) / "rcnn_ext" / "_build_info.json"
+        write_whole(ROOT / "rcnn_ext" / "_build_info.json", built.read_text())
+
+
+EXTENSIONS, MODULE_REPORT = native_modules()
+
+setup(
+    ext_modules=EXTENSIONS,
+    # -j of ninja comes from MAX_JOBS
+    cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True)},
+)
