@@ -1,7 +1,8 @@
 """Builds the native modules; everything else about the package is in pyproject.toml.
 
 `_C` (CPU kernels) and `_C_cuda` (CUDA kernels) use the LibTorch stable ABI only, so what is built
-against one torch runs under every torch from 2.11 on. `_selective_search` is pybind11 without torch.
+against one torch runs under every torch from 2.11 on. `_selective_search` is pybind11, without
+torch.
 
 Environment variables:
   FORCE_CUDA=1          fail rather than build without CUDA kernels
@@ -183,6 +184,7 @@ class BuildExtension(cpp_extension.BuildExtension):
     """torch's, which also records and says what it built."""
 
     def build_extensions(self) -> None:
+        """Build, then write `_build_info.json` beside the modules."""
         super().build_extensions()
         info = {
             "csrc_hash": load_csrc_hash()(ROOT / CSRC),
@@ -199,6 +201,7 @@ class BuildExtension(cpp_extension.BuildExtension):
             print(f"rcnn_ext: {name}: {line}")
 
     def copy_extensions_to_source(self) -> None:
+        """Put the modules of an in-place build into the package, and the record with them."""
         super().copy_extensions_to_source()
         built = Path(self.build_lib) / "rcnn_ext" / "_build_info.json"
         write_whole(ROOT / "rcnn_ext" / "_build_info.json", built.read_text())

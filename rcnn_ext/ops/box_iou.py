@@ -19,8 +19,8 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
         boxes1: ``[..., N, 4]`` in the format ``fmt``, any unit; floating or integer.
         boxes2: ``[..., M, 4]``; leading dimensions broadcast against those of boxes1.
         fmt: ``"xyxy"``, ``"xywh"`` or ``"cxcywh"``; the rotated formats of
-            :func:`torchvision.ops.box_iou` (``"cxcywhr"``, ``"xywhr"``, ``"xyxyxyxy"``) are handed to
-            it.
+            :func:`torchvision.ops.box_iou` (``"cxcywhr"``, ``"xywhr"``, ``"xyxyxyxy"``) are handed
+            to it.
 
     Returns:
         ``[..., N, M]``, float64 for float64 boxes and float32 for every other dtype; NaN where the

@@ -88,9 +88,7 @@ def _measure(a: Tensor, b: Tensor, measure: int, eps: float) -> Tensor:
     distance_iou = iou - distance / diagonal
     if measure == DISTANCE:
         return distance_iou
-    angle = torch.atan(size_a[..., 0] / size_a[..., 1]) - torch.atan(
-        size_b[..., 0] / size_b[..., 1]
-    )
+    angle = _angle(size_a) - _angle(size_b)
     v = (4 / math.pi**2) * angle**2
     with torch.no_grad():
         alpha = v / (1 - iou + v + eps)
@@ -149,9 +147,7 @@ def box_iou_backward(
         grad_hull = (grad * (offset**2).sum(dim=-1) / diagonal**2)[..., None] * 2 * hull
         grad_offset = (-grad / diagonal)[..., None] * 2 * offset
     if measure == COMPLETE:
-        angle = torch.atan(size_a[..., 0] / size_a[..., 1]) - torch.atan(
-            size_b[..., 0] / size_b[..., 1]
-        )
+        angle = _angle(size_a) - _angle(size_b)
         with torch.no_grad():
             v = (4 / math.pi**2) * angle**2
             alpha = v / (1 - intersection / union + v + eps)
@@ -185,6 +181,11 @@ def box_iou_backward(
 def _share_of_first(a: Tensor, b: Tensor) -> Tensor:
     """1 where a is the smaller, 0 where b is, 1/2 where they are equal."""
     return torch.where(a < b, 1.0, torch.where(a > b, 0.0, 0.5)).to(a.dtype)
+
+
+def _angle(size: Tensor) -> Tensor:
+    """Of the diagonal; size ``[..., 2]`` (width, height) -> ``[...]``."""
+    return torch.atan(size[..., 0] / size[..., 1])
 
 
 def _angle_derivative(size: Tensor) -> Tensor:

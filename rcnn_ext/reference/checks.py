@@ -1,7 +1,8 @@
 """Argument checks of the references and of the fake kernels, with the native kernels' messages.
 
-The counterpart of ``csrc/common/checks.h``; every failure is a ``RuntimeError``, as in PyTorch's operators (a bad batch index an
-``IndexError``) that names the operator, the argument, what was expected and what was given.
+The counterpart of ``csrc/common/checks.h``. Every failure is a ``RuntimeError``, as in PyTorch's own
+operators (a bad batch index an ``IndexError``), that names the operator, the argument, what was
+expected and what was given.
 """
 
 from __future__ import annotations

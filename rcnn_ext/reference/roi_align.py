@@ -178,7 +178,10 @@ def _bin_weights(
     aligned: bool,
     extents: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
-    """Weights of every pixel in every bin: ``[k, PH, H]``, averaged over samples, and ``[k, PW, W]``."""
+    """Weights of every pixel in every bin: ``[k, PH, H]`` and ``[k, PW, W]``.
+
+    Their products add up to the average over the samples of a bin.
+    """
     scale = torch.tensor(spatial_scale, dtype=rois.dtype, device=rois.device)
     axes = []
     for axis, (count, extent) in enumerate(zip(bins, extents, strict=True)):
