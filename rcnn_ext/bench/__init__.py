@@ -1,0 +1,57 @@
+"""The operators against ``torchvision.ops`` and the pure-PyTorch reference.
+
+Every result is compared with a float64 reference before it is timed; the rivals run interleaved in
+one process, on the same inputs and with the same number of threads. ``rcnn-ext bench --help`` tells
+what can be asked for, ``benchmarks/README.md`` how to read what comes out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``rcnn-ext bench``.
+
+    Args:
+        parser: the command's own parser.
+    """
+    from rcnn_ext.bench import command
+
+    command.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the comparison that the options ask for and print its table.
+
+    Args:
+        args: what :func:`add_arguments` declared.
+
+    Returns:
+        0, or 1 where an operator failed or gave a wrong result.
+
+    Raises:
+        UserError: an option asks for something that this machine or the suite does not have.
+    """
+    from rcnn_ext.bench import command
+
+    return command.run(args)
+
+
+def run_quick(out_dir: pathlib.Path) -> pathlib.Path:
+    """Run the small comparison (well under a minute on two cores) and write all it produces.
+
+    Args:
+        out_dir: folder for ``operators.txt``, ``operators.json`` and, where matplotlib is
+            installed, the plots.
+
+    Returns:
+        The path of the table, ``operators.txt``.
+
+    Raises:
+        RuntimeError: an operator failed or gave a wrong result.
+    """
+    from rcnn_ext.bench import command
+
+    return command.run_quick(out_dir)

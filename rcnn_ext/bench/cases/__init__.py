@@ -1,0 +1,8 @@
+"""One module a family of operators: what is called, on what, and what the right result is."""
+
+from rcnn_ext.bench.cases.base import Case, Targets
+from rcnn_ext.bench.cases.boxes import IouCase
+from rcnn_ext.bench.cases.pooling import PyramidCase, RoiCase
+from rcnn_ext.bench.cases.suppression import NmsCase
+
+__all__ = ["Case", "IouCase", "NmsCase", "PyramidCase", "RoiCase", "Targets"]

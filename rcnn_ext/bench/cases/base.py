@@ -1,0 +1,149 @@
+"""What a case of the benchmark is, and how a result is compared with the float64 truth."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# A bound call, ready to be timed; and the error of what it gave, measured against the truth.
+Call = Callable[[], Any]
+Check = Callable[[Any], float]
+
+# Relative error ||result - truth|| / ||truth|| that counts as right. Float32 sampling positions
+# cost some 1e-5 on noise, half types are rounded once or twice on the way.
+TOLERANCES = {
+    torch.float64: 1e-9,
+    torch.float32: 1e-4,
+    torch.float16: 1e-2,
+    torch.bfloat16: 5e-2,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Targets:
+    """How many times faster than torchvision the operator is meant to be, at float32.
+
+    Attributes:
+        cpu: on one thread.
+        cpu_avx2: on one thread of a processor without AVX-512, where that differs.
+        cuda: on a GPU of the H200's class.
+    """
+
+    cpu: float | None = None
+    cpu_avx2: float | None = None
+    cuda: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Case(ABC):
+    """One operator on one kind of input.
+
+    A subclass says how inputs are made, how an operator library is called on them and what the
+    right result is. ``ops`` is always a module with the names of ``torchvision.ops``.
+
+    Attributes:
+        operator: the operator's name.
+        targets: speed-ups aimed at, where there are any.
+        devices: the device types that this case belongs to.
+        dtypes: the dtypes that it runs in unless the user names others.
+    """
+
+    operator: str
+    targets: Targets = Targets()
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    dtypes: tuple[torch.dtype, ...] = (torch.float32,)
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Operator and size, unique in the suite, for example ``nms/1000``."""
+
+    @property
+    @abstractmethod
+    def work(self) -> str:
+        """The work in some words, for the table."""
+
+    @property
+    def size(self) -> int | None:
+        """The size for the plot of cost against size; none for a case outside such a series."""
+        return None
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether the timed call runs autograd; the others run without recording a graph."""
+        return False
+
+    @property
+    def measure(self) -> str:
+        """What the error of a result means."""
+        return "relative error"
+
+    def tolerance(self, dtype: torch.dtype, rival: bool) -> float:
+        """Give the largest error that counts as right.
+
+        Args:
+            dtype: the dtype of the inputs.
+            rival: whether the result is another library's, which may promise less than we do.
+        """
+        return TOLERANCES[dtype]
+
+    @abstractmethod
+    def make(self, seed: int, device: torch.device, dtype: torch.dtype) -> Any:
+        """Draw one set of inputs."""
+
+    @abstractmethod
+    def bind(self, ops: Any, inputs: Any) -> Call:
+        """Give the call to time, with everything that is not part of the work done beforehand."""
+
+    @abstractmethod
+    def check(self, inputs: Any) -> Check:
+        """Compute the truth in float64, once, and give the measure of a result's error."""
+
+
+@contextlib.contextmanager
+def double_reference() -> Iterator[Any]:
+    """Give ``rcnn_ext.ops`` on its pure-PyTorch backend, for float64 inputs."""
+    from rcnn_ext import ops
+
+    with ops.use_backend("reference"):
+        yield ops
+
+
+def relative_error(result: Tensor, truth: Tensor) -> float:
+    """Give ||result - truth|| / ||truth||, or NaN where the shapes differ.
+
+    Args:
+        result: any shape.
+        truth: the same shape, float64, same device.
+    """
+    if result.shape != truth.shape:
+        return math.nan
+    difference = squared = 0.0
+    # In pieces: a float64 copy of an 80 MB result, its difference and square would be 480 MB.
+    for part, true_part in zip(_pieces(result), _pieces(truth), strict=True):
+        difference += (part.double() - true_part).square().sum().item()
+        squared += true_part.square().sum().item()
+    if squared == 0:
+        return math.sqrt(difference)
+    return math.sqrt(difference / squared)
+
+
+def _pieces(tensor: Tensor, elements: int = 1 << 22) -> Iterator[Tensor]:
+    flat = tensor.detach().reshape(-1) if tensor.is_contiguous() else tensor.detach().flatten()
+    yield from flat.split(elements) if flat.numel() else ()
+
+
+def worst_error(results: Any, truths: tuple[Tensor, ...]) -> float:
+    """Give the largest relative error among one result or a tuple of them; NaN if any has it."""
+    tensors = (results,) if isinstance(results, Tensor) else tuple(results)
+    if len(tensors) != len(truths):
+        return math.nan
+    errors = [relative_error(a, b) for a, b in zip(tensors, truths, strict=True)]
+    return math.nan if any(math.isnan(error) for error in errors) else max(errors)

@@ -1,0 +1,252 @@
+"""The command ``rcnn-ext bench`` and the demo's short comparison."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Callable
+
+import torch
+
+from rcnn_ext import files
+from rcnn_ext.bench import environment, plots
+from rcnn_ext.bench.report import Report, format_report, format_seconds, result_name
+from rcnn_ext.bench.runner import (
+    CONTENDERS,
+    OURS,
+    REFERENCE,
+    TORCHVISION,
+    Row,
+    Settings,
+    run_cases,
+)
+from rcnn_ext.bench.suite import select, suite
+from rcnn_ext.bench.timing import Rules
+from rcnn_ext.errors import UserError
+
+_QUICK_RULES = Rules(budget=0.25, max_runs=15, patience=0.5)
+_CUDA_RULES = Rules(window=0.005, budget=1.0, max_runs=25)
+_DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``rcnn-ext bench``."""
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument(
+        "--threads",
+        type=_numbers,
+        default=None,
+        metavar="N[,N]",
+        help="CPU threads; each number makes rows of its own (default: 1, and all cores with"
+        " the full suite)",
+    )
+    parser.add_argument(
+        "--dtype",
+        type=_dtypes,
+        default=(),
+        metavar="TYPE[,TYPE]",
+        help=f"{', '.join(_DTYPES)} (default: float32, and bfloat16 for RoIAlign on CUDA)",
+    )
+    parser.add_argument("--only", metavar="PATTERN", help="cases whose name contains this text")
+    parser.add_argument(
+        "--contenders",
+        type=_contenders,
+        default=CONTENDERS,
+        metavar="NAME[,NAME]",
+        help=f"who takes part (default: {','.join(CONTENDERS)})",
+    )
+    parser.add_argument("--quick", action="store_true", help="small sizes, under a minute")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        metavar="SECONDS",
+        help="start no case after this time, and list those left out",
+    )
+    parser.add_argument("--list", action="store_true", help="list the cases and stop")
+    parser.add_argument(
+        "--out", type=pathlib.Path, metavar="DIR", help="write table, JSON and plots there"
+    )
+    parser.add_argument(
+        "--json",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="write the JSON there; in a folder, the file is named by date and device",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the comparison that the options ask for and print its table."""
+    device = _device(args.device)
+    cases = select(suite(args.quick), device.type, args.only)
+    if args.list:
+        print("\n".join(f"{case.name:<40} {case.work}" for case in cases))
+        return 0
+    full_rules = _CUDA_RULES if device.type == "cuda" else Rules()
+    settings = Settings(
+        device=device,
+        dtypes=args.dtype,
+        threads=args.threads or _default_threads(args.quick),
+        rules=_QUICK_RULES if args.quick else full_rules,
+        contenders=args.contenders,
+        seconds=args.budget,
+    )
+    report = compare(settings, args.quick, args.only)
+    text = format_report(report)
+    print(text, end="")
+    written = [] if args.out is None else write_report(report, args.out, "operators")
+    if args.json is not None:
+        path = args.json
+        if path.is_dir() or path.suffix != ".json":
+            path = path / result_name(report.environment)
+        files.write_json(path, report.as_json())
+        written.append(path)
+    for path in written:
+        print(f"wrote {path}")
+    return 1 if report.failures else 0
+
+
+def run_quick(out_dir: pathlib.Path) -> pathlib.Path:
+    """Run the small comparison on the CPU, print its table and write all it produces."""
+    settings = Settings(device=torch.device("cpu"), rules=_QUICK_RULES)
+    report = compare(settings, quick=True)
+    print(format_report(report), end="")
+    write_report(report, out_dir, "operators")
+    if report.failures:
+        raise RuntimeError("operators failed: " + "; ".join(report.failures))
+    return out_dir / "operators.txt"
+
+
+def compare(settings: Settings, quick: bool, pattern: str | None = None) -> Report:
+    """Run a suite with progress on the terminal.
+
+    Args:
+        settings: on what to run.
+        quick: which suite.
+        pattern: text in the names of the cases to run; none runs all.
+    """
+    cases = select(suite(quick), settings.device.type, pattern)
+    total = sum(
+        len(settings.dtypes or case.dtypes)
+        * (1 if settings.device.type == "cuda" else len(settings.threads))
+        for case in cases
+    )
+    with _Progress(total) as progress:
+        rows, left_out = run_cases(cases, settings, progress.advance)
+    backends = environment.operator_backends(settings.device.type)
+    description = environment.describe(settings.device)
+    return Report(description, settings, rows, left_out, backends)
+
+
+def write_report(report: Report, folder: pathlib.Path, stem: str) -> list[pathlib.Path]:
+    """Write table, JSON and, with matplotlib, plots into a folder; give their paths."""
+    text, data = folder / f"{stem}.txt", folder / f"{stem}.json"
+    files.write_text(text, format_report(report))
+    files.write_json(data, report.as_json())
+    if not plots.can_plot():
+        print("no plots: matplotlib is not installed (pip install matplotlib)")
+    return [text, data, *plots.write_plots(report, folder, stem)]
+
+
+class _Progress:
+    """A bar where rich and a terminal are there, else a line for each row on stderr."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._done = 0
+        self._bar: Callable[[str], None] | None = None
+        self._stop: Callable[[], None] = lambda: None
+
+    def __enter__(self) -> _Progress:
+        if not sys.stderr.isatty():
+            return self
+        try:
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeElapsedColumn,
+            )
+        except ImportError:
+            return self
+        bar = Progress(
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        bar.start()
+        task = bar.add_task("", total=self._total)
+        self._bar = lambda text: bar.update(task, advance=1, description=text)
+        self._stop = bar.stop
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def advance(self, row: Row) -> None:
+        """Show one more row."""
+        self._done += 1
+        if self._bar is not None:
+            self._bar(row.case.name)
+            return
+        times = ", ".join(
+            f"{name} {format_seconds(row.timings[name].median)}"
+            for name in (OURS, TORCHVISION, REFERENCE)
+            if name in row.timings
+        )
+        state = "FAILED" if row.failures else times
+        print(f"[{self._done}/{self._total}] {row.case.name}: {state}", file=sys.stderr)
+
+
+def _default_threads(quick: bool) -> tuple[int, ...]:
+    everything = torch.get_num_threads()
+    return (1,) if quick or everything == 1 else (1, everything)
+
+
+def _device(text: str) -> torch.device:
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        raise UserError(f"--device: expected cpu, cuda or cuda:N, got {text!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device: the suite runs on cpu and cuda, not on {device.type}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {text}: torch {torch.__version__} finds no CUDA device here")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {text}: there are {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers like 1,2, got {text!r}") from None
+    if any(number < 1 for number in numbers):
+        raise argparse.ArgumentTypeError(f"expected positive numbers, got {text!r}")
+    return numbers
+
+
+def _dtypes(text: str) -> tuple[torch.dtype, ...]:
+    unknown = [name for name in text.split(",") if name not in _DTYPES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown dtype {unknown[0]!r}; use {', '.join(_DTYPES)}")
+    return tuple(_DTYPES[name] for name in text.split(","))
+
+
+def _contenders(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    unknown = [name for name in names if name not in CONTENDERS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown {unknown[0]!r}; use {', '.join(CONTENDERS)}")
+    return names

@@ -1,0 +1,87 @@
+"""The random boxes, RoIs and feature maps that the cases run on.
+
+Everything is drawn on the CPU in float32 from a seed and converted afterwards, so that a case means
+the same numbers on every device and, up to rounding, in every dtype.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Width and height, in pixels, of an image whose shorter side was resized to 800: the usual input of
+# the detection models.
+IMAGE_SIZE = (1333, 800)
+BOX_SIDES = (8.0, 208.0)
+
+
+def generator(seed: int) -> torch.Generator:
+    """Give a CPU generator of its own, so that a case leaves the global one alone."""
+    return torch.Generator().manual_seed(seed)
+
+
+def random_boxes(
+    count: int,
+    random: torch.Generator,
+    image_size: tuple[int, int] = IMAGE_SIZE,
+    sides: tuple[float, float] = BOX_SIDES,
+) -> Tensor:
+    """Draw boxes with uniform centres and uniform sides; they may reach over the image's border.
+
+    Args:
+        count: number of boxes, N.
+        random: source of the numbers.
+        image_size: width and height within which the centres lie, in image pixels.
+        sides: smallest and largest side, in image pixels.
+
+    Returns:
+        [N, 4] (x1, y1, x2, y2), image pixels, float32, CPU.
+    """
+    low, high = sides
+    centres = torch.rand(count, 2, generator=random) * torch.tensor(image_size)  # [N, 2] (x, y)
+    halves = (low + (high - low) * torch.rand(count, 2, generator=random)) / 2  # [N, 2]
+    return torch.cat([centres - halves, centres + halves], dim=1)
+
+
+def random_scores(count: int, random: torch.Generator) -> Tensor:
+    """Draw scores, uniform in [0, 1): [N], float32, CPU."""
+    return torch.rand(count, generator=random)
+
+
+def random_rois(
+    count: int,
+    random: torch.Generator,
+    map_size: tuple[int, int],
+    spatial_scale: float,
+    sides: tuple[float, float] = BOX_SIDES,
+) -> Tensor:
+    """Draw RoIs as a detector makes them: boxes clipped to the image.
+
+    Args:
+        count: number of RoIs, K.
+        random: source of the numbers.
+        map_size: height and width of the feature map that the RoIs are pooled from.
+        spatial_scale: feature pixels for one image pixel.
+        sides: smallest and largest side before clipping, in image pixels.
+
+    Returns:
+        [K, 4] (x1, y1, x2, y2), image pixels, float32, CPU.
+    """
+    height, width = (round(side / spatial_scale) for side in map_size)
+    boxes = random_boxes(count, random, (width, height), sides)
+    limit = torch.tensor([width, height, width, height], dtype=boxes.dtype)
+    return boxes.clamp(min=0).minimum(limit)
+
+
+def features(
+    shape: tuple[int, int, int, int],
+    random: torch.Generator,
+    device: torch.device,
+    dtype: torch.dtype,
+    channels_last: bool = False,
+) -> Tensor:
+    """Draw a normally distributed map: [N, C, H, W] of ``shape``, in either memory layout."""
+    values = torch.randn(shape, generator=random).to(device, dtype)
+    return values.contiguous(
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format
+    )

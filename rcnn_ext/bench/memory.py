@@ -1,0 +1,85 @@
+"""What a call takes beyond its result: peak memory, and on CUDA the number of kernels."""
+
+from __future__ import annotations
+
+import ctypes
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def extra_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
+    """Give the peak of memory during a call, less what was there before and less its result.
+
+    On CUDA this is the caching allocator's count. On the CPU it is the resident size of the
+    process, so it comes in pages, also counts what the call does not return to the system at once,
+    and is known on Linux only.
+
+    Args:
+        call: the work; it ran before, so that nothing is loaded now.
+        device: where it runs.
+
+    Returns:
+        Bytes, or None where this cannot be measured.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        result = call()
+        peak = torch.cuda.max_memory_allocated(device)
+    else:
+        found = _resident_peak(call)
+        if found is None:
+            return None
+        before, peak, result = found
+    return max(0, peak - before - _bytes_of(result))
+
+
+def kernel_count(call: Callable[[], Any], device: torch.device) -> int | None:
+    """Count the kernels (with copies and fills) that a call puts on the device; None on the CPU."""
+    if device.type != "cuda":
+        return None
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    torch.cuda.synchronize(device)
+    try:
+        with torch.profiler.profile(activities=activities) as profile:
+            call()
+            torch.cuda.synchronize(device)
+    except RuntimeError:  # no CUPTI, or another profiler holds it
+        return None
+    return sum(
+        event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events() or ()
+    )
+
+
+def _bytes_of(result: Any) -> int:
+    tensors = (result,) if isinstance(result, Tensor) else tuple(result)
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _resident_peak(call: Callable[[], Any]) -> tuple[int, int, Any] | None:
+    if sys.platform != "linux":
+        return None
+    try:
+        # Memory that the allocator holds back from earlier work would hide what the call takes.
+        ctypes.CDLL(None).malloc_trim(0)
+        # 5 sets the peak back to the present size (proc(5)).
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
+        before = _status_bytes("VmRSS")
+        result = call()
+        return before, _status_bytes("VmHWM"), result
+    except (OSError, AttributeError, KeyError):
+        return None
+
+
+def _status_bytes(field: str) -> int:
+    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) * 1024
+    raise KeyError(field)

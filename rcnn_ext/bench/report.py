@@ -1,0 +1,267 @@
+"""Rows as a table to read and as JSON to keep."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from rcnn_ext.bench.runner import CONTENDERS, OURS, REFERENCE, TORCHVISION, Row, Settings
+from rcnn_ext.bench.timing import MIN_RUNS, Timing
+
+SCHEMA = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """One run of the suite.
+
+    Attributes:
+        environment: what :func:`rcnn_ext.bench.environment.describe` gives.
+        settings: what was run on.
+        rows: what came out.
+        left_out: cases for which there was no time.
+        backends: which backend ours has for each operator on this device.
+    """
+
+    environment: dict[str, Any]
+    settings: Settings
+    rows: list[Row]
+    left_out: list[str]
+    backends: dict[str, str]
+
+    @property
+    def failures(self) -> list[str]:
+        """What was wrong, one line each."""
+        return [f"{_label(row)}: {failure}" for row in self.rows for failure in row.failures]
+
+    def as_json(self) -> dict[str, Any]:
+        """Give the whole report for JSON."""
+        device = self.settings.device.type
+        return {
+            "schema": SCHEMA,
+            "environment": self.environment,
+            "settings": {
+                "threads": list(self.settings.threads),
+                "window_s": self.settings.rules.window,
+                "least_runs": MIN_RUNS,
+            },
+            "backends": self.backends,
+            "results": [_row_json(row, device) for row in self.rows],
+            "left_out": self.left_out,
+            "failures": self.failures,
+        }
+
+
+def result_name(environment: dict[str, Any]) -> str:
+    """Name a result file by date and device: ``2026-01-31-nvidia-h200.json``."""
+    device = re.sub(r"[^a-z0-9]+", "-", str(environment["device_name"]).lower()).strip("-")
+    kind = "" if environment["device"] == "cuda" else f"{environment['device']}-"
+    return f"{environment['date'][:10]}-{kind}{device}.json"
+
+
+def format_report(report: Report) -> str:
+    """Give the whole text: environment, table, what was wrong or left out, and a summary."""
+    parts = [_head(report), _rows_table(report), _legend(report)]
+    problems = [
+        f"  {_label(row)}: {name}: {problem}"
+        for row in report.rows
+        for name, problem in row.problems.items()
+    ]
+    if problems:
+        parts.append("\n".join(["Not timed:", *problems]))
+    if report.left_out:
+        parts.append("No time left for: " + ", ".join(report.left_out))
+    parts.append(_summary(report))
+    if report.failures:
+        parts.append("\n".join(["FAILED:", *(f"  {failure}" for failure in report.failures)]))
+    return "\n\n".join(parts) + "\n"
+
+
+def format_table(head: Sequence[str], body: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Align columns of text.
+
+    Args:
+        head: the column titles.
+        body: the rows.
+        left: how many of the first columns are flush left; the others are flush right.
+    """
+    widths = [max(len(row[i]) for row in (head, *body)) for i in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        aligned = (
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        return "  ".join(aligned).rstrip()
+
+    return "\n".join([line(head), "  ".join("-" * width for width in widths), *map(line, body)])
+
+
+def format_seconds(seconds: float) -> str:
+    """Give a time in its unit with three digits."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= scale * 0.9995:
+            return f"{_digits(seconds / scale)} {unit}"
+    return f"{_digits(seconds / 1e-9)} ns"
+
+
+def _digits(value: float) -> str:
+    """Give three significant digits without an exponent."""
+    if value <= 0:
+        return "0"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
+
+
+def _head(report: Report) -> str:
+    environment = report.environment
+    versions = environment["versions"]
+    cpu, gpu = environment["cpu"], environment["gpu"]
+    device = environment["device_name"]
+    if environment["device"] == "cuda" and gpu:
+        details = f"compute capability {gpu['capability']}, CUDA {versions['cuda']}"
+    else:
+        details = f"{cpu['cores']} cores, {cpu['torch_capability']}"
+    names = ("rcnn_ext", "torch", "torchvision", "python")
+    return (
+        f"Operators on {device} ({details})\n"
+        + ", ".join(f"{name} {versions[name]}" for name in names)
+        + f"; sources {environment['csrc_hash'] or 'unknown'}; {environment['date']}"
+    )
+
+
+def _rows_table(report: Report) -> str:
+    device = report.settings.device.type
+    several_threads = device == "cpu" and len(report.settings.threads) > 1
+    head = ["operator", "work"]
+    head += ["threads"] * several_threads
+    head += [OURS, "min-max", TORCHVISION, "min-max", REFERENCE, "vs tv", "target", "vs ref"]
+    head += ["extra MiB"] + ["kernels"] * (device == "cuda")
+    body = []
+    for row in report.rows:
+        ratio, target = row.ratio(TORCHVISION), row.target(device)
+        cells = [row.case.operator, _work(row)]
+        cells += [str(row.threads)] * several_threads
+        for name in (OURS, TORCHVISION):
+            cells += [_median(row.timings.get(name)), _range(row.timings.get(name))]
+        cells += [_median(row.timings.get(REFERENCE)), _factor(ratio)]
+        reached = ratio is not None and target is not None and ratio >= target
+        cells += [("" if target is None else f"{target:g}x") + "*" * reached]
+        cells += [_factor(row.ratio(REFERENCE))]
+        pair = (OURS, TORCHVISION)
+        cells += [" / ".join(_mebibytes(row.extra_bytes.get(name)) for name in pair)]
+        if device == "cuda":
+            cells += [" / ".join(str(row.kernels.get(name, "-")) for name in pair)]
+        body.append(cells)
+    return format_table(head, body, left=2)
+
+
+def _legend(report: Report) -> str:
+    lines = [
+        f"Times are medians of at least {MIN_RUNS} interleaved runs (~ marks a single run). vs tv,"
+        " vs ref: how many times",
+        f"faster {OURS} is than torchvision and than the pure-PyTorch reference. target: the"
+        " project's goal for that row",
+        "(CPU: one thread), * where it is reached. extra MiB: peak memory beyond the result,"
+        f" {OURS} / torchvision"
+        + ("; kernels likewise." if report.settings.device.type == "cuda" else "."),
+    ]
+    fallback = sorted(name for name, kind in report.backends.items() if kind != "native")
+    if fallback:
+        lines.append(
+            "WITHOUT NATIVE KERNELS HERE, so the reference ran under our name: "
+            + ", ".join(fallback)
+        )
+    return "\n".join(lines)
+
+
+def _summary(report: Report) -> str:
+    device = report.settings.device.type
+    ratios = [ratio for row in report.rows if (ratio := row.ratio(TORCHVISION)) is not None]
+    with_target = [
+        (ratio, target)
+        for row in report.rows
+        if (ratio := row.ratio(TORCHVISION)) is not None
+        and (target := row.target(device)) is not None
+    ]
+    reached = sum(ratio >= target for ratio, target in with_target)
+    faster = sum(ratio >= 1 for ratio in ratios)
+    compared = sum(len(row.errors) for row in report.rows)
+    lines = [f"{compared} results compared with float64, {len(report.failures)} failures."]
+    if ratios:
+        geometric = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        lines.append(
+            f"Faster than torchvision in {faster} of {len(ratios)} rows"
+            f" (geometric mean {_digits(geometric)}x)."
+        )
+    if with_target:
+        lines.append(f"Targets reached: {reached} of {len(with_target)}.")
+    return " ".join(lines)
+
+
+def _row_json(row: Row, device: str) -> dict[str, Any]:
+    ratio, target = row.ratio(TORCHVISION), row.target(device)
+    contenders = {}
+    for name in CONTENDERS:
+        timing = row.timings.get(name)
+        error = row.errors.get(name)
+        contenders[name] = {
+            **({} if timing is None else timing.as_json()),
+            "error": error if error is not None and math.isfinite(error) else None,
+            "problem": row.problems.get(name),
+            "kernels": row.kernels.get(name),
+            "extra_bytes": row.extra_bytes.get(name),
+        }
+    return {
+        "case": row.case.name,
+        "operator": row.case.operator,
+        "work": row.case.work,
+        "size": row.case.size,
+        "dtype": _dtype_name(row.dtype),
+        "threads": row.threads,
+        "error_is": row.case.measure,
+        "contenders": contenders,
+        "ratio_torchvision": ratio,
+        "ratio_reference": row.ratio(REFERENCE),
+        "target": target,
+        "target_reached": None if ratio is None or target is None else ratio >= target,
+        "failures": row.failures,
+    }
+
+
+def _label(row: Row) -> str:
+    return f"{row.case.name} ({_dtype_name(row.dtype)}, {row.threads} threads)"
+
+
+def _work(row: Row) -> str:
+    name = _dtype_name(row.dtype)
+    return row.case.work if name == "float32" else f"{row.case.work}, {name}"
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _median(timing: Timing | None) -> str:
+    if timing is None:
+        return "-"
+    return "~" * (len(timing.seconds) < MIN_RUNS) + format_seconds(timing.median)
+
+
+def _range(timing: Timing | None) -> str:
+    if timing is None or len(timing.seconds) < 2:
+        return ""
+    scale = timing.median
+    return f"-{1 - min(timing.seconds) / scale:.0%} +{max(timing.seconds) / scale - 1:.0%}"
+
+
+def _factor(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{_digits(ratio)}x"
+
+
+def _mebibytes(count: int | None) -> str:
+    return "-" if count is None else f"{count / 2**20:.1f}"

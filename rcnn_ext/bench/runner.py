@@ -1,0 +1,236 @@
+"""Runs cases: inputs, truth, comparison, and only then the clock."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from rcnn_ext import ops
+from rcnn_ext.bench import memory
+from rcnn_ext.bench.cases import Case
+from rcnn_ext.bench.environment import has_avx512
+from rcnn_ext.bench.timing import Rival, Rules, Timing, clock_for, time_interleaved
+
+OURS = "rcnn_ext"
+TORCHVISION = "torchvision"
+REFERENCE = "reference"
+CONTENDERS = (OURS, TORCHVISION, REFERENCE)
+
+SEED = 20
+# Inputs rotate over this many times the L2 cache, within limits that keep set-up short.
+_L2_TIMES = 3
+_MOST_SETS = 64
+_DEFAULT_L2 = 64 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What to run the cases on.
+
+    Attributes:
+        device: the device.
+        dtypes: dtypes for every case; empty for each case's own.
+        threads: numbers of threads, each of which makes a row; on CUDA the first alone counts.
+        rules: how long to measure.
+        contenders: who takes part.
+        seconds: cases are no longer started after this time; None for no limit.
+    """
+
+    device: torch.device
+    dtypes: tuple[torch.dtype, ...] = ()
+    threads: tuple[int, ...] = (1,)
+    rules: Rules = Rules()
+    contenders: tuple[str, ...] = CONTENDERS
+    seconds: float | None = None
+
+
+@dataclasses.dataclass
+class Row:
+    """One case in one dtype with one number of threads.
+
+    Attributes:
+        case: what was done.
+        dtype: the dtype of the inputs.
+        threads: number of CPU threads.
+        timings: the contenders that were timed.
+        errors: how far each contender is from the truth; ``case.measure`` says in what.
+        problems: why a contender is missing or wrong, by contender.
+        failures: the problems that are this package's own, or put the truth in doubt.
+        kernels: kernels a call launches on CUDA, by contender.
+        extra_bytes: peak of memory beyond the result, by contender.
+    """
+
+    case: Case
+    dtype: torch.dtype
+    threads: int
+    timings: dict[str, Timing] = dataclasses.field(default_factory=dict)
+    errors: dict[str, float] = dataclasses.field(default_factory=dict)
+    problems: dict[str, str] = dataclasses.field(default_factory=dict)
+    failures: list[str] = dataclasses.field(default_factory=list)
+    kernels: dict[str, int] = dataclasses.field(default_factory=dict)
+    extra_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def ratio(self, rival: str) -> float | None:
+        """Give how many times faster ours is than a rival; None where one was not timed."""
+        if OURS not in self.timings or rival not in self.timings:
+            return None
+        return self.timings[rival].median / self.timings[OURS].median
+
+    def target(self, device: str) -> float | None:
+        """Give the speed-up over torchvision that is aimed at in this row, if any."""
+        if self.dtype not in self.case.dtypes:
+            return None
+        targets = self.case.targets
+        if device == "cuda":
+            return targets.cuda
+        if self.threads != 1:
+            return None
+        return targets.cpu if has_avx512() else targets.cpu_avx2 or targets.cpu
+
+
+def contender_ops(name: str) -> Any:
+    """Give the module whose operators a contender uses."""
+    if name == TORCHVISION:
+        import torchvision.ops
+
+        return torchvision.ops
+    return ops
+
+
+@contextlib.contextmanager
+def entered(name: str, case: Case) -> Iterator[None]:
+    """Enter what a contender's calls on a case need: backend and gradient mode."""
+    # Ours is what a user gets without asking: the dispatcher's choice.
+    backend = ops.use_backend("reference") if name == REFERENCE else contextlib.nullcontext()
+    gradients = torch.enable_grad() if case.differentiates else torch.no_grad()
+    with backend, gradients:
+        yield
+
+
+def run_cases(
+    cases: Sequence[Case], settings: Settings, report: Callable[[Row], None]
+) -> tuple[list[Row], list[str]]:
+    """Run cases in turn.
+
+    Args:
+        cases: what to run.
+        settings: on what, and how long.
+        report: called with each row when it is done, for progress.
+
+    Returns:
+        The rows, and the names of the cases that ``settings.seconds`` left no time for.
+    """
+    start = time.monotonic()
+    threads_before = torch.get_num_threads()
+    rows: list[Row] = []
+    left_out: list[str] = []
+    try:
+        for case in cases:
+            if settings.seconds is not None and time.monotonic() - start > settings.seconds:
+                left_out.append(case.name)
+                continue
+            for dtype in settings.dtypes or case.dtypes:
+                for row in run_case(case, dtype, settings):
+                    rows.append(row)
+                    report(row)
+    finally:
+        torch.set_num_threads(threads_before)
+    return rows, left_out
+
+
+def run_case(case: Case, dtype: torch.dtype, settings: Settings) -> Iterator[Row]:
+    """Run one case in one dtype, a row for each number of threads."""
+    device = settings.device
+    threads = settings.threads[:1] if device.type == "cuda" else settings.threads
+    inputs = case.make(SEED, device, dtype)
+    try:
+        with entered(REFERENCE, case):
+            check = case.check(inputs)
+    except Exception as error:  # whatever it is, it is reported and the suite goes on
+        row = Row(case, dtype, threads[0])
+        row.failures.append(f"no float64 truth to compare with: {_first_line(error)}")
+        yield row
+        return
+    sets = [inputs, *_more_inputs(case, dtype, device, inputs)]
+    for count in threads:
+        torch.set_num_threads(count)
+        row = Row(case, dtype, count)
+        rivals = [
+            rival
+            for name in settings.contenders
+            if (rival := _verified(name, row, sets, check, device)) is not None
+        ]
+        if rivals:
+            row.timings = time_interleaved(rivals, clock_for(device), settings.rules)
+        yield row
+        del rivals  # they hold recorded graphs
+        gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _verified(
+    name: str, row: Row, sets: Sequence[Any], check: Callable[[Any], float], device: torch.device
+) -> Rival | None:
+    """Compare one contender with the truth; give it for timing unless it cannot be timed."""
+    case = row.case
+    try:
+        with entered(name, case):
+            calls = [case.bind(contender_ops(name), inputs) for inputs in sets]
+            error = check(calls[0]())
+            # The reference is no rival in memory, and calling it once more may take seconds.
+            extra = None if name == REFERENCE else memory.extra_bytes(calls[0], device)
+            kernels = memory.kernel_count(calls[0], device)
+    except Exception as failure:  # whatever it is, it is reported and the suite goes on
+        # A rival that lacks a dtype, or runs out of memory, is no failure of ours.
+        row.problems[name] = f"{type(failure).__name__}: {_first_line(failure)}"
+        if name == OURS:
+            row.failures.append(f"{name} raised {row.problems[name]}")
+        return None
+    row.errors[name] = error
+    if extra is not None:
+        row.extra_bytes[name] = extra
+    if kernels is not None:
+        row.kernels[name] = kernels
+    tolerance = case.tolerance(row.dtype, rival=name == TORCHVISION)
+    if not error <= tolerance:  # NaN is wrong too
+        row.problems[name] = f"{case.measure} {error:.3g}, at most {tolerance:.3g} is right"
+        row.failures.append(f"{name}: {row.problems[name]}")
+        return None
+    return Rival(name, calls, lambda: entered(name, case), may_be_slow=name == REFERENCE)
+
+
+def _more_inputs(
+    case: Case, dtype: torch.dtype, device: torch.device, inputs: Any
+) -> Iterator[Any]:
+    """Draw further inputs for a GPU, until a round of them does not fit in its L2 cache."""
+    if device.type != "cuda":
+        return
+    properties = torch.cuda.get_device_properties(device)
+    cache = getattr(properties, "L2_cache_size", 0) or _DEFAULT_L2
+    size = max(1, _input_bytes(inputs))
+    sets = min(_MOST_SETS, -(-_L2_TIMES * cache // size))
+    for seed in range(SEED + 1, SEED + sets):
+        yield case.make(seed, device, dtype)
+
+
+def _input_bytes(inputs: Any) -> int:
+    if isinstance(inputs, torch.Tensor):
+        return inputs.numel() * inputs.element_size()
+    if isinstance(inputs, dict):
+        return sum(_input_bytes(value) for value in inputs.values())
+    if dataclasses.is_dataclass(inputs):
+        values = (getattr(inputs, field.name) for field in dataclasses.fields(inputs))
+        return sum(_input_bytes(value) for value in values)
+    return 0
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,208 @@
+"""The suite: every operator, at the sizes that detectors use.
+
+Boxes have centres uniform in 1333 x 800 pixels and sides of 8 to 208; seeds are fixed. The targets
+are the project's own: ratios to torchvision, on one CPU thread (AVX-512 unless a row says AVX2) or
+on a GPU of the H200's class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from rcnn_ext.bench.cases import Case, IouCase, NmsCase, PyramidCase, RoiCase, Targets
+from rcnn_ext.errors import UserError
+
+_NO_TARGET = Targets()
+_CPU = ("cpu",)
+_CUDA = ("cuda",)
+_BOTH = ("cpu", "cuda")
+_FULL_AND_HALF = (torch.float32, torch.bfloat16)
+_IOU_VARIANTS = ("generalized_box_iou", "distance_box_iou", "complete_box_iou")
+
+
+def suite(quick: bool) -> list[Case]:
+    """Give the cases of the quick suite or of the full one, for all devices.
+
+    Args:
+        quick: the small suite, which ends within a minute on two CPU cores.
+    """
+    if quick:
+        return _quick()
+    return [*_iou(), *_suppression(), *_roi_align(), *_roi_pool(), *_pyramid()]
+
+
+def select(cases: list[Case], device: str, pattern: str | None = None) -> list[Case]:
+    """Keep the cases of a device type whose name contains a pattern.
+
+    Args:
+        cases: the suite.
+        device: ``cpu`` or ``cuda``.
+        pattern: text to look for in the names; none keeps all.
+
+    Raises:
+        UserError: nothing is left.
+    """
+    here = [case for case in cases if device in case.devices]
+    kept = [case for case in here if pattern is None or pattern in case.name]
+    if not kept:
+        names = ", ".join(case.name for case in here)
+        raise UserError(f"no case matches {pattern!r}; there are: {names}")
+    return kept
+
+
+def _iou() -> list[Case]:
+    return [
+        # The cost of a call.
+        IouCase("box_iou", devices=_CPU, rows=1, columns=1),
+        IouCase("box_iou", Targets(cpu=20), rows=2_000, columns=100),
+        IouCase("box_iou", Targets(cpu=30), rows=200_000, columns=20),
+        IouCase("box_iou", Targets(cpu=12, cuda=8), rows=200_000, columns=100),
+        *(IouCase(name, rows=2_000, columns=100) for name in _IOU_VARIANTS),
+        *_iou_backward(2_000, 100),
+    ]
+
+
+def _iou_backward(rows: int, columns: int) -> list[Case]:
+    return [
+        IouCase(name, rows=rows, columns=columns, backward=True)
+        for name in ("box_iou", *_IOU_VARIANTS)
+    ]
+
+
+def _suppression() -> list[Case]:
+    plain = (
+        (1, _NO_TARGET, _CPU),
+        (100, Targets(cpu=5), _BOTH),
+        (1_000, Targets(cpu=30, cuda=3), _BOTH),
+        (2_000, Targets(cpu=60, cuda=3), _BOTH),
+        (5_000, Targets(cpu=120, cuda=3), _BOTH),
+        (10_000, Targets(cpu=180), _CPU),
+        (20_000, Targets(cuda=3), _CUDA),
+        (50_000, Targets(cpu=350), _CPU),
+        (100_000, Targets(cuda=5), _CUDA),
+    )
+    by_class = (
+        (1_000, Targets(cpu=15, cuda=3), _BOTH),
+        (10_000, Targets(cpu=20, cuda=4), _BOTH),
+        (50_000, Targets(cpu=25), _CPU),
+        (100_000, Targets(cuda=8), _CUDA),
+    )
+    return [
+        *(_nms(count, targets, devices) for count, targets, devices in plain),
+        *(_nms(count, targets, devices, 80) for count, targets, devices in by_class),
+    ]
+
+
+def _nms(
+    count: int,
+    targets: Targets = _NO_TARGET,
+    devices: tuple[str, ...] = _BOTH,
+    classes: int = 0,
+) -> NmsCase:
+    return NmsCase(
+        "batched_nms" if classes else "nms",
+        targets,
+        devices,
+        count=count,
+        classes=classes,
+    )
+
+
+def _roi_align() -> list[Case]:
+    def on_cpu(rois: int = 512, targets: Targets = _NO_TARGET, **options: Any) -> RoiCase:
+        return RoiCase("roi_align", targets, _CPU, rois=rois, **options)
+
+    def on_cuda(rois: int = 1_000, targets: Targets = _NO_TARGET, **options: Any) -> RoiCase:
+        return RoiCase("roi_align", targets, _CUDA, rois=rois, **options)
+
+    forward = Targets(cpu=12, cpu_avx2=8)
+    backward = Targets(cpu=18, cpu_avx2=11)
+    return [
+        *(on_cpu(rois) for rois in (64, 128, 256)),
+        on_cpu(targets=forward),
+        on_cpu(targets=Targets(cpu=18, cpu_avx2=13), sampling_ratio=0),
+        on_cpu(targets=Targets(cpu=10), sides=(8.0, 40.0)),
+        on_cpu(targets=Targets(cpu=15), channels_last=True),
+        on_cpu(targets=backward, backward=True),
+        on_cpu(targets=Targets(cpu=30, cpu_avx2=11), sampling_ratio=0, backward=True),
+        on_cpu(channels_last=True, backward=True),
+        *(on_cuda(rois) for rois in (64, 256)),
+        on_cuda(targets=Targets(cuda=2), dtypes=_FULL_AND_HALF),
+        on_cuda(targets=Targets(cuda=4), dtypes=_FULL_AND_HALF, channels_last=True),
+        on_cuda(targets=Targets(cuda=3), dtypes=_FULL_AND_HALF, backward=True),
+        on_cuda(targets=Targets(cuda=3), dtypes=_FULL_AND_HALF, channels_last=True, backward=True),
+        on_cuda(sampling_ratio=0),
+        on_cuda(sampling_ratio=0, backward=True),
+    ]
+
+
+def _roi_pool() -> list[Case]:
+    return [
+        RoiCase("roi_pool", Targets(cpu=12), _CPU, rois=512),
+        RoiCase("roi_pool", Targets(cpu=3), _CPU, rois=512, backward=True),
+        RoiCase("roi_pool", devices=_CUDA, rois=1_000),
+        RoiCase("roi_pool", devices=_CUDA, rois=1_000, backward=True),
+    ]
+
+
+def _pyramid() -> list[Case]:
+    name = "multi_scale_roi_align"
+    return [
+        PyramidCase(name, Targets(cpu=12, cpu_avx2=8, cuda=4), rois=1_000),
+        PyramidCase(name, Targets(cpu=18, cpu_avx2=11), rois=1_000, backward=True),
+        PyramidCase(name, rois=1_000, channels_last=True),
+    ]
+
+
+def _quick() -> list[Case]:
+    def roi(operator: str, rois: int = 128, **options: Any) -> RoiCase:
+        return RoiCase(operator, rois=rois, channels=64, map_size=(50, 76), **options)
+
+    def pyramid(backward: bool) -> PyramidCase:
+        name = "multi_scale_roi_align"
+        return PyramidCase(name, rois=128, channels=64, finest=(56, 80), backward=backward)
+
+    return [
+        IouCase("box_iou", rows=2_000, columns=100),
+        *(IouCase(name, rows=500, columns=50) for name in _IOU_VARIANTS),
+        *_iou_backward(500, 50),
+        *(_nms(count) for count in (100, 500, 1_000, 2_000, 5_000)),
+        _nms(2_000, classes=80),
+        *(roi("roi_align", rois) for rois in (16, 32, 64, 128)),
+        roi("roi_align", sampling_ratio=0),
+        roi("roi_align", channels_last=True),
+        roi("roi_align", backward=True),
+        roi("roi_align", sampling_ratio=0, backward=True),
+        roi("roi_align", channels_last=True, backward=True),
+        roi("roi_pool"),
+        roi("roi_pool", backward=True),
+        pyramid(backward=False),
+        pyramid(backward=True),
+    ]
+
+
+def tiny() -> list[Case]:
+    """Give one small case for each operator and variant: a self-test, too small to time."""
+
+    def roi(operator: str, **options: Any) -> RoiCase:
+        return RoiCase(operator, rois=9, channels=5, map_size=(13, 17), **options)
+
+    pyramid = PyramidCase("multi_scale_roi_align", rois=9, channels=3, finest=(32, 40))
+    return [
+        *(IouCase(name, rows=17, columns=9) for name in ("box_iou", *_IOU_VARIANTS)),
+        *_iou_backward(17, 9),
+        _nms(300),
+        _nms(300, classes=5),
+        roi("roi_align"),
+        roi("roi_align", sampling_ratio=0),
+        roi("roi_align", channels_last=True),
+        roi("roi_align", backward=True),
+        roi("roi_align", channels_last=True, backward=True),
+        roi("roi_pool"),
+        roi("roi_pool", backward=True),
+        pyramid,
+        dataclasses.replace(pyramid, backward=True),
+    ]

@@ -1,0 +1,189 @@
+"""Clocks, and the interleaved timing of rivals."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+
+# Fewest runs that a median is taken of.
+MIN_RUNS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """The runs of one rival on one case.
+
+    Attributes:
+        seconds: time of one call, one number a run.
+        calls: calls that a run's time is the mean of.
+    """
+
+    seconds: tuple[float, ...]
+    calls: int
+
+    @property
+    def median(self) -> float:
+        """The median of the runs, in seconds a call."""
+        return statistics.median(self.seconds)
+
+    def as_json(self) -> dict[str, Any]:
+        """Give median, spread and counts."""
+        return {
+            "median_s": self.median,
+            "min_s": min(self.seconds),
+            "max_s": max(self.seconds),
+            "runs": len(self.seconds),
+            "calls_a_run": self.calls,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """How long to measure.
+
+    Attributes:
+        window: least time of one run, in seconds; shorter calls are repeated within a run.
+        budget: time to spend on one case, in seconds, as far as ``MIN_RUNS`` allows.
+        max_runs: most runs of one rival.
+        patience: a rival that may be slow is timed in one run only when a call takes longer than
+            this, in seconds.
+    """
+
+    window: float = 0.002
+    budget: float = 3.0
+    max_runs: int = 25
+    patience: float = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Rival:
+    """Something to time.
+
+    Attributes:
+        name: its name in the results.
+        calls: the same work on one or more sets of inputs, taken in turn.
+        context: what has to be entered around a run (a backend, gradient mode).
+        may_be_slow: whether ``Rules.patience`` applies to it.
+    """
+
+    name: str
+    calls: Sequence[Callable[[], Any]]
+    context: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
+    may_be_slow: bool = False
+
+
+class Clock(Protocol):
+    """Measures a number of calls."""
+
+    def measure(self, calls: Sequence[Callable[[], Any]], count: int) -> float:
+        """Give the time of ``count`` calls, taken in turn, in seconds."""
+
+
+class WallClock:
+    """Measures synchronous work."""
+
+    def measure(self, calls: Sequence[Callable[[], Any]], count: int) -> float:
+        """Give the time of ``count`` calls, taken in turn, in seconds."""
+        turn = list(itertools.islice(itertools.cycle(calls), count))
+        start = time.perf_counter_ns()
+        for call in turn:
+            call()
+        return (time.perf_counter_ns() - start) / 1e9
+
+
+class EventClock:
+    """Measures work on a CUDA device between two events of its stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def measure(self, calls: Sequence[Callable[[], Any]], count: int) -> float:
+        """Give the time of ``count`` calls, taken in turn, in seconds."""
+        turn = list(itertools.islice(itertools.cycle(calls), count))
+        with torch.cuda.device(self._device):
+            start = torch.cuda.Event(enable_timing=True)
+            end = torch.cuda.Event(enable_timing=True)
+            torch.cuda.synchronize()
+            start.record()
+            for call in turn:
+                call()
+            end.record()
+            end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+
+def clock_for(device: torch.device) -> Clock:
+    """Give the clock that measures work on a device."""
+    return EventClock(device) if device.type == "cuda" else WallClock()
+
+
+def time_interleaved(rivals: Sequence[Rival], clock: Clock, rules: Rules) -> dict[str, Timing]:
+    """Time rivals in turns, so that what changes on the machine meanwhile meets all of them.
+
+    Each turn starts with another rival: none of them always finds the caches as one certain other
+    left them.
+
+    Args:
+        rivals: what to time; each was called before, so that nothing is loaded or compiled now.
+        clock: the clock of the device that they run on.
+        rules: how long to measure.
+
+    Returns:
+        The timing of each rival, by name.
+    """
+    with _collector_paused():
+        estimates = {rival.name: _warm_up(rival, clock) for rival in rivals}
+        counts = {
+            name: max(1, round(rules.window / max(estimate, 1e-9)))
+            for name, estimate in estimates.items()
+        }
+        single = {r.name for r in rivals if r.may_be_slow and estimates[r.name] > rules.patience}
+        turn_time = sum(
+            estimates[rival.name] * counts[rival.name]
+            for rival in rivals
+            if rival.name not in single
+        )
+        turns = int(rules.budget / turn_time) if turn_time else 1
+        turns = min(max(turns, MIN_RUNS), rules.max_runs)
+        runs: dict[str, list[float]] = {rival.name: [] for rival in rivals}
+        for turn in range(turns):
+            first = turn % len(rivals)
+            for rival in (*rivals[first:], *rivals[:first]):
+                if rival.name in single and runs[rival.name]:
+                    continue
+                count = counts[rival.name]
+                with rival.context():
+                    runs[rival.name].append(clock.measure(rival.calls, count) / count)
+    return {name: Timing(tuple(seconds), counts[name]) for name, seconds in runs.items()}
+
+
+def _warm_up(rival: Rival, clock: Clock) -> float:
+    with rival.context():
+        clock.measure(rival.calls, len(rival.calls))
+        first = clock.measure(rival.calls, 1)
+        if first > 1e-3:
+            return first
+        # One short call is mostly the clock's own noise.
+        return clock.measure(rival.calls, 10) / 10
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Keep the garbage collector out of the runs."""
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
