@@ -84,6 +84,20 @@ def nvcc_version() -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
+def cuda_library_directories() -> list[str]:
+    """Where the CUDA runtime may be linked from: torch knows only `lib64` of its CUDA_HOME."""
+    home = Path(cpp_extension.CUDA_HOME)
+    # nvcc may be a link or a wrapper far from its toolkit, but it knows where that is.
+    plan = subprocess.run(
+        [str(home / "bin" / "nvcc"), "--dryrun", "-x", "cu", os.devnull],
+        capture_output=True,
+        text=True,
+    )
+    roots = [home, *(Path(top) for top in re.findall(r"TOP=(\S+)", plan.stderr + plan.stdout))]
+    found = [root / name for root in roots for name in ("lib64", "lib", "lib/x64")]
+    return [str(path.resolve()) for path in found if any(path.glob("*cudart*"))]
+
+
 def why_no_cuda() -> str | None:
     """Why the CUDA kernels can't be built, or None where they can."""
     if wants("RCNN_EXT_NO_CUDA"):
@@ -151,6 +165,7 @@ def native_modules() -> tuple[list, dict[str, str]]:
                 sources("_cuda.cu"),
                 depends=headers(),
                 define_macros=[*DEFINES, ("USE_CUDA", None)],
+                library_dirs=cuda_library_directories(),
                 extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
                 py_limited_api=True,
             )

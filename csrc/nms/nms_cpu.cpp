@@ -7,6 +7,7 @@
 #include "../common/box_math.h"
 #include "../common/dispatch.h"
 #include "../common/stable_ops.h"
+#include "nms_checks.h"
 
 namespace rcnn_ext {
 namespace {
@@ -93,12 +94,6 @@ std::vector<char> suppress_segments(const Tensor& boxes, const int64_t* order,
   return keep;
 }
 
-void check_nms(const Tensor& boxes, const Tensor& scores, const char* op) {
-  check_boxes(boxes, op, "boxes");
-  check_floating(boxes, op, "boxes");
-  check_per_box(scores, boxes, op, "scores");
-}
-
 // The boxes whose flag is set, in the order of the list.
 Tensor select(const Tensor& boxes, const int64_t* order, const std::vector<char>& keep) {
   const auto count = std::count(keep.begin(), keep.end(), char{1});
@@ -123,10 +118,7 @@ Tensor nms_cpu(const Tensor& boxes, const Tensor& scores, double iou_threshold) 
 // boxes: [N, 4], scores: [N], idxs: [N] int64 -> kept indices, int64, by score
 Tensor batched_nms_cpu(const Tensor& boxes, const Tensor& scores, const Tensor& idxs,
                        double iou_threshold) {
-  check_nms(boxes, scores, "batched_nms");
-  check_per_box(idxs, boxes, "batched_nms", "idxs");
-  RCNN_CHECK(idxs.scalar_type() == ScalarType::Long, "batched_nms: expected idxs to be int64, got ",
-             name_of(idxs.scalar_type()));
+  check_batched_nms(boxes, scores, idxs);
   const int64_t count = boxes.size(0);
   if (count == 0) return empty_on_device_of(boxes, {0}, ScalarType::Long);
 

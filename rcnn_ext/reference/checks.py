@@ -1,7 +1,7 @@
 """Argument checks of the references and of the fake kernels, with the native kernels' messages.
 
-The counterpart of ``csrc/common/checks.h``. Every failure is a ``RuntimeError``, as in PyTorch's own
-operators (a bad batch index an ``IndexError``), that names the operator, the argument, what was
+The counterpart of ``csrc/common/checks.h``. Every failure is a ``RuntimeError``, as in PyTorch's
+own operators (a bad batch index an ``IndexError``), that names the operator, the argument, what was
 expected and what was given.
 """
 

@@ -1,0 +1,23 @@
+// The arguments of nms and batched_nms, checked for CPU and CUDA.
+#pragma once
+
+#include "../common/checks.h"
+
+namespace rcnn_ext {
+
+// boxes: [N, 4], scores: [N]
+inline void check_nms(const Tensor& boxes, const Tensor& scores, const char* op) {
+  check_boxes(boxes, op, "boxes");
+  check_floating(boxes, op, "boxes");
+  check_per_box(scores, boxes, op, "scores");
+}
+
+// boxes: [N, 4], scores: [N], idxs: [N] int64
+inline void check_batched_nms(const Tensor& boxes, const Tensor& scores, const Tensor& idxs) {
+  check_nms(boxes, scores, "batched_nms");
+  check_per_box(idxs, boxes, "batched_nms", "idxs");
+  RCNN_CHECK(idxs.scalar_type() == ScalarType::Long, "batched_nms: expected idxs to be int64, got ",
+             name_of(idxs.scalar_type()));
+}
+
+}  // namespace rcnn_ext
