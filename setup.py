@@ -9,6 +9,7 @@ Environment variables:
   RCNN_EXT_NO_CUDA=1    leave the CUDA kernels out even where nvcc is found
   TORCH_CUDA_ARCH_LIST  architectures to compile for, such as "8.0;9.0+PTX"
   MAX_JOBS              compilers to run at once
+  RCNN_EXT_CXX_FLAGS    more flags for the C++ compiler and linker, such as "-fsanitize=address"
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ CXX_FLAGS = (
         "-Wno-unused-parameter",
     ]
 )
+EXTRA_FLAGS = os.environ.get("RCNN_EXT_CXX_FLAGS", "").split()
+CXX_FLAGS += EXTRA_FLAGS
 NVCC_FLAGS = ["-O3", "-std=c++17", "--fmad=false", "--expt-relaxed-constexpr", "--extended-lambda"]
 DEFINES = [
     ("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION),
@@ -151,6 +154,7 @@ def native_modules() -> tuple[list, dict[str, str]]:
             depends=headers(),
             define_macros=DEFINES,
             extra_compile_args={"cxx": CXX_FLAGS},
+            extra_link_args=EXTRA_FLAGS,
             py_limited_api=True,
         )
     ]
@@ -182,6 +186,7 @@ def native_modules() -> tuple[list, dict[str, str]]:
             selective_search,
             depends=headers(),
             extra_compile_args=list(CXX_FLAGS),
+            extra_link_args=EXTRA_FLAGS,
         )
     )
     report["_selective_search"] = "selective search"

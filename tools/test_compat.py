@@ -1,0 +1,97 @@
+"""Build one wheel against the newest torch and run the operator tests under other torches.
+
+The native modules use the LibTorch stable ABI, so the wheel must load under torch 2.11, the oldest
+that it supports, and under a torch without CUDA. Each gets a virtual environment under
+``build/compat``; the package is installed from the wheel, and the tests run outside the source.
+
+A CPU-only torch comes from an index or a folder of its own, which pip has to be told:
+
+    python tools/test_compat.py --cpu-torch "torch==2.13.0+cpu --find-links FOLDER"
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+WORK = ROOT / "build" / "compat"
+
+
+def run(*command: str | Path, cwd: Path = ROOT) -> None:
+    """Run a command, and stop with its exit code where it fails."""
+    print("+", shlex.join(map(str, command)), flush=True)
+    subprocess.run(list(map(str, command)), cwd=cwd, check=True)
+
+
+def build_wheel() -> Path:
+    """A wheel of the source tree, built against the torch of this interpreter."""
+    folder = WORK / "wheel"
+    shutil.rmtree(folder, ignore_errors=True)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    run(*pip, "--wheel-dir", folder, ROOT)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def make_environment(name: str, requirements: list[list[str]], wheel: Path) -> Path:
+    """A virtual environment with some requirements and the wheel; returns its Python."""
+    folder = WORK / name
+    python = folder / "bin" / "python"
+    if not python.exists():
+        run(sys.executable, "-m", "venv", folder)
+    for requirement in requirements:
+        run(python, "-m", "pip", "install", "--quiet", *requirement)
+    run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", wheel)
+    return python
+
+
+def test(python: Path) -> None:
+    """The operator tests, away from the source tree so that the installed package is imported."""
+    folder = python.parents[1] / "tests"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(ROOT / "tests" / "ops", folder / "ops")
+    shutil.copy(ROOT / "tests" / "conftest.py", folder / "conftest.py")
+    shutil.copy(ROOT / "pyproject.toml", folder.parent / "pyproject.toml")
+    show = "import torch, rcnn_ext._extension as e; print(torch.__version__, e.status())"
+    run(python, "-c", show, cwd=folder)
+    subset = ["-m", "not slow", "-q", "-x", "--rootdir", folder.parent]
+    run(python, "-m", "pytest", *subset, folder / "ops", cwd=folder)
+
+
+def main() -> int:
+    """Build, make the environments, test."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--cpu-torch",
+        default=os.environ.get("RCNN_EXT_CPU_TORCH", "torch==2.13.0+cpu"),
+        help="what pip is to install as CPU-only torch, with options",
+    )
+    parser.add_argument("--only", choices=["oldest", "cpu"], help="one environment of the two")
+    arguments = parser.parse_args()
+    tools = ["pytest", "numpy", "setuptools"]
+    environments = {
+        "oldest": [["torch==2.11.*", "torchvision==0.26.*", *tools]],
+        "cpu": [[*shlex.split(arguments.cpu_torch), *tools]],
+    }
+    start = time.monotonic()
+    try:
+        wheel = build_wheel()
+        for name, requirements in environments.items():
+            if arguments.only in (None, name):
+                test(make_environment(name, requirements, wheel))
+    except subprocess.CalledProcessError as error:
+        print(f"test-compat: failed: {shlex.join(map(str, error.cmd))}", file=sys.stderr)
+        return 1
+    print(f"test-compat: {wheel.name} passes under every torch ({time.monotonic() - start:.0f} s)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
