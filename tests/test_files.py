@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from rcnn_ext.errors import UserError
+from rcnn_ext.files import make_folder, read_json, replacing, replacing_folder, write_json
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(ZeroDivisionError), replacing(path) as temporary:
+        temporary.write_text("half of")
+        raise ZeroDivisionError
+    assert read_json(path) == {"old": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_written_file_has_ordinary_permissions_and_its_suffix_while_written(tmp_path):
+    plain = tmp_path / "plain"
+    plain.write_text("")
+    with replacing(tmp_path / "deep" / "b.png") as temporary:
+        assert temporary.suffix == ".png"
+        temporary.write_text("x")
+    assert (tmp_path / "deep" / "b.png").stat().st_mode == plain.stat().st_mode
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "set"
+    with pytest.raises(ZeroDivisionError), replacing_folder(target) as temporary:
+        (temporary / "part").write_text("x")
+        raise ZeroDivisionError
+    assert os.listdir(tmp_path) == []
+    target.mkdir()  # An empty folder is replaced.
+    with replacing_folder(target) as temporary:
+        (temporary / "part").write_text("x")
+    assert os.listdir(target) == ["part"]
+    assert os.listdir(tmp_path) == ["set"]
+
+
+def test_nan_is_not_json(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", [float("nan")])
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"a": 1,\n "b": }', "line 2, column 7"),
+        (b"\xff\xfe\xfa", "not valid JSON"),
+    ],
+)
+def test_bad_json_is_named_with_its_place(tmp_path, content, message):
+    path = tmp_path / "bad.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        read_json(path)
+    assert str(path) in str(error.value)
+
+
+def test_missing_files_and_impossible_folders_are_user_errors(tmp_path):
+    with pytest.raises(UserError, match=r"gone\.json does not exist"):
+        read_json(tmp_path / "gone.json")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot make the folder"):
+        make_folder(tmp_path / "file" / "below")
