@@ -114,6 +114,7 @@ def _digits(value: float) -> str:
     """Give three significant digits without an exponent."""
     if value <= 0:
         return "0"
+    value = float(f"{value:.2e}")  # 9.996 has two digits before the point once it is rounded
     return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
 
 

@@ -170,8 +170,8 @@ def run_case(case: Case, dtype: torch.dtype, settings: Settings) -> Iterator[Row
             row.timings = time_interleaved(rivals, clock_for(device), settings.rules)
         yield row
         del rivals  # they hold recorded graphs
-        gc.collect()
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
 
 

@@ -180,7 +180,6 @@ def _warm_up(rival: Rival, clock: Clock) -> float:
 def _collector_paused() -> Iterator[None]:
     """Keep the garbage collector out of the runs."""
     was_on = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield

@@ -1,0 +1,209 @@
+"""``rcnn-ext bench`` from its options to its files, on one small case."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from rcnn_ext import bench, ops
+from rcnn_ext.bench import command, runner, suite
+from rcnn_ext.bench.cases import IouCase, NmsCase
+from rcnn_ext.bench.runner import OURS, REFERENCE, TORCHVISION, Settings, run_cases
+from rcnn_ext.bench.timing import Rules
+from rcnn_ext.errors import UserError
+
+FAST = Rules(window=1e-4, budget=0.0, max_runs=5)
+SETTINGS = Settings(torch.device("cpu"), rules=FAST)
+
+
+def _arguments(*options: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    return parser.parse_args(options)
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "suite", lambda quick: suite.tiny())
+    monkeypatch.setattr(command, "_QUICK_RULES", FAST)
+
+
+def test_run_prints_and_writes_everything(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, results = tmp_path / "out", tmp_path / "results"
+    results.mkdir()
+    options = ("--quick", "--only", "nms", "--threads", "1,2")
+    assert bench.run(_arguments(*options, "--out", str(out), "--json", str(results))) == 0
+    printed = capsys.readouterr()
+    assert "batched_nms" in printed.out
+    assert "0 failures" in printed.out
+    assert "[4/4]" in printed.err  # plain progress where there is no terminal
+    data = json.loads((out / "operators.json").read_text())
+    assert [(row["case"], row["threads"]) for row in data["results"]] == [
+        ("nms/300", 1),
+        ("nms/300", 2),
+        ("batched_nms/300", 1),
+        ("batched_nms/300", 2),
+    ]
+    assert (out / "operators.txt").read_text() in printed.out
+    (named,) = results.iterdir()
+    assert named.name == command.result_name(data["environment"])
+    assert json.loads(named.read_text()) == data
+
+
+def test_environment_says_what_a_figure_needs() -> None:
+    data = command.compare(SETTINGS, quick=True, pattern="nms").as_json()
+    environment = data["environment"]
+    assert environment["versions"]["torch"] == torch.__version__
+    assert environment["date"].endswith("+00:00")
+    assert environment["device_name"]
+    assert environment["cpu"]["torch_capability"]
+    assert set(data["backends"]) >= {"nms", "batched_nms", "roi_align", "box_iou", "roi_pool"}
+    # Results are published: they name no folder of the machine.
+    assert str(pathlib.Path.home()) not in json.dumps(data)
+
+
+def test_run_quick(tmp_path: pathlib.Path) -> None:
+    table = bench.run_quick(tmp_path)
+    assert table == tmp_path / "operators.txt"
+    for case in suite.tiny():
+        assert case.work in table.read_text()
+
+
+def test_wrong_result_fails_the_run(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Wrong:
+        @staticmethod
+        def nms(*_: Any) -> torch.Tensor:
+            return torch.tensor([0, 1, 2])
+
+    real = runner.contender_ops
+    monkeypatch.setattr(runner, "contender_ops", lambda name: Wrong if name == OURS else real(name))
+    assert bench.run(_arguments("--quick", "--only", "nms/300")) == 1
+    assert "FAILED" in capsys.readouterr().out
+    with pytest.raises(RuntimeError, match="nms/300"):
+        bench.run_quick(tmp_path)
+    assert (tmp_path / "operators.json").is_file()
+
+
+def test_a_rival_without_the_dtype_is_no_failure() -> None:
+    settings = Settings(torch.device("cpu"), (torch.bfloat16,), rules=FAST)
+    (row,), left_out = run_cases([NmsCase("nms", count=40)], settings, lambda row: None)
+    assert not left_out
+    assert not row.failures
+    assert OURS in row.timings
+    assert TORCHVISION in row.timings or "not implemented" in row.problems[TORCHVISION]
+
+
+def test_an_operator_that_raises_is_reported_and_the_suite_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Broken:
+        @staticmethod
+        def nms(*_: Any) -> torch.Tensor:
+            raise ValueError("no kernel\nand a long story")
+
+        box_iou = staticmethod(ops.box_iou)
+
+    real = runner.contender_ops
+    monkeypatch.setattr(
+        runner, "contender_ops", lambda name: Broken if name == OURS else real(name)
+    )
+    cases = [NmsCase("nms", count=40), IouCase("box_iou", rows=3, columns=2)]
+    first, second = run_cases(cases, SETTINGS, lambda row: None)[0]
+    assert first.failures == [f"{OURS} raised ValueError: no kernel"]
+    assert OURS not in first.timings
+    assert TORCHVISION in first.timings
+    assert not second.failures
+
+
+def test_reference_contender_runs_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    backends = set()
+    real = ops.use_backend
+
+    def record(name: str) -> Any:
+        backends.add(name)
+        return real(name)
+
+    monkeypatch.setattr(ops, "use_backend", record)
+    settings = Settings(torch.device("cpu"), rules=FAST, contenders=(REFERENCE,))
+    (row,), _ = run_cases([NmsCase("nms", count=40)], settings, lambda row: None)
+    assert set(row.timings) == {REFERENCE}
+    assert backends == {"reference"}
+
+
+def test_threads_are_set_and_restored() -> None:
+    before = torch.get_num_threads()
+    seen = []
+    settings = Settings(torch.device("cpu"), threads=(1, 2), rules=FAST)
+    run_cases(
+        [NmsCase("nms", count=40)], settings, lambda row: seen.append(torch.get_num_threads())
+    )
+    assert seen == [1, 2]
+    assert torch.get_num_threads() == before
+
+
+def test_budget_leaves_cases_out_and_says_so() -> None:
+    settings = Settings(torch.device("cpu"), rules=FAST, seconds=0.0)
+    cases = suite.tiny()[:3]
+    rows, left_out = run_cases(cases, settings, lambda row: None)
+    assert len(rows) + len(left_out) == 3
+    assert left_out
+
+
+def test_list_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.run(_arguments("--list")) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(suite.tiny())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "xpu"], "cpu and cuda"),
+        (["--device", "no such thing"], "expected cpu, cuda"),
+        (["--only", "nmz"], "no case matches"),
+    ],
+)
+def test_what_the_user_can_mend(options: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        bench.run(_arguments(*options))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_where_there_is_none() -> None:
+    with pytest.raises(UserError, match="no CUDA device"):
+        bench.run(_arguments("--device", "cuda"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--threads", "0"], ["--threads", "x"], ["--dtype", "int8"], ["--contenders", "me"]],
+)
+def test_bad_options_are_refused_by_the_parser(
+    options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        _arguments(*options)
+    assert options[0] in capsys.readouterr().err
+
+
+def test_module_as_a_program() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "rcnn_ext.bench", "--only", "nmz"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=pathlib.Path(__file__).parents[2],
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no case matches 'nmz'")
+    assert "Traceback" not in done.stderr

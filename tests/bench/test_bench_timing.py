@@ -1,0 +1,134 @@
+"""Interleaving, repetition and patience, on a clock that only counts."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from rcnn_ext.bench import memory
+from rcnn_ext.bench.timing import MIN_RUNS, Rival, Rules, Timing, WallClock, time_interleaved
+
+
+class FakeClock:
+    """A call takes as long as it says."""
+
+    def __init__(self) -> None:
+        self.runs: list[tuple[str, int]] = []
+
+    def measure(self, calls: Sequence[Callable[[], Any]], count: int) -> float:
+        name, seconds = calls[0]()
+        self.runs.append((name, count))
+        return seconds * count
+
+
+def _rival(name: str, seconds: float, may_be_slow: bool = False) -> Rival:
+    return Rival(name, [lambda: (name, seconds)], may_be_slow=may_be_slow)
+
+
+def test_rivals_take_turns_and_each_comes_first() -> None:
+    clock = FakeClock()
+    rules = Rules(window=0.1, budget=1, max_runs=6)
+    timings = time_interleaved([_rival("a", 0.1), _rival("b", 0.1)], clock, rules)
+    timed = [name for name, _ in clock.runs[4:]]  # after the warm-up of both
+    assert timed == ["a", "b", "b", "a", "a", "b", "b", "a", "a", "b"]
+    assert len(timings["a"].seconds) == len(timings["b"].seconds) == 5
+
+
+def test_short_calls_are_repeated_within_a_run() -> None:
+    timings = time_interleaved([_rival("a", 1e-5)], FakeClock(), Rules(window=0.002))
+    assert timings["a"].calls == 200
+    assert timings["a"].median == pytest.approx(1e-5)
+
+
+def test_budget_and_most_runs_bound_the_runs() -> None:
+    rules = Rules(window=0.01, budget=0.2, max_runs=12)
+    assert len(time_interleaved([_rival("a", 0.001)], FakeClock(), rules)["a"].seconds) == 12
+    assert len(time_interleaved([_rival("a", 0.02)], FakeClock(), rules)["a"].seconds) == 10
+    slow = time_interleaved([_rival("a", 3.0)], FakeClock(), rules)["a"]
+    assert len(slow.seconds) == MIN_RUNS
+
+
+def test_patience_ends_with_a_rival_that_may_be_slow() -> None:
+    rules = Rules(patience=1.0, budget=1.0)
+    timings = time_interleaved(
+        [_rival("a", 0.1), _rival("b", 5.0, may_be_slow=True)], FakeClock(), rules
+    )
+    assert len(timings["b"].seconds) == 1
+    assert len(timings["a"].seconds) >= MIN_RUNS
+
+
+def test_context_is_entered_around_every_run() -> None:
+    depth = 0
+
+    @contextlib.contextmanager
+    def context() -> Iterator[None]:
+        nonlocal depth
+        depth += 1
+        yield
+        depth -= 1
+
+    seen = set()
+
+    def call() -> tuple[str, float]:
+        seen.add(depth)
+        return "a", 0.01
+
+    time_interleaved([Rival("a", [call], context)], FakeClock(), Rules())
+    assert seen == {1}
+
+
+def test_collector_is_back_on_after_a_failure() -> None:
+    def fail() -> None:
+        assert not gc.isenabled()
+        raise RuntimeError("no kernel")
+
+    assert gc.isenabled()
+    with pytest.raises(RuntimeError, match="no kernel"):
+        time_interleaved([Rival("a", [fail])], WallClock(), Rules())
+    assert gc.isenabled()
+
+
+def test_wall_clock_takes_inputs_in_turn() -> None:
+    seen: list[int] = []
+    calls = [lambda i=i: seen.append(i) for i in range(3)]
+    assert WallClock().measure(calls, 7) > 0
+    assert seen == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_median_of_a_timing() -> None:
+    timing = Timing((3.0, 1.0, 2.0), calls=4)
+    assert timing.median == 2.0
+    assert timing.as_json() == {
+        "median_s": 2.0,
+        "min_s": 1.0,
+        "max_s": 3.0,
+        "runs": 3,
+        "calls_a_run": 4,
+    }
+
+
+def test_extra_memory_is_what_the_result_does_not_hold() -> None:
+    size = 64 << 20
+
+    def lean() -> torch.Tensor:
+        return torch.ones(size // 4)
+
+    def wasteful() -> torch.Tensor:
+        return torch.ones(size // 4) * 2
+
+    cpu = torch.device("cpu")
+    lean(), wasteful()
+    extra = memory.extra_bytes(lean, cpu)
+    if extra is None:
+        pytest.skip("the peak of memory is known on Linux only")
+    assert extra < size // 4
+    assert abs((memory.extra_bytes(wasteful, cpu) or 0) - size) < size // 4
+
+
+def test_kernels_are_counted_on_cuda_only() -> None:
+    assert memory.kernel_count(lambda: None, torch.device("cpu")) is None

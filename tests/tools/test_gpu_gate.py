@@ -1,0 +1,326 @@
+"""The GPU gate without a GPU: its plan, its stages' judgement, its result."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+import time
+from typing import Any
+
+import gate_stages
+import gpu_gate
+import pytest
+from gate_stages import FAILED, MISSING, PASSED, Command, Context, Finished, Gpu, Outcome, Stage
+
+GPU = Gpu("NVIDIA H200", "9.0")
+MEMCHECK_CLEAN = (
+    "========= COMPUTE-SANITIZER\nWORKLOAD: 8 of 9 calls\n========= ERROR SUMMARY: {}\n"
+)
+RACECHECK = "WORKLOAD: 9 of 9 calls\n========= RACECHECK SUMMARY: {}\n"
+RESOURCES = """
+Fatbin elf code:
+================
+arch = sm_90
+code version = [1,8]
+
+Resource usage:
+ Common:
+  GLOBAL:0
+ Function _ZN8rcnn_ext5helloIdEEvPT_i:
+  REG:30 STACK:320 SHARED:1536 LOCAL:0 CONSTANT[0]:540 TEXTURE:0 SURFACE:0 SAMPLER:0
+ Function _ZN8rcnn_ext5helloIfEEvPT_i:
+  REG:27 STACK:0 SHARED:1280 LOCAL:0 CONSTANT[0]:540 TEXTURE:0 SURFACE:0 SAMPLER:0
+"""
+
+
+@pytest.fixture
+def context(tmp_path: pathlib.Path) -> Context:
+    out, scratch = tmp_path / "out", tmp_path / "scratch"
+    out.mkdir()
+    scratch.mkdir()
+    return Context(out, scratch, GPU)
+
+
+def _stage(name: str, code: str, status: str = PASSED, least: float = 1.0) -> Stage:
+    return Stage(
+        name,
+        least,
+        lambda context, limit: Command([sys.executable, "-c", code]),
+        lambda context, done: Outcome(status if done.code == 0 else FAILED, done.output.strip()),
+    )
+
+
+# --- sanitizers -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tool", "output", "expected"),
+    [
+        ("memcheck", "========= ERROR SUMMARY: 0 errors\n", {"errors": 0}),
+        ("memcheck", "========= ERROR SUMMARY: 1 error\n", {"errors": 1}),
+        (
+            "racecheck",
+            "========= RACECHECK SUMMARY: 3 hazards displayed (1 error, 2 warnings)\n",
+            {"hazards": 3, "errors": 1, "warnings": 2},
+        ),
+        (
+            "racecheck",
+            "========= RACECHECK SUMMARY: 1 hazard displayed (0 errors, 1 warning)\n",
+            {"hazards": 1, "errors": 0, "warnings": 1},
+        ),
+        ("memcheck", "Segmentation fault\n", None),
+        ("racecheck", "========= ERROR SUMMARY: 0 errors\n", None),
+    ],
+)
+def test_count_sanitizer(tool: str, output: str, expected: dict[str, int] | None) -> None:
+    assert gate_stages.count_sanitizer(tool, output) == expected
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "status"),
+    [
+        (0, MEMCHECK_CLEAN.format("0 errors"), PASSED),
+        (99, MEMCHECK_CLEAN.format("2 errors"), FAILED),
+        (0, MEMCHECK_CLEAN.format("2 errors"), FAILED),
+        (1, MEMCHECK_CLEAN.format("0 errors"), FAILED),
+        # The workload stopped on a wrong result, or never began.
+        (0, "WRONG: nms\n========= ERROR SUMMARY: 0 errors\n", FAILED),
+        (0, "WORKLOAD: 0 of 9 calls\n========= ERROR SUMMARY: 0 errors\n", FAILED),
+        (0, "WORKLOAD: 9 of 9 calls\n", FAILED),
+        (255, "========= Error: Device not supported. Please refer to ...\n", MISSING),
+    ],
+)
+def test_judge_memcheck(code: int, output: str, status: str) -> None:
+    assert gate_stages.judge_sanitizer("memcheck", Finished(code, False, output)).status == status
+
+
+def test_racecheck_fails_on_errors_and_reports_warnings() -> None:
+    warned = RACECHECK.format("2 hazards displayed (0 errors, 2 warnings)")
+    outcome = gate_stages.judge_sanitizer("racecheck", Finished(0, False, warned))
+    assert outcome.status == PASSED
+    assert "2 warnings in 9 of 9 calls" in outcome.summary
+    raced = RACECHECK.format("2 hazards displayed (1 errors, 1 warnings)")
+    assert gate_stages.judge_sanitizer("racecheck", Finished(99, False, raced)).status == FAILED
+
+
+def test_missing_sanitizer_is_said(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_stages, "find_tool", lambda name: None)
+    outcome = gate_stages.sanitizer_stage("memcheck", 1).prepare(context, 60)
+    assert isinstance(outcome, Outcome)
+    assert outcome.status == MISSING
+    assert "NOT CHECKED" in outcome.summary
+
+
+def test_sanitizer_command(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_stages, "find_tool", lambda name: "/x/compute-sanitizer")
+    command = gate_stages.sanitizer_stage("racecheck", 1).prepare(context, 100)
+    assert isinstance(command, Command)
+    assert str(command).startswith("PYTORCH_NO_CUDA_MEMORY_CACHING=1 /x/compute-sanitizer --tool")
+    assert command.arguments[-2:] == ["--seconds", "60"]
+
+
+# --- other stages ---------------------------------------------------------------------------------
+
+
+def test_resources_are_read(context: Context) -> None:
+    outcome = gate_stages.judge_resources(context, Finished(0, False, RESOURCES))
+    assert outcome.status == PASSED
+    assert outcome.summary == "2 kernels, at most 30 registers, 1 with a stack frame"
+    assert outcome.details["kernels"][1] == {
+        "kernel": "_ZN8rcnn_ext5helloIfEEvPT_i",
+        "registers": 27,
+        "stack": 0,
+        "shared": 1280,
+        "local": 0,
+    }
+    renamed = RESOURCES.replace("rcnn_ext", "renamed_")
+    assert gate_stages.judge_resources(context, Finished(0, False, renamed)).status == FAILED
+    assert gate_stages.judge_resources(context, Finished(0, False, "")).status == FAILED
+
+
+def test_tests_are_counted(context: Context) -> None:
+    assert gate_stages.judge_tests(context, Finished(2, False, "boom")).summary == "boom"
+    report = context.scratch / "tests.xml"
+    suite = '<testsuites><testsuite tests="10" failures="{}" errors="0" skipped="3"/></testsuites>'
+    report.write_text(suite.format(0))
+    outcome = gate_stages.judge_tests(context, Finished(0, False, ""))
+    assert outcome.status == PASSED
+    assert outcome.summary == "7 passed, 3 skipped"
+    report.write_text(suite.format(2))
+    outcome = gate_stages.judge_tests(context, Finished(1, False, ""))
+    assert outcome.status == FAILED
+    assert outcome.summary == "5 passed, 2 failed, 3 skipped"
+
+
+def test_a_run_of_skipped_tests_does_not_pass(context: Context) -> None:
+    text = '<testsuites><testsuite tests="3" failures="0" errors="0" skipped="3"/></testsuites>'
+    (context.scratch / "tests.xml").write_text(text)
+    assert gate_stages.judge_tests(context, Finished(0, False, "")).status == FAILED
+
+
+def test_load_wants_native_cuda_kernels(context: Context) -> None:
+    findings: dict[str, Any] = {"problems": [], "operators": {"cuda": {"nms": "native"}}}
+    output = f"a warning\n{json.dumps(findings, indent=1)}\nanother"
+    assert gate_stages.judge_load(context, Finished(0, False, output)).status == PASSED
+    findings["operators"]["cuda"]["roi_align"] = "reference"
+    outcome = gate_stages.judge_load(context, Finished(0, False, json.dumps(findings)))
+    assert outcome.status == FAILED
+    assert outcome.summary == "roi_align has no CUDA kernel"
+    assert gate_stages.judge_load(context, Finished(1, False, "Traceback\nboom")).summary == "boom"
+
+
+def test_comparison_is_summed_up(context: Context) -> None:
+    rows = [
+        {"ratio_torchvision": 2.0, "target_reached": True},
+        {"ratio_torchvision": 0.5, "target_reached": False},
+        {"ratio_torchvision": None, "target_reached": None},
+    ]
+    report: dict[str, Any] = {"results": rows, "left_out": ["nms/9"], "failures": []}
+    path = context.scratch / "bench.json"
+    path.write_text(json.dumps(report))
+    outcome = gate_stages.judge_compare(context, Finished(0, False, ""))
+    assert outcome.status == PASSED
+    assert outcome.summary.startswith("3 rows, faster than torchvision in 1 of 2, 1 of 2 targets")
+    assert "1 left out" in outcome.summary
+    path.write_text(json.dumps({**report, "failures": ["nms: wrong"]}))
+    outcome = gate_stages.judge_compare(context, Finished(1, False, ""))
+    assert outcome.status == FAILED
+    assert outcome.summary.endswith("1 failed: nms: wrong")
+
+
+def test_build_failure_names_the_error(context: Context) -> None:
+    output = "compiling\nnms_cuda.cu(3): error: expected a ;\n1 error detected\nninja: stopped\n"
+    outcome = gate_stages.judge_build(context, Finished(1, False, output))
+    assert outcome.status == FAILED
+    assert outcome.summary == "nms_cuda.cu(3): error: expected a ;"
+
+
+# --- the gate -------------------------------------------------------------------------------------
+
+
+def test_time_limits_leave_room_for_later_stages() -> None:
+    stages = [_stage(name, "", least=least) for name, least in (("a", 10), ("b", 20), ("c", 30))]
+    assert gpu_gate.time_limit(stages, 0, 100) == 50
+    assert gpu_gate.time_limit(stages, 1, 95) == 65
+    assert gpu_gate.time_limit(stages, 2, 40) == 40
+    # Too little for all: each has its share, and the last one something.
+    assert gpu_gate.time_limit(stages, 1, 25) == pytest.approx(10)
+    assert gpu_gate.time_limit(stages, 2, -5) == 1
+
+
+def test_stage_is_run_and_logged(context: Context) -> None:
+    entry = gpu_gate.run_stage(_stage("a", "print('hello')"), context, 30)
+    assert entry["status"] == PASSED
+    assert entry["summary"] == "hello"
+    assert (context.out / "a.log").read_text() == "hello\n"
+
+
+def test_stage_is_stopped_with_its_children_at_its_limit(context: Context) -> None:
+    heartbeat = context.scratch / "heartbeat"
+    child = f"import time\nwhile True: open({str(heartbeat)!r}, 'a').write('x'); time.sleep(0.05)"
+    code = (
+        "import subprocess, sys, time;"
+        f"subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+    )
+    start = time.monotonic()
+    entry = gpu_gate.run_stage(_stage("a", code), context, 3)
+    assert time.monotonic() - start < 30
+    assert entry["status"] == FAILED
+    assert entry["summary"].startswith("stopped after 3 s")
+    beats = heartbeat.read_text() if heartbeat.exists() else ""
+    time.sleep(0.3)
+    assert (heartbeat.read_text() if heartbeat.exists() else "") == beats
+
+
+def test_a_fault_of_the_gate_fails_the_stage(context: Context) -> None:
+    stage = Stage("a", 1, lambda context, limit: Command(["/no/such/program"]), lambda c, d: 1 / 0)  # type: ignore[arg-type, return-value]
+    entry = gpu_gate.run_stage(stage, context, 5)
+    assert entry["status"] == FAILED
+    assert "No such file" in entry["summary"]
+
+
+def test_long_logs_keep_both_ends(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_gate, "_LOG_HALF", 100)
+    code = "print('first'); print('x' * 1000); print('last')"
+    log = context.out / "a.log"
+    done = gpu_gate.run_command(Command([sys.executable, "-c", code]), log, 30)
+    assert done.output.startswith("first\n")
+    assert done.output.endswith("last\n")
+    assert len(done.output) < 250
+    assert log.read_text() == done.output
+
+
+def test_result_and_table() -> None:
+    stages = [_stage("build", ""), _stage("memcheck", ""), _stage("tests", "")]
+    entries = [
+        {"name": "build", "status": PASSED, "seconds": 61.5, "summary": "3 modules", "details": {}},
+        {"name": "memcheck", "status": MISSING, "seconds": 0.1, "summary": "no", "details": {}},
+    ]
+    part = gpu_gate.assemble(GPU, entries, stages, 70)
+    assert not part["complete"]
+    assert not part["passed"]
+    entries.append(
+        {"name": "tests", "status": PASSED, "seconds": 9.0, "summary": "5", "details": {}}
+    )
+    whole = gpu_gate.assemble(GPU, entries, stages, 80)
+    assert whole["complete"]
+    assert whole["passed"]
+    assert whole["not_checked"] == ["memcheck"]
+    table = gpu_gate.format_result(whole).splitlines()
+    assert table[0].startswith("GPU gate on NVIDIA H200, sources ")
+    assert table[2].split() == ["build", "PASSED", "61.5", "3", "modules"]
+    assert table[-1] == "PASSED (not checked: memcheck) in 80 s"
+    entries[2]["status"] = FAILED
+    failed = gpu_gate.assemble(GPU, entries, stages, 80)
+    assert not failed["passed"]
+    assert gpu_gate.format_result(failed).splitlines()[-1].startswith("FAILED")
+
+
+def test_whole_gate(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = (_stage("one", "print('fine')"), _stage("two", "import sys; sys.exit(3)"))
+    monkeypatch.setattr(gpu_gate, "STAGES", stages)
+    monkeypatch.setattr(gpu_gate, "find_gpu", lambda: GPU)
+    assert gpu_gate.main(["--out", str(tmp_path / "gpu")]) == 1
+    result = json.loads((tmp_path / "gpu" / "gpu.json").read_text())
+    assert result["complete"]
+    assert [stage["status"] for stage in result["stages"]] == [PASSED, FAILED]
+    assert capsys.readouterr().out.rstrip().splitlines()[-1].startswith("FAILED in")
+    assert sorted(path.name for path in (tmp_path / "gpu").iterdir()) == [
+        "gpu.json",
+        "one.log",
+        "two.log",
+    ]
+
+
+def test_no_gpu_is_one_line_and_status_2(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu_gate, "find_gpu", lambda: "no driver")
+    assert gpu_gate.main(["--out", str(tmp_path / "gpu")]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == "GPU gate: no GPU that torch can use (no driver)\n"
+    assert not (tmp_path / "gpu").exists()
+
+
+def test_dry_run_names_every_stage(tmp_path: pathlib.Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "tools/gpu_gate.py", "--out", str(tmp_path / "x"), "--dry-run"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=gate_stages.REPOSITORY,
+    )
+    names = [line.split(" ", 1)[0] for line in done.stdout.splitlines()]
+    assert names == [stage.name for stage in gate_stages.STAGES]
+    assert not (tmp_path / "x").exists()
+
+
+def test_unknown_stage() -> None:
+    with pytest.raises(SystemExit, match="no stage nothing"):
+        gpu_gate.choose("build,nothing")
+    assert [stage.name for stage in gpu_gate.choose("compare,build")] == ["build", "compare"]
