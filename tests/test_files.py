@@ -11,9 +11,14 @@ from rcnn_ext.files import make_folder, read_json, replacing, replacing_folder, 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"old": 1})
-    with pytest.raises(ZeroDivisionError), replacing(path) as temporary:
-        temporary.write_text("half of")
-        raise ZeroDivisionError
+
+    def fail_half_way():
+        with replacing(path) as temporary:
+            temporary.write_text("half of")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_half_way()
     assert read_json(path) == {"old": 1}
     assert os.listdir(tmp_path) == ["a.json"]
 
@@ -29,9 +34,14 @@ def test_a_written_file_has_ordinary_permissions_and_its_suffix_while_written(tm
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     target = tmp_path / "set"
-    with pytest.raises(ZeroDivisionError), replacing_folder(target) as temporary:
-        (temporary / "part").write_text("x")
-        raise ZeroDivisionError
+
+    def fail_half_way():
+        with replacing_folder(target) as temporary:
+            (temporary / "part").write_text("x")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_half_way()
     assert os.listdir(tmp_path) == []
     target.mkdir()  # An empty folder is replaced.
     with replacing_folder(target) as temporary:

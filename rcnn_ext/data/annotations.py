@@ -1,0 +1,146 @@
+"""What every reader of annotations produces: checked boxes and labels, image by image.
+
+A reader turns one format (COCO JSON, for instance) into an :class:`AnnotationSet`; datasets,
+metrics and pictures know only that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+# float32 resolves 5e-4 at coordinate 4096, so that a thinner box could vanish in later
+# arithmetic; and nothing is to be seen in a tenth of a pixel.
+MIN_BOX_SIDE = 0.1
+
+# Annotation tools round to whole pixels: only boxes farther out than that are worth a word.
+_ROUNDING = 1.0
+
+
+@dataclass(frozen=True)
+class ClassList:
+    """The classes of a detector, by label.
+
+    Label 0 is the background; label i + 1 means ``names[i]`` and ``category_ids[i]``.
+
+    Attributes:
+        names: Names of the classes.
+        category_ids: What annotation and result files call them; need not be contiguous.
+    """
+
+    names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.category_ids):
+            raise ValueError(
+                f"{len(self.names)} class names but {len(self.category_ids)} category ids"
+            )
+        if len(set(self.names)) != len(self.names):
+            raise ValueError(f"class names must differ, got {self.names}")
+
+    def __len__(self) -> int:
+        """Number of classes without the background."""
+        return len(self.names)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes with the background, as torchvision's models count."""
+        return len(self.names) + 1
+
+    def name(self, label: int) -> str:
+        """The name of a label from 1."""
+        return self.names[label - 1]
+
+    def category_id(self, label: int) -> int:
+        """The category id of a label from 1."""
+        return self.category_ids[label - 1]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageRecord:
+    """One image and what is in it.
+
+    Attributes:
+        image_id: What annotation and result files call it.
+        path: The picture.
+        width: In pixels.
+        height: In pixels.
+        boxes: float32 [N, 4] (x1, y1, x2, y2), image pixels, inside the image.
+        labels: int64 [N], from 1.
+        areas: float32 [N], of the object itself where the file has it, else of its box; decides
+            whether COCO calls it small, medium or large.
+        crowd: bool [N]; such a box covers a group and is neither trained on nor counted as missed.
+    """
+
+    image_id: int
+    path: Path
+    width: int
+    height: int
+    boxes: np.ndarray
+    labels: np.ndarray
+    areas: np.ndarray
+    crowd: np.ndarray
+
+
+@dataclass(frozen=True)
+class AnnotationSet:
+    """The images of one split.
+
+    Attributes:
+        source: The file or folder they come from, for messages.
+        classes: What the labels mean.
+        images: One record an image.
+        clipped: Boxes that reached more than a pixel out of their image and were cut.
+        dropped: Boxes that were left out since nothing of them was inside, or they had no area.
+    """
+
+    source: Path
+    classes: ClassList
+    images: tuple[ImageRecord, ...]
+    clipped: int = 0
+    dropped: int = 0
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def summary(self) -> str:
+        """One line that says what is there and what was mended."""
+        objects = sum(len(record.boxes) for record in self.images)
+        crowds = sum(int(record.crowd.sum()) for record in self.images)
+        empty = sum(len(record.boxes) == 0 for record in self.images)
+        parts = [f"{len(self.images)} images"]
+        if empty:
+            parts[0] += f" ({empty} without objects)"
+        parts.append(f"{objects} objects of {len(self.classes)} classes")
+        if crowds:
+            parts.append(f"{crowds} of them crowds")
+        if self.clipped:
+            parts.append(f"{self.clipped} boxes clipped to their image")
+        if self.dropped:
+            parts.append(f"{self.dropped} boxes without area dropped")
+        return ", ".join(parts)
+
+
+def clean_boxes(boxes: np.ndarray, width: int, height: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Cuts boxes to their image and finds those that are left with an area.
+
+    Args:
+        boxes: float64 [N, 4] (x1, y1, x2, y2), image pixels; may hold NaN and infinities.
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
+
+    Returns:
+        The cut boxes, float32 [N, 4]; which to keep, bool [N]; how many of the kept ones reached
+        more than a pixel out of the image.
+    """
+    limits = np.array([width, height, width, height], dtype=np.float64)
+    inside = boxes.clip(0, limits)
+    with np.errstate(invalid="ignore"):  # infinity - infinity is NaN, which is not kept.
+        sides = inside[:, 2:] - inside[:, :2]  # [N, 2]
+    keep = np.isfinite(boxes).all(axis=1) & (sides >= MIN_BOX_SIDE).all(axis=1)
+    moved = np.abs(inside[keep] - boxes[keep]).max(axis=1, initial=0)
+    return inside.astype(np.float32), keep, int((moved > _ROUNDING).sum())

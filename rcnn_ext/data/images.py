@@ -1,0 +1,102 @@
+"""Reading pictures from disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+def load_image(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
+    """Reads a picture as RGB, upright.
+
+    Cameras store a turned picture and say so in its EXIF data; most annotation tools annotate it
+    upright. Where ``size`` fits only the picture as stored, that is returned.
+
+    Args:
+        path: The file.
+        size: Width and height the annotations say it has, in pixels.
+
+    Raises:
+        UserError: The file is missing, damaged, no picture, or of another size.
+    """
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            upright = ImageOps.exif_transpose(opened)
+            picture = opened if size == opened.size else upright
+            if size is not None and picture.size != size:
+                raise UserError(
+                    f"{path} is {picture.width}x{picture.height} pixels, "
+                    f"but its annotations say {size[0]}x{size[1]}"
+                )
+            if picture.mode.startswith("I;16"):
+                # Pillow would cut 16-bit values at 255 instead of scaling them.
+                picture = picture.convert("I").point(lambda value: value / 257).convert("L")
+            return picture.convert("RGB")
+    except FileNotFoundError:
+        raise UserError(f"the image {path} does not exist") from None
+    except UnidentifiedImageError:
+        raise UserError(f"{path} is not an image that Pillow can read") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # Pillow raises SyntaxError for broken PNG chunks.
+        raise UserError(f"the image {path} is damaged: {error}") from error
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height of a picture, upright, from its header.
+
+    Raises:
+        UserError: The file is missing, damaged or no picture.
+    """
+    try:
+        with Image.open(path) as opened:
+            width, height = opened.size
+            # Values 5 to 8 of the EXIF tag Orientation (0x0112) swap the sides.
+            turned = opened.getexif().get(0x0112, 1) >= 5
+            return (height, width) if turned else (width, height)
+    except FileNotFoundError:
+        raise UserError(f"the image {path} does not exist") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path} is not an image that Pillow can read: {error}") from error
+
+
+def find_images(sources: Iterable[Path]) -> list[tuple[Path, Path]]:
+    """Lists pictures: each file that is named, and all below each folder that is named.
+
+    Args:
+        sources: Files and folders.
+
+    Returns:
+        Each picture's path, and its path relative to the folder that led to it (for a file: its
+        name), under which results about it can be stored. Folders are listed in sorted order; a
+        picture that is reached twice is listed once.
+
+    Raises:
+        UserError: A source does not exist, or there is no picture at all.
+    """
+    sources = list(sources)
+    found: dict[Path, tuple[Path, Path]] = {}
+    for source in sources:
+        if source.is_dir():
+            files = sorted(
+                path
+                for path in source.rglob("*")
+                if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+            )
+            pairs = [(path, path.relative_to(source)) for path in files]
+        elif source.is_file():
+            pairs = [(source, Path(source.name))]
+        else:
+            raise UserError(f"{source} does not exist: name images or folders of images")
+        for path, relative in pairs:
+            found.setdefault(path.resolve(), (path, relative))
+    if not found:
+        names = ", ".join(str(source) for source in sources)
+        raise UserError(f"no images in {names} (looked for {', '.join(IMAGE_SUFFIXES)})")
+    return list(found.values())
