@@ -17,22 +17,29 @@ Backend = Literal["native", "reference"]
 # Filled by define_operator: the operator's overload -> its reference.
 references: dict[Any, Callable[..., Any]] = {}
 
-_backend: contextvars.ContextVar[Backend] = contextvars.ContextVar("rcnn_ext_backend")
-
 
 class _ReferenceMode(TorchDispatchMode):
     """Runs the reference in place of the kernel that the dispatcher would choose.
 
-    It sits below autograd, so derivatives take the reference as well.
+    It sits below autograd, so derivatives take the reference as well. PyTorch hands it to the
+    threads that run a backward pass for CUDA; hence it holds by itself whether it acts.
     """
+
+    active = True
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        reference = references.get(func)
-        if reference is None or _backend.get("native") != "reference":
+        reference = references.get(func) if self.active else None
+        if reference is None:
             return func(*args, **(kwargs or {}))
         return reference(*args, **(kwargs or {}))
+
+
+# The reference modes around the present block of code, outermost first.
+_modes: contextvars.ContextVar[tuple[_ReferenceMode, ...]] = contextvars.ContextVar(
+    "rcnn_ext_reference_modes", default=()
+)
 
 
 @contextlib.contextmanager
@@ -61,13 +68,28 @@ def use_backend(backend: Backend) -> Iterator[None]:
         module = _extension.status()["_C"]
         if not module.loaded:
             raise RuntimeError(f"use_backend('native'): {module.name} is {module.reason}")
-    token = _backend.set(backend)
-    mode = _ReferenceMode() if backend == "reference" else contextlib.nullcontext()
+        with _suspended(_modes.get()):
+            yield
+        return
+    mode = _ReferenceMode()
+    token = _modes.set((*_modes.get(), mode))
     try:
         with mode:
             yield
     finally:
-        _backend.reset(token)
+        _modes.reset(token)
+
+
+@contextlib.contextmanager
+def _suspended(modes: tuple[_ReferenceMode, ...]) -> Iterator[None]:
+    before = [mode.active for mode in modes]
+    for mode in modes:
+        mode.active = False
+    try:
+        yield
+    finally:
+        for mode, active in zip(modes, before, strict=True):
+            mode.active = active
 
 
 def has_native_kernel(name: str, device_type: str) -> bool:
