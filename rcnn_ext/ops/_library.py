@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,20 @@ from .. import _extension
 from ._backend import references
 
 NAMESPACE = "rcnn_ext"
+
+
+def _outside_autocast(reference: Callable[..., Any]) -> Callable[..., Any]:
+    """The reference in its own dtypes: autocast would take its matrix products in 16 bits."""
+
+    @functools.wraps(reference)
+    def run(first: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        device = first.device.type
+        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+            return reference(first, *args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return reference(first, *args, **kwargs)
+
+    return run
 
 
 def define_operator(
@@ -38,6 +53,7 @@ def define_operator(
         vmap: the batching rule, as ``torch.library.register_vmap`` takes it.
     """
     qualified = f"{NAMESPACE}::{name}"
+    reference = _outside_autocast(reference)
     torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.impl(qualified, "CompositeExplicitAutograd", reference)
     torch.library.register_fake(qualified, fake)
