@@ -124,8 +124,9 @@ def _fake_backward(
     aligned: bool,
     channels_last: bool,
 ) -> Tensor:
-    check_roi_align_backward(grad, rois, spatial_scale, pooled_height, pooled_width, channels)
-    return empty_map(grad, (batch_size, channels, height, width), channels_last=channels_last)
+    shape = (batch_size, channels, height, width)
+    check_roi_align_backward(grad, rois, spatial_scale, pooled_height, pooled_width, shape)
+    return empty_map(grad, shape, channels_last=channels_last)
 
 
 def _save_rois(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -173,13 +174,15 @@ def _vmap(
     if rois_dim is None:
         assert input_dim is not None
         # One set of RoIs: the batch becomes channels. [V, N, C, H, W] -> [N, V * C, H, W]
-        folded = input.movedim(input_dim, 1).flatten(1, 2)
-        pooled = _roi_align(folded, rois, *options)  # [K, V * C, PH, PW]
-        return pooled.unflatten(1, (size, -1)), 1
+        images = input.movedim(input_dim, 1)  # [N, V, C, H, W]
+        pooled = _roi_align(images.flatten(1, 2), rois, *options)  # [K, V * C, PH, PW]
+        return pooled.unflatten(1, images.shape[1:3]), 1
     rois = rois.movedim(rois_dim, 0)  # [V, K, 5]
     if input_dim is not None:
         images = input.movedim(input_dim, 0)  # [V, N, C, H, W]
         number = images.shape[1]
+        if rois.dtype.itemsize < 4:
+            rois = rois.to(torch.float32)  # half types can't count the images of a larger batch
         index = rois[..., 0]
         offset = number * torch.arange(size, device=rois.device, dtype=rois.dtype)[:, None]
         # A bad index stays one instead of reaching into another image of the batch.
@@ -187,7 +190,7 @@ def _vmap(
         rois = torch.cat([index[..., None], rois[..., 1:]], dim=-1)
         input = images.flatten(0, 1)
     pooled = _roi_align(input, rois.flatten(0, 1), *options)  # [V * K, C, PH, PW]
-    return pooled.unflatten(0, (size, -1)), 0
+    return pooled.unflatten(0, rois.shape[:2]), 0
 
 
 _roi_align_backward = define_operator(

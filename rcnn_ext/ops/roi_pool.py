@@ -97,8 +97,9 @@ def _fake_backward(
     width: int,
     channels_last: bool,
 ) -> Tensor:
-    check_roi_pool_backward(grad, argmax, rois, spatial_scale, channels)
-    return empty_map(grad, (batch_size, channels, height, width), channels_last=channels_last)
+    shape = (batch_size, channels, height, width)
+    check_roi_pool_backward(grad, argmax, rois, spatial_scale, shape)
+    return empty_map(grad, shape, channels_last=channels_last)
 
 
 def _save_argmax(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

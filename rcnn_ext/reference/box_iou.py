@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .checks import check, check_floating, check_same_device
+from .checks import check, check_floating, check_same_device, name_of
 
 # The numbers of MeasureId in csrc/common/box_math.h.
 IOU, GENERALIZED, DISTANCE, COMPLETE = range(4)
@@ -30,7 +30,8 @@ def check_box_iou(boxes1: Tensor, boxes2: Tensor) -> None:
     )
     check(
         boxes1.dtype == boxes2.dtype,
-        f"box_iou: expected boxes1 and boxes2 of one dtype, got {boxes1.dtype} and {boxes2.dtype}",
+        "box_iou: expected boxes1 and boxes2 of one dtype, "
+        f"got {name_of(boxes1.dtype)} and {name_of(boxes2.dtype)}",
     )
     check_same_device(boxes1, boxes2, "box_iou", "boxes1", "boxes2")
     if boxes1.dtype != torch.int64:
@@ -53,16 +54,20 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, measure: int, eps: float) -> Tensor:
         RuntimeError: wrong shape, dtype, device or measure.
     """
     check_box_iou(boxes1, boxes2)
-    check(
-        measure in (IOU, GENERALIZED, DISTANCE, COMPLETE),
-        f"box_iou: expected measure 0, 1, 2 or 3, got {measure}",
-    )
+    _check_measure(measure)
     wide = boxes1.dtype in (torch.float64, torch.int64)
     compute = torch.float64 if wide else torch.float32
     a = boxes1.to(compute)[:, :, None, :]  # [B, N, 1, 4]
     b = boxes2.to(compute)[:, None, :, :]  # [B, 1, M, 4]
     result = _measure(a, b, measure, eps)  # [B, N, M]
     return result if boxes1.dtype == torch.float64 else result.to(torch.float32)
+
+
+def _check_measure(measure: int) -> None:
+    check(
+        measure in (IOU, GENERALIZED, DISTANCE, COMPLETE),
+        f"box_iou: expected measure 0, 1, 2 or 3, got {measure}",
+    )
 
 
 def _measure(a: Tensor, b: Tensor, measure: int, eps: float) -> Tensor:
@@ -117,6 +122,8 @@ def box_iou_backward(
         f"box_iou_backward: expected grad of shape {expected}, got {list(grad.shape)}",
     )
     check_floating(boxes1, "box_iou_backward", "boxes1")
+    check_same_device(grad, boxes1, "box_iou_backward", "grad", "boxes1")
+    _check_measure(measure)
     dtype = boxes1.dtype
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     grad = grad.to(compute)

@@ -7,7 +7,6 @@ expected and what was given.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +15,8 @@ from torch import Tensor
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def _name(dtype: torch.dtype) -> str:
+def name_of(dtype: torch.dtype) -> str:
+    """As messages have it: "float32"."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -31,7 +31,7 @@ def check_floating(tensor: Tensor, op: str, argument: str) -> None:
     check(
         tensor.dtype in FLOATING,
         f"{op}: expected {argument} to be float16, bfloat16, float32 or float64, "
-        f"got {_name(tensor.dtype)}",
+        f"got {name_of(tensor.dtype)}",
     )
 
 
@@ -93,8 +93,16 @@ def check_pooled_size(pooled_height: int, pooled_width: int, op: str) -> None:
 def check_spatial_scale(spatial_scale: float, op: str) -> None:
     """Expect a positive, finite scale."""
     check(
-        0 < spatial_scale < math.inf,
-        f"{op}: expected a positive, finite spatial_scale, got {spatial_scale}",
+        0 < spatial_scale <= torch.finfo(torch.float32).max,
+        f"{op}: expected a positive, finite spatial_scale, got {spatial_scale:g}",
+    )
+
+
+def check_feature_shape(shape: Sequence[int], op: str) -> None:
+    """Expect that the input which a backward operator is told of has sizes (N, C, H, W)."""
+    check(
+        all(size >= 0 for size in shape),
+        f"{op}: expected an input size without negative numbers, got {list(shape)}",
     )
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .box_iou import IOU, box_iou
-from .checks import check, check_boxes, check_floating, check_per_box
+from .checks import check, check_boxes, check_floating, check_per_box, name_of
 
 # Boxes decided at a time: the largest temporary is [kept, _CHUNK].
 _CHUNK = 1024
@@ -25,7 +25,7 @@ def check_batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor) -> None:
     check_per_box(idxs, boxes, "batched_nms", "idxs")
     check(
         idxs.dtype == torch.int64,
-        f"batched_nms: expected idxs to be int64, got {str(idxs.dtype).removeprefix('torch.')}",
+        f"batched_nms: expected idxs to be int64, got {name_of(idxs.dtype)}",
     )
 
 

@@ -6,13 +6,15 @@ Bilinear sampling on a grid is separable: a bin of a RoI is ``Y @ plane @ X^T`` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from .._layout import empty_map, is_channels_last
 from .checks import (
+    check_feature_shape,
     check_pooled_gradient,
     check_pooled_size,
     check_roi_arguments,
@@ -39,12 +41,13 @@ def check_roi_align_backward(
     spatial_scale: float,
     pooled_height: int,
     pooled_width: int,
-    channels: int,
+    shape: tuple[int, ...],
 ) -> None:
-    """Expect what the native kernels expect."""
+    """Expect what the native kernels expect; ``shape`` is that of the input, (N, C, H, W)."""
+    check_feature_shape(shape, "roi_align_backward")
     check_pooled_size(pooled_height, pooled_width, "roi_align_backward")
     check_spatial_scale(spatial_scale, "roi_align_backward")
-    check_pooled_gradient(grad, rois, (channels, pooled_height, pooled_width), "roi_align_backward")
+    check_pooled_gradient(grad, rois, (shape[1], pooled_height, pooled_width), "roi_align_backward")
 
 
 def roi_align(
@@ -92,11 +95,28 @@ def roi_align(
             aligned,
             (height, width),
         )  # [k, PH, H] and [k, PW, W]
-        plane = input[image].to(compute).permute(1, 0, 2).reshape(height, channels * width)
-        rows = (y.reshape(-1, height) @ plane).view(-1, pooled_height * channels, width)
-        pooled = (rows @ x.transpose(1, 2)).view(-1, pooled_height, channels, pooled_width)
-        output[chunk] = pooled.transpose(1, 2).to(output.dtype)  # [k, C, PH, PW]
+        pooled = _weighted_sums(_pool, input[image].to(compute), y, x)
+        output[chunk] = pooled.to(output.dtype)  # [k, C, PH, PW]
     return output
+
+
+def _pool(plane: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """``Y @ plane @ X^T`` of every RoI and channel.
+
+    Args:
+        plane: ``[C, H, W]``.
+        y: ``[k, PH, H]``.
+        x: ``[k, PW, W]``.
+
+    Returns:
+        ``[k, C, PH, PW]``
+    """
+    count, pooled_height, height = y.shape
+    channels, _, width = plane.shape
+    columns = plane.permute(1, 0, 2).reshape(height, channels * width)
+    rows = (y.reshape(-1, height) @ columns).view(count, pooled_height * channels, width)
+    pooled = rows @ x.transpose(1, 2)  # [k, PH * C, PW]
+    return pooled.view(count, pooled_height, channels, x.shape[1]).transpose(1, 2)
 
 
 def roi_align_backward(
@@ -132,10 +152,11 @@ def roi_align_backward(
     Returns:
         ``[N, C, H, W]`` in the dtype of grad.
     """
-    check_roi_align_backward(grad, rois, spatial_scale, pooled_height, pooled_width, channels)
+    shape = (batch_size, channels, height, width)
+    check_roi_align_backward(grad, rois, spatial_scale, pooled_height, pooled_width, shape)
     valid = valid_batch_indices(rois, batch_size, "roi_align_backward")
     compute = compute_dtype(grad)
-    total = grad.new_zeros((batch_size, height, channels, width), dtype=compute)
+    total = grad.new_zeros(shape, dtype=compute)
     for image, chunk in _chunks(rois, valid, batch_size, pooled_height * channels * width):
         y, x = _bin_weights(
             rois[chunk].to(compute),
@@ -145,12 +166,46 @@ def roi_align_backward(
             aligned,
             (height, width),
         )  # [k, PH, H] and [k, PW, W]
-        upstream = grad[chunk].to(compute).transpose(1, 2)  # [k, PH, C, PW]
-        rows = upstream.reshape(-1, pooled_height * channels, pooled_width) @ x  # [k, PH * C, W]
-        rows = rows.view(-1, channels * width)  # [k * PH, C * W]
-        total[image] += (y.reshape(-1, height).t() @ rows).view(height, channels, width)
-    result = empty_map(grad, (batch_size, channels, height, width), channels_last=channels_last)
-    return result.copy_(total.transpose(1, 2))
+        total[image] += _weighted_sums(_spread, grad[chunk].to(compute), y, x)
+    return empty_map(grad, shape, channels_last=channels_last).copy_(total)
+
+
+def _spread(upstream: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """The adjoint of :func:`_pool` in the plane, summed over RoIs.
+
+    Args:
+        upstream: ``[k, C, PH, PW]``.
+        y: ``[k, PH, H]``.
+        x: ``[k, PW, W]``.
+
+    Returns:
+        ``[C, H, W]``
+    """
+    count, channels, pooled_height, pooled_width = upstream.shape
+    height, width = y.shape[2], x.shape[2]
+    rows = upstream.transpose(1, 2).reshape(count, pooled_height * channels, pooled_width) @ x
+    rows = rows.view(count * pooled_height, channels * width)
+    total = y.reshape(-1, height).t() @ rows  # [H, C * W]
+    return total.view(height, channels, width).transpose(0, 1)
+
+
+def _weighted_sums(
+    product: Callable[[Tensor, Tensor, Tensor], Tensor], values: Tensor, y: Tensor, x: Tensor
+) -> Tensor:
+    """``product(values, y, x)``, in which values of weight 0 don't count, NaN and infinite too."""
+    finite = values.isfinite()
+    if bool(finite.all()):
+        return product(values, y, x)
+    result = product(torch.where(finite, values, 0), y, x)
+    reach_y, reach_x = (y > 0).to(y.dtype), (x > 0).to(x.dtype)
+    for members, value in (
+        (values.isnan(), math.nan),
+        (values == math.inf, math.inf),
+        (values == -math.inf, -math.inf),
+    ):
+        reached = product(members.to(values.dtype), reach_y, reach_x) > 0
+        result = torch.where(reached, result + value, result)
+    return result
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
@@ -221,7 +276,10 @@ def _axis_weights(
     start, bin_size = torch.where(usable, start, 0), torch.where(usable, bin_size, 1)
     samples = torch.where(usable, samples, 1)
     bin_start = start[:, None] + torch.arange(bins, device=start.device) * bin_size[:, None]
-    # A huge RoI has more samples than memory, but only those within a pixel of the map count.
+    # A huge RoI has more samples than memory, but only those within a pixel of the map count. Where
+    # their numbers have lost their fractions there is nothing to sample: the weight of one sample
+    # among so many is 0 all the same.
+    countable = 2.0**24 if start.dtype == torch.float32 else 2.0**40
     spacing = (bin_size / samples)[:, None]  # [k, 1]
     ends = torch.stack([-1 - bin_start, extent - bin_start]) / spacing  # [2, k, bins]
     slack = 2 + ends.abs().sum(dim=0) * (1e-6 if start.dtype == torch.float32 else 1e-15)
@@ -231,7 +289,8 @@ def _axis_weights(
     flat = spacing.expand_as(first) == 0
     first = torch.where(flat, 0, first)
     last = torch.where(flat, samples[:, None].expand_as(last), last)
-    number = int((last - first).amax().clamp(min=0)) if start.numel() > 0 else 0
+    last = torch.where(first < countable, last.clamp(max=countable), first)
+    number = int((last - first).nan_to_num(nan=0).amax().clamp(min=0)) if start.numel() > 0 else 0
     sample = first[..., None] + torch.arange(number, device=start.device)  # [k, bins, number]
     position = (
         bin_start[..., None] + (sample + 0.5) * bin_size[:, None, None] / samples[:, None, None]

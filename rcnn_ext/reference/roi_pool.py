@@ -8,11 +8,14 @@ from torch import Tensor
 from .._layout import empty_map, is_channels_last
 from .checks import (
     check,
+    check_feature_shape,
     check_floating,
     check_pooled_gradient,
     check_pooled_size,
     check_roi_arguments,
+    check_same_device,
     check_spatial_scale,
+    name_of,
     valid_batch_indices,
 )
 from .roi_align import compute_dtype
@@ -27,24 +30,36 @@ def check_roi_pool(
     check_roi_arguments(input, rois, "roi_pool")
     check_pooled_size(pooled_height, pooled_width, "roi_pool")
     check_spatial_scale(spatial_scale, "roi_pool")
+    _check_plane_size(input.shape[2], input.shape[3], "roi_pool")
+
+
+def _check_plane_size(height: int, width: int, op: str) -> None:
+    """Expect that the number of a pixel fits the int32 of an argmax."""
+    check(
+        height * width <= torch.iinfo(torch.int32).max,
+        f"{op}: expected an input of at most 2^31 - 1 pixels a channel, got {height} x {width}",
+    )
 
 
 def check_roi_pool_backward(
-    grad: Tensor, argmax: Tensor, rois: Tensor, spatial_scale: float, channels: int
+    grad: Tensor, argmax: Tensor, rois: Tensor, spatial_scale: float, shape: tuple[int, ...]
 ) -> None:
-    """Expect what the native kernels expect."""
+    """Expect what the native kernels expect; ``shape`` is that of the input, (N, C, H, W)."""
+    check_feature_shape(shape, "roi_pool_backward")
     check_spatial_scale(spatial_scale, "roi_pool_backward")
+    _check_plane_size(shape[2], shape[3], "roi_pool_backward")
     check_floating(grad, "roi_pool_backward", "grad")
     check(
         grad.dim() == 4,
         f"roi_pool_backward: expected grad of shape [K, C, PH, PW], got {list(grad.shape)}",
     )
-    check_pooled_gradient(grad, rois, (channels, *grad.shape[2:]), "roi_pool_backward")
+    check_pooled_gradient(grad, rois, (shape[1], *grad.shape[2:]), "roi_pool_backward")
     check(
         argmax.dtype == torch.int32 and argmax.shape == grad.shape,
         f"roi_pool_backward: expected argmax to be int32 of shape {list(grad.shape)}, got "
-        f"{str(argmax.dtype).removeprefix('torch.')} of shape {list(argmax.shape)}",
+        f"{name_of(argmax.dtype)} of shape {list(argmax.shape)}",
     )
+    check_same_device(grad, argmax, "roi_pool_backward", "grad", "argmax")
 
 
 def roi_pool(
@@ -131,9 +146,9 @@ def roi_pool_backward(
     Returns:
         ``[N, C, H, W]`` in the dtype of grad.
     """
-    check_roi_pool_backward(grad, argmax, rois, spatial_scale, channels)
-    valid = valid_batch_indices(rois, batch_size, "roi_pool_backward")
     shape = (batch_size, channels, height, width)
+    check_roi_pool_backward(grad, argmax, rois, spatial_scale, shape)
+    valid = valid_batch_indices(rois, batch_size, "roi_pool_backward")
     total = grad.new_zeros(batch_size * channels * height * width, dtype=compute_dtype(grad))
     index, used = _flat_index(argmax, rois, valid, shape)
     # index_put_ with accumulate adds in a fixed order on every device; scatter_add_ does not.
