@@ -85,9 +85,13 @@ def _integers(idxs: Tensor) -> Tensor:
     """Class numbers as int64: equal where the numbers are equal, whatever their dtype."""
     if idxs.dtype == torch.int64:
         return idxs
-    if idxs.dtype in _BITS:
-        # The bits tell numbers apart exactly; adding 0 makes -0.0 and 0.0 one number.
-        idxs = (idxs + 0.0).view(_BITS[idxs.dtype])
+    if idxs.is_complex():
+        raise RuntimeError(f"batched_nms: expected idxs to be real numbers, got {idxs.dtype}")
+    if idxs.is_floating_point():
+        if idxs.dtype not in _BITS:
+            idxs = idxs.to(torch.float32)  # the 8-bit types
+        # The bits tell numbers apart exactly, but for the two zeros.
+        idxs = torch.where(idxs == 0, 0, idxs).view(_BITS[idxs.dtype])
     return idxs.to(torch.int64)
 
 
