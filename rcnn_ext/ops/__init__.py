@@ -35,16 +35,24 @@ _OWN = (
 def __getattr__(name: str) -> Any:
     # torchvision is imported when one of its names is asked for, so that it is not needed to import
     # or run the operators of this package.
-    if name.startswith("_") and name != "__all__":
+    if name == "__all__":
+        return _all_names()
+    if name.startswith("_"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from torchvision import ops as torchvision_ops
 
-    if name == "__all__":
-        return sorted({*_OWN, *torchvision_ops.__all__})
     if name not in torchvision_ops.__all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(torchvision_ops, name)
 
 
+def _all_names() -> list[str]:
+    try:
+        from torchvision import ops as torchvision_ops
+    except ModuleNotFoundError:
+        return sorted(_OWN)
+    return sorted({*_OWN, *torchvision_ops.__all__})
+
+
 def __dir__() -> list[str]:
-    return __getattr__("__all__")
+    return _all_names()

@@ -36,14 +36,26 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
         >>> box_iou(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[1.0, 0, 3, 2]]))
         tensor([[0.3333]])
     """
-    if fmt != "xyxy":
+    if fmt in ("xywh", "cxcywh"):
+        boxes1, boxes2 = _corners(boxes1, fmt), _corners(boxes2, fmt)
+    elif fmt in ("cxcywhr", "xywhr", "xyxyxyxy"):
         from torchvision import ops as torchvision_ops
 
-        if fmt not in ("xywh", "cxcywh"):
-            return torchvision_ops.box_iou(boxes1, boxes2, fmt=fmt)
-        boxes1 = torchvision_ops.box_convert(boxes1, fmt, "xyxy")
-        boxes2 = torchvision_ops.box_convert(boxes2, fmt, "xyxy")
+        return torchvision_ops.box_iou(boxes1, boxes2, fmt=fmt)
+    elif fmt != "xyxy":
+        raise ValueError(
+            "box_iou: expected fmt 'xyxy', 'xywh', 'cxcywh', 'cxcywhr', 'xywhr' or 'xyxyxyxy', "
+            f"got {fmt!r}"
+        )
     return _pairwise(boxes1, boxes2, IOU, 0.0)
+
+
+def _corners(boxes: Tensor, fmt: str) -> Tensor:
+    """``[..., 4]`` in "xywh" or "cxcywh" to (x1, y1, x2, y2)."""
+    start, size = boxes[..., :2], boxes[..., 2:]
+    if fmt == "cxcywh":
+        start = start - size / 2
+    return torch.cat([start, start + size], dim=-1)
 
 
 def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
@@ -128,7 +140,7 @@ def _pairwise(boxes1: Tensor, boxes2: Tensor, measure: int, eps: float) -> Tenso
     if boxes1.dtype != boxes2.dtype:
         dtype = torch.promote_types(boxes1.dtype, boxes2.dtype)
         boxes1, boxes2 = boxes1.to(dtype), boxes2.to(dtype)
-    if not boxes1.is_floating_point():
+    if not boxes1.is_floating_point() and not boxes1.is_complex():
         boxes1, boxes2 = boxes1.to(torch.int64), boxes2.to(torch.int64)
     if boxes1.dim() == 2 and boxes2.dim() == 2:
         return _box_iou(boxes1[None], boxes2[None], measure, eps)[0]
@@ -137,7 +149,13 @@ def _pairwise(boxes1: Tensor, boxes2: Tensor, measure: int, eps: float) -> Tenso
             "box_iou: expected boxes1 of shape [..., N, 4] and boxes2 of shape [..., M, 4], "
             f"got {list(boxes1.shape)} and {list(boxes2.shape)}"
         )
-    leading = torch.broadcast_shapes(boxes1.shape[:-2], boxes2.shape[:-2])
+    try:
+        leading = torch.broadcast_shapes(boxes1.shape[:-2], boxes2.shape[:-2])
+    except RuntimeError:
+        raise RuntimeError(
+            "box_iou: expected leading dimensions of boxes1 and boxes2 that broadcast, "
+            f"got {list(boxes1.shape)} and {list(boxes2.shape)}"
+        ) from None
     rows, columns = boxes1.shape[-2], boxes2.shape[-2]
     boxes1 = boxes1.expand(*leading, *boxes1.shape[-2:]).flatten(0, -3)  # [B, N, 4]
     boxes2 = boxes2.expand(*leading, *boxes2.shape[-2:]).flatten(0, -3)  # [B, M, 4]
@@ -183,7 +201,8 @@ def _double_backward(ctx: Any, grad1: Tensor, grad2: Tensor) -> tuple[Any, ...]:
             t.view_as(t) if create_graph and t.requires_grad else t.detach().requires_grad_()
             for t in ctx.saved_tensors
         ]
-        outputs = reference.box_iou_backward(*inputs, ctx.measure, ctx.eps)
+        grad, boxes1, boxes2 = inputs
+        outputs = reference.box_iou_backward(grad, boxes1, boxes2, ctx.measure, ctx.eps)
         gradients = torch.autograd.grad(outputs, inputs, (grad1, grad2), create_graph=create_graph)
     return *gradients, None, None
 
@@ -196,8 +215,9 @@ def _vmap(
         moved = (
             boxes.expand(info.batch_size, *boxes.shape) if dim is None else boxes.movedim(dim, 0)
         )
-        sets.append(moved.flatten(0, 1))  # [V, B, N, 4] -> [V * B, N, 4]
-    return _box_iou(*sets, *options).unflatten(0, (info.batch_size, -1)), 0
+        sets.append(moved)  # [V, B, N, 4]
+    flat = [boxes.flatten(0, 1) for boxes in sets]  # [V * B, N, 4]
+    return _box_iou(*flat, *options).unflatten(0, sets[0].shape[:2]), 0
 
 
 _box_iou_backward = define_operator(
