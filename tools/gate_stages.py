@@ -211,7 +211,8 @@ def judge_tests(context: Context, done: Finished) -> Outcome:
     counts = count_tests(report.read_text())
     summary = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     ran_well = done.code == 0 and counts["passed"] > 0
-    return Outcome(PASSED if ran_well else FAILED, summary or "no test ran", counts)
+    details = {**counts, "not_passed": name_failures(report.read_text())}
+    return Outcome(PASSED if ran_well else FAILED, summary or "no test ran", details)
 
 
 def count_tests(junit: str) -> dict[str, int]:
@@ -226,6 +227,15 @@ def count_tests(junit: str) -> dict[str, int]:
         counts["skipped"] += skipped
         counts["passed"] += int(suite.get("tests", 0)) - failed - errors - skipped
     return counts
+
+
+def name_failures(junit: str) -> list[str]:
+    """Name the tests of a JUnit report that failed or ended in an error."""
+    return [
+        f"{case.get('classname')}::{case.get('name')}"
+        for case in ET.fromstring(junit).iter("testcase")
+        if case.find("failure") is not None or case.find("error") is not None
+    ]
 
 
 # --- compare ----------------------------------------------------------------------------------

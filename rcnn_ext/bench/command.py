@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-import sys
-from collections.abc import Callable
 
 import torch
 
@@ -14,9 +12,6 @@ from rcnn_ext.bench import environment, plots
 from rcnn_ext.bench.report import Report, format_report, format_seconds, result_name
 from rcnn_ext.bench.runner import (
     CONTENDERS,
-    OURS,
-    REFERENCE,
-    TORCHVISION,
     Row,
     Settings,
     run_cases,
@@ -24,6 +19,7 @@ from rcnn_ext.bench.runner import (
 from rcnn_ext.bench.suite import select, suite
 from rcnn_ext.bench.timing import Rules
 from rcnn_ext.errors import UserError
+from rcnn_ext.progress import Progress
 
 _QUICK_RULES = Rules(budget=0.25, max_runs=15, patience=0.5)
 _CUDA_RULES = Rules(window=0.005, budget=1.0, max_runs=25)
@@ -87,6 +83,12 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         print("\n".join(f"{case.name:<40} {case.work}" for case in cases))
         return 0
+    # Now, not after minutes of work, is the time to find that nothing can be written there.
+    if args.out is not None:
+        files.make_folder(args.out)
+    if args.json is not None:
+        named = args.json.suffix == ".json" and not args.json.is_dir()
+        files.make_folder(args.json.parent if named else args.json)
     full_rules = _CUDA_RULES if device.type == "cuda" else Rules()
     settings = Settings(
         device=device,
@@ -101,9 +103,7 @@ def run(args: argparse.Namespace) -> int:
     print(text, end="")
     written = [] if args.out is None else write_report(report, args.out, "operators")
     if args.json is not None:
-        path = args.json
-        if path.is_dir() or path.suffix != ".json":
-            path = path / result_name(report.environment)
+        path = args.json if named else args.json / result_name(report.environment)
         files.write_json(path, report.as_json())
         written.append(path)
     for path in written:
@@ -136,8 +136,8 @@ def compare(settings: Settings, quick: bool, pattern: str | None = None) -> Repo
         * (1 if settings.device.type == "cuda" else len(settings.threads))
         for case in cases
     )
-    with _Progress(total) as progress:
-        rows, left_out = run_cases(cases, settings, progress.advance)
+    with Progress("Comparing", total, "row") as progress:
+        rows, left_out = run_cases(cases, settings, lambda row: progress.advance(note=_note(row)))
     backends = environment.operator_backends(settings.device.type)
     description = environment.describe(settings.device)
     return Report(description, settings, rows, left_out, backends)
@@ -153,59 +153,11 @@ def write_report(report: Report, folder: pathlib.Path, stem: str) -> list[pathli
     return [text, data, *plots.write_plots(report, folder, stem)]
 
 
-class _Progress:
-    """A bar where rich and a terminal are there, else a line for each row on stderr."""
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._done = 0
-        self._bar: Callable[[str], None] | None = None
-        self._stop: Callable[[], None] = lambda: None
-
-    def __enter__(self) -> _Progress:
-        if not sys.stderr.isatty():
-            return self
-        try:
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                Progress,
-                TextColumn,
-                TimeElapsedColumn,
-            )
-        except ImportError:
-            return self
-        bar = Progress(
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.description}"),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        bar.start()
-        task = bar.add_task("", total=self._total)
-        self._bar = lambda text: bar.update(task, advance=1, description=text)
-        self._stop = bar.stop
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop()
-
-    def advance(self, row: Row) -> None:
-        """Show one more row."""
-        self._done += 1
-        if self._bar is not None:
-            self._bar(row.case.name)
-            return
-        times = ", ".join(
-            f"{name} {format_seconds(row.timings[name].median)}"
-            for name in (OURS, TORCHVISION, REFERENCE)
-            if name in row.timings
-        )
-        state = "FAILED" if row.failures else times
-        print(f"[{self._done}/{self._total}] {row.case.name}: {state}", file=sys.stderr)
+def _note(row: Row) -> str:
+    times = ", ".join(
+        f"{name} {format_seconds(timing.median)}" for name, timing in row.timings.items()
+    )
+    return f"{row.case.name}: {'FAILED' if row.failures else times}"
 
 
 def _default_threads(quick: bool) -> tuple[int, ...]:

@@ -141,37 +141,35 @@ def time_interleaved(rivals: Sequence[Rival], clock: Clock, rules: Rules) -> dic
         The timing of each rival, by name.
     """
     with _collector_paused():
-        estimates = {rival.name: _warm_up(rival, clock) for rival in rivals}
+        estimates = {rival.name: _warm_up(rival, clock, rules) for rival in rivals}
+        single = {r.name for r in rivals if r.may_be_slow and estimates[r.name] > rules.patience}
+        # What a slow rival's only run gave. It was called before, when its result was compared.
+        runs = {name: [seconds] if name in single else [] for name, seconds in estimates.items()}
         counts = {
             name: max(1, round(rules.window / max(estimate, 1e-9)))
             for name, estimate in estimates.items()
         }
-        single = {r.name for r in rivals if r.may_be_slow and estimates[r.name] > rules.patience}
-        turn_time = sum(
-            estimates[rival.name] * counts[rival.name]
-            for rival in rivals
-            if rival.name not in single
-        )
-        turns = int(rules.budget / turn_time) if turn_time else 1
-        turns = min(max(turns, MIN_RUNS), rules.max_runs)
-        runs: dict[str, list[float]] = {rival.name: [] for rival in rivals}
-        for turn in range(turns):
-            first = turn % len(rivals)
-            for rival in (*rivals[first:], *rivals[:first]):
-                if rival.name in single and runs[rival.name]:
-                    continue
+        in_turns = [rival for rival in rivals if rival.name not in single]
+        turn_time = sum(estimates[rival.name] * counts[rival.name] for rival in in_turns)
+        turns = int(rules.budget / turn_time) if turn_time else 0
+        for turn in range(min(max(turns, MIN_RUNS), rules.max_runs)):
+            first = turn % max(1, len(in_turns))
+            for rival in (*in_turns[first:], *in_turns[:first]):
                 count = counts[rival.name]
                 with rival.context():
                     runs[rival.name].append(clock.measure(rival.calls, count) / count)
     return {name: Timing(tuple(seconds), counts[name]) for name, seconds in runs.items()}
 
 
-def _warm_up(rival: Rival, clock: Clock) -> float:
+def _warm_up(rival: Rival, clock: Clock, rules: Rules) -> float:
+    """Call a rival on all its inputs and estimate the time of a call."""
     with rival.context():
-        clock.measure(rival.calls, len(rival.calls))
-        first = clock.measure(rival.calls, 1)
-        if first > 1e-3:
+        first = clock.measure(rival.calls, len(rival.calls)) / len(rival.calls)
+        if first > rules.patience:
             return first
+        again = clock.measure(rival.calls, 1)
+        if again > 1e-3:
+            return again
         # One short call is mostly the clock's own noise.
         return clock.measure(rival.calls, 10) / 10
 

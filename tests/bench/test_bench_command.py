@@ -45,7 +45,6 @@ def test_run_prints_and_writes_everything(
     printed = capsys.readouterr()
     assert "batched_nms" in printed.out
     assert "0 failures" in printed.out
-    assert "[4/4]" in printed.err  # plain progress where there is no terminal
     data = json.loads((out / "operators.json").read_text())
     assert [(row["case"], row["threads"]) for row in data["results"]] == [
         ("nms/300", 1),
@@ -176,6 +175,17 @@ def test_list_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_the_user_can_mend(options: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         bench.run(_arguments(*options))
+
+
+def test_places_that_cannot_be_written_are_found_at_once(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "compare", lambda *_: pytest.fail("the suite ran"))
+    occupied = tmp_path / "file"
+    occupied.touch()
+    for option, place in (("--out", occupied), ("--json", occupied / "results")):
+        with pytest.raises(UserError, match="cannot make the folder"):
+            bench.run(_arguments(option, str(place)))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -148,10 +148,14 @@ def test_tests_are_counted(context: Context) -> None:
     outcome = gate_stages.judge_tests(context, Finished(0, False, ""))
     assert outcome.status == PASSED
     assert outcome.summary == "7 passed, 3 skipped"
-    report.write_text(suite.format(2))
+    failing = (
+        '><testcase classname="tests.ops.test_nms" name="test_ties[cuda]"><failure/></testcase>'
+    )
+    report.write_text(suite.format(2).replace("/><", failing + "</testsuite><"))
     outcome = gate_stages.judge_tests(context, Finished(1, False, ""))
     assert outcome.status == FAILED
     assert outcome.summary == "5 passed, 2 failed, 3 skipped"
+    assert outcome.details["not_passed"] == ["tests.ops.test_nms::test_ties[cuda]"]
 
 
 def test_a_run_of_skipped_tests_does_not_pass(context: Context) -> None:
