@@ -1,18 +1,22 @@
 // What every CUDA kernel of this package goes through: the stream, the launch, dynamic shared
-// memory and the registration. Kernels use nothing else of the CUDA host interface, so that a
-// header that answers to the same names can run them elsewhere.
+// memory and the registration. Kernels use nothing else of the CUDA host interface, so that
+// csrc/emulation/host.h, which answers to the same names, can run them on a CPU.
 #pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "checks.h"
+
+#if defined(RCNN_EMULATION)
+#include "../emulation/host.h"
+#else
 
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/macros.h>
-
-#include <algorithm>
-#include <cstdint>
-
-#include "checks.h"
 
 // Registers the operators of a .cu file: RCNN_CUDA_LIBRARY(m) { m.impl(...); }
 #define RCNN_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(rcnn_ext, CUDA, m)
@@ -23,9 +27,6 @@
   Type* const name = reinterpret_cast<Type*>(rcnn_dynamic_shared)
 
 namespace rcnn_ext {
-
-constexpr int kWarpSize = 32;
-constexpr unsigned kFullWarp = 0xffffffffu;
 
 // Makes a tensor's device current while it lives, and knows the stream to launch on.
 class CudaScope {
@@ -43,6 +44,28 @@ class CudaScope {
   cudaStream_t stream_;
 };
 
+template <class... Parameters>
+void start_kernel(const char*, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                  size_t shared_bytes, const CudaScope& scope, Parameters... parameters) {
+  constexpr size_t kSharedByDefault = 48 * 1024;
+  if (shared_bytes > kSharedByDefault) {
+    STD_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                        cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        static_cast<int>(shared_bytes)));
+  }
+  kernel<<<grid, block, shared_bytes, scope.stream()> > >(parameters...);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+}  // namespace rcnn_ext
+
+#endif
+
+namespace rcnn_ext {
+
+constexpr int kWarpSize = 32;
+constexpr unsigned kFullWarp = 0xffffffffu;
+
 struct LaunchShape {
   dim3 grid, block;
   size_t shared_bytes = 0;
@@ -56,15 +79,8 @@ void launch(const char* name, void (*kernel)(Parameters...), const LaunchShape& 
                  shape.grid.x <= 2147483647u && shape.grid.y <= 65535u && shape.grid.z <= 65535u,
              name, ": a grid of ", shape.grid.x, " x ", shape.grid.y, " x ", shape.grid.z,
              " blocks cannot be launched");
-  constexpr size_t kSharedByDefault = 48 * 1024;
-  if (shape.shared_bytes > kSharedByDefault) {
-    STD_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                        cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(shape.shared_bytes)));
-  }
-  kernel<<<shape.grid, shape.block, shape.shared_bytes, scope.stream()>>>(
-      static_cast<Parameters>(arguments)...);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  start_kernel<Parameters...>(name, kernel, shape.grid, shape.block, shape.shared_bytes, scope,
+                              static_cast<Parameters>(arguments)...);
 }
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -1,0 +1,44 @@
+// The host side of csrc/common/cuda_utils.cuh in the emulated build: the same names, answered on a
+// CPU. Compiled with `g++ -x c++ -DRCNN_EMULATION -I csrc/emulation`; tests/emulation/build.py does
+// it. The operators become a library of their own, rcnn_ext_emulated, on the CPU dispatch key.
+//
+// What stands for device-wide primitives: csrc/common/stable_ops.h sorts, selects and gathers
+// through PyTorch's dispatcher, which runs its CPU operators for the CPU tensors of this build.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <tuple>
+
+#include "scheduler.h"
+
+#define RCNN_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(rcnn_ext_emulated, CPU, m)
+#define RCNN_DYNAMIC_SHARED(Type, name) \
+  Type* const name = static_cast<Type*>(::rcnn_emulation::dynamic_shared())
+
+namespace rcnn_ext {
+
+// There is no device to make current and no stream.
+class CudaScope {
+ public:
+  explicit CudaScope(const torch::stable::Tensor&) {}
+};
+
+template <class... Parameters>
+void start_kernel(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                  size_t shared_bytes, const CudaScope&, Parameters... parameters) {
+  struct Call {
+    void (*kernel)(Parameters...);
+    std::tuple<Parameters...> parameters;
+  } call{kernel, {parameters...}};
+  const auto run_thread = [](void* argument) {
+    const Call& call = *static_cast<const Call*>(argument);
+    std::apply(call.kernel, call.parameters);
+  };
+  rcnn_emulation::run(
+      {name, reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, run_thread, &call});
+}
+
+}  // namespace rcnn_ext

@@ -1,0 +1,86 @@
+// Runs the threads of a block as fibers on one OS thread, in an order drawn from a seed, and finds
+// out when they misuse a barrier or a warp collective. Blocks run one after another.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "vectors.h"
+
+namespace rcnn_emulation {
+
+// Compute capability 9.0.
+constexpr unsigned kWarp = 32;
+constexpr unsigned kMostThreads = 1024;
+constexpr size_t kMostStaticShared = 48 * 1024;
+constexpr size_t kMostShared = 227 * 1024;
+
+struct LaunchRequest {
+  const char* name;    // for messages
+  const void* kernel;  // its address, which tells its static shared memory
+  dim3 grid, block;
+  size_t dynamic_shared_bytes;
+  void (*call)(void*);  // what each thread runs: call(argument)
+  void* argument;
+};
+
+// Throws std::runtime_error that names the kernel, the block and the thread.
+void run(const LaunchRequest& request);
+
+// --- For code on a fiber -----------------------------------------------------------------------
+
+enum class Barrier { kPlain, kCount, kAnd, kOr };
+
+// All threads of the block wait for one another.
+int wait_at_barrier(Barrier kind, int predicate, const char* file, int line);
+
+enum class Collective {
+  kSync,
+  kBallot,
+  kAny,
+  kAll,
+  kShuffle,
+  kMatchAny,
+  kMatchAll,
+  kAdd,
+  kMinimumSigned,
+  kMaximumSigned,
+  kMinimumUnsigned,
+  kMaximumUnsigned,
+  kBitAnd,
+  kBitOr,
+  kBitXor,
+};
+
+// The lanes that `mask` names wait for one another. `value` is what this lane brings, `source` the
+// lane that a shuffle reads.
+uint64_t wait_for_lanes(Collective kind, unsigned mask, uint64_t value, unsigned source,
+                        const char* file, int line);
+
+// Another thread may run here: before every atomic, whose order no kernel may count on.
+void may_switch();
+
+// The launch's dynamic shared memory.
+void* dynamic_shared();
+
+unsigned lane();
+
+// Ends the launch with an error that names the running kernel, block and thread.
+[[noreturn]] void fail(const std::string& what);
+
+// --- For the parts of the emulator -------------------------------------------------------------
+
+// Whether a fiber runs now.
+bool on_fiber();
+
+// Where the running fiber is, as the errors say it.
+std::string place();
+
+// Ends the launch with an error once the running fiber gives control back; the first one counts.
+void fail_later(const std::string& message);
+
+// The byte that fills memory nobody has written yet.
+int poison_byte();
+
+}  // namespace rcnn_emulation

@@ -1,0 +1,269 @@
+"""The operators on emulated CUDA kernels: one more backend for the operators' tests.
+
+``emulated(seed)`` redirects ``rcnn_ext::op`` to ``rcnn_ext_emulated::op`` for a block of code, below
+autograd, so that public functions and derivatives stay what they are. Each call runs under several
+schedules and must give the same bits under all of them; inputs and outputs lie between guard zones
+and outputs begin as poison.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from rcnn_ext.ops import _backend
+
+from .build import build
+
+NAMESPACE = "rcnn_ext_emulated"
+# Set in a process that runs under AddressSanitizer.
+SANITIZE = "RCNN_EMULATION_SANITIZE"
+# Another library instead of the one built from csrc: mutated kernels.
+LIBRARY = "RCNN_EMULATION_LIBRARY"
+
+
+class EmulationError(AssertionError):
+    """A kernel broke the rules: the message names the kernel, the block and the thread.
+
+    No RuntimeError, so that a test which expects one for bad input doesn't take this for it.
+    """
+
+
+class Library:
+    """A library of emulated kernels, and what csrc/emulation/interface.h offers."""
+
+    def __init__(self, path: Path) -> None:
+        self._c = ctypes.CDLL(str(path))
+        self._c.rcnn_emulation_set_seed.argtypes = [ctypes.c_uint64]
+        self._c.rcnn_emulation_launches.restype = ctypes.c_uint64
+        self._c.rcnn_emulation_allocate.argtypes = [ctypes.c_size_t, ctypes.c_int]
+        self._c.rcnn_emulation_allocate.restype = ctypes.c_void_p
+        self._c.rcnn_emulation_release.argtypes = [ctypes.c_void_p]
+        self._c.rcnn_emulation_release.restype = ctypes.c_char_p
+        self._c.rcnn_emulation_take_error.restype = ctypes.c_char_p
+        self.has_address_sanitizer = bool(self._c.rcnn_emulation_has_address_sanitizer())
+
+    def function(self, name: str) -> Any:
+        """A function that the library exports."""
+        return self._c[name]
+
+    def set_seed(self, seed: int) -> None:
+        """Draw the schedules from here on from a seed."""
+        self._c.rcnn_emulation_set_seed(seed)
+
+    def launches(self) -> int:
+        """Kernels launched since the seed was set."""
+        return self._c.rcnn_emulation_launches()
+
+    def poison_byte(self) -> int:
+        """What the seed fills memory with that nobody has written."""
+        return self._c.rcnn_emulation_poison_byte()
+
+    def allocate(self, size: int, fill: int) -> int:
+        """Address of ``size`` bytes between guard zones."""
+        address = self._c.rcnn_emulation_allocate(size, fill)
+        if address is None:
+            raise MemoryError(f"no {size} bytes for an emulated buffer")
+        return address
+
+    def release(self, address: int) -> None:
+        """Give a buffer back.
+
+        Raises:
+            EmulationError: something wrote to its guard zones.
+        """
+        damage = self._c.rcnn_emulation_release(address).decode()
+        if damage:
+            raise EmulationError(damage)
+
+    def check(self) -> None:
+        """Raise what AddressSanitizer found outside of a launch."""
+        message = self._c.rcnn_emulation_take_error().decode()
+        if message:
+            raise EmulationError(message)
+
+
+class Guarded:
+    """Tensors between guard zones, released together."""
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+        self._addresses: list[int] = []
+
+    def empty_like(self, like: torch.Tensor, fill: int) -> torch.Tensor:
+        """A tensor of the same dtype, sizes and strides, every byte ``fill``.
+
+        The bytes are exactly those that the strides span: no element lies outside.
+        """
+        if like.numel() == 0:
+            return like.detach()
+        span = 1 + sum(
+            (n - 1) * step for n, step in zip(like.shape, like.stride(), strict=True)
+        )  # elements
+        size = span * like.element_size()
+        address = self._library.allocate(size, fill)
+        self._addresses.append(address)
+        memory = (ctypes.c_uint8 * size).from_address(address)
+        return torch.frombuffer(memory, dtype=like.dtype).as_strided(like.shape, like.stride())
+
+    def copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor's values between guard zones."""
+        guarded = self.empty_like(tensor, fill=0xFF)
+        if guarded.numel() > 0:
+            guarded.copy_(tensor.detach())
+        return guarded
+
+    def release(self) -> None:
+        """Release all; no tensor may be used any more."""
+        damage = None
+        while self._addresses:
+            try:
+                self._library.release(self._addresses.pop())
+            except EmulationError as error:
+                damage = error
+        if damage is not None:
+            raise damage
+
+
+class _GuardedAllocation(TorchDispatchMode):
+    """Gives the kernels' results poisoned memory between guard zones."""
+
+    def __init__(self, guarded: Guarded, fill: int) -> None:
+        super().__init__()
+        self._guarded = guarded
+        self._fill = fill
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten.empty.memory_format, torch.ops.aten.empty_strided.default):
+            return self._guarded.empty_like(result, self._fill)
+        return result
+
+
+class _Emulation(TorchDispatchMode):
+    """Runs the emulated kernel in place of the one that the dispatcher would choose."""
+
+    def __init__(self, emulator: Emulator, seeds: tuple[int, ...]) -> None:
+        super().__init__()
+        self._emulator = emulator
+        self._seeds = seeds
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        operator = self._emulator.operators.get(func)
+        if operator is None or not all(issubclass(t, torch.Tensor) for t in types):
+            return func(*args, **kwargs)
+        results = [self._emulator.call(operator, args, kwargs, seed) for seed in self._seeds]
+        for seed, other in zip(self._seeds[1:], results[1:], strict=True):
+            if not _same_bits(results[0], other):
+                raise EmulationError(
+                    f"{operator}: the result depends on the schedule: "
+                    f"seeds {self._seeds[0]} and {seed} differ"
+                )
+        return results[0]
+
+
+class Emulator:
+    """The operators' emulated kernels."""
+
+    def __init__(self, path: Path) -> None:
+        # Schemas first: they are those of rcnn_ext, word for word.
+        for original in _backend.references:
+            schema = str(original._schema).partition("(")
+            name = schema[0].partition("::")[2]
+            torch.library.define(f"{NAMESPACE}::{name}", schema[1] + schema[2])
+        torch.ops.load_library(str(path))
+        self.library = Library(path)
+        self.operators = {}
+        for original in _backend.references:
+            name = original._schema.name.partition("::")[2]
+            if torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", "CPU"):
+                self.operators[original] = getattr(getattr(torch.ops, NAMESPACE), name).default
+
+    def call(self, operator: Any, args: tuple, kwargs: dict, seed: int) -> Any:
+        """One call under the schedule of a seed.
+
+        Raises:
+            EmulationError: the kernel broke a rule, wrote to an input or outside of a buffer.
+        """
+        self.library.set_seed(seed)
+        guarded = Guarded(self.library)
+        inputs: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+        def guard(tensor: torch.Tensor) -> torch.Tensor:
+            copy = guarded.copy(tensor)
+            inputs.append((tensor, copy))
+            return copy
+
+        try:
+            arguments = tree_map_only(torch.Tensor, guard, (args, kwargs))
+            try:
+                with _GuardedAllocation(guarded, self.library.poison_byte()):
+                    result = operator(*arguments[0], **arguments[1])
+            except RuntimeError as error:
+                if "[seed " in str(error):
+                    raise EmulationError(str(error)) from None
+                raise
+            for original, copy in inputs:
+                if not _same_bits(original.detach(), copy):
+                    raise EmulationError(f"{operator}: an input was written to")
+            result = tree_map_only(torch.Tensor, _own_copy, result)
+        finally:
+            del inputs, arguments
+            guarded.release()
+        self.library.check()
+        return result
+
+
+def _own_copy(tensor: torch.Tensor) -> torch.Tensor:
+    copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+    return copy.copy_(tensor)
+
+
+def _same_bits(a: Any, b: Any) -> bool:
+    if isinstance(a, (tuple, list)):
+        return len(a) == len(b) and all(map(_same_bits, a, b))
+    if a.shape != b.shape or a.dtype != b.dtype or a.stride() != b.stride():
+        return False
+    if a.numel() == 0:
+        return True
+    a, b = (t.contiguous().reshape(-1).view(torch.uint8) for t in (a, b))
+    return torch.equal(a, b)
+
+
+@functools.cache
+def emulator() -> Emulator:
+    """The kernels of csrc, built when first asked for."""
+    if os.environ.get(LIBRARY):
+        return Emulator(Path(os.environ[LIBRARY]))
+    return Emulator(build(address_sanitizer=bool(os.environ.get(SANITIZE))))
+
+
+@contextlib.contextmanager
+def emulated(seed: int = 0, schedules: int = 2) -> Iterator[Emulator]:
+    """Run this package's operators on emulated CUDA kernels, on CPU tensors.
+
+    Args:
+        seed: of the schedules.
+        schedules: how many each call runs under.
+
+    Example:
+        >>> with emulated(seed=7):
+        ...     keep = ops.nms(boxes, scores, 0.5)
+    """
+    instance = emulator()
+    with _Emulation(instance, tuple(range(seed, seed + schedules))):
+        yield instance
