@@ -1,0 +1,96 @@
+"""Boxes as regression targets: the parametrisation of R-CNN."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def _centres_and_sizes(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Split boxes [..., 4] into (centre x, centre y, width, height), each [...]."""
+    x1, y1, x2, y2 = boxes.unbind(dim=-1)
+    width, height = x2 - x1, y2 - y1
+    return x1 + 0.5 * width, y1 + 0.5 * height, width, height
+
+
+class BoxCoder:
+    """Encode boxes relative to other boxes, and decode them again.
+
+    `encode` gives (dx, dy, dw, dh): the shift of the centre in units of the anchor's sides, and
+    the logarithm of the ratio of the sides, each multiplied by its weight. The weights are
+    1 / standard deviation of the targets, so that the four losses weigh alike.
+
+    Args:
+        weights: for (dx, dy, dw, dh).
+        max_log_ratio: dw and dh are clamped to this before the exponential, so that a wild
+            prediction gives a large box and no overflow. The default lets 16 pixels grow to 1000.
+
+    Source: Girshick et al., "Rich feature hierarchies", 2014, appendix C; with equal weights the
+    results of torchvision's `BoxCoder`.
+
+    Example:
+        >>> coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
+        >>> coder.decode(coder.encode(gt_boxes, proposals), proposals)  # gives gt_boxes
+    """
+
+    def __init__(
+        self,
+        weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
+        max_log_ratio: float = math.log(1000.0 / 16),
+    ) -> None:
+        if len(weights) != 4 or any(not weight > 0 for weight in weights):
+            raise ValueError(f"box coder weights must be four positive numbers, got {weights}")
+        self.weights = tuple(weights)
+        self.max_log_ratio = max_log_ratio
+
+    def encode(self, gt_boxes: Tensor, anchors: Tensor) -> Tensor:
+        """Return the deltas that lead from `anchors` to `gt_boxes`.
+
+        Args:
+            gt_boxes: [..., 4] (x1, y1, x2, y2), image pixels, with positive sides.
+            anchors: [..., 4] anchors or proposals, with positive sides.
+
+        Returns:
+            Tensor [..., 4] (dx, dy, dw, dh).
+        """
+        gt_x, gt_y, gt_width, gt_height = _centres_and_sizes(gt_boxes)
+        x, y, width, height = _centres_and_sizes(anchors)
+        weight_x, weight_y, weight_w, weight_h = self.weights
+        return torch.stack(
+            (
+                weight_x * (gt_x - x) / width,
+                weight_y * (gt_y - y) / height,
+                weight_w * torch.log(gt_width / width),
+                weight_h * torch.log(gt_height / height),
+            ),
+            dim=-1,
+        )
+
+    def decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:
+        """Return the boxes that `deltas` make of `anchors`.
+
+        Args:
+            deltas: [..., 4] (dx, dy, dw, dh).
+            anchors: [..., 4] (x1, y1, x2, y2), image pixels, broadcast against `deltas`.
+
+        Returns:
+            Tensor [..., 4] (x1, y1, x2, y2), image pixels, not clipped.
+        """
+        x, y, width, height = _centres_and_sizes(anchors)
+        weight_x, weight_y, weight_w, weight_h = self.weights
+        dx, dy, dw, dh = deltas.unbind(dim=-1)
+        centre_x = dx / weight_x * width + x
+        centre_y = dy / weight_y * height + y
+        half_width = 0.5 * (torch.exp((dw / weight_w).clamp(max=self.max_log_ratio)) * width)
+        half_height = 0.5 * (torch.exp((dh / weight_h).clamp(max=self.max_log_ratio)) * height)
+        return torch.stack(
+            (
+                centre_x - half_width,
+                centre_y - half_height,
+                centre_x + half_width,
+                centre_y + half_height,
+            ),
+            dim=-1,
+        )

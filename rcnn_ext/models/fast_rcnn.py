@@ -1,0 +1,271 @@
+"""Fast R-CNN: classify and refine boxes that were proposed elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models._api import WeightsEnum
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.transform import resize_boxes
+
+from rcnn_ext.models.backbones import NormLayer, out_channels_of
+from rcnn_ext.models.box_heads import default_box_branch
+from rcnn_ext.models.box_utils import clip_boxes, first_bad_box, image_size_tensor
+from rcnn_ext.models.builder import build_parts
+from rcnn_ext.models.inputs import (
+    backbone_features,
+    build_transform,
+    check_box_tensor,
+    prepare_batch,
+)
+from rcnn_ext.models.poolers import RoIPooler
+from rcnn_ext.models.roi_heads import RoIHeads
+
+
+class FastRCNN(nn.Module):
+    """Fast R-CNN on any backbone.
+
+    Args:
+        backbone: from images [N, 3, H, W] to a map or a dict of maps [N, C, H_l, W_l], with an
+            attribute `out_channels`, C.
+        num_classes: number of classes, background (class 0) included; None if `box_predictor` is
+            given.
+        min_size: length of the shorter side of an image after resizing; of several, one is drawn
+            for each image in training.
+        max_size: largest length of the longer side; it overrules `min_size`.
+        image_mean: of each channel; None means ImageNet's.
+        image_std: of each channel; None means ImageNet's.
+        box_roi_pool: called with (features, proposals, image sizes); None means RoIAlign 7x7 with
+            the stride of the backbone, which must then have one map.
+        box_head: None means a `TwoMLPHead`.
+        box_predictor: None means a `FastRCNNPredictor`.
+        box_score_thresh: detections need a higher score.
+        box_nms_thresh: IoU above which the better of two detections of a class remains.
+        box_detections_per_img: most detections of an image.
+        box_fg_iou_thresh: least IoU of a foreground proposal.
+        box_bg_iou_thresh: IoU that a background proposal stays below.
+        box_batch_size_per_image: proposals sampled for the loss.
+        box_positive_fraction: largest part of them that is foreground.
+        bbox_reg_weights: of (dx, dy, dw, dh); None means (10, 10, 5, 5).
+        **kwargs: `size_divisible` and `fixed_size` of torchvision's `GeneralizedRCNNTransform`.
+
+    Raises:
+        ValueError: contradicting arguments.
+        TypeError: an unknown option.
+
+    The default sizes, sample and suppression threshold are the paper's.
+
+    Source: Girshick, "Fast R-CNN", 2015.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int | None = None,
+        # images
+        min_size: int | Sequence[int] = 600,
+        max_size: int = 1000,
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
+        # RoI heads
+        box_roi_pool: nn.Module | None = None,
+        box_head: nn.Module | None = None,
+        box_predictor: nn.Module | None = None,
+        box_score_thresh: float = 0.05,
+        box_nms_thresh: float = 0.3,
+        box_detections_per_img: int = 100,
+        box_fg_iou_thresh: float = 0.5,
+        box_bg_iou_thresh: float = 0.5,
+        box_batch_size_per_image: int = 64,
+        box_positive_fraction: float = 0.25,
+        bbox_reg_weights: tuple[float, float, float, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        channels = out_channels_of(backbone)
+        if box_roi_pool is None:
+            box_roi_pool = RoIPooler(backbone)
+        box_head, box_predictor = default_box_branch(
+            channels, num_classes, box_roi_pool, box_head, box_predictor
+        )
+        self.transform = build_transform(min_size, max_size, image_mean, image_std, kwargs)
+        self.backbone = backbone
+        self.roi_heads = RoIHeads(
+            box_roi_pool,
+            box_head,
+            box_predictor,
+            box_fg_iou_thresh,
+            box_bg_iou_thresh,
+            box_batch_size_per_image,
+            box_positive_fraction,
+            bbox_reg_weights,
+            box_score_thresh,
+            box_nms_thresh,
+            box_detections_per_img,
+        )
+
+    def forward(
+        self,
+        images: Sequence[Tensor],
+        proposals: Sequence[Tensor],
+        targets: Sequence[dict[str, Tensor]] | None = None,
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Compute the losses in training, detect objects in evaluation.
+
+        Args:
+            images: N images [3, H_i, W_i], floating point in [0, 1], of any sizes.
+            proposals: for each image [P_i, 4] (x1, y1, x2, y2), floating point, in its pixels; they
+                are scaled with the image. P_i may be 0. Parts outside the image are cut off, and
+                proposals wholly outside are left out.
+            targets: for each image `boxes` [G_i, 4] (x1, y1, x2, y2) in its pixels and `labels`
+                [G_i] int64, 1 or more. G_i may be 0. Needed in training, where the boxes join the
+                proposals.
+
+        Returns:
+            In training the losses `loss_classifier` and `loss_box_reg`; in evaluation, for each
+            image, `boxes` [D_i, 4] in its pixels, `labels` [D_i] and `scores` [D_i], by descending
+            score.
+
+        Raises:
+            ValueError: an image, a target or a proposal is malformed; the message names it.
+        """
+        batch, resized_targets, original_sizes = prepare_batch(
+            self.transform, images, targets, training=self.training
+        )
+        resized_proposals = _resize_proposals(proposals, batch, original_sizes)
+        features = backbone_features(self.backbone, batch.tensors)
+        detections, losses = self.roi_heads(
+            features,
+            resized_proposals,
+            batch.image_sizes,
+            resized_targets,
+            padded_size=(batch.tensors.shape[2], batch.tensors.shape[3]),
+        )
+        if self.training:
+            return losses
+        return self.transform.postprocess(detections, batch.image_sizes, original_sizes)
+
+
+def fast_rcnn(
+    backbone: str = "resnet50",
+    *,
+    num_classes: int,
+    neck: str = "c4",
+    head: str | None = None,
+    pooler: str = "align",
+    pool_size: int = 7,
+    sampling_ratio: int = 2,
+    class_agnostic: bool = False,
+    dropout: float = 0.0,
+    weights_backbone: WeightsEnum | str | None = None,
+    norm_layer: NormLayer = "auto",
+    trainable_layers: int | None = None,
+    returned_layers: Sequence[int] | None = None,
+    progress: bool = True,
+    **kwargs: Any,
+) -> FastRCNN:
+    """Build a Fast R-CNN from a backbone by name.
+
+    Args:
+        backbone: "resnet18", "resnet34", "resnet50", "resnet101" or "mobilenet_v3_large".
+        num_classes: number of classes, background (class 0) included.
+        neck: "c4", the map of stride 16, or "fpn", a feature pyramid.
+        head: "res5", the network's last stage (layer4 of a ResNet) run on each RoI and averaged,
+            which keeps its pretrained weights; or "mlp", two fully connected layers of 1024. None
+            means "res5" for "c4" and "mlp" for "fpn", which has used up the last stage.
+        pooler: "align" (RoIAlign) or "pool" (RoIPool, for "c4" only).
+        pool_size: height and width of a pooled RoI. In "res5" the last stage has stride 1 on 7x7,
+            and keeps its stride of 2 from 14x14 on (He et al.), so that it works on 7x7 in both.
+        sampling_ratio: samples along each side of a bin of RoIAlign; 0 adapts to the RoI's size.
+        class_agnostic: one box a RoI instead of one for each class.
+        dropout: probability of dropping an output of the head in training.
+        weights_backbone: published ImageNet weights, their name ("DEFAULT"), or None.
+        norm_layer: "auto" (frozen batch norm with weights, else live), "frozen", "batch", or a
+            function from channels to a layer.
+        trainable_layers: stages of the backbone that learn, counted from the last, the one in a
+            "res5" head included; None means 3 with weights, else all.
+        returned_layers: stages that a pyramid is built on, see `build_fpn_backbone`.
+        progress: show a progress bar while downloading.
+        **kwargs: further options of `FastRCNN`: `min_size`, `max_size`, `box_...`, but none of its
+            modules.
+
+    Raises:
+        ValueError: an unknown or contradicting option.
+        UserError: the weights do not exist or cannot be downloaded.
+
+    Example:
+        >>> model = fast_rcnn("resnet50", num_classes=21, class_agnostic=True).eval()
+        >>> model([image], [proposals])[0]["boxes"]  # [D, 4], pixels of the image
+    """
+    parts = build_parts(
+        backbone,
+        num_classes=num_classes,
+        neck=neck,
+        head=head,
+        pooler=pooler,
+        pool_size=pool_size,
+        sampling_ratio=sampling_ratio,
+        class_agnostic=class_agnostic,
+        dropout=dropout,
+        weights_backbone=weights_backbone,
+        norm_layer=norm_layer,
+        trainable_layers=trainable_layers,
+        returned_layers=returned_layers,
+        progress=progress,
+    )
+    return FastRCNN(
+        parts.backbone,
+        box_roi_pool=parts.box_roi_pool,
+        box_head=parts.box_head,
+        box_predictor=parts.box_predictor,
+        **kwargs,
+    )
+
+
+def _resize_proposals(
+    proposals: Sequence[Tensor], batch: ImageList, original_sizes: list[tuple[int, int]]
+) -> list[Tensor]:
+    """Check, scale and clip proposals.
+
+    Args:
+        proposals: [P_i, 4] an image, pixels of the original images.
+        batch: the resized images.
+        original_sizes: (height, width) of the original images.
+
+    Returns:
+        At most P_i proposals an image, in pixels of the resized images and the images' dtype.
+    """
+    proposals = list(proposals)
+    if len(proposals) != len(original_sizes):
+        raise ValueError(
+            f"{len(original_sizes)} images but proposals for {len(proposals)} were given"
+        )
+    images = batch.tensors
+    for i, in_image in enumerate(proposals):
+        if not isinstance(in_image, Tensor):
+            raise ValueError(f"proposals[{i}] is a {type(in_image).__name__}; expected a tensor")
+        check_box_tensor(in_image, f"proposals[{i}]")
+        if in_image.device != images.device:
+            raise ValueError(
+                f"proposals[{i}] is on {in_image.device}, its image on {images.device}"
+            )
+    dtype = torch.promote_types(images.dtype, torch.float32)
+    resized = [
+        resize_boxes(in_image.to(dtype), original, new)
+        for in_image, original, new in zip(
+            proposals, original_sizes, batch.image_sizes, strict=True
+        )
+    ]
+    bad = first_bad_box(resized)
+    if bad is not None:
+        image, box = bad
+        raise ValueError(
+            f"proposals[{image}][{box}] is {proposals[image][box].tolist()}; proposals are "
+            "(x1, y1, x2, y2) and need finite coordinates, x1 < x2 and y1 < y2"
+        )
+    sizes = image_size_tensor(batch.image_sizes, like=resized[0])  # [N, 2]
+    clipped = [clip_boxes(boxes, size) for boxes, size in zip(resized, sizes, strict=True)]
+    return [boxes[(boxes[:, 2:] > boxes[:, :2]).all(dim=1)] for boxes in clipped]

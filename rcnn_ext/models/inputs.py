@@ -1,0 +1,194 @@
+"""From the user's images and targets to a checked, resized, normalised and padded batch."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from rcnn_ext.models.box_utils import first_bad_box
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_TRANSFORM_OPTIONS = ("size_divisible", "fixed_size", "_skip_resize")
+
+
+def build_transform(
+    min_size: int | Sequence[int],
+    max_size: int,
+    image_mean: Sequence[float] | None,
+    image_std: Sequence[float] | None,
+    options: dict[str, Any],
+) -> GeneralizedRCNNTransform:
+    """Make the transform that resizes, normalises and batches images.
+
+    Args:
+        min_size: length of the shorter side after resizing; of several, one is drawn in training
+            and the last is used in evaluation.
+        max_size: largest length of the longer side; it overrules `min_size`.
+        image_mean: of each channel; None means ImageNet's.
+        image_std: of each channel; None means ImageNet's.
+        options: further arguments of torchvision's `GeneralizedRCNNTransform`.
+
+    Raises:
+        TypeError: an option that it does not know. torchvision ignores those, so that a misspelt
+            option of a model would have no effect.
+    """
+    for name in options:
+        if name in ("pretrained", "pretrained_backbone"):
+            raise TypeError(
+                f"{name}= is gone, as in torchvision; use weights= or weights_backbone="
+            )
+        if name not in _TRANSFORM_OPTIONS:
+            raise TypeError(f"the model has no option {name!r}")
+    return GeneralizedRCNNTransform(
+        min_size,
+        max_size,
+        list(IMAGENET_MEAN if image_mean is None else image_mean),
+        list(IMAGENET_STD if image_std is None else image_std),
+        **options,
+    )
+
+
+def prepare_batch(
+    transform: GeneralizedRCNNTransform,
+    images: Sequence[Tensor],
+    targets: Sequence[dict[str, Tensor]] | None,
+    *,
+    training: bool,
+) -> tuple[ImageList, list[dict[str, Tensor]] | None, list[tuple[int, int]]]:
+    """Check and transform a batch.
+
+    Args:
+        transform: what `build_transform` made.
+        images: N images [3, H_i, W_i], floating point in [0, 1].
+        targets: for each image `boxes` [G_i, 4] (x1, y1, x2, y2) in its pixels, floating point,
+            and `labels` [G_i] int64 from 1. Other entries are ignored. May be None in evaluation.
+        training: whether targets are needed.
+
+    Returns:
+        The batch; the targets with boxes in pixels of the resized images, in their dtype, or None;
+        the sizes (height, width) of the images as they came.
+
+    Raises:
+        ValueError: naming the image and what is wrong with it or its target.
+    """
+    images = list(images)
+    _check_images(images, channels=len(transform.image_mean))
+    original_sizes = [(image.shape[1], image.shape[2]) for image in images]
+    if targets is None:
+        if training:
+            raise ValueError("targets must be given in training mode")
+        return transform(images)[0], None, original_sizes
+
+    targets = list(targets)
+    _check_targets(targets, images)
+    batch, resized = transform(
+        images, [{"boxes": t["boxes"], "labels": t["labels"]} for t in targets]
+    )
+    # After resizing, since that can flatten a box that has a tiny width to begin with.
+    bad = first_bad_box([target["boxes"] for target in resized])
+    if bad is not None:
+        image, box = bad
+        raise ValueError(
+            f"targets[{image}]['boxes'][{box}] is {targets[image]['boxes'][box].tolist()}; boxes "
+            "are (x1, y1, x2, y2) and need finite coordinates, x1 < x2 and y1 < y2"
+        )
+    dtype = torch.promote_types(batch.tensors.dtype, torch.float32)
+    for target in resized:
+        target["boxes"] = target["boxes"].to(dtype)
+    return batch, resized, original_sizes
+
+
+def backbone_features(backbone: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Run the backbone on images [N, 3, H, W]; a single map is named "0"."""
+    features = backbone(images)
+    return OrderedDict([("0", features)]) if isinstance(features, Tensor) else features
+
+
+def check_labels(labels: list[Tensor], num_classes: int) -> None:
+    """Check that every label is a class other than background.
+
+    Args:
+        labels: one int64 tensor [G_i] an image.
+        num_classes: number of classes, background (0) included.
+
+    Raises:
+        ValueError: naming the image and the label.
+    """
+    together = torch.cat(labels)
+    if bool(((together >= 1) & (together < num_classes)).all()):
+        return
+    for image, in_image in enumerate(labels):
+        for label in in_image.tolist():
+            if not 1 <= label < num_classes:
+                raise ValueError(
+                    f"targets[{image}]['labels'] contains {label}; labels of a model with "
+                    f"{num_classes} classes run from 1 to {num_classes - 1} (0 is the background; "
+                    "an image without objects has boxes [0, 4] and labels [0])"
+                )
+
+
+def _check_images(images: list[Tensor], channels: int) -> None:
+    if len(images) == 0:
+        raise ValueError("images is empty; expected at least one image")
+    for i, image in enumerate(images):
+        if not isinstance(image, Tensor):
+            raise ValueError(f"images[{i}] is a {type(image).__name__}; expected a tensor")
+        if image.dim() != 3 or image.shape[0] != channels or image.numel() == 0:
+            raise ValueError(
+                f"images[{i}] has shape {list(image.shape)}; expected [{channels}, height, width]"
+            )
+        if not image.is_floating_point():
+            raise ValueError(
+                f"images[{i}] has dtype {image.dtype}; expected floating point in [0, 1]"
+            )
+
+
+def _check_targets(targets: list[dict[str, Tensor]], images: list[Tensor]) -> None:
+    """Check all but the values, which need a synchronisation; those are checked once a batch."""
+    if len(targets) != len(images):
+        raise ValueError(f"{len(images)} images but {len(targets)} targets were given")
+    for i, (target, image) in enumerate(zip(targets, images, strict=True)):
+        for name in ("boxes", "labels"):
+            if name not in target:
+                raise ValueError(f"targets[{i}] has no {name!r}")
+            if not isinstance(target[name], Tensor):
+                raise ValueError(
+                    f"targets[{i}][{name!r}] is a {type(target[name]).__name__}; expected a tensor"
+                )
+            if target[name].device != image.device:
+                raise ValueError(
+                    f"targets[{i}][{name!r}] is on {target[name].device}, its image on "
+                    f"{image.device}"
+                )
+        boxes, labels = target["boxes"], target["labels"]
+        check_box_tensor(boxes, f"targets[{i}]['boxes']")
+        if labels.dtype != torch.int64:
+            raise ValueError(f"targets[{i}]['labels'] has dtype {labels.dtype}; expected int64")
+        if labels.shape != boxes.shape[:1]:
+            raise ValueError(
+                f"targets[{i}]['labels'] has shape {list(labels.shape)}; expected "
+                f"[{len(boxes)}], one label for each box"
+            )
+
+
+def check_box_tensor(boxes: Tensor, name: str) -> None:
+    """Check that `boxes` is a floating-point tensor [P, 4]; `name` is how to call it.
+
+    Raises:
+        ValueError: naming the tensor and the shape or dtype it has.
+    """
+    if boxes.dim() != 2 or boxes.shape[1] != 4:
+        raise ValueError(
+            f"{name} has shape {list(boxes.shape)}; expected [number of boxes, 4], "
+            "[0, 4] for an image without boxes"
+        )
+    if not boxes.is_floating_point():
+        raise ValueError(f"{name} has dtype {boxes.dtype}; expected floating point")

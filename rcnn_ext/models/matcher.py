@@ -1,0 +1,70 @@
+"""Which ground-truth box an anchor or proposal stands for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rcnn_ext import ops
+
+
+class Matcher:
+    """Match each box to the ground-truth box that it overlaps most.
+
+    Args:
+        high_threshold: a box with an IoU of at least this is matched.
+        low_threshold: a box below it is background; between the two it is ignored.
+        allow_low_quality_matches: each ground-truth box also claims the boxes that overlap it
+            best, however little (all of them on ties). Such a box is matched to the ground truth
+            that it overlaps most itself, which may be another one. The RPN needs this: small
+            objects may reach the high threshold with no anchor.
+
+    Source: Ren et al., "Faster R-CNN", 2015, section 3.1.2; the rules of torchvision's `Matcher`,
+    including its case of a ground truth that overlaps nothing: then its best IoU is 0, and every
+    box with an IoU of 0 counts as best.
+    """
+
+    BELOW_LOW_THRESHOLD = -1
+    BETWEEN_THRESHOLDS = -2
+
+    def __init__(
+        self,
+        high_threshold: float,
+        low_threshold: float,
+        allow_low_quality_matches: bool = False,
+    ) -> None:
+        if not low_threshold <= high_threshold:
+            raise ValueError(
+                f"the background IoU threshold ({low_threshold}) must not exceed the foreground "
+                f"IoU threshold ({high_threshold})"
+            )
+        self.high_threshold = high_threshold
+        self.low_threshold = low_threshold
+        self.allow_low_quality_matches = allow_low_quality_matches
+
+    def __call__(self, gt_boxes: Tensor, boxes: Tensor) -> Tensor:
+        """Match `boxes` to `gt_boxes`.
+
+        Args:
+            gt_boxes: [G, 4] (x1, y1, x2, y2), image pixels. G may be 0: then all is background.
+            boxes: [P, 4] anchors or proposals of the same image.
+
+        Returns:
+            Tensor [P] int64: the index of a ground-truth box, `BELOW_LOW_THRESHOLD` or
+            `BETWEEN_THRESHOLDS`.
+        """
+        if len(gt_boxes) == 0 or len(boxes) == 0:
+            return torch.full(
+                (len(boxes),), self.BELOW_LOW_THRESHOLD, dtype=torch.int64, device=boxes.device
+            )
+        iou = ops.box_iou(gt_boxes, boxes)  # [G, P]
+        best_iou, best_gt = iou.max(dim=0)  # [P], [P]
+
+        matches = torch.where(best_iou < self.low_threshold, self.BELOW_LOW_THRESHOLD, best_gt)
+        between = (best_iou >= self.low_threshold) & (best_iou < self.high_threshold)
+        matches = torch.where(between, self.BETWEEN_THRESHOLDS, matches)
+        if self.allow_low_quality_matches:
+            best_iou_of_gt = iou.max(dim=1, keepdim=True).values  # [G, 1]
+            claimed = (iou == best_iou_of_gt).any(dim=0)  # [P]
+            matches = torch.where(claimed, best_gt, matches)
+        return matches

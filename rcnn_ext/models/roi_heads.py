@@ -1,0 +1,249 @@
+"""The second stage: sample, pool, classify and refine proposals."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rcnn_ext.models.box_coder import BoxCoder
+from rcnn_ext.models.box_utils import (
+    at_least_float32,
+    clip_boxes,
+    image_size_tensor,
+    nms_per_image,
+    sides_at_least,
+)
+from rcnn_ext.models.inputs import check_labels
+from rcnn_ext.models.matcher import Matcher
+from rcnn_ext.models.sampler import BalancedPositiveNegativeSampler
+
+
+class RoIHeads(nn.Module):
+    """Turn proposals into detections or, in training, into losses.
+
+    Args:
+        box_roi_pool: called with (features, proposals, image sizes), gives [R, C, h, w].
+        box_head: [R, C, h, w] to [R, D].
+        box_predictor: [R, D] to logits [R, K] and deltas [R, K * 4], or [R, 4] for class-agnostic
+            boxes. The number of classes K, background included, is read from its output, so it
+            may be replaced after construction.
+        fg_iou_thresh: a proposal with at least this IoU with an object takes its class.
+        bg_iou_thresh: a proposal with less than this IoU with every object is background.
+        batch_size_per_image: proposals sampled for the loss.
+        positive_fraction: largest part of the sample that is not background.
+        bbox_reg_weights: of (dx, dy, dw, dh); None means (10, 10, 5, 5).
+        score_thresh: detections need more than this probability.
+        nms_thresh: suppression works within a class of an image, at this IoU.
+        detections_per_img: best detections of an image, over all classes.
+
+    Arguments and results are those of torchvision's `RoIHeads`, without masks and keypoints. It
+    decodes only boxes above the score threshold, and suppresses over all classes of all images in
+    one call.
+
+    Source: Girshick, "Fast R-CNN", 2015.
+    """
+
+    def __init__(
+        self,
+        box_roi_pool: nn.Module,
+        box_head: nn.Module,
+        box_predictor: nn.Module,
+        # training
+        fg_iou_thresh: float,
+        bg_iou_thresh: float,
+        batch_size_per_image: int,
+        positive_fraction: float,
+        bbox_reg_weights: tuple[float, float, float, float] | None,
+        # inference
+        score_thresh: float,
+        nms_thresh: float,
+        detections_per_img: int,
+    ) -> None:
+        super().__init__()
+        self.proposal_matcher = Matcher(fg_iou_thresh, bg_iou_thresh)
+        self.fg_bg_sampler = BalancedPositiveNegativeSampler(
+            batch_size_per_image, positive_fraction
+        )
+        self.box_coder = BoxCoder(bbox_reg_weights or (10.0, 10.0, 5.0, 5.0))
+        self.box_roi_pool = box_roi_pool
+        self.box_head = box_head
+        self.box_predictor = box_predictor
+        self.score_thresh = score_thresh
+        self.nms_thresh = nms_thresh
+        self.detections_per_img = detections_per_img
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None = None,
+        padded_size: tuple[int, int] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """Detect objects or, in training, compute the losses.
+
+        Args:
+            features: name of a level to its map [N, C, H_l, W_l].
+            proposals: one tensor [P_i, 4] (x1, y1, x2, y2) an image, image pixels of the resized
+                images. P_i may be 0.
+            image_shapes: (height, width) of the resized images, without padding.
+            targets: for each image `boxes` [G_i, 4], image pixels, and `labels` [G_i] int64. Needed
+                in training.
+            padded_size: (height, width) of the batch that the features were computed from; None
+                means the largest of `image_shapes`.
+
+        Returns:
+            In evaluation, for each image `boxes` [D_i, 4], image pixels, `labels` [D_i] and
+            `scores` [D_i], by descending score, and an empty dict; in training, an empty list,
+            `loss_classifier` and `loss_box_reg`.
+
+        Raises:
+            ValueError: targets are missing in training, a label is not a class, or the predictor
+                gives neither one box a RoI nor one for each class.
+        """
+        if self.training:
+            if targets is None:
+                raise ValueError("the RoI heads need targets in training mode")
+            proposals, labels, delta_targets = self.select_training_samples(proposals, targets)
+
+        # A pooler measures strides by these sizes, so they must be those that the maps cover: the
+        # height of a flat image without its padding can be off by more than a factor of sqrt(2).
+        covered = image_shapes if padded_size is None else [padded_size] * len(image_shapes)
+        pooled = self.box_roi_pool(features, proposals, covered)  # [R, C, h, w]
+        logits, deltas = self.box_predictor(self.box_head(pooled))
+        num_rois, num_classes = logits.shape
+        logits = at_least_float32(logits)  # [R, K]
+        # [R, B * 4] -> [R, B, 4]; B is K, or 1 for class-agnostic boxes
+        deltas = at_least_float32(deltas).reshape(num_rois, deltas.shape[1] // 4, 4)
+        if deltas.shape[1] not in (1, num_classes):
+            raise ValueError(
+                f"the box predictor gives {num_classes} classes and {deltas.shape[1]} boxes a RoI; "
+                "expected one box, or one for each class"
+            )
+
+        if self.training:
+            assert targets is not None
+            check_labels([target["labels"] for target in targets], num_classes)
+            return [], self.compute_loss(logits, deltas, labels, delta_targets)
+        return self.postprocess_detections(logits, deltas, proposals, image_shapes), {}
+
+    @torch.no_grad()
+    def select_training_samples(
+        self, proposals: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Sample proposals, and say what each should have been.
+
+        Args:
+            proposals: one tensor [P_i, 4] an image, image pixels. The objects themselves are added
+                to them: early in training no other proposal may reach the foreground threshold.
+            targets: as for `forward`.
+
+        Returns:
+            The sampled proposals, [R_i, 4] an image; labels [R], 0 for background; deltas to the
+            matched objects [R, 4], 0 for background. R is the sum of R_i.
+        """
+        sampled, labels, delta_targets = [], [], []
+        for in_image, target in zip(proposals, targets, strict=True):
+            gt_boxes = target["boxes"].to(in_image.dtype)  # [G_i, 4]
+            boxes = torch.cat((in_image, gt_boxes))  # [P_i + G_i, 4]
+            matches = self.proposal_matcher(gt_boxes, boxes)  # [P_i + G_i]
+            classes = torch.zeros_like(matches)
+            foreground = matches >= 0
+            classes[foreground] = target["labels"][matches[foreground]]
+            classes[matches == Matcher.BETWEEN_THRESHOLDS] = -1  # never sampled
+
+            chosen = torch.cat(self.fg_bg_sampler(classes)).sort().values  # [R_i]
+            boxes, classes, matches = boxes[chosen], classes[chosen], matches[chosen]
+            foreground = classes > 0
+            deltas = torch.zeros_like(boxes)
+            deltas[foreground] = self.box_coder.encode(
+                gt_boxes[matches[foreground]], boxes[foreground]
+            )
+            sampled.append(boxes)
+            labels.append(classes)
+            delta_targets.append(deltas)
+        return sampled, torch.cat(labels), torch.cat(delta_targets)
+
+    def compute_loss(
+        self, logits: Tensor, deltas: Tensor, labels: Tensor, delta_targets: Tensor
+    ) -> dict[str, Tensor]:
+        """Compute the losses of the sampled RoIs.
+
+        Args:
+            logits: [R, K].
+            deltas: [R, K, 4], or [R, 1, 4] for class-agnostic boxes.
+            labels: [R] int64, 0 for background.
+            delta_targets: [R, 4].
+
+        Returns:
+            `loss_classifier` and `loss_box_reg`, both divided by R; 0 where R is 0.
+        """
+        num_rois = max(len(labels), 1)
+        foreground = (labels > 0).nonzero().squeeze(1)  # [F]
+        box_of = labels[foreground] if deltas.shape[1] > 1 else torch.zeros_like(foreground)
+        return {
+            "loss_classifier": F.cross_entropy(logits, labels, reduction="sum") / num_rois,
+            "loss_box_reg": F.smooth_l1_loss(
+                deltas[foreground, box_of],  # [F, 4]
+                delta_targets[foreground],
+                beta=1 / 9,
+                reduction="sum",
+            )
+            / num_rois,
+        }
+
+    def postprocess_detections(
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
+        """Turn predictions into detections.
+
+        Args:
+            logits: [R, K].
+            deltas: [R, K, 4], or [R, 1, 4] for class-agnostic boxes.
+            proposals: [R_i, 4] an image, image pixels; R is the sum of R_i.
+            image_shapes: (height, width) of each image, without padding.
+
+        Returns:
+            For each image `boxes`, `labels` and `scores`, as `forward` describes.
+        """
+        num_classes = logits.shape[1]
+        device = logits.device
+        rois = torch.cat(proposals)  # [R, 4]
+        image_of_roi = torch.arange(len(proposals), device=device).repeat_interleave(
+            torch.tensor([len(in_image) for in_image in proposals], device=device),
+            output_size=len(rois),
+        )  # [R]
+
+        probabilities = logits.softmax(dim=1)[:, 1:]  # [R, K - 1], without background
+        roi_ids, labels = (probabilities > self.score_thresh).nonzero(as_tuple=True)  # [M], [M]
+        scores = probabilities[roi_ids, labels]
+        labels = labels + 1
+        box_of = labels if deltas.shape[1] > 1 else torch.zeros_like(labels)
+        image_ids = image_of_roi[roi_ids]  # [M]
+        boxes = self.box_coder.decode(deltas[roi_ids, box_of], rois[roi_ids])  # [M, 4]
+        boxes = clip_boxes(boxes, image_size_tensor(image_shapes, like=boxes)[image_ids])
+
+        # Clipping can leave slivers at the border; a NaN box is dropped here as well.
+        large = sides_at_least(boxes, 1e-2)
+        boxes, scores, labels, image_ids = (
+            values[large] for values in (boxes, scores, labels, image_ids)
+        )
+        kept = nms_per_image(
+            boxes,
+            scores,
+            image_ids,
+            labels,
+            num_images=len(proposals),
+            num_groups=num_classes,
+            iou_threshold=self.nms_thresh,
+            max_per_image=self.detections_per_img,
+        )
+        return [
+            {"boxes": boxes[indices], "labels": labels[indices], "scores": scores[indices]}
+            for indices in kept
+        ]

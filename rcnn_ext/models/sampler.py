@@ -1,0 +1,50 @@
+"""The random subset of anchors or proposals that the losses see."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class BalancedPositiveNegativeSampler:
+    """Sample a fixed number of boxes of an image, at most a given fraction of them positive.
+
+    Missing positives are made up with negatives; missing negatives are not made up.
+
+    Args:
+        batch_size_per_image: number of boxes to sample.
+        positive_fraction: largest part of them that is positive.
+
+    It draws from torch's generator of the labels' device as torchvision's sampler of the same name
+    does: a permutation of the positives, then one of the negatives. With equal seeds both choose
+    the same boxes.
+    """
+
+    def __init__(self, batch_size_per_image: int, positive_fraction: float) -> None:
+        if batch_size_per_image < 1:
+            raise ValueError(
+                f"the number of sampled boxes must be positive, got {batch_size_per_image}"
+            )
+        if not 0 <= positive_fraction <= 1:
+            raise ValueError(f"the positive fraction must lie in [0, 1], got {positive_fraction}")
+        self.batch_size_per_image = batch_size_per_image
+        self.positive_fraction = positive_fraction
+
+    def __call__(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Sample the boxes of one image.
+
+        Args:
+            labels: [P] integers: above 0 positive, 0 negative, below 0 never sampled.
+
+        Returns:
+            Indices into `labels` of the sampled positives [A] and negatives [B], ascending.
+        """
+        positives = (labels > 0).nonzero().squeeze(1)
+        negatives = (labels == 0).nonzero().squeeze(1)
+        num_positives = min(len(positives), int(self.batch_size_per_image * self.positive_fraction))
+        num_negatives = min(len(negatives), self.batch_size_per_image - num_positives)
+        # A permutation is drawn even where everything or nothing of it is taken: skipping one
+        # would shift the generator against torchvision's.
+        chosen_positives = torch.randperm(len(positives), device=labels.device)[:num_positives]
+        chosen_negatives = torch.randperm(len(negatives), device=labels.device)[:num_negatives]
+        return positives[chosen_positives].sort().values, negatives[chosen_negatives].sort().values
