@@ -6,13 +6,10 @@
 // through PyTorch's dispatcher, which runs its CPU operators for the CPU tensors of this build.
 #pragma once
 
-#include <cuda_runtime.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <tuple>
-
-#include "scheduler.h"
+#include "launch.h"
 
 #define RCNN_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(rcnn_ext_emulated, CPU, m)
 #define RCNN_DYNAMIC_SHARED(Type, name) \
@@ -29,16 +26,7 @@ class CudaScope {
 template <class... Parameters>
 void start_kernel(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
                   size_t shared_bytes, const CudaScope&, Parameters... parameters) {
-  struct Call {
-    void (*kernel)(Parameters...);
-    std::tuple<Parameters...> parameters;
-  } call{kernel, {parameters...}};
-  const auto run_thread = [](void* argument) {
-    const Call& call = *static_cast<const Call*>(argument);
-    std::apply(call.kernel, call.parameters);
-  };
-  rcnn_emulation::run(
-      {name, reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, run_thread, &call});
+  rcnn_emulation::launch<Parameters...>(name, kernel, grid, block, shared_bytes, parameters...);
 }
 
 }  // namespace rcnn_ext

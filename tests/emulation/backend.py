@@ -1,9 +1,9 @@
 """The operators on emulated CUDA kernels: one more backend for the operators' tests.
 
-``emulated(seed)`` redirects ``rcnn_ext::op`` to ``rcnn_ext_emulated::op`` for a block of code, below
-autograd, so that public functions and derivatives stay what they are. Each call runs under several
-schedules and must give the same bits under all of them; inputs and outputs lie between guard zones
-and outputs begin as poison.
+``emulated(seed)`` redirects ``rcnn_ext::op`` to ``rcnn_ext_emulated::op`` for a block of code. It
+does so below autograd: public functions and derivatives stay what they are. Each call runs under
+several schedules and must give the same bits under all of them; inputs and outputs lie between
+guard zones, and outputs begin as poison.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from emulation.build import build
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from rcnn_ext.ops import _backend
-
-from .build import build
 
 NAMESPACE = "rcnn_ext_emulated"
 # Set in a process that runs under AddressSanitizer.
@@ -222,7 +221,6 @@ class Emulator:
                     raise EmulationError(f"{operator}: an input was written to")
             result = tree_map_only(torch.Tensor, _own_copy, result)
         finally:
-            del inputs, arguments
             guarded.release()
         self.library.check()
         return result

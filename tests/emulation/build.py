@@ -22,12 +22,13 @@ CACHE = REPOSITORY / "build" / "emulation"
 EMULATOR = "emulation"  # the emulator's folder in csrc
 
 # As setup.py builds the kernels: no contraction into fused multiply-adds.
-_FLAGS = (
-    "-std=c++17 -O1 -g0 -fPIC -fvisibility=hidden -ffp-contract=off -fno-ipa-icf "
-    "-DRCNN_EMULATION -DTORCH_TARGET_VERSION=0x020b000000000000 -Wall -Wextra "
-    # nvcc has no opinion on these.
-    "-Wno-unused-parameter -Wno-sign-compare -Wno-unknown-pragmas"
-).split()
+_FLAGS = [
+    *("-std=c++17", "-O1", "-g0", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"),
+    "-fno-ipa-icf",  # two kernels of one machine code would share their static variables' name
+    *("-DRCNN_EMULATION", "-DTORCH_TARGET_VERSION=0x020b000000000000"),
+    *("-Wall", "-Wextra", "-Wno-unused-parameter"),
+    *("-Wno-sign-compare", "-Wno-unknown-pragmas"),  # nvcc has no opinion on these
+]
 # Kernels only; csrc/emulation/undefined_behaviour.cpp answers.
 _CHECKS = (
     "-fsanitize=alignment,bounds,bool,null,shift,integer-divide-by-zero,"
