@@ -60,11 +60,11 @@ def test_boxes_are_tight_around_what_was_drawn():
         assert 0 <= x1 < x2 <= 96
         assert 0 <= y1 < y2 <= 96
         filled = drawn.area / ((x2 - x1) * (y2 - y1))
-        # Of a circle pi / 4; of the others any turn lies within these bounds.
-        least, most = {0: (0.75, 0.82), 1: (0.48, 1), 2: (0.3, 0.6), 3: (0.2, 0.5)}[drawn.category]
+        # pi / 4 of a circle's box; the others fill theirs the less the more they are turned.
+        least, most = {0: (0.74, 0.83), 1: (0.58, 1.0), 2: (0.38, 0.56)}[drawn.category]
         assert least <= filled <= most, (index, drawn)
-        assert 0.15 * 96 < max(x2 - x1, y2 - y1) <= 0.5 * 96 + 1
-    assert seen == {0, 1, 2, 3}
+        assert 0.15 * 96 < max(x2 - x1, y2 - y1) <= 0.54 * 96 + 1
+    assert seen == {0, 1, 2}
 
 
 def test_some_images_are_empty_and_objects_hide_little_of_each_other():
@@ -80,7 +80,7 @@ def test_some_images_are_empty_and_objects_hide_little_of_each_other():
                 smaller = min((b[2] - b[0]) * (b[3] - b[1]) for b in (first.box, second.box))
                 assert max(0, width) * max(0, height) < 0.15 * smaller
     assert 1 <= counts.count(0) <= 20
-    assert max(counts) == 4
+    assert max(counts) == 3
 
 
 def test_splits_differ():

@@ -1,0 +1,350 @@
+"""The command ``rcnn-ext``.
+
+Nothing heavy is imported before a command runs, so that ``--help`` is immediate and ``doctor``
+works on a broken installation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from . import __version__
+from .errors import UserError
+
+# Packages of the extra `train`, and what asks for each.
+_TRAIN_PACKAGES = ("lightning", "torchmetrics", "pycocotools", "matplotlib", "yaml", "rich", "tqdm")
+
+_DESCRIPTION = "Train, evaluate and run R-CNN detectors, and compare their operators."
+
+_EPILOG = """\
+A first run, without any data of your own:
+  rcnn-ext demo --out demo-out
+
+Your own COCO-format data:
+  rcnn-ext train faster_rcnn_coco --data DATA --out runs/first
+  rcnn-ext eval runs/first --data DATA
+  rcnn-ext detect runs/first photo.jpg folder/ --out found
+
+rcnn-ext COMMAND --help explains a command.
+"""
+
+_TRAIN_EPILOG = """\
+A recipe is a YAML file. Any of its values can be replaced on the command line:
+  rcnn-ext train faster_rcnn_coco --data DATA --out runs/a optimizer.lr=0.01 data.batch_size=4
+  rcnn-ext train faster_rcnn_coco --data DATA --out runs/b data.classes='[cat, dog]'
+  rcnn-ext train faster_rcnn_coco --data DATA --out runs/c model.weights_backbone=null
+  rcnn-ext train faster_rcnn_synthetic --data shapes --out runs/d --max-steps 100
+The last makes its own data. --show prints a recipe with all its values.
+
+DATA is a folder such as
+  DATA/annotations/instances_train2017.json   or   DATA/instances_train.json
+  DATA/annotations/instances_val2017.json          DATA/instances_val.json
+  DATA/train2017/*.jpg, DATA/val2017/*.jpg         DATA/images/*.jpg
+and other places are named with data.train_annotations=, data.train_images=,
+data.val_annotations= and data.val_images=.
+
+Ctrl-C finishes the step, saves last.ckpt and stops; --resume goes on from there.
+"""
+
+_EVAL_EPILOG = """\
+examples:
+  rcnn-ext eval runs/first --data DATA
+  rcnn-ext eval runs/first/last.ckpt --data DATA --annotations other.json --images pictures
+"""
+
+_DETECT_EPILOG = """\
+examples:
+  rcnn-ext detect runs/first photo.jpg --out found
+  rcnn-ext detect runs/first folder/ --out found --draw-score 0.3
+
+--out gets detections.json (COCO result format), pictures/ with boxes drawn, and overview.jpg.
+An image's id is its file name where all are numbers, as COCO's are, and its place in the list,
+counted from 1, otherwise; file_name is there in any case.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: Its arguments; None takes those of the process.
+
+    Returns:
+        The exit code: 0 for success, 2 for what the user can mend, 128 + n for signal n (130 for
+        Ctrl-C), 1 for anything else.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        options = _parse(arguments)
+        return int(options.run(options))
+    except UserError as error:
+        return _fail(debug, _one_line(error), 2)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _TRAIN_PACKAGES:
+            return _fail(debug, f"{error}; rcnn-ext doctor shows what is installed", 1)
+        return _fail(
+            debug,
+            f"this command needs {package}, which is not installed: pip install 'rcnn-ext[train]'",
+            2,
+        )
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. Python would complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        named = f"{error.filename}: " if error.filename else ""
+        return _fail(debug, f"{named}{error.strerror or error}", 2)
+    except KeyboardInterrupt as stop:
+        number = getattr(stop, "signal_number", signal.SIGINT)
+        return _fail(debug, str(stop) or "interrupted", 128 + number)
+    except Exception as error:  # noqa: BLE001
+        text = str(error).partition("\n")[0]
+        hint = "" if debug else " (add --debug to see where)"
+        return _fail(debug, f"unexpected {type(error).__name__}: {text}{hint}", 1)
+
+
+def _fail(debug: bool, message: str, code: int) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    print(f"rcnn-ext: {message}", file=sys.stderr)
+    return code
+
+
+def _one_line(error: UserError) -> str:
+    """The message alone; a DataLoader worker wraps it in a traceback."""
+    text = str(error)
+    if "Original Traceback" in text:
+        text = text.rpartition("UserError: ")[2]
+    return " ".join(text.split("\n")).strip()
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = _build_parser(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes optional positional arguments in one place only; overrides may stand anywhere.
+    if rest and hasattr(options, "overrides") and not any(word.startswith("-") for word in rest):
+        options.overrides += rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
+
+
+def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    # SUPPRESS, or the command's own default would undo a --debug before the command.
+    common.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks"
+    )
+    parser = argparse.ArgumentParser(
+        prog="rcnn-ext",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[common],
+    )
+    parser.add_argument("--version", action="version", version=f"rcnn-ext {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(
+        name: str, summary: str, epilog: str = "", run: Callable[..., int] | None = None
+    ) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            parents=[common],
+        )
+        command.set_defaults(run=run)
+        return command
+
+    _add_train(add("train", "train a detector by a recipe", _TRAIN_EPILOG, _train))
+    _add_eval(add("eval", "compute the COCO metrics of a trained detector", _EVAL_EPILOG, _eval))
+    _add_detect(add("detect", "find objects in pictures", _DETECT_EPILOG, _detect))
+    named = next((word for word in arguments if not word.startswith("-")), None)
+    for name, module, summary in (
+        ("bench", "rcnn_ext.bench", "compare the operators with torchvision's"),
+        ("doctor", "rcnn_ext.doctor", "show versions, what is compiled and what is not, and why"),
+        ("demo", "rcnn_ext.demo", "make data, train, evaluate, draw and compare, in minutes"),
+    ):
+        command = add(name, summary)
+        if name == named:
+            # Only the command that runs is imported.
+            implementation = importlib.import_module(module)
+            implementation.add_arguments(command)
+            command.set_defaults(run=implementation.run)
+    return parser
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    names = ", ".join(sorted(p.stem for p in (Path(__file__).parent / "recipes").glob("*.yaml")))
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help=f"one of {names}; or the path of a YAML file"
+    )
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="values to replace")
+    parser.add_argument("--data", metavar="DATA", type=Path, help="folder of the data set")
+    parser.add_argument("--out", metavar="OUT", type=Path, help="folder for everything it writes")
+    parser.add_argument(
+        "--max-steps", metavar="N", type=_positive, help="short for schedule.steps=N"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from OUT/last.ckpt")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in OUT")
+    parser.add_argument(
+        "--show", action="store_true", help="print the recipe with all its values, and stop"
+    )
+
+
+def _train(options: argparse.Namespace) -> int:
+    from .recipes import load_recipe, recipe_to_yaml
+
+    overrides = list(options.overrides)
+    if options.max_steps is not None:
+        overrides.append(f"schedule.steps={options.max_steps}")
+    recipe = load_recipe(options.recipe, overrides)
+    if options.show:
+        print(recipe_to_yaml(recipe), end="")
+        return 0
+    for name in ("data", "out"):
+        if getattr(options, name) is None:
+            raise UserError(f"train needs --{name}; rcnn-ext train --help explains")
+    if options.resume and options.overwrite:
+        raise UserError("--resume and --overwrite exclude each other")
+    from .engine.train import train
+
+    result = train(
+        recipe, options.data, options.out, resume=options.resume, overwrite=options.overwrite
+    )
+    print(result.summary())
+    print(f"everything is in {options.out}")
+    print(f"next: rcnn-ext eval {options.out} --data {options.data}")
+    return 0
+
+
+def _add_eval(parser: argparse.ArgumentParser) -> None:
+    _add_checkpoint(parser)
+    parser.add_argument(
+        "--data", metavar="DATA", type=Path, required=True, help="folder of the data set"
+    )
+    parser.add_argument(
+        "--split", choices=("train", "val"), default="val", help="which images (default: val)"
+    )
+    parser.add_argument("--annotations", metavar="FILE", help="annotation file, if not found")
+    parser.add_argument("--images", metavar="FOLDER", help="folder of the images, if not found")
+    parser.add_argument(
+        "--out", metavar="OUT", type=Path, help="folder for metrics.json (default: the run's)"
+    )
+    _add_running(parser)
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from .engine.checkpoint import choose_device, load_checkpoint
+    from .engine.evaluate import evaluate, write_evaluation
+    from .engine.splits import open_split
+
+    device = choose_device(options.device)
+    saved = load_checkpoint(options.checkpoint)
+    config = saved.recipe.data
+    for part in ("annotations", "images"):
+        given = getattr(options, part)
+        if given is not None:
+            # As on any command line, relative to where one is, not to DATA.
+            setattr(config, f"{options.split}_{part}", str(Path(given).absolute()))
+    annotations = open_split(config, options.data, options.split, saved.classes.names)
+    print(f"{saved.path}: step {saved.step}")
+    print(f"{annotations.source}: {annotations.summary()}")
+    started = time.monotonic()
+    result = evaluate(
+        saved.build(device),
+        saved.classes,
+        annotations,
+        device=device,
+        batch_size=options.batch_size or saved.recipe.evaluation.batch_size,
+        workers=config.workers,
+    )
+    seconds = time.monotonic() - started
+    print(result.class_table())
+    print()
+    print(result.table())
+    for path in write_evaluation(
+        saved, annotations, result, seconds, options.out or saved.path.parent
+    ):
+        print(f"wrote {path}")
+    return 0
+
+
+def _add_detect(parser: argparse.ArgumentParser) -> None:
+    _add_checkpoint(parser)
+    parser.add_argument(
+        "images", metavar="IMAGE", type=Path, nargs="+", help="pictures, or folders of pictures"
+    )
+    parser.add_argument(
+        "--out", metavar="OUT", type=Path, required=True, help="folder for JSON and pictures"
+    )
+    parser.add_argument(
+        "--min-score", type=_part, default=0.05, help="least score in the JSON (default: 0.05)"
+    )
+    parser.add_argument(
+        "--draw-score", type=_part, default=0.5, help="least score in pictures (default: 0.5)"
+    )
+    parser.add_argument("--no-pictures", action="store_true", help="write the JSON only")
+    _add_running(parser)
+
+
+def _detect(options: argparse.Namespace) -> int:
+    from .engine.detect import detect_to_folder
+
+    detect_to_folder(
+        options.checkpoint,
+        options.images,
+        options.out,
+        device_name=options.device,
+        batch_size=options.batch_size,
+        min_score=options.min_score,
+        draw_score=None if options.no_pictures else options.draw_score,
+    )
+    return 0
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint",
+        metavar="RUN",
+        type=Path,
+        help="the --out of a training run (its best.ckpt, else last.ckpt), or a checkpoint",
+    )
+
+
+def _add_running(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch-size", metavar="N", type=_positive, help="images in a batch")
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where to run (default: a GPU if there is one)",
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
+
+
+def _part(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1, not {number}")
+    return number

@@ -1,0 +1,151 @@
+"""Checkpoints: a detector with its recipe and the names of its classes, in one file.
+
+The file is Lightning's, plus one entry, ``rcnn_ext``. It holds tensors and plain values only and is
+loaded with ``weights_only=True``: opening a checkpoint runs no code of it. Reading one needs no
+Lightning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import __version__
+from ..data.annotations import ClassList
+from ..errors import UserError
+from ..recipes import Recipe, recipe_from_dict
+from .build import build_model
+
+BEST, LAST = "best.ckpt", "last.ckpt"
+
+# The Lightning module holds the detector under this name.
+_PREFIX = "model."
+_ENTRY = "rcnn_ext"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class SavedDetector:
+    """What a checkpoint holds of a detector.
+
+    Attributes:
+        path: The file.
+        recipe: How it was trained.
+        classes: What its labels mean.
+        step: Number of training steps.
+        score: Its AP when it was saved, if it was validated then.
+        weights: The state dict of the model.
+    """
+
+    path: Path
+    recipe: Recipe
+    classes: ClassList
+    step: int
+    score: float | None
+    weights: dict[str, torch.Tensor]
+
+    def build(self, device: torch.device) -> nn.Module:
+        """The detector in evaluation mode.
+
+        Raises:
+            UserError: The weights are not those of the model that the recipe describes.
+        """
+        model = build_model(self.recipe.model, self.classes.num_classes, pretrained=False)
+        try:
+            model.load_state_dict(self.weights)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(
+                f"the weights in {self.path} do not fit its recipe: {reason}"
+            ) from error
+        return model.to(device).eval()
+
+
+def describe(recipe: Recipe, classes: ClassList, score: float | None) -> dict[str, Any]:
+    """The entry that makes a Lightning checkpoint one of ours, by its key."""
+    return {
+        _ENTRY: {
+            "format": _FORMAT,
+            "version": __version__,
+            "recipe": dataclasses.asdict(recipe),
+            "class_names": list(classes.names),
+            "category_ids": list(classes.category_ids),
+            "score": score,
+        }
+    }
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that is meant: the file itself, or the best, else the last, of a run's folder.
+
+    Raises:
+        UserError: There is none.
+    """
+    if path.is_file():
+        return path
+    for name in (BEST, LAST):
+        if (path / name).is_file():
+            return path / name
+    if path.is_dir():
+        raise UserError(f"{path} has neither {BEST} nor {LAST}: is it the --out of a training run?")
+    raise UserError(f"the checkpoint {path} does not exist")
+
+
+def load_checkpoint(path: Path) -> SavedDetector:
+    """Reads a checkpoint.
+
+    Args:
+        path: The file, or the folder of a training run.
+
+    Raises:
+        UserError: There is none, it is damaged, or something else wrote it.
+    """
+    path = find_checkpoint(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} is not a checkpoint, or is damaged: {reason}") from error
+    entry = content.get(_ENTRY) if isinstance(content, dict) else None
+    if not isinstance(entry, dict):
+        raise UserError(f"{path} was not written by rcnn-ext train")
+    if entry["format"] > _FORMAT:
+        raise UserError(
+            f"{path} was written by rcnn_ext {entry['version']}, which is newer than this one "
+            f"({__version__}): pip install --upgrade rcnn-ext"
+        )
+    try:
+        recipe = recipe_from_dict(entry["recipe"])
+    except UserError as error:
+        raise UserError(f"the recipe in {path}: {error}") from error
+    return SavedDetector(
+        path=path,
+        recipe=recipe,
+        classes=ClassList(tuple(entry["class_names"]), tuple(entry["category_ids"])),
+        step=int(content["global_step"]),
+        score=entry["score"],
+        weights={
+            name.removeprefix(_PREFIX): value
+            for name, value in content["state_dict"].items()
+            if name.startswith(_PREFIX)
+        },
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that ``auto``, ``cpu`` or ``cuda`` means here.
+
+    Raises:
+        UserError: It is ``cuda`` and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device is available; rcnn-ext doctor says why")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)

@@ -1,0 +1,268 @@
+"""What a recipe may say, and what each value means.
+
+The dataclasses are the schema: a recipe file has these sections and keys and no others. A run
+stores its recipe in its checkpoints, as the dictionary that :func:`dataclasses.asdict` gives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..data.synthetic import SyntheticConfig
+from ..data.transforms import AugmentConfig
+
+
+@dataclass
+class ModelConfig:
+    """The detector: what :func:`rcnn_ext.models.faster_rcnn` takes, by the same names.
+
+    null means the model's own choice. The names that are not explained here are torchvision's.
+
+    Attributes:
+        detector: The kind of model.
+        backbone: The network that makes features, such as ``resnet50`` or ``resnet18``.
+        neck: What stands between backbone and heads: a feature pyramid, or nothing (stride 16).
+        weights_backbone: Published weights the backbone starts from (``DEFAULT``), or null for
+            random ones.
+        trainable_layers: How many stages of the backbone learn, counted from the last. Without
+            weights all do, whatever this says: random layers that never learn are of no use.
+        norm_layer: ``frozen`` or ``batch`` normalisation; ``auto`` is frozen with weights.
+        returned_layers: Stages of the backbone that the pyramid is built on.
+        checkpoint_layers: Stages whose activations are computed again in the backward pass rather
+            than kept: less memory, more time.
+        channels_last: Whether weights and images are stored with channels last: faster on most
+            GPUs in mixed precision.
+        min_size: Shorter side of the image that the network sees, in pixels. Of several, one is
+            drawn for each training image, and the last is used otherwise.
+        max_size: Longest side that the network sees; it overrules ``min_size``.
+        fixed_size: Width and height to which every image is brought instead, whatever its own.
+        anchor_sizes: Sides of the anchors in pixels of the resized image: one for each level of
+            the pyramid, or a list for each.
+        aspect_ratios: Height to width of the anchors.
+        class_agnostic: One box a proposal rather than one for each class.
+        dropout: Probability of dropping an output of the box head in training.
+    """
+
+    detector: Literal["faster_rcnn"] = "faster_rcnn"
+    backbone: str = "resnet50"
+    neck: Literal["fpn", "c4"] = "fpn"
+    weights_backbone: str | None = None
+    trainable_layers: int | None = None
+    norm_layer: Literal["auto", "frozen", "batch"] = "auto"
+    returned_layers: list[int] | None = None
+    checkpoint_layers: list[str] = field(default_factory=list)
+    channels_last: bool = False
+    min_size: int | list[int] = 800
+    max_size: int = 1333
+    fixed_size: tuple[int, int] | None = None
+    image_mean: list[float] | None = None
+    image_std: list[float] | None = None
+    anchor_sizes: list[int] | list[list[int]] | None = None
+    aspect_ratios: list[float] | None = None
+    pool_size: int | None = None
+    sampling_ratio: int | None = None
+    class_agnostic: bool = False
+    dropout: float = 0.0
+    rpn_pre_nms_top_n_train: int | None = None
+    rpn_pre_nms_top_n_test: int | None = None
+    rpn_post_nms_top_n_train: int | None = None
+    rpn_post_nms_top_n_test: int | None = None
+    rpn_nms_thresh: float | None = None
+    rpn_fg_iou_thresh: float | None = None
+    rpn_bg_iou_thresh: float | None = None
+    rpn_batch_size_per_image: int | None = None
+    rpn_positive_fraction: float | None = None
+    rpn_score_thresh: float | None = None
+    box_score_thresh: float | None = None
+    box_nms_thresh: float | None = None
+    box_detections_per_img: int | None = None
+    box_fg_iou_thresh: float | None = None
+    box_bg_iou_thresh: float | None = None
+    box_batch_size_per_image: int | None = None
+    box_positive_fraction: float | None = None
+    bbox_reg_weights: tuple[float, float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        sizes = self.min_size if isinstance(self.min_size, list) else [self.min_size]
+        _require(bool(sizes) and min(sizes) >= 16, "min_size", "one or more sizes from 16")
+        _require(self.max_size >= 16, "max_size", "at least 16")
+        _require(0 <= self.dropout < 1, "dropout", "from 0 to below 1")
+
+
+@dataclass
+class DataConfig:
+    """Where samples come from. Paths may be relative to the data folder.
+
+    Attributes:
+        format: ``coco``: a folder with COCO annotation files; ``synthetic``: made shapes, written
+            to the data folder when it is empty.
+        train_annotations: Annotation file for training; null looks for it.
+        train_images: Folder of the training images; null looks for it.
+        val_annotations: Annotation file for validation; null looks for it.
+        val_images: Folder of the validation images; null looks for it.
+        classes: Names of the classes to learn; null means all of the training file.
+        batch_size: Images in a step.
+        workers: Processes that read images; 0 reads them in the training process.
+        keep_empty: Whether images without objects are trained on, as background.
+        augment: How training images are varied.
+        synthetic: What is made when ``format`` is ``synthetic``.
+    """
+
+    format: Literal["coco", "synthetic"] = "coco"
+    train_annotations: str | None = None
+    train_images: str | None = None
+    val_annotations: str | None = None
+    val_images: str | None = None
+    classes: list[str] | None = None
+    batch_size: int = 2
+    workers: int = 2
+    keep_empty: bool = True
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 1, "batch_size", "at least 1")
+        _require(self.workers >= 0, "workers", "0 or more")
+        if self.classes is not None:
+            distinct = len(set(self.classes)) == len(self.classes)
+            _require(bool(self.classes) and distinct, "classes", "null or a list of distinct names")
+
+
+@dataclass
+class OptimizerConfig:
+    """How weights follow gradients.
+
+    Attributes:
+        name: ``sgd`` or ``adamw``.
+        lr: Learning rate after the warm-up.
+        momentum: Of SGD; the first beta of AdamW.
+        weight_decay: Of weights of two or more dimensions: convolutions and linear layers.
+        norm_weight_decay: Of the rest: biases and normalisation.
+        clip_norm: Longest gradient, over all parameters together; null does not clip.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.02
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    norm_weight_decay: float = 0.0
+    clip_norm: float | None = 10.0
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, "lr", "greater than 0")
+        _require(0 <= self.momentum < 1, "momentum", "from 0 to below 1")
+        _require(self.weight_decay >= 0, "weight_decay", "0 or more")
+        _require(self.norm_weight_decay >= 0, "norm_weight_decay", "0 or more")
+        _require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "null or above 0")
+
+
+@dataclass
+class ScheduleConfig:
+    """How long training lasts and how the learning rate changes meanwhile.
+
+    Attributes:
+        steps: Number of training steps.
+        warmup_steps: Steps in which the rate grows linearly to its full value, but no more than a
+            fifth of all, so that short trial runs learn too.
+        warmup_factor: Part of the full value at which it begins.
+        decay: After the warm-up: ``constant``, ``cosine`` (to ``final_factor`` at the last step),
+            or ``multistep`` (times ``gamma`` at each of ``milestones``).
+        milestones: Steps.
+        gamma: See ``decay``.
+        final_factor: See ``decay``.
+    """
+
+    steps: int = 90_000
+    warmup_steps: int = 500
+    warmup_factor: float = 0.001
+    decay: Literal["constant", "cosine", "multistep"] = "multistep"
+    milestones: list[int] = field(default_factory=list)
+    gamma: float = 0.1
+    final_factor: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 1, "steps", "at least 1")
+        _require(self.warmup_steps >= 0, "warmup_steps", "0 or more")
+        _require(0 < self.warmup_factor <= 1, "warmup_factor", "above 0 and at most 1")
+        _require(self.milestones == sorted(self.milestones), "milestones", "ascending")
+        _require(0 < self.gamma <= 1, "gamma", "above 0 and at most 1")
+        _require(0 <= self.final_factor <= 1, "final_factor", "from 0 to 1")
+
+
+@dataclass
+class EvaluationConfig:
+    """Validation during training, and the batches of any evaluation.
+
+    Attributes:
+        every: Steps from one validation to the next; 0 validates at the end only.
+        batch_size: Images in a batch.
+        max_images: Validations during training look at the first so many images; null means all.
+    """
+
+    every: int = 5_000
+    batch_size: int = 4
+    max_images: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.every >= 0, "every", "0 or more")
+        _require(self.batch_size >= 1, "batch_size", "at least 1")
+        _require(
+            self.max_images is None or self.max_images >= 1, "max_images", "null or at least 1"
+        )
+
+
+@dataclass
+class RuntimeConfig:
+    """How the training process runs.
+
+    Attributes:
+        device: ``auto`` takes a GPU where there is one.
+        precision: ``32``, or mixed precision with ``bf16`` or (GPU only) ``16``; ``auto`` is
+            mixed on a GPU and 32 elsewhere.
+        log_every: Steps that are averaged to one line of ``losses.csv``.
+        checkpoint_every: Steps from one write of ``last.ckpt`` to the next; it is also written
+            before each validation, at the end, and on Ctrl-C.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "32", "bf16", "16"] = "32"
+    log_every: int = 20
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        _require(self.log_every >= 1, "log_every", "at least 1")
+        _require(self.checkpoint_every >= 1, "checkpoint_every", "at least 1")
+
+
+@dataclass
+class Recipe:
+    """Everything a training run depends on but the data themselves.
+
+    Attributes:
+        description: One line for people.
+        seed: Seed of weights, order, augmentation and sampling.
+        model: The detector.
+        data: Where samples come from.
+        optimizer: How weights follow gradients.
+        schedule: How long training lasts.
+        evaluation: When it validates.
+        runtime: How the process runs.
+    """
+
+    description: str = ""
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, "seed", "0 or more")
+
+
+def _require(fulfilled: bool, key: str, rule: str) -> None:
+    if not fulfilled:
+        raise ValueError(f"{key} must be {rule}")

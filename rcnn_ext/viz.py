@@ -1,0 +1,220 @@
+"""Pictures: boxes on images, contact sheets, loss and precision-recall curves.
+
+Drawing on images needs Pillow only; the curves need matplotlib, which comes with the extra
+``train``.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from .data.annotations import ClassList
+from .files import replacing
+
+Colour = tuple[int, int, int]
+
+_GOLDEN_RATIO = 0.618033988749895
+_INK, _PAPER = (20, 20, 20), (255, 255, 255)
+
+
+def class_colour(label: int) -> Colour:
+    """The colour of a label, always the same; neighbouring labels differ most."""
+    hue = (label * _GOLDEN_RATIO) % 1
+    # Saturation alternates too, or hues would come close after a dozen classes.
+    red, green, blue = colorsys.hsv_to_rgb(hue, (0.95, 0.65, 0.8)[label % 3], 0.95)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def draw_boxes(
+    picture: Image.Image,
+    boxes: Any,
+    labels: Sequence[int],
+    classes: ClassList,
+    scores: Sequence[float] | None = None,
+    least_size: int = 384,
+) -> Image.Image:
+    """Draws boxes with the names of their classes on a copy of a picture.
+
+    Args:
+        picture: The image; small ones are enlarged so that the text is legible.
+        boxes: [N, 4] (x1, y1, x2, y2), pixels of ``picture``; a tensor, array or nested list.
+        labels: [N], from 1.
+        classes: The names of the labels.
+        scores: [N], from 0 to 1; None for ground truth. The best are drawn last, on top.
+        least_size: Pictures whose longer side is shorter are enlarged a whole number of times.
+    """
+    scale = max(1, math.ceil(least_size / max(picture.size)))
+    canvas = picture.convert("RGB").resize((picture.width * scale, picture.height * scale))
+    pen = ImageDraw.Draw(canvas)
+    width = max(2, round(max(canvas.size) / 300))
+    font = _font(max(11, round(max(canvas.size) / 42)))
+    rows = [[float(value) * scale for value in box] for box in boxes]
+    order = range(len(rows)) if scores is None else np.argsort(np.asarray(scores), kind="stable")
+    texts = []
+    for i in (int(index) for index in order):
+        colour = class_colour(int(labels[i]))
+        name = classes.name(int(labels[i]))
+        pen.rectangle(rows[i], outline=colour, width=width)
+        text = name if scores is None else f"{name} {float(scores[i]):.2f}"
+        texts.append((rows[i], text, colour))
+    # After all boxes, so that no box crosses a name.
+    for row, text, colour in texts:
+        _draw_tag(pen, canvas.size, row, text, colour, font)
+    return canvas
+
+
+def contact_sheet(
+    pictures: Sequence[Image.Image],
+    captions: Sequence[str] | None = None,
+    columns: int = 4,
+    cell: int = 320,
+) -> Image.Image:
+    """Arranges pictures in a grid, each fitted into a square cell with its caption below.
+
+    Args:
+        pictures: One or more.
+        captions: One for each picture, or None.
+        columns: Cells in a row.
+        cell: Side of a cell in pixels.
+
+    Raises:
+        ValueError: No pictures, or captions of another number.
+    """
+    if not pictures:
+        raise ValueError("a contact sheet needs at least one picture")
+    if captions is not None and len(captions) != len(pictures):
+        raise ValueError(f"{len(pictures)} pictures but {len(captions)} captions")
+    gap, text = 8, 0 if captions is None else 22
+    columns = min(columns, len(pictures))
+    rows = math.ceil(len(pictures) / columns)
+    sheet = Image.new(
+        "RGB", (columns * (cell + gap) + gap, rows * (cell + text + gap) + gap), _PAPER
+    )
+    pen = ImageDraw.Draw(sheet)
+    font = _font(14)
+    for i, picture in enumerate(pictures):
+        x = gap + i % columns * (cell + gap)
+        y = gap + i // columns * (cell + text + gap)
+        factor = cell / max(picture.size)
+        size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+        small = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        sheet.paste(small, (x + (cell - size[0]) // 2, y + (cell - size[1]) // 2))
+        if captions is not None:
+            pen.text((x + cell / 2, y + cell + text / 2), captions[i], _INK, font, anchor="mm")
+    return sheet
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Writes a picture in the format of the suffix, whole or not at all."""
+    options: dict[str, Any] = {"quality": 92} if path.suffix.lower() in (".jpg", ".jpeg") else {}
+    with replacing(path) as temporary:
+        picture.save(temporary, **options)
+
+
+def plot_losses(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draws the curves of a ``losses.csv``.
+
+    Args:
+        rows: Its rows: ``step``, ``loss`` and the single losses.
+        path: The picture to write.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    figure, axes = _new_plot("Training losses", "step", "loss")
+    steps = [int(row["step"]) for row in rows]
+    for name in (key for key in rows[0] if key.startswith("loss")):
+        values = [float(row[name]) for row in rows]
+        whole = name == "loss"
+        axes.plot(
+            steps,
+            values,
+            label="sum" if whole else name.removeprefix("loss_"),
+            linewidth=2.2 if whole else 1.2,
+            color="black" if whole else None,
+            marker="." if len(rows) < 30 else None,
+        )
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    with replacing(path) as temporary:
+        figure.savefig(temporary)
+
+
+def plot_precision_recall(precision: np.ndarray, names: Sequence[str], path: Path) -> None:
+    """Draws precision over recall at IoU 0.5.
+
+    Args:
+        precision: [101, K] at recall 0, 0.01, ..., 1 for each class; -1 for classes without
+            objects, which are left out.
+        names: [K] of the classes.
+        path: The picture to write.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    figure, axes = _new_plot("Precision and recall at IoU 0.5", "recall", "precision")
+    recall = np.linspace(0, 1, len(precision))
+    shown = [k for k in range(len(names)) if (precision[:, k] > -1).all()]
+    for k in shown:
+        colour = [value / 255 for value in class_colour(k + 1)]
+        # Named curves of eighty classes could not be told apart.
+        few = len(shown) <= 12
+        label = f"{names[k]} (AP50 {precision[:, k].mean():.2f})" if few else None
+        axes.plot(recall, precision[:, k], color=colour, label=label, alpha=1 if few else 0.35)
+    if shown:
+        mean = precision[:, shown].mean(axis=1)
+        axes.plot(recall, mean, color="black", linewidth=2.2, label=f"mean ({mean.mean():.2f})")
+        axes.legend(frameon=False, loc="lower left")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.02)
+    with replacing(path) as temporary:
+        figure.savefig(temporary)
+
+
+def _draw_tag(
+    pen: ImageDraw.ImageDraw,
+    size: tuple[int, int],
+    box: Sequence[float],
+    text: str,
+    colour: Colour,
+    font: Any,
+) -> None:
+    """Writes on a coloured tag above the box, or inside it where there is no room above."""
+    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+    width, height = right - left + 6, bottom - top + 6
+    x = min(max(0.0, box[0]), max(0.0, size[0] - width))
+    y = box[1] - height if box[1] >= height else box[1]
+    y = min(max(0.0, y), max(0.0, size[1] - height))
+    pen.rectangle((x, y, x + width, y + height), fill=colour)
+    # Perceived brightness, ITU-R BT.601.
+    bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
+    pen.text((x + 3 - left, y + 3 - top), text, _INK if bright else _PAPER, font)
+
+
+def _font(size: int) -> Any:
+    try:
+        return ImageFont.load_default(size)
+    except (TypeError, OSError, ImportError):
+        # A Pillow without FreeType, or before 10.1, has one small bitmap font.
+        return ImageFont.load_default()
+
+
+def _new_plot(title: str, x: str, y: str) -> tuple[Any, Any]:
+    # Not pyplot, which would choose a backend and keep every figure.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes

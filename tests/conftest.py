@@ -1,0 +1,74 @@
+"""Fixtures that several folders of tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+# A detector and a data set so small that a training step takes a fraction of a second.
+TINY = (
+    "model.backbone=mobilenet_v3_large",
+    "model.returned_layers=[2, 3, 4]",
+    "model.pool_size=2",
+    "model.min_size=64",
+    "model.max_size=64",
+    "model.anchor_sizes=[16, 32, 48, 64]",
+    "data.synthetic.size=64",
+    "data.synthetic.train=8",
+    "data.synthetic.val=4",
+    "data.batch_size=2",
+    "data.workers=0",
+    "evaluation.batch_size=2",
+    "runtime.device=cpu",
+)
+
+
+@pytest.fixture(autouse=True)
+def _restore_random_state() -> Iterator[None]:
+    """No test sees random numbers that depend on which tests ran before it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture(scope="session")
+def one_thread() -> Iterator[None]:
+    """Tiny models gain nothing from threads, which wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class TinyRun:
+    """A finished training run.
+
+    Attributes:
+        data: Its data folder.
+        out: What it wrote.
+        overrides: What makes the recipe small.
+        steps: Its number of steps.
+    """
+
+    data: Path
+    out: Path
+    overrides: tuple[str, ...]
+    steps: int
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory, one_thread):
+    """A detector trained for some steps through the command line, with a validation half way."""
+    pytest.importorskip("lightning", reason="lightning comes with the extra train")
+    from rcnn_ext.cli import main
+
+    folder = tmp_path_factory.mktemp("tiny")
+    run = TinyRun(folder / "data", folder / "out", (*TINY, "evaluation.every=2"), 4)
+    arguments = ["train", "faster_rcnn_synthetic", "--data", str(run.data), "--out", str(run.out)]
+    assert main([*arguments, "--max-steps", str(run.steps), *run.overrides]) == 0
+    return run
