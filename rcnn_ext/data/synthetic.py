@@ -20,7 +20,10 @@ from PIL import Image, ImageDraw
 from ..errors import UserError
 from ..files import read_json, replacing_folder
 
-SHAPES = ("circle", "square", "triangle", "star")
+SHAPES = ("circle", "square", "triangle")
+
+# Outlines stand upright give or take so many radians.
+_TURN = math.radians(20)
 
 # Masks are drawn this many times larger and averaged down, which gives smooth outlines.
 _SUPERSAMPLING = 4
@@ -41,7 +44,7 @@ class SyntheticConfig:
     train: int = 512
     val: int = 128
     size: int = 128
-    max_objects: int = 4
+    max_objects: int = 3
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -155,9 +158,9 @@ def _place(
 ) -> tuple[np.ndarray, DrawnObject] | None:
     """Finds a place for a shape that hides little of the others; None if there is none."""
     for _ in range(20):
-        radius = size * rng.uniform(0.1, 0.25)
+        radius = size * rng.uniform(0.13, 0.27)
         centre = rng.uniform(radius, size - radius, 2)
-        alpha = _mask(category, size, centre, radius, rng.uniform(0, 2 * math.pi))
+        alpha = _mask(category, size, centre, radius, rng.uniform(-_TURN, _TURN))
         inside = alpha >= 0.5
         rows = np.flatnonzero(inside.any(axis=1))
         columns = np.flatnonzero(inside.any(axis=0))
@@ -178,15 +181,13 @@ def _mask(
     if SHAPES[category] == "circle":
         pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
     else:
-        radii = {"square": [1.0] * 4, "triangle": [1.0] * 3, "star": [1.0, 0.45] * 5}
-        corners = radii[SHAPES[category]]
-        points = [
-            (
-                x + radius * length * math.cos(turn + 2 * math.pi * i / len(corners)),
-                y + radius * length * math.sin(turn + 2 * math.pi * i / len(corners)),
-            )
-            for i, length in enumerate(corners)
+        # A square stands on a side and a triangle too: their first corners are at 45 and -90
+        # degrees.
+        corners, first = {"square": (4, math.pi / 4), "triangle": (3, -math.pi / 2)}[
+            SHAPES[category]
         ]
+        angles = [first + turn + 2 * math.pi * i / corners for i in range(corners)]
+        points = [(x + radius * math.cos(a), y + radius * math.sin(a)) for a in angles]
         pen.polygon(points, fill=255)
     small = drawing.resize((size, size), Image.Resampling.BOX)
     return np.asarray(small, dtype=np.float32) / 255
