@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -119,7 +120,7 @@ def training_loader(
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin_memory,
-        persistent_workers=workers > 0,
+        worker_init_fn=_ignore_ctrl_c,
     )
 
 
@@ -133,6 +134,7 @@ def evaluation_loader(
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin_memory,
+        worker_init_fn=_ignore_ctrl_c,
     )
 
 
@@ -140,6 +142,11 @@ def collate(samples: list[Sample]) -> Batch:
     """Batches samples as lists, since images differ in size."""
     images, targets = zip(*samples, strict=True)
     return list(images), list(targets)
+
+
+def _ignore_ctrl_c(worker: int) -> None:
+    """A terminal sends Ctrl-C to workers too, but the running step still needs them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Positions(Sampler[list[int]]):
