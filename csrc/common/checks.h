@@ -90,6 +90,9 @@ inline void check_roi_arguments(const Tensor& input, const Tensor& rois, const c
   RCNN_CHECK(rois.dim() == 2 && rois.size(1) == 5, op,
              ": expected rois of shape [K, 5] (batch index, x1, y1, x2, y2), got ", shape_of(rois));
   check_same_device(input, rois, op, "input", "rois");
+  constexpr int64_t kLongest = std::numeric_limits<int32_t>::max();
+  RCNN_CHECK(input.size(2) <= kLongest && input.size(3) <= kLongest, op,
+             ": expected an input of at most 2^31 - 1 rows and columns, got ", shape_of(input));
 }
 
 inline void check_pooled_size(int64_t pooled_height, int64_t pooled_width, const char* op) {

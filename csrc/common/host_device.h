@@ -8,3 +8,10 @@
 #else
 #define RCNN_HOST_DEVICE inline __attribute__((always_inline))
 #endif
+
+// A condition that seldom holds.
+#if defined(__GNUC__)
+#define RCNN_UNLIKELY(condition) __builtin_expect(!!(condition), 0)
+#else
+#define RCNN_UNLIKELY(condition) (condition)
+#endif

@@ -9,16 +9,18 @@
 
 #include "../common/dispatch.h"
 #include "../common/roi_math.h"
+#include "../common/roi_tables.h"
 #include "../common/stable_ops.h"
 #include "roi_align_checks.h"
 
 namespace rcnn_ext {
 namespace {
 
-// One pixel along an axis with its weight in a bin.
+// One pixel along an axis with its weight in a bin. 32 bits keep the tables of all RoIs in the
+// cache.
 template <class T>
 struct Tap {
-  int64_t pixel;
+  int32_t pixel;
   T weight;
 };
 
@@ -44,7 +46,8 @@ struct AxisTaps {
 
  private:
   // Samples of a bin move monotonically, so a pixel that repeats is one of the last two taps.
-  void add(int64_t bin_start, int64_t pixel, T weight) {
+  void add(int64_t bin_start, int64_t position, T weight) {
+    const auto pixel = static_cast<int32_t>(position);
     if (weight == T(0)) return;
     const auto count = static_cast<int64_t>(taps.size());
     for (int64_t t = count - 1; t >= std::max(bin_start, count - 2); --t) {
@@ -80,16 +83,13 @@ struct RoiTable {
     first_column = shape.width;
     int64_t last_column = -1;
     for (const Tap<T>& tap : x.taps) {
-      first_column = std::min(first_column, tap.pixel);
-      last_column = std::max(last_column, tap.pixel);
+      first_column = std::min<int64_t>(first_column, tap.pixel);
+      last_column = std::max<int64_t>(last_column, tap.pixel);
     }
     width = std::max<int64_t>(0, last_column - first_column + 1);
     if (width == 0) first_column = 0;
   }
 };
-
-// Channels that share one look at a RoI's table.
-constexpr int64_t kChannelBlock = 32;
 
 // One channel of one RoI, NCHW. plane: [H, W], out: [PH, PW], row: scratch [>= table.width]
 template <class Stored, class T>
@@ -161,33 +161,25 @@ Tensor roi_align_cpu(const Tensor& input, const Tensor& rois, double spatial_sca
     const int64_t bins = pooled_height * pooled_width;
     const int64_t pixels = shape.height * shape.width;
 
+    const auto tables = tabulate_rois<RoiTable<T>>(roi_data, roi_count, options, shape);
+
     if (features.channels_last) {
       torch::stable::parallel_for(0, roi_count, 1, [&](int64_t begin, int64_t end) {
-        RoiTable<T> table;
         std::vector<T> sums(shape.channels);
         for (int64_t k = begin; k < end; ++k) {
-          table.tabulate(roi_data + 5 * k, options, shape);
-          align_pixels(table, data + table.batch * pixels * shape.channels, shape, pooled_height,
-                       pooled_width, sums.data(), out + k * bins * shape.channels);
+          align_pixels(tables[k], data + tables[k].batch * pixels * shape.channels, shape,
+                       pooled_height, pooled_width, sums.data(), out + k * bins * shape.channels);
         }
       });
       return;
     }
-    // Blocks of channels are tasks of their own, so that a single RoI uses all threads.
-    const int64_t blocks = (shape.channels + kChannelBlock - 1) / kChannelBlock;
-    torch::stable::parallel_for(0, roi_count * blocks, 2, [&](int64_t begin, int64_t end) {
-      RoiTable<T> table;
+    // A channel meets all RoIs before the next one, so that its planes stay in the cache.
+    torch::stable::parallel_for(0, shape.channels, 1, [&](int64_t begin, int64_t end) {
       std::vector<T> row(shape.width);
-      int64_t tabulated = -1;
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t k = task / blocks;
-        if (k != tabulated) table.tabulate(roi_data + 5 * k, options, shape);
-        tabulated = k;
-        const int64_t first = task % blocks * kChannelBlock;
-        const int64_t last = std::min(first + kChannelBlock, shape.channels);
-        for (int64_t c = first; c < last; ++c) {
-          align_plane(table, data + (table.batch * shape.channels + c) * pixels, shape.width,
-                      pooled_height, pooled_width, row.data(),
+      for (int64_t c = begin; c < end; ++c) {
+        for (int64_t k = 0; k < roi_count; ++k) {
+          align_plane(tables[k], data + (tables[k].batch * shape.channels + c) * pixels,
+                      shape.width, pooled_height, pooled_width, row.data(),
                       out + (k * shape.channels + c) * bins);
         }
       }
@@ -251,34 +243,19 @@ Tensor roi_align_backward_cpu(const Tensor& grad, const Tensor& rois, double spa
     const int64_t out_step = channels_last ? channels : 1;
     const int64_t out_channel = channels_last ? 1 : pixels;
 
-    const int64_t blocks = (channels + kChannelBlock - 1) / kChannelBlock;
-    torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-      RoiTable<T> table;
-      std::vector<T> row(width);
-      std::vector<T> planes(pixels * std::min(kChannelBlock, channels));
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t first = task * kChannelBlock;
-        const int64_t last = std::min(first + kChannelBlock, channels);
-        for (int64_t n = 0; n < batch_size; ++n) {
-          std::fill_n(planes.data(), (last - first) * pixels, T(0));
+    const auto tables = tabulate_rois<RoiTable<T>>(roi_data, roi_count, options, shape);
+    torch::stable::parallel_for(0, channels, 1, [&](int64_t begin, int64_t end) {
+      std::vector<T> row(width), plane(pixels);
+      for (int64_t n = 0; n < batch_size; ++n) {
+        for (int64_t c = begin; c < end; ++c) {
+          std::fill(plane.begin(), plane.end(), T(0));
           for (int64_t k = 0; k < roi_count; ++k) {
-            if (roi_batch_index(roi_data[5 * k], batch_size) != n) continue;
-            table.tabulate(roi_data + 5 * k, options, shape);
-            if (table.width == 0) continue;
-            for (int64_t c = first; c < last; ++c) {
-              scatter_plane(table, grad_data + k * channels * bins + c * grad_channel, grad_step,
-                            width, pooled_height, pooled_width, row.data(),
-                            planes.data() + (c - first) * pixels);
-            }
+            if (tables[k].batch != n) continue;
+            scatter_plane(tables[k], grad_data + k * channels * bins + c * grad_channel, grad_step,
+                          width, pooled_height, pooled_width, row.data(), plane.data());
           }
-          Stored* image = out + n * channels * pixels;
-          for (int64_t c = first; c < last; ++c) {
-            const T* plane = planes.data() + (c - first) * pixels;
-            Stored* target = image + c * out_channel;
-            for (int64_t p = 0; p < pixels; ++p) {
-              target[p * out_step] = static_cast<Stored>(plane[p]);
-            }
-          }
+          Stored* target = out + n * channels * pixels + c * out_channel;
+          for (int64_t p = 0; p < pixels; ++p) target[p * out_step] = static_cast<Stored>(plane[p]);
         }
       }
     });

@@ -4,7 +4,7 @@
 #include <limits>
 
 #include "../common/checks.h"
-#include "../common/host_device.h"
+#include "../common/roi_math.h"
 
 namespace rcnn_ext {
 
@@ -41,24 +41,42 @@ inline void check_roi_pool_backward(const Tensor& grad, const Tensor& argmax, co
   check_same_device(grad, argmax, "roi_pool_backward", "grad", "argmax");
 }
 
-// The maximum of a bin and its first pixel; 0 and -1 for an empty bin. NaN counts as the largest
-// number, as in torch.max.
+// Whether a later value takes the place of a maximum: it is greater, or the first NaN. As in
+// torch.max, NaN counts as the largest number.
 template <class T>
-class RunningMaximum {
- public:
-  RCNN_HOST_DEVICE void add(T value, int32_t pixel) {
-    // The negation makes a NaN take the place of any number, and keeps the first NaN.
-    if (pixel_ < 0 || (value_ == value_ && !(value <= value_))) {
-      value_ = value;
-      pixel_ = pixel;
+RCNN_HOST_DEVICE bool takes_over(T value, T maximum) {
+  return !(value <= maximum) && maximum == maximum;
+}
+
+// The maximum of a bin and its first pixel; 0 and -1 for an empty bin.
+template <class T>
+struct BinMaximum {
+  T value;
+  int32_t pixel;
+};
+
+// plane: [H, W] with `step` elements from pixel to pixel
+template <class T, class Stored>
+RCNN_HOST_DEVICE BinMaximum<T> bin_maximum(const PixelRange& ys, const PixelRange& xs,
+                                           const Stored* plane, int64_t plane_width, int64_t step) {
+  if (ys.first >= ys.last || xs.first >= xs.last) return {T(0), -1};
+  int64_t pixel = ys.first * plane_width + xs.first;
+  T maximum = static_cast<T>(plane[pixel * step]);
+  for (int64_t y = ys.first; y < ys.last; ++y) {
+    const int64_t row_end = y * plane_width + xs.last;
+    for (int64_t p = y * plane_width + xs.first; p < row_end; ++p) {
+      const T value = static_cast<T>(plane[p * step]);
+      // takes_over(value, maximum) in two steps: only the first is taken for most pixels, and as a
+      // branch, since conditional moves would make each pixel wait for the one before.
+      if (RCNN_UNLIKELY(!(value <= maximum))) {
+        if (maximum == maximum) {
+          maximum = value;
+          pixel = p;
+        }
+      }
     }
   }
-  RCNN_HOST_DEVICE T value() const { return value_; }
-  RCNN_HOST_DEVICE int32_t pixel() const { return pixel_; }
-
- private:
-  T value_ = T(0);
-  int32_t pixel_ = -1;
-};
+  return {maximum, static_cast<int32_t>(pixel)};
+}
 
 }  // namespace rcnn_ext

@@ -54,20 +54,14 @@ __global__ void __launch_bounds__(kThreads)
       rest /= shape.channels;
     }
     const PoolRoi<T> roi = make_pool_roi(rois + 5 * rest, options, shape);
-    RunningMaximum<T> maximum;
+    BinMaximum<T> maximum{T(0), -1};
     if (roi.batch >= 0) {
       const Stored* plane = input + roi.batch * shape.channels * pixels + c * strides.channel;
-      const PixelRange ys = pool_bin(roi.y, ph);
-      const PixelRange xs = pool_bin(roi.x, pw);
-      for (int64_t y = ys.first; y < ys.last; ++y) {
-        for (int64_t x = xs.first; x < xs.last; ++x) {
-          const int64_t pixel = y * shape.width + x;
-          maximum.add(static_cast<T>(plane[pixel * strides.pixel]), static_cast<int32_t>(pixel));
-        }
-      }
+      maximum = bin_maximum<T>(pool_bin(roi.y, ph), pool_bin(roi.x, pw), plane, shape.width,
+                               strides.pixel);
     }
-    out[o] = static_cast<Stored>(maximum.value());
-    argmax[o] = maximum.pixel();
+    out[o] = static_cast<Stored>(maximum.value);
+    argmax[o] = maximum.pixel;
   }
 }
 
