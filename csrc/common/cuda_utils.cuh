@@ -53,7 +53,7 @@ void start_kernel(const char*, void (*kernel)(Parameters...), dim3 grid, dim3 bl
                                         cudaFuncAttributeMaxDynamicSharedMemorySize,
                                         static_cast<int>(shared_bytes)));
   }
-  kernel<<<grid, block, shared_bytes, scope.stream()> > >(parameters...);
+  kernel<<<grid, block, shared_bytes, scope.stream()>>>(parameters...);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
