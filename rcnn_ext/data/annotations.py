@@ -95,6 +95,7 @@ class AnnotationSet:
         images: One record an image.
         clipped: Boxes that reached more than a pixel out of their image and were cut.
         dropped: Boxes that were left out since nothing of them was inside, or they had no area.
+        other: Boxes that were left out since their class is none of ``classes``.
     """
 
     source: Path
@@ -102,6 +103,7 @@ class AnnotationSet:
     images: tuple[ImageRecord, ...]
     clipped: int = 0
     dropped: int = 0
+    other: int = 0
 
     def __len__(self) -> int:
         """Number of images."""
@@ -122,6 +124,8 @@ class AnnotationSet:
             parts.append(f"{self.clipped} boxes clipped to their image")
         if self.dropped:
             parts.append(f"{self.dropped} boxes without area dropped")
+        if self.other:
+            parts.append(f"{self.other} boxes of other classes left out")
         return ", ".join(parts)
 
 

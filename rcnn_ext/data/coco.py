@@ -21,19 +21,19 @@ from .images import image_size
 _MOST_PROBLEMS_SHOWN = 3
 
 
-def find_annotations(root: Path, split: str) -> Path:
-    """Finds the annotation file of a split.
+def list_annotations(root: Path, split: str) -> list[Path]:
+    """Lists the annotation files of a split, which should be one.
 
     ``instances_<split>*.json`` in ``root/annotations`` or ``root`` (COCO's own layout has a year
     after the split), ``<split>.json`` in the same places, or ``_annotations.coco.json`` in
-    ``root/<split>`` (the layout of some annotation tools).
+    ``root/<split>`` (the layout of some annotation tools); the first of these that there is.
 
     Args:
         root: Folder of the data set.
         split: ``train`` or ``val``.
 
     Raises:
-        UserError: There is no such file, or there are several.
+        UserError: There is no such folder.
     """
     if not root.is_dir():
         raise UserError(f"the data folder {root} does not exist")
@@ -48,14 +48,26 @@ def find_annotations(root: Path, split: str) -> Path:
         )
         for pattern in patterns:
             found = sorted(root.glob(pattern))
-            if len(found) > 1:
-                names = ", ".join(path.name for path in found)
-                raise UserError(
-                    f"{root} has several annotation files for {split}: {names}; "
-                    f"choose one with data.{split}_annotations=PATH"
-                )
             if found:
-                return found[0]
+                return found
+    return []
+
+
+def find_annotations(root: Path, split: str) -> Path:
+    """Finds the annotation file of a split where :func:`list_annotations` looks.
+
+    Raises:
+        UserError: There is none, or there are several.
+    """
+    found = list_annotations(root, split)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(path.name for path in found)
+        raise UserError(
+            f"{root} has several annotation files for {split}: {names}; "
+            f"choose one with data.{split}_annotations=PATH"
+        )
     raise UserError(
         f"no COCO annotation file for {split} in {root}: looked for "
         f"annotations/instances_{split}*.json, instances_{split}*.json, {split}.json and "
@@ -138,13 +150,14 @@ def read_coco(
     _require_files(images, [entry["file_name"] for entry in entries.values()], annotations)
 
     records = []
-    clipped = dropped = 0
+    clipped = dropped = other = 0
     for image_id, entry in entries.items():
         path = images / entry["file_name"]
         width, height = _size_of(entry, path)
         # Columns: x, y, width, height, area, label, crowd.
         rows = np.array(objects.get(image_id, []), dtype=np.float64).reshape(-1, 7)
         rows[:, 5] = relabel[rows[:, 5].astype(np.int64)]
+        other += int((rows[:, 5] == 0).sum())
         rows = rows[rows[:, 5] > 0]
         corners = np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:4]], axis=1)  # [N, 4]
         boxes, keep, cut = clean_boxes(corners, width, height)
@@ -162,7 +175,7 @@ def read_coco(
                 crowd=rows[keep, 6] > 0,
             )
         )
-    return AnnotationSet(annotations, class_list, tuple(records), clipped, dropped)
+    return AnnotationSet(annotations, class_list, tuple(records), clipped, dropped, other)
 
 
 def _labels_by_category(categories: list[Any], problems: list[str]) -> dict[int, int]:

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..data.annotations import AnnotationSet
-from ..data.coco import find_annotations, read_coco
+from ..data.coco import find_annotations, list_annotations, read_coco
 from ..data.synthetic import make_synthetic
-from ..errors import UserError
 from ..progress import tracked
 from ..recipes.schema import DataConfig
 
@@ -55,13 +54,8 @@ def open_validation(config: DataConfig, root: Path, classes: Sequence[str]) -> A
     Raises:
         UserError: The recipe names one, or there is one, and it is wrong.
     """
-    if config.val_annotations is None:
-        try:
-            find_annotations(root, "val")
-        except UserError as error:
-            if "several" in str(error):
-                raise
-            return None
+    if config.val_annotations is None and not list_annotations(root, "val"):
+        return None
     return open_split(config, root, "val", classes)
 
 

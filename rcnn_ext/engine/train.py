@@ -301,7 +301,7 @@ def _quiet_lightning() -> Iterator[None]:
             for text in (
                 ".*does not have many workers.*",
                 ".*module.* in eval mode at the start of training.*",
-                ".*LightningModule without a logger.*",
+                ".*have no `val_dataloader`.*",
                 ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
             ):
                 warnings.filterwarnings("ignore", message=text)

@@ -105,6 +105,7 @@ def test_chosen_classes_get_their_own_order_and_others_are_left_out(folder):
     assert found.classes.names == ("dog",)
     assert found.classes.category_ids == (90,)
     assert [image.labels.tolist() for image in found.images] == [[1], [], []]
+    assert found.summary().endswith("3 boxes of other classes left out")
     both = read_coco(path, classes=["dog", "cat"])
     assert [image.labels.tolist() for image in both.images] == [[1, 2], [2], []]
 

@@ -178,6 +178,25 @@ def test_a_loss_that_is_not_finite_stops_with_its_name(tiny_run, tmp_path, capsy
         assert float(row["loss"]) < float("inf")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "code"), [(["runtime.precision=bf16"], 0), (["runtime.precision=16"], 2)]
+)
+def test_mixed_precision(tiny_run, tmp_path, capsys, overrides, code):
+    assert train(tiny_run, tmp_path / "out", *overrides, "evaluation.every=0", steps=1) == code
+    if code:
+        assert "runtime.precision=16 needs a GPU" in capsys.readouterr().err
+    else:
+        (row,) = rows(tmp_path / "out" / "losses.csv")
+        assert float(row["loss"]) > 0
+        assert all(w.dtype != torch.bfloat16 for w in weights(tmp_path / "out/last.ckpt").values())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(tiny_run, tmp_path, capsys):
+    assert train(tiny_run, tmp_path / "out", "runtime.device=cuda", steps=1) == 2
+    assert "no CUDA device is available" in capsys.readouterr().err
+
+
 def test_losses_fall(tiny_run, tmp_path):
     overrides = ("data.synthetic.train=2", "evaluation.every=0", "evaluation.max_images=1")
     run = dataclasses.replace(tiny_run, data=tmp_path / "data", steps=20)
