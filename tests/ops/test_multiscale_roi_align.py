@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torchvision
+from backends import Backend
+from samples import FLOATING, assert_near, make_boxes
+from torch import Tensor
+
+from rcnn_ext import ops
+
+IMAGE_SHAPES = [(256, 320), (200, 256)]
+STRIDES = {"0": 4, "1": 8, "2": 16, "3": 32}
+
+
+def _pyramid(backend: Backend, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    maps = {
+        name: torch.randn(2, 6, 256 // stride, 320 // stride).to(backend.device, dtype)
+        for name, stride in STRIDES.items()
+    }
+    maps["pool"] = torch.randn(2, 6, 4, 5).to(backend.device, dtype)
+    return maps
+
+
+def _boxes(backend: Backend, count: int = 12) -> list[Tensor]:
+    """Boxes of all sizes for two images."""
+    generator = torch.Generator().manual_seed(0)
+    result = []
+    for image in range(2):
+        boxes = make_boxes(count, size=64, seed=image)
+        sizes = 2 ** (torch.rand(count, 1, generator=generator) * 3 - 1)
+        result.append((boxes * sizes).to(backend.device))
+    return result
+
+
+def test_equals_torchvision(backend: Backend) -> None:
+    maps, boxes = _pyramid(backend), _boxes(backend)
+    for arguments in (
+        {"output_size": 7, "sampling_ratio": 2},
+        {"output_size": (3, 5), "sampling_ratio": 0},
+        {"output_size": [2, 2], "sampling_ratio": -1, "canonical_scale": 64, "canonical_level": 3},
+    ):
+        mine = ops.MultiScaleRoIAlign(list(STRIDES), **arguments)
+        theirs = torchvision.ops.MultiScaleRoIAlign(list(STRIDES), **arguments)
+        on_cpu = {name: feature.cpu() for name, feature in maps.items()}
+        expected = theirs(on_cpu, [b.cpu() for b in boxes], IMAGE_SHAPES)
+        result = mine(maps, boxes, IMAGE_SHAPES)
+        torch.testing.assert_close(result.cpu(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [1, 56, 111.9, 112, 223.9, 224, 447.9, 448, 896, 4000])
+def test_each_box_comes_from_the_level_of_its_size(backend: Backend, side: float) -> None:
+    # Each map holds its level everywhere, and around it, so a bin says where it came from.
+    maps = {
+        name: torch.full((1, 1, 8192 // stride, 8192 // stride), math.log2(stride))
+        for name, stride in STRIDES.items()
+    }
+    maps = {name: feature.to(backend.device) for name, feature in maps.items()}
+    pooler = ops.MultiScaleRoIAlign(list(STRIDES), 1, 1)
+    box = torch.tensor([[100.0, 100, 100 + side, 100 + side]], device=backend.device)
+    level = pooler(maps, [box], [(8192, 8192)]).item()
+    assert level == min(max(math.floor(4 + math.log2(side / 224) + 1e-6), 2), 5)
+
+
+def test_one_map(backend: Backend) -> None:
+    maps, boxes = _pyramid(backend), _boxes(backend)
+    pooler = ops.MultiScaleRoIAlign(["2"], 3, 2)
+    expected = ops.roi_align(maps["2"], boxes, 3, 1 / 16, 2)
+    assert torch.equal(pooler(maps, boxes, IMAGE_SHAPES), expected)
+    # Names that aren't there don't count.
+    pooler = ops.MultiScaleRoIAlign(["2", "elsewhere"], 3, 2)
+    assert torch.equal(pooler(maps, boxes, IMAGE_SHAPES), expected)
+
+
+def test_strides_are_measured_anew(backend: Backend) -> None:
+    # torchvision's keeps those of the first call.
+    pooler = ops.MultiScaleRoIAlign(["0"], 2, 2)
+    box = [torch.tensor([[0.0, 0, 32, 32]], device=backend.device)]
+    features = {"0": torch.randn(1, 2, 16, 16).to(backend.device)}
+    for image, scale in ((64, 1 / 4), (128, 1 / 8), (16, 1.0), (8, 2.0)):
+        expected = ops.roi_align(features["0"], box, 2, scale, 2)
+        assert torch.equal(pooler(features, box, [(image, image)]), expected)
+
+
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+def test_dtypes_and_gradients(backend: Backend, dtype: torch.dtype) -> None:
+    maps, boxes = _pyramid(backend, dtype), _boxes(backend)
+    boxes[0][0] = torch.tensor([0.0, 0, 320, 256])  # one for the coarsest map
+    for feature in maps.values():
+        feature.requires_grad_()
+    pooler = ops.MultiScaleRoIAlign(list(STRIDES), 3, 2, canonical_scale=64)
+    result = pooler(maps, boxes, IMAGE_SHAPES)
+    assert result.dtype == dtype
+    result.sum().backward()
+    wide = {name: feature.detach().double() for name, feature in maps.items()}
+    assert_near(result, pooler(wide, boxes, IMAGE_SHAPES))
+    for name in STRIDES:
+        assert maps[name].grad is not None
+        assert maps[name].grad.any()
+    assert maps["pool"].grad is None
+
+
+def test_empty(backend: Backend) -> None:
+    maps = _pyramid(backend)
+    pooler = ops.MultiScaleRoIAlign(list(STRIDES), 3, 2)
+    none = torch.empty(0, 4, device=backend.device)
+    assert pooler(maps, [none, none], IMAGE_SHAPES).shape == (0, 6, 3, 3)
+    boxes = _boxes(backend)
+    alone = pooler(maps, [none, boxes[1]], IMAGE_SHAPES)
+    assert torch.equal(alone, pooler(maps, boxes, IMAGE_SHAPES)[len(boxes[0]) :])
+
+
+def test_odd_boxes(backend: Backend) -> None:
+    maps = {name: torch.ones_like(feature) for name, feature in _pyramid(backend).items()}
+    boxes = torch.tensor(
+        [
+            [math.nan, 0, 10, 10],
+            [0, 0, math.inf, 10],
+            [-math.inf, 0, 10, 10],
+            [20, 20, 20, 20],
+            [0, 0, 1e30, 1e30],
+            [10, 10, 60, 60],
+        ]
+    ).to(backend.device)
+    result = ops.MultiScaleRoIAlign(list(STRIDES), 2, 2)(maps, [boxes], IMAGE_SHAPES)
+    assert result.isfinite().all()
+    assert not result[:3].any()
+    assert result[[3, 5]].eq(1).all()
+
+
+def test_is_a_module_without_state() -> None:
+    pooler = ops.MultiScaleRoIAlign(["a", "b"], 7, 2)
+    assert not list(pooler.state_dict())
+    assert pooler.output_size == (7, 7)
+    assert repr(pooler) == (
+        "MultiScaleRoIAlign(featmap_names=['a', 'b'], output_size=(7, 7), sampling_ratio=2)"
+    )
+
+
+def test_errors(backend: Backend) -> None:
+    maps, boxes = _pyramid(backend), _boxes(backend)
+    with pytest.raises(ValueError, match=r"MultiScaleRoIAlign: .* one of \['a', 'b'\], got \['0'"):
+        ops.MultiScaleRoIAlign(["a", "b"], 7, 2)(maps, boxes, IMAGE_SHAPES)
+    with pytest.raises(ValueError, match="MultiScaleRoIAlign: expected at least one image shape"):
+        ops.MultiScaleRoIAlign(["0"], 7, 2)(maps, boxes, [])
+    with pytest.raises(RuntimeError, match=r"MultiScaleRoIAlign: expected boxes\[1\] of shape"):
+        ops.MultiScaleRoIAlign(["0"], 7, 2)(maps, [boxes[0], boxes[1][:, :3]], IMAGE_SHAPES)
+    with pytest.raises(ValueError, match="MultiScaleRoIAlign: expected output_size of one or two"):
+        ops.MultiScaleRoIAlign(["0"], (7, 7, 7), 2)
