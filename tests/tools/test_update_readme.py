@@ -1,0 +1,72 @@
+"""The README's figures are those of the newest file in benchmarks/results."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location(
+        "update_readme", ROOT / "tools" / "update_readme.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def report(date, device="cpu"):
+    row = {
+        "case": "nms/1000",
+        "operator": "nms",
+        "work": "1,000 boxes",
+        "dtype": "float32",
+        "threads": 1,
+        "ratio_torchvision": 25.0,
+        "contenders": {"rcnn_ext": {"median_s": 1e-4}, "torchvision": {"median_s": 2.5e-3}},
+    }
+    environment = {
+        "device": device,
+        "device_name": "a machine",
+        "date": date,
+        "csrc_hash": "abc",
+        "versions": {"torch": "2.15.0", "torchvision": "0.29.2"},
+    }
+    return {"environment": environment, "results": [row]}
+
+
+def test_readme_has_the_newest_figures(tool):
+    text = (ROOT / "README.md").read_text()
+    assert tool.updated(text) == text, "run tools/update_readme.py"
+
+
+def test_newest_is_by_date_not_by_name(tool, tmp_path):
+    (tmp_path / "b.json").write_text(json.dumps(report("2026-01-02T00:00:00")))
+    (tmp_path / "a.json").write_text(json.dumps(report("2026-01-03T00:00:00")))
+    (tmp_path / "c.json").write_text(json.dumps(report("2026-01-04T00:00:00", "cuda")))
+    path, _ = tool.newest("cpu", tmp_path)
+    assert path.name == "a.json"
+    assert tool.newest("cuda", tmp_path)[0].name == "c.json"
+
+
+def test_table_gives_times_and_ratio(tool):
+    text = tool.table(ROOT / "benchmarks" / "results" / "a.json", report("2026-01-02T00:00:00"))
+    assert "| `nms` | 1,000 boxes | 100 us | 2.50 ms | 25.0x |" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1.234e-6, "1.23 us"),
+        (1e-4, "100 us"),
+        (0.0123, "12.3 ms"),
+        (2.5, "2.50 s"),
+        (12.0, "12.0 s"),
+    ],
+)
+def test_seconds(tool, value, text):
+    assert tool.seconds(value) == text

@@ -1,0 +1,105 @@
+"""Put the newest figures of ``benchmarks/results`` into the README, between its markers.
+
+python tools/update_readme.py           write them
+python tools/update_readme.py --check   exit with 1 where the README does not match
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- operators: begin -->", "<!-- operators: end -->"
+
+
+def newest(device: str, results: Path = RESULTS) -> tuple[Path, dict[str, Any]] | None:
+    """The newest comparison on ``cpu`` or ``cuda``, or None."""
+    reports = []
+    for path in results.glob("*.json"):
+        report = json.loads(path.read_text())
+        if "results" in report and report["environment"]["device"] == device:
+            reports.append((report["environment"]["date"], path, report))
+    return max(reports, key=lambda r: r[0])[1:] if reports else None
+
+
+def seconds(value: float) -> str:
+    """A time with three digits and a unit."""
+    for factor, unit in ((1e6, "us"), (1e3, "ms"), (1.0, "s")):
+        if value * factor < 1000 or unit == "s":
+            scaled = value * factor
+            digits = max(0, 2 - len(str(int(scaled))) + 1)
+            return f"{scaled:.{digits}f} {unit}"
+    raise AssertionError("unreachable")
+
+
+def table(path: Path, report: dict[str, Any]) -> str:
+    """A Markdown table: one row a case, one ratio a thread count."""
+    environment = report["environment"]
+    versions = environment["versions"]
+    threads = sorted({row["threads"] for row in report["results"]})
+    cuda = environment["device"] == "cuda"
+    columns = [""] if cuda else [f", {n} thread{'s' if n > 1 else ''}" for n in threads]
+    head = ["operator", "work", f"rcnn_ext{columns[0]}", f"torchvision{columns[0]}"]
+    head += [f"ratio{column}" for column in columns]
+    lines = [
+        f"{environment['device_name']}, torch {versions['torch']}, torchvision "
+        f"{versions['torchvision']}, {environment['date'][:10]}, sources "
+        f"`{environment['csrc_hash']}` ([all figures]({path.relative_to(ROOT).as_posix()})):",
+        "",
+        "| " + " | ".join(head) + " |",
+        "|" + "---|" * len(head),
+    ]
+    cases: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for row in report["results"]:
+        if row["ratio_torchvision"] is not None:
+            cases.setdefault((row["case"], row["dtype"]), {})[row["threads"]] = row
+    for (_, dtype), rows in cases.items():
+        first = rows.get(threads[0])
+        if first is None:
+            continue
+        work = first["work"] + ("" if dtype == "float32" else f", {dtype}")
+        times = [first["contenders"][name]["median_s"] for name in ("rcnn_ext", "torchvision")]
+        ratios = [rows[n]["ratio_torchvision"] if n in rows else None for n in threads]
+        cells = [f"`{first['operator']}`", work, *map(seconds, times)]
+        cells += ["" if ratio is None else f"{ratio:.1f}x" for ratio in ratios]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def block() -> str:
+    """What belongs between the markers."""
+    parts = []
+    for device, name in (("cpu", "CPU"), ("cuda", "CUDA")):
+        found = newest(device)
+        parts.append(
+            f"{name}: unrun; no result in `benchmarks/results`." if found is None else table(*found)
+        )
+    return "\n\n".join(parts)
+
+
+def updated(text: str) -> str:
+    """The README with the newest figures."""
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n{block()}\n{END}{after}"
+
+
+def main() -> int:
+    """Write, or check."""
+    text = README.read_text()
+    new = updated(text)
+    if "--check" in sys.argv[1:]:
+        if new != text:
+            print("README.md does not have the newest figures: run tools/update_readme.py")
+        return int(new != text)
+    README.write_text(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
