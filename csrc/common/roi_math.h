@@ -31,7 +31,7 @@ RCNN_HOST_DEVICE AlignAxis<T> make_align_axis(T image_start, T image_end, T spat
   const T offset = aligned ? T(0.5) : T(0);
   const T start = image_start * spatial_scale - offset;
   T length = (image_end * spatial_scale - offset) - start;
-  if (!aligned) length = length > T(1) ? length : T(1);  // torchvision's legacy minimum of a pixel
+  if (!aligned) length = length < T(1) ? T(1) : length;  // torchvision's minimum; NaN stays NaN
   AlignAxis<T> axis;
   axis.start = start;
   axis.bin_size = length / T(bins);
@@ -97,8 +97,10 @@ RCNN_HOST_DEVICE SampleRange samples_within(const AlignAxis<T>& axis, int64_t bi
     if (from > first) first = from;
     if (to < last) last = to;
   }
-  // Positions this large have lost their fraction in T; nothing meaningful lies there.
-  constexpr T kLargest = T(1099511627776.0);  // 2^40
+  // Positions this large have lost their fraction in T; nothing meaningful lies there, and the
+  // slack above would make a range of millions of samples of it. 2^24 and 2^40, as in the
+  // reference.
+  constexpr T kLargest = sizeof(T) == 4 ? T(16777216.0) : T(1099511627776.0);
   if (!(first < last) || !(first < kLargest)) return {0, 0};
   if (!(last < kLargest)) last = kLargest;
   return {static_cast<int64_t>(first), static_cast<int64_t>(last)};
