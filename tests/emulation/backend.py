@@ -105,9 +105,7 @@ class Guarded:
         """
         if like.numel() == 0:
             return like.detach()
-        span = 1 + sum(
-            (n - 1) * step for n, step in zip(like.shape, like.stride(), strict=True)
-        )  # elements
+        span = _span(like)
         size = span * like.element_size()
         address = self._library.allocate(size, fill)
         self._addresses.append(address)
@@ -115,10 +113,11 @@ class Guarded:
         return torch.frombuffer(memory, dtype=like.dtype).as_strided(like.shape, like.stride())
 
     def copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor's values between guard zones."""
+        """The tensor's memory, what its strides leap over included, between guard zones."""
         guarded = self.empty_like(tensor, fill=0xFF)
         if guarded.numel() > 0:
-            guarded.copy_(tensor.detach())
+            memory = tensor.detach().as_strided((_span(tensor),), (1,))
+            guarded.as_strided(memory.shape, (1,)).copy_(memory)
         return guarded
 
     def release(self) -> None:
@@ -131,6 +130,11 @@ class Guarded:
                 damage = error
         if damage is not None:
             raise damage
+
+
+def _span(tensor: torch.Tensor) -> int:
+    """Elements from the first to the last."""
+    return 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 class _GuardedAllocation(TorchDispatchMode):
@@ -238,8 +242,8 @@ def _same_bits(a: Any, b: Any) -> bool:
         return False
     if a.numel() == 0:
         return True
-    a, b = (t.contiguous().reshape(-1).view(torch.uint8) for t in (a, b))
-    return torch.equal(a, b)
+    a, b = (torch.empty(t.shape, dtype=t.dtype).copy_(t) for t in (a, b))  # contiguous
+    return torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
 
 
 @functools.cache

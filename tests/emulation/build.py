@@ -51,23 +51,28 @@ def why_not() -> str | None:
     return None
 
 
-def address_sanitizer_library() -> Path | None:
-    """The run-time library that must be preloaded to load a build under AddressSanitizer."""
-    answer = subprocess.run(
-        ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    return Path(answer).resolve() if os.path.isabs(answer) else None
-
-
 def address_sanitizer_environment() -> dict[str, str]:
-    """The environment of a process that loads a build under AddressSanitizer."""
-    library = address_sanitizer_library()
-    if library is None:
-        raise BuildError("g++ has no AddressSanitizer")
+    """The environment of a process that loads a build under AddressSanitizer.
+
+    Raises:
+        BuildError: g++ comes without it.
+    """
+    # The C++ library too: AddressSanitizer looks for its functions when the process starts.
+    libraries = [_compiler_library("libasan.so"), _compiler_library("libstdc++.so")]
     # Python and torch keep what they allocate until they exit, and their own mismatches are not
     # what is looked for here.
-    options = "detect_leaks=0:halt_on_error=0:alloc_dealloc_mismatch=0:detect_odr_violation=0"
-    return {**os.environ, "LD_PRELOAD": str(library), "ASAN_OPTIONS": options}
+    options = "detect_leaks=0:alloc_dealloc_mismatch=0:detect_odr_violation=0"
+    # Every error of every kernel becomes an exception, also a second one at the same place.
+    options += ":halt_on_error=0:suppress_equal_pcs=0"
+    return {**os.environ, "LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": options}
+
+
+def _compiler_library(name: str) -> str:
+    command = ["g++", f"-print-file-name={name}"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    if not os.path.isabs(answer):
+        raise BuildError(f"g++ has no {name}")
+    return os.path.realpath(answer)
 
 
 def kernel_sources(csrc: Path) -> list[Path]:
