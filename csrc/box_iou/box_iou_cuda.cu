@@ -66,10 +66,11 @@ Tensor box_iou_cuda(const Tensor& boxes1, const Tensor& boxes2, int64_t measure_
   if (result.numel() == 0) return result;
   const Tensor first = contiguous_as(boxes1, dtype);
   const Tensor second = contiguous_as(boxes2, dtype);
-  const LaunchShape tiles{dim3(static_cast<unsigned>(ceil_div(shape.rows, kTileRows)),
-                               static_cast<unsigned>(ceil_div(shape.columns, kTileColumns)),
-                               static_cast<unsigned>(std::min<int64_t>(shape.batch_size, 65535))),
-                          dim3(kThreads)};
+  const LaunchShape tiles{
+      dim3(static_cast<unsigned>(ceil_div(shape.rows, kTileRows)),
+           static_cast<unsigned>(ceil_div(shape.columns, kTileColumns)),
+           static_cast<unsigned>(std::min(shape.batch_size, most_blocks(65535)))),
+      dim3(kThreads)};
 
   dispatch_floating_and_int64(dtype, "box_iou", [&](auto tag) {
     using Stored = type_of<decltype(tag)>;

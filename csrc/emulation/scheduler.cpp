@@ -551,6 +551,10 @@ void fail(const std::string& what) { machine.fail(what); }
 bool on_fiber() { return machine.on_fiber(); }
 std::string place() { return machine.place(); }
 void fail_later(const std::string& message) { machine.fail_later(message); }
+int64_t most_blocks(int64_t limit) {
+  const uint64_t choice = mix(machine.seed) % 5;
+  return choice == 0 ? limit : std::min(limit, static_cast<int64_t>(choice));
+}
 int poison_byte() {
   // NaN and -1; huge numbers; small negative numbers; bools that look valid.
   constexpr int kPoison[] = {0xff, 0x7f, 0xa5, 0x01};

@@ -80,6 +80,9 @@ std::string place();
 // Ends the launch with an error once the running fiber gives control back; the first one counts.
 void fail_later(const std::string& message);
 
+// A number of blocks up to `limit` that depends on the seed.
+int64_t most_blocks(int64_t limit);
+
 // The byte that fills memory nobody has written yet.
 int poison_byte();
 

@@ -12,7 +12,7 @@ import contextlib
 import ctypes
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,12 +170,7 @@ class _Emulation(TorchDispatchMode):
         if operator is None or not all(issubclass(t, torch.Tensor) for t in types):
             return func(*args, **kwargs)
         results = [self._emulator.call(operator, args, kwargs, seed) for seed in self._seeds]
-        for seed, other in zip(self._seeds[1:], results[1:], strict=True):
-            if not _same_bits(results[0], other):
-                raise EmulationError(
-                    f"{operator}: the result depends on the schedule: "
-                    f"seeds {self._seeds[0]} and {seed} differ"
-                )
+        self._emulator.compare(operator, results, self._seeds)
         return results[0]
 
 
@@ -228,6 +223,16 @@ class Emulator:
             guarded.release()
         self.library.check()
         return result
+
+    @staticmethod
+    def compare(operator: Any, results: Sequence[Any], seeds: Sequence[int]) -> None:
+        """Raise where the schedules of the seeds gave results that differ in a bit."""
+        for seed, result in zip(seeds[1:], results[1:], strict=True):
+            if not _same_bits(results[0], result):
+                raise EmulationError(
+                    f"{operator}: the result depends on the schedule: "
+                    f"seeds {seeds[0]} and {seed} differ"
+                )
 
 
 def _own_copy(tensor: torch.Tensor) -> torch.Tensor:

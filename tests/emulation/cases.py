@@ -1,0 +1,223 @@
+"""Calls of every operator, around the sizes at which its CUDA kernels begin a new tile.
+
+The emulated kernels are compared on them with the references, and with a device where there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rcnn_ext import ops
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call.
+
+    Attributes:
+        name: the id of the test.
+        make: gives the arguments; those that are floating maps or boxes and want a derivative have
+            ``requires_grad``.
+        call: gives the results; their derivatives are compared too.
+        exact: the reference gives the same bits.
+        exact_on_device: a device gives the same bits as the emulator.
+        tolerance: absolute and relative, where bits may differ.
+    """
+
+    name: str
+    make: Callable[[], tuple[Tensor, ...]]
+    call: Callable[..., Tensor]
+    exact: bool = False
+    exact_on_device: bool = True
+    tolerance: float = field(default=2e-5)
+
+    def run(self, device: str = "cpu", for_reference: bool = False) -> tuple[Tensor, ...]:
+        """The result and the gradient of every argument that wants one, on the CPU.
+
+        Args:
+            device: to run on.
+            for_reference: the implementation refuses RoIs of no image, for which the CUDA kernels
+                give zeros; it gets RoIs far outside of the map instead.
+        """
+        # Where the random numbers are made does not matter: on the CPU, from one seed.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            made = self.make()
+            if for_reference and made[-1].dim() == 2 and made[-1].shape[1] == 5:
+                made = (*made[:-1], _outside_instead_of_no_image(made[-1], len(made[0])))
+            arguments = [
+                a.detach().to(device).requires_grad_(a.requires_grad) for a in made
+            ]  # leaves, in the layout they were made in
+            result = self.call(*arguments)
+            wanted = [a for a in arguments if a.requires_grad]
+            grads: tuple[Tensor, ...] = ()
+            if wanted and result.requires_grad:
+                upstream = torch.randn(result.shape, dtype=torch.float64).to(result)
+                grads = torch.autograd.grad(result, wanted, upstream)
+        return tuple(t.detach().cpu() for t in (result, *grads))
+
+
+def _outside_instead_of_no_image(rois: Tensor, images: int) -> Tensor:
+    bad = (rois[:, :1] < 0) | (rois[:, :1] >= images)
+    return torch.where(bad, torch.tensor([0.0, -9e3, -9e3, -8e3, -8e3]), rois)
+
+
+def boxes(count: int, size: float = 100.0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Boxes ``[count, 4]`` that overlap a good deal, two in five equal to others."""
+    low = torch.rand(count, 2) * size
+    made = torch.cat([low, low + 1 + torch.rand(count, 2) * size / 4], dim=1).to(dtype)
+    made[count * 3 // 5 :] = made[: count - count * 3 // 5].clone()
+    return made
+
+
+def rois(count: int, images: int, size: float = 100.0) -> Tensor:
+    """RoIs ``[count, 5]``; every seventh belongs to no image, some lie outside of the map."""
+    index = torch.randint(0, images, (count, 1)).float()
+    index[3::7] = images
+    index[5::14] = -1
+    made = torch.cat([index, boxes(count, size)], dim=1)
+    made[2::9, 1:] -= size / 2
+    return made
+
+
+def features(
+    *shape: int, channels_last: bool = False, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """A map ``[N, C, H, W]`` that wants its gradient."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    made = torch.randn(shape).to(dtype)
+    return made.contiguous(memory_format=layout).requires_grad_()
+
+
+def _box_iou_cases() -> list[Case]:
+    measures = {
+        "box_iou": ops.box_iou,
+        "generalized_box_iou": ops.generalized_box_iou,
+        "distance_box_iou": ops.distance_box_iou,
+        "complete_box_iou": ops.complete_box_iou,
+    }
+    made = []
+    for name, measure in measures.items():
+        complete = name == "complete_box_iou"  # the arc tangent is the library's
+
+        def grads(rows: int, columns: int, batch: int = 1) -> Callable[[], tuple[Tensor, ...]]:
+            def make() -> tuple[Tensor, ...]:
+                shape = (batch, -1, 4) if batch > 1 else (-1, 4)
+                return tuple(boxes(batch * n).view(shape).requires_grad_() for n in (rows, columns))
+
+            return make
+
+        for rows, columns in ((1, 1), (33, 129), (64, 128), (150, 5)):
+            made.append(
+                Case(
+                    f"{name}-{rows}x{columns}",
+                    grads(rows, columns),
+                    measure,
+                    exact_on_device=not complete,
+                )
+            )
+        made.append(Case(f"{name}-batched", grads(34, 3, 5), measure, exact_on_device=not complete))
+    for dtype in (torch.float16, torch.bfloat16, torch.float64, torch.int64):
+        made.append(
+            Case(
+                f"box_iou-{dtype}",
+                lambda dtype=dtype: (boxes(37, dtype=dtype), boxes(131, dtype=dtype)),
+                ops.box_iou,
+            )
+        )
+    return made
+
+
+def _nms_cases() -> list[Case]:
+    def make(count: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+        made = boxes(count, size=20 + count**0.5 * 4, dtype=dtype)
+        made[7::50] = float("nan")
+        made[9::50, 2] = float("inf")
+        return made, torch.randint(0, 200, (count,)) / 200
+
+    def make_batched(count: int, classes: int) -> tuple[Tensor, ...]:
+        return *make(count), torch.randint(-1, classes - 1, (count,))
+
+    def nms(b: Tensor, s: Tensor) -> Tensor:
+        return ops.nms(b, s, 0.4)
+
+    def batched_nms(b: Tensor, s: Tensor, c: Tensor) -> Tensor:
+        return ops.batched_nms(b, s, c, 0.4)
+
+    made = [
+        Case(f"nms-{count}", lambda count=count: make(count), nms, exact=True)
+        for count in (1, 31, 64, 65, 257, 1023, 1024, 1025, 2305)
+    ]
+    made += [
+        Case(f"nms-{dtype}", lambda dtype=dtype: make(1100, dtype), nms, exact=True)
+        for dtype in (torch.float16, torch.bfloat16, torch.float64)
+    ]
+    made += [
+        Case(
+            f"batched_nms-{count}-{classes}",
+            lambda count=count, classes=classes: make_batched(count, classes),
+            batched_nms,
+            exact=True,
+        )
+        for count, classes in ((1, 1), (300, 3), (2305, 2), (2305, 40))
+    ]
+    return made
+
+
+def _roi_cases() -> list[Case]:
+    made = []
+
+    def add(name: str, call: Callable, make: Callable[[bool], tuple[Tensor, ...]], **options):
+        for layout in ("contiguous", "channels_last"):
+            last = layout == "channels_last"
+            exact = call is pool and options.get("tolerance", 0) == 0
+            made.append(
+                Case(f"{name}-{layout}", lambda last=last: make(last), call, exact=exact, **options)
+            )
+
+    def align(x: Tensor, r: Tensor) -> Tensor:
+        return ops.roi_align(x, r, (3, 2), 0.25, 2, aligned=True)
+
+    def align_adaptive(x: Tensor, r: Tensor) -> Tensor:
+        return ops.roi_align(x, r, (2, 3), 0.25, -1, aligned=False)
+
+    def align_many_bins(x: Tensor, r: Tensor) -> Tensor:
+        return ops.roi_align(x, r, (17, 18), 0.25, 1, aligned=True)
+
+    def pool(x: Tensor, r: Tensor) -> Tensor:
+        return ops.roi_pool(x, r, (3, 2), 0.25)
+
+    def pool_many_bins(x: Tensor, r: Tensor) -> Tensor:
+        return ops.roi_pool(x, r, (17, 18), 0.25)
+
+    def small(last: bool, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+        # The map ends inside a tile, and the channels inside a block of 8.
+        return features(2, 11, 11, 37, channels_last=last, dtype=dtype), rois(23, 2, 140)
+
+    def few(last: bool) -> tuple[Tensor, ...]:
+        return features(2, 3, 9, 10, channels_last=last), rois(3, 2, 40)
+
+    def many_rois(last: bool) -> tuple[Tensor, ...]:
+        return features(2, 2, 9, 33, channels_last=last), rois(300, 2, 130)
+
+    def many_channels(last: bool) -> tuple[Tensor, ...]:
+        return features(1, 260, 3, 5, channels_last=last), rois(3, 1, 20)
+
+    for name, call in (("roi_align", align), ("roi_pool", pool)):
+        add(name, call, small)
+        add(f"{name}-many-rois", call, many_rois)
+        add(f"{name}-many-channels", call, many_channels)
+        for dtype, tolerance in ((torch.float16, 4e-3), (torch.bfloat16, 3e-2)):
+            add(f"{name}-{dtype}", call, lambda last, d=dtype: small(last, d), tolerance=tolerance)
+        add(f"{name}-float64", call, lambda last: small(last, torch.float64))
+    add("roi_align-adaptive", align_adaptive, small)
+    add("roi_align-many-bins", align_many_bins, few)
+    add("roi_pool-many-bins", pool_many_bins, few, tolerance=2e-5)
+    return made
+
+
+CASES = [*_box_iou_cases(), *_nms_cases(), *_roi_cases()]

@@ -1,0 +1,111 @@
+"""Every CUDA kernel under emulation, at the edges of its tiles and under several schedules.
+
+The operators' own tests (tests/ops) run on the emulated kernels too; these are the ones that are
+quick enough to run once for each mutant of a kernel.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from emulation.backend import EmulationError, emulated, emulator
+from emulation.build import why_not
+from emulation.cases import CASES, Case, boxes
+
+from rcnn_ext import ops
+from rcnn_ext.ops import use_backend
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+
+
+@functools.cache
+def _expected(case: Case) -> tuple[torch.Tensor, ...]:
+    with use_backend("reference"):
+        return case.run(for_reference=True)
+
+
+def _check(case: Case, seed: int) -> None:
+    with emulated(seed) as instance:
+        results = case.run()
+        assert instance.library.launches() > 0
+    for result, expected in zip(results, _expected(case), strict=True):
+        tolerance = 0 if case.exact else case.tolerance
+        torch.testing.assert_close(result, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_equals_reference(case: Case) -> None:
+    _check(case, seed=1)
+
+
+@pytest.mark.parametrize("seed", range(10, 22, 2))
+@pytest.mark.parametrize(
+    "case",
+    [
+        case
+        for case in CASES
+        if case.name
+        in (
+            "complete_box_iou-33x129",
+            "box_iou-batched",
+            "nms-1025",
+            "batched_nms-2305-2",
+            "roi_align-contiguous",
+            "roi_align-channels_last",
+            "roi_align-many-rois-contiguous",
+            "roi_pool-contiguous",
+            "roi_pool-many-bins-contiguous",
+        )
+    ],
+    ids=lambda case: case.name,
+)
+def test_does_not_depend_on_the_schedule(case: Case, seed: int) -> None:
+    _check(case, seed)
+
+
+def test_every_operator_with_a_cuda_kernel_is_emulated() -> None:
+    names = {operator._schema.name for operator in emulator().operators}
+    assert names >= {
+        f"rcnn_ext::{name}"
+        for name in (
+            "box_iou", "box_iou_backward", "nms", "batched_nms", "roi_align",
+            "roi_align_backward", "roi_pool", "roi_pool_backward",
+        )
+    }  # fmt: skip
+
+
+def test_empty_inputs_launch_nothing() -> None:
+    empty = torch.empty(0, 4)
+    with emulated() as instance:
+        assert ops.nms(empty, torch.empty(0), 0.5).shape == (0,)
+        assert ops.batched_nms(empty, torch.empty(0), torch.empty(0), 0.5).shape == (0,)
+        assert ops.box_iou(empty, boxes(3)).shape == (0, 3)
+        assert ops.roi_align(torch.ones(1, 2, 5, 5), torch.empty(0, 5), 3).shape == (0, 2, 3, 3)
+        assert ops.roi_pool(torch.ones(1, 0, 5, 5), torch.ones(4, 5), 3).shape == (4, 0, 3, 3)
+        assert instance.library.launches() == 0
+
+
+def test_gradient_of_no_rois_is_zeros() -> None:
+    features = torch.ones(1, 2, 5, 5, requires_grad=True)
+    for pool in (ops.roi_align, ops.roi_pool):
+        with emulated():
+            (grad,) = torch.autograd.grad(pool(features, torch.empty(0, 5), 3).sum(), features)
+        assert not grad.any()
+
+
+def test_a_grid_that_no_device_launches_is_an_error() -> None:
+    # 2^16 tiles of 128 columns in y
+    with emulated(), pytest.raises(RuntimeError, match="box_iou: a grid of 1 x 65537 x 1 blocks"):
+        ops.box_iou(boxes(1), torch.zeros(128 * 65536 + 1, 4))
+
+
+def test_outputs_begin_as_poison_and_inputs_stay() -> None:
+    # The backend's own checks, on operators that break them.
+    instance, ones = emulator(), (torch.ones(4),)
+    results = [instance.call(torch.empty_like, ones, {}, seed) for seed in (0, 1)]
+    with pytest.raises(EmulationError, match="depends on the schedule: seeds 0 and 1 differ"):
+        instance.compare("toy", results, (0, 1))
+    with pytest.raises(EmulationError, match="an input was written to"):
+        instance.call(lambda x: x.zero_().clone(), ones, {}, 0)
