@@ -110,7 +110,8 @@ def _parse_yaml(text: str, where: str) -> Any:
         """Refuses a key that occurs twice; YAML would silently take the last."""
 
     def mapping(loader: Any, node: Any) -> dict[Any, Any]:
-        keys = [loader.construct_object(key) for key, _ in node.value]
+        merge = "tag:yaml.org,2002:merge"
+        keys = [loader.construct_object(key) for key, _ in node.value if key.tag != merge]
         twice = [key for index, key in enumerate(keys) if key in keys[:index]]
         if twice:
             line = node.start_mark.line + 1

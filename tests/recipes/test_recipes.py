@@ -124,6 +124,13 @@ def test_wrong_files_are_named(write, text, message):
     assert path in str(error.value)
 
 
+def test_yaml_anchors_and_merges_work(write):
+    text = "data: {augment: &a {color: 0.3}, batch_size: 4}\nmodel: {<<: {backbone: x}, neck: c4}\n"
+    recipe = load_recipe(write(text))
+    assert (recipe.data.augment.color, recipe.data.batch_size) == (0.3, 4)
+    assert (recipe.model.backbone, recipe.model.neck) == ("x", "c4")
+
+
 def test_recipes_that_do_not_exist():
     with pytest.raises(UserError, match="did you mean faster_rcnn_coco"):
         load_recipe("faster_rcnn_cocoo")
