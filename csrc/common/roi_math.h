@@ -81,8 +81,9 @@ struct SampleRange {
 template <class T>
 RCNN_HOST_DEVICE SampleRange samples_within(const AlignAxis<T>& axis, int64_t bin, T lowest,
                                             T highest) {
-  // NaN geometry and inverted adaptive RoIs have no samples.
-  if (!(axis.samples >= T(1)) || !(axis.bin_size - axis.bin_size == T(0))) return {0, 0};
+  // A map without pixels, NaN geometry and inverted adaptive RoIs have no samples.
+  if (axis.extent == 0 || !(axis.samples >= T(1)) || !(axis.bin_size - axis.bin_size == T(0)))
+    return {0, 0};
   const T bin_start = axis.start + T(bin) * axis.bin_size;
   T first = T(0);
   T last = axis.samples;
