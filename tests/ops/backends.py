@@ -1,13 +1,17 @@
 """The implementations of the operators that one test body runs over.
 
-To add one (say the CUDA kernels under an emulator), add a line to ``BACKENDS``.
+To add one, add a line to ``BACKENDS``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -35,6 +39,32 @@ def _no_cuda_kernels() -> str | None:
     return _no_cuda_device()
 
 
+def _no_emulator() -> str | None:
+    from emulation.build import why_not
+
+    return why_not()
+
+
+# tests/emulation is imported from scripts of this folder too, where pytest sets no path.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+
+@contextlib.contextmanager
+def running(implementation: str) -> Iterator[None]:
+    """The operators run on an implementation inside: "native", "reference" or "emulated"."""
+    if implementation == "native":
+        yield  # what users get without asking
+    elif implementation == "emulated":
+        from emulation.backend import emulated
+
+        # Schedules of its own for each test, the same in every run.
+        with emulated(seed=zlib.crc32(os.environ.get("PYTEST_CURRENT_TEST", "").encode())):
+            yield
+    else:
+        with use_backend("reference"):
+            yield
+
+
 @dataclass(frozen=True)
 class Backend:
     """One implementation on one device.
@@ -42,7 +72,7 @@ class Backend:
     Attributes:
         name: the id of the test.
         device: where the tensors lie.
-        implementation: "native" or "reference".
+        implementation: "native", "reference" or "emulated": the CUDA kernels on CPU tensors.
         checks_batch_index: a RoI of an image that is not in the batch raises IndexError; without
             it (CUDA: no synchronisation to find out) such a RoI gives zeros.
         missing: why it can't run here, or None.
@@ -59,10 +89,7 @@ class Backend:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """The operators run on this backend inside."""
-        if self.implementation == "native":
-            yield  # what users get without asking
-            return
-        with use_backend("reference"):
+        with running(self.implementation):
             yield
 
 
@@ -71,6 +98,7 @@ _CPU, _CUDA = torch.device("cpu"), torch.device("cuda")
 BACKENDS = (
     Backend("reference", _CPU, "reference"),
     Backend("cpu", _CPU, "native", missing=_no_cpu_kernels),
+    Backend("cuda-emulated", _CPU, "emulated", checks_batch_index=False, missing=_no_emulator),
     Backend(
         "cuda", _CUDA, "native", checks_batch_index=False, missing=_no_cuda_kernels, needs_gpu=True
     ),
