@@ -99,7 +99,9 @@ def _axis_samples(
         length = max(end - start, 1.0)
     size = length / bins
     count = sampling_ratio if sampling_ratio > 0 else math.ceil(size)
-    return [[start + b * size + (i + 0.5) * size / count for i in range(count)] for b in range(bins)]
+    return [
+        [start + b * size + (i + 0.5) * size / count for i in range(count)] for b in range(bins)
+    ]
 
 
 def _bilinear(y: float, x: float, height: int, width: int) -> list[tuple[int, int, float]]:

@@ -7,7 +7,6 @@ import pytest
 import torch
 from backends import BACKENDS, Backend
 
-
 CUDA = next(backend for backend in BACKENDS if backend.name == "cuda")
 
 

@@ -95,7 +95,9 @@ def test_layout_does_not_matter(
     sparse_grad[..., ::2] = grad
     for input in (sparse[..., ::2, 1::2], transposed, slices):
         assert not input.is_contiguous()
-        result, input_grad = _differentiate(operator, input, wide_rois[:, 2:7], sparse_grad[..., ::2])
+        result, input_grad = _differentiate(
+            operator, input, wide_rois[:, 2:7], sparse_grad[..., ::2]
+        )
         assert torch.equal(result, expected)
         assert torch.equal(input_grad, expected_grad)
         assert input_grad.is_contiguous()
@@ -117,7 +119,9 @@ def test_expanded_inputs(operator: Callable[..., Tensor], features: Tensor, rois
     assert torch.equal(input.grad, _differentiate(operator, features, rois)[1])
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 6, 5), (2, 40, 1, 1), (1, 1, 1, 1), (2, 3, 1, 6)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(2, 1, 6, 5), (2, 40, 1, 1), (1, 1, 1, 1), (2, 3, 1, 6)], ids=str
+)
 @operators
 def test_maps_that_are_dense_in_both_layouts(
     backend: Backend, operator: Callable[..., Tensor], shape: tuple[int, ...]

@@ -1,0 +1,374 @@
+"""Bad input gets a Python exception that names operator and argument, whoever is asked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from backends import Backend
+
+from rcnn_ext import ops
+from rcnn_ext.ops import use_backend
+
+rcnn = torch.ops.rcnn_ext
+Call = Callable[[torch.device], Any]
+
+
+def _rand(*shape: int) -> Callable[[torch.device], torch.Tensor]:
+    return lambda device: torch.rand(shape, device=device)
+
+
+def _align(
+    input: Any = (2, 3, 5, 6), rois: Any = (4, 5), size: Any = 2, scale: float = 1.0
+) -> Call:
+    """A call of roi_align whose RoIs lie in the first image."""
+
+    def call(device: torch.device) -> torch.Tensor:
+        return ops.roi_align(_make(input, device), _rois(rois, device), size, scale)
+
+    return call
+
+
+def _pool(input: Any = (2, 3, 5, 6), rois: Any = (4, 5), size: Any = 2, scale: float = 1.0) -> Call:
+    def call(device: torch.device) -> torch.Tensor:
+        return ops.roi_pool(_make(input, device), _rois(rois, device), size, scale)
+
+    return call
+
+
+def _make(what: Any, device: torch.device) -> Any:
+    if isinstance(what, torch.Tensor):
+        return what.to(device)
+    return torch.rand(what, device=device) if isinstance(what, tuple) else what
+
+
+def _rois(what: Any, device: torch.device) -> Any:
+    if isinstance(what, list):
+        return [_make(boxes, device) for boxes in what]
+    rois = _make(what, device)
+    if isinstance(rois, torch.Tensor) and rois.dim() == 2 and rois.shape[1] > 0:
+        rois[:, 0] = 0
+    return rois
+
+
+def _align_backward(
+    grad: tuple[int, ...] = (4, 3, 2, 2),
+    pooled: tuple[int, int] = (2, 2),
+    shape: tuple[int, ...] = (2, 3, 5, 6),
+    dtype: torch.dtype = torch.float32,
+    scale: float = 1.0,
+    rois: tuple[int, ...] = (4, 5),
+) -> Call:
+    def call(device: torch.device) -> torch.Tensor:
+        return rcnn.roi_align_backward(
+            torch.zeros(grad, dtype=dtype, device=device),
+            torch.zeros(rois, device=device),
+            scale,
+            *pooled,
+            *shape,
+            -1,
+            False,
+            False,
+        )
+
+    return call
+
+
+def _pool_backward(
+    grad: tuple[int, ...] = (4, 3, 2, 2),
+    argmax: tuple[int, ...] = (4, 3, 2, 2),
+    shape: tuple[int, ...] = (2, 3, 5, 6),
+    argmax_dtype: torch.dtype = torch.int32,
+    scale: float = 1.0,
+) -> Call:
+    def call(device: torch.device) -> torch.Tensor:
+        return rcnn.roi_pool_backward(
+            torch.zeros(grad, device=device),
+            torch.zeros(argmax, dtype=argmax_dtype, device=device),
+            torch.zeros(4, 5, device=device),
+            scale,
+            *shape,
+            False,
+        )
+
+    return call
+
+
+def _iou(boxes1: Any, boxes2: Any, operator: Any = ops.box_iou) -> Call:
+    return lambda device: operator(_make(boxes1, device), _make(boxes2, device))
+
+
+def _raw_iou(boxes1: Any, boxes2: Any, measure: int = 0) -> Call:
+    return lambda device: rcnn.box_iou(_make(boxes1, device), _make(boxes2, device), measure, 0.0)
+
+
+def _iou_backward(grad: Any, boxes1: Any, boxes2: Any, measure: int = 0) -> Call:
+    return lambda device: rcnn.box_iou_backward(
+        _make(grad, device), _make(boxes1, device), _make(boxes2, device), measure, 0.0
+    )
+
+
+def _nms(boxes: Any, scores: Any) -> Call:
+    return lambda device: ops.nms(_make(boxes, device), _make(scores, device), 0.5)
+
+
+def _batched(boxes: Any, scores: Any, idxs: Any, operator: Any = ops.batched_nms) -> Call:
+    return lambda device: operator(
+        _make(boxes, device), _make(scores, device), _make(idxs, device), 0.5
+    )
+
+
+INTEGERS = torch.zeros(1, 2, 4, dtype=torch.uint8)
+COMPLEX = torch.zeros(2, 4, dtype=torch.complex64)
+FLOATS = "float16, bfloat16, float32 or float64"
+
+# name: (call, message)
+RUNTIME_ERRORS: dict[str, tuple[Call, str]] = {
+    "iou of 5 columns": (_iou((2, 5), (3, 4)), r"box_iou: .*boxes1 of shape .*5\]"),
+    "iou of 3 columns": (_iou((2, 4), (3, 3)), r"box_iou: .*boxes2 of shape .*3\]"),
+    "iou of a box": (_iou((4,), (3, 4)), r"box_iou: .*boxes1 .*boxes2 .*got \[4\] and \[3, 4\]"),
+    "iou of a number": (_iou((2, 4), ()), r"box_iou: .*boxes1 .*boxes2 .*got \[2, 4\] and \[\]"),
+    "iou of other batches": (
+        _iou((3, 2, 4), (2, 2, 4), ops.generalized_box_iou),
+        r"box_iou: expected leading dimensions .* got \[3, 2, 4\] and \[2, 2, 4\]",
+    ),
+    "iou of complex boxes": (
+        _iou(COMPLEX, COMPLEX, ops.complete_box_iou),
+        rf"box_iou: expected boxes1 to be {FLOATS}, got complex64",
+    ),
+    "raw iou of a matrix": (_raw_iou((2, 4), (1, 2, 4)), r"box_iou: .*\[B, N, 4\], got \[2, 4\]"),
+    "raw iou of batches": (
+        _raw_iou((3, 2, 4), (2, 2, 4)),
+        "box_iou: .*one batch size, got 3 and 2",
+    ),
+    "raw iou of two dtypes": (
+        _raw_iou((1, 2, 4), torch.zeros(1, 2, 4, dtype=torch.float64)),
+        "box_iou: .*boxes1 and boxes2 of one dtype, got float32 and float64",
+    ),
+    "raw iou of bytes": (
+        _raw_iou(INTEGERS, INTEGERS),
+        rf"box_iou: expected boxes1 to be {FLOATS}, got uint8",
+    ),
+    "raw iou of no bytes": (
+        _raw_iou(INTEGERS[:, :0], INTEGERS),
+        rf"box_iou: expected boxes1 to be {FLOATS}, got uint8",
+    ),
+    "measure": (_raw_iou((1, 2, 4), (1, 2, 4), 4), "box_iou: expected measure 0, 1, 2 or 3, got 4"),
+    "measure of nothing": (_raw_iou((1, 0, 4), (1, 2, 4), -1), "box_iou: expected measure .* -1"),
+    "measure backward": (
+        _iou_backward((1, 2, 3), (1, 2, 4), (1, 3, 4), 4),
+        "box_iou: expected measure 0, 1, 2 or 3, got 4",
+    ),
+    "iou backward, grad": (
+        _iou_backward((1, 3, 2), (1, 2, 4), (1, 3, 4)),
+        r"box_iou_backward: expected grad of shape \[1, 2, 3\], got \[1, 3, 2\]",
+    ),
+    "iou backward, integers": (
+        _iou_backward((1, 2, 2), INTEGERS.long(), INTEGERS.long()),
+        rf"box_iou_backward: expected boxes1 to be {FLOATS}, got int64",
+    ),
+    "nms of 5 columns": (
+        _nms((3, 5), (3,)),
+        r"nms: expected boxes of shape \[N, 4\], got \[3, 5\]",
+    ),
+    "nms of a box": (_nms((4,), (1,)), r"nms: expected boxes of shape \[N, 4\], got \[4\]"),
+    "nms of a batch": (_nms((1, 3, 4), (3,)), r"nms: expected boxes of shape .* got \[1, 3, 4\]"),
+    "nms, scores": (_nms((3, 4), (2,)), r"nms: expected scores of shape \[3\], .*got \[2\]"),
+    "nms, scores 2-D": (
+        _nms((3, 4), (3, 1)),
+        r"nms: expected scores of shape \[3\], .*got \[3, 1\]",
+    ),
+    "nms of integers": (
+        _nms(torch.zeros(3, 4, dtype=torch.int32), (3,)),
+        rf"nms: expected boxes to be {FLOATS}, got int32",
+    ),
+    "nms, complex scores": (
+        _nms((2, 4), COMPLEX[:, 0]),
+        "nms: expected scores to be real numbers, got complex64",
+    ),
+    "batched_nms of 5 columns": (
+        _batched((3, 5), (3,), (3,)),
+        r"batched_nms: expected boxes of shape \[N, 4\], got \[3, 5\]",
+    ),
+    "batched_nms, scores": (
+        _batched((3, 4), (2,), (3,)),
+        r"batched_nms: expected scores of shape \[3\], one for each box, got \[2\]",
+    ),
+    "batched_nms, idxs": (
+        _batched((3, 4), (3,), (4,)),
+        r"batched_nms: expected idxs of shape \[3\], one for each box, got \[4\]",
+    ),
+    "batched_nms, raw idxs": (
+        _batched((3, 4), (3,), torch.zeros(3, dtype=torch.int32), rcnn.batched_nms),
+        "batched_nms: expected idxs to be int64, got int32",
+    ),
+    "batched_nms, complex idxs": (
+        _batched((2, 4), (2,), COMPLEX[:, 0]),
+        "batched_nms: expected idxs to be real numbers, got complex64",
+    ),
+    "batched_nms, complex scores": (
+        _batched((2, 4), COMPLEX[:, 0], (2,)),
+        "batched_nms: expected scores to be real numbers, got complex64",
+    ),
+}
+for _name, _call in {"roi_align": _align, "roi_pool": _pool}.items():
+    RUNTIME_ERRORS |= {
+        f"{_name}, input 3-D": (
+            _call(input=(3, 5, 6)),
+            rf"{_name}: expected input of shape \[N, C, H, W\], got \[3, 5, 6\]",
+        ),
+        f"{_name}, integers": (
+            _call(input=torch.zeros(1, 1, 4, 4, dtype=torch.int32)),
+            rf"{_name}: expected input to be {FLOATS}, got int32",
+        ),
+        f"{_name}, bytes": (
+            _call(input=torch.zeros(1, 1, 4, 4, dtype=torch.uint8)),
+            rf"{_name}: expected input to be {FLOATS}, got uint8",
+        ),
+        f"{_name}, boxes for RoIs": (
+            _call(rois=(3, 4)),
+            rf"{_name}: expected boxes of shape \[K, 5\] .* or a list of \[L, 4\].*\[3, 4\]",
+        ),
+        f"{_name}, a RoI": (_call(rois=(5,)), rf"{_name}: expected boxes of shape \[K, 5\].*\[5\]"),
+        f"{_name}, integer RoIs": (
+            _call(rois=torch.zeros(3, 5, dtype=torch.int64)),
+            rf"{_name}: expected rois to be {FLOATS}, got int64",
+        ),
+        f"{_name}, RoIs in a list": (
+            _call(rois=[(3, 4), (3, 5)]),
+            rf"{_name}: expected boxes\[1\] of shape \[L, 4\], got \[3, 5\]",
+        ),
+        f"{_name}, a box in a list": (_call(rois=[(4,)]), rf"{_name}: .*boxes\[0\].*got \[4\]"),
+        f"{_name}, no list": (_call(rois=[]), rf"{_name}: .*for each image, got an empty list"),
+        f"{_name}, numbers": (
+            _call(rois=[0.0]),
+            rf"{_name}: expected boxes to be a tensor or a list of tensors",
+        ),
+        f"{_name}, nothing": (
+            _call(rois=None),
+            rf"{_name}: expected boxes to be a tensor or a list",
+        ),
+        f"{_name}, no bins": (
+            _call(size=0),
+            rf"{_name}: expected a positive output size, got 0 x 0",
+        ),
+        f"{_name}, bins below 0": (
+            _call(size=(3, -1)),
+            rf"{_name}: expected a positive output size, got 3 x -1",
+        ),
+        f"{_name}, bins of no RoI": (_call(size=0, rois=(0, 5)), rf"{_name}: expected a positive"),
+    }
+    for _scale in (0.0, -0.25, math.nan, math.inf, -math.inf, 1e300):
+        RUNTIME_ERRORS[f"{_name}, scale {_scale}"] = (
+            _call(scale=_scale),
+            rf"{_name}: expected a positive, finite spatial_scale, got ",
+        )
+RUNTIME_ERRORS |= {
+    "align backward, grad": (
+        _align_backward(grad=(4, 3, 2, 3)),
+        r"roi_align_backward: expected grad of shape \[4, 3, 2, 2\], got \[4, 3, 2, 3\]",
+    ),
+    "align backward, grad 3-D": (
+        _align_backward(grad=(4, 3, 2)),
+        r"roi_align_backward: expected grad of shape \[4, 3, 2, 2\], got \[4, 3, 2\]",
+    ),
+    "align backward, channels": (
+        _align_backward(shape=(2, 4, 5, 6)),
+        r"roi_align_backward: expected grad of shape \[4, 4, 2, 2\], got \[4, 3, 2, 2\]",
+    ),
+    "align backward, integers": (
+        _align_backward(dtype=torch.int64),
+        rf"roi_align_backward: expected grad to be {FLOATS}, got int64",
+    ),
+    "align backward, RoIs": (
+        _align_backward(rois=(4, 4)),
+        r"roi_align_backward: expected rois of shape \[K, 5\].* got \[4, 4\]",
+    ),
+    "align backward, bins": (
+        _align_backward(grad=(4, 3, 0, 2), pooled=(0, 2)),
+        "roi_align_backward: expected a positive output size, got 0 x 2",
+    ),
+    "align backward, sizes": (
+        _align_backward(shape=(2, 3, -5, 6)),
+        r"roi_align_backward: .*without negative numbers, got \[2, 3, -5, 6\]",
+    ),
+    "align backward, scale": (
+        _align_backward(scale=math.nan),
+        "roi_align_backward: expected a positive, finite spatial_scale, got -?nan",
+    ),
+    "pool backward, grad": (
+        _pool_backward(grad=(4, 3, 2)),
+        r"roi_pool_backward: expected grad of shape \[K, C, PH, PW\], got \[4, 3, 2\]",
+    ),
+    "pool backward, channels": (
+        _pool_backward(shape=(2, 4, 5, 6)),
+        r"roi_pool_backward: expected grad of shape \[4, 4, 2, 2\], got \[4, 3, 2, 2\]",
+    ),
+    "pool backward, argmax": (
+        _pool_backward(argmax=(4, 3, 2, 1)),
+        r"roi_pool_backward: expected argmax to be int32 of shape \[4, 3, 2, 2\], got int32 of "
+        r"shape \[4, 3, 2, 1\]",
+    ),
+    "pool backward, argmax dtype": (
+        _pool_backward(argmax_dtype=torch.int64),
+        r"roi_pool_backward: expected argmax to be int32 of shape .*, got int64",
+    ),
+    "pool backward, sizes": (
+        _pool_backward(shape=(2, 3, -5, 6)),
+        r"roi_pool_backward: .*without negative numbers, got \[2, 3, -5, 6\]",
+    ),
+    "pool backward, pixels": (
+        _pool_backward(shape=(2, 3, 2**20, 2**20)),
+        r"roi_pool_backward: .*at most 2\^31 - 1 pixels a channel, got 1048576 x 1048576",
+    ),
+    "pool backward, scale": (
+        _pool_backward(scale=0.0),
+        "roi_pool_backward: expected a positive, finite spatial_scale, got 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RUNTIME_ERRORS)
+def test_runtime_error(backend: Backend, case: str) -> None:
+    call, message = RUNTIME_ERRORS[case]
+    with pytest.raises(RuntimeError, match=message):
+        call(backend.device)
+
+
+@pytest.mark.parametrize("case", RUNTIME_ERRORS)
+def test_reference_and_kernel_say_the_same(native: Backend, case: str) -> None:
+    call, _ = RUNTIME_ERRORS[case]
+    with pytest.raises(RuntimeError) as from_kernel:
+        call(native.device)
+    with use_backend("reference"), pytest.raises(RuntimeError) as from_reference:
+        call(native.device)
+    assert str(from_kernel.value) == str(from_reference.value)
+
+
+def test_output_size_of_three_numbers(backend: Backend) -> None:
+    for call, name in ((_align, "roi_align"), (_pool, "roi_pool")):
+        for size in ((2, 2, 2), ()):
+            with pytest.raises(ValueError, match=f"{name}: expected output_size of one or two"):
+                call(size=size)(backend.device)
+
+
+@pytest.mark.cuda
+def test_tensors_on_two_devices(cuda: torch.device) -> None:
+    features, rois = torch.rand(1, 1, 4, 4), torch.zeros(1, 5)
+    boxes, scores = torch.rand(3, 4), torch.rand(3)
+    for call in (
+        lambda: ops.roi_align(features.to(cuda), rois, 2),
+        lambda: ops.roi_align(features, rois.to(cuda), 2),
+        lambda: ops.roi_pool(features.to(cuda), rois, 2),
+        lambda: ops.roi_pool(features, rois.to(cuda), 2),
+        lambda: ops.nms(boxes.to(cuda), scores, 0.5),
+        lambda: ops.nms(boxes, scores.to(cuda), 0.5),
+        lambda: ops.batched_nms(boxes.to(cuda), scores.to(cuda), scores, 0.5),
+        lambda: ops.box_iou(boxes.to(cuda), boxes),
+        lambda: ops.box_iou(boxes, boxes.to(cuda)),
+    ):
+        with pytest.raises(RuntimeError, match=r": expected .* and .* on one device, got c.*and c"):
+            call()
