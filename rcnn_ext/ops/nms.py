@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from ..reference.checks import name_of
 from ..reference.nms import check_batched_nms, check_nms
 from ._library import define_operator
 
@@ -86,7 +87,9 @@ def _integers(idxs: Tensor) -> Tensor:
     if idxs.dtype == torch.int64:
         return idxs
     if idxs.is_complex():
-        raise RuntimeError(f"batched_nms: expected idxs to be real numbers, got {idxs.dtype}")
+        raise RuntimeError(
+            f"batched_nms: expected idxs to be real numbers, got {name_of(idxs.dtype)}"
+        )
     if idxs.is_floating_point():
         if idxs.dtype not in _BITS:
             idxs = idxs.to(torch.float32)  # the 8-bit types

@@ -17,6 +17,10 @@ def check_nms(boxes: Tensor, scores: Tensor, op: str) -> None:
     check_boxes(boxes, op)
     check_floating(boxes, op, "boxes")
     check_per_box(scores, boxes, op, "scores")
+    check(
+        not scores.is_complex(),
+        f"{op}: expected scores to be real numbers, got {name_of(scores.dtype)}",
+    )
 
 
 def check_batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor) -> None:

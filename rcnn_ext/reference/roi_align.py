@@ -114,7 +114,8 @@ def _pool(plane: Tensor, y: Tensor, x: Tensor) -> Tensor:
     count, pooled_height, height = y.shape
     channels, _, width = plane.shape
     columns = plane.permute(1, 0, 2).reshape(height, channels * width)
-    rows = (y.reshape(-1, height) @ columns).view(count, pooled_height * channels, width)
+    rows = y.reshape(count * pooled_height, height) @ columns  # [k * PH, C * W]
+    rows = rows.view(count, pooled_height * channels, width)
     pooled = rows @ x.transpose(1, 2)  # [k, PH * C, PW]
     return pooled.view(count, pooled_height, channels, x.shape[1]).transpose(1, 2)
 
@@ -185,7 +186,7 @@ def _spread(upstream: Tensor, y: Tensor, x: Tensor) -> Tensor:
     height, width = y.shape[2], x.shape[2]
     rows = upstream.transpose(1, 2).reshape(count, pooled_height * channels, pooled_width) @ x
     rows = rows.view(count * pooled_height, channels * width)
-    total = y.reshape(-1, height).t() @ rows  # [H, C * W]
+    total = y.reshape(count * pooled_height, height).t() @ rows  # [H, C * W]
     return total.view(height, channels, width).transpose(0, 1)
 
 
@@ -272,6 +273,8 @@ def _axis_weights(
     Returns:
         ``[k, bins, extent]``
     """
+    if extent == 0:
+        return start.new_zeros((start.shape[0], bins, 0))
     usable = (samples >= 1) & start.isfinite() & bin_size.isfinite() & samples.isfinite()
     start, bin_size = torch.where(usable, start, 0), torch.where(usable, bin_size, 1)
     samples = torch.where(usable, samples, 1)
@@ -282,7 +285,8 @@ def _axis_weights(
     countable = 2.0**24 if start.dtype == torch.float32 else 2.0**40
     spacing = (bin_size / samples)[:, None]  # [k, 1]
     ends = torch.stack([-1 - bin_start, extent - bin_start]) / spacing  # [2, k, bins]
-    slack = 2 + ends.abs().sum(dim=0) * (1e-6 if start.dtype == torch.float32 else 1e-15)
+    # Multiplied before it is summed, which would overflow.
+    slack = 2 + (ends.abs() * (1e-6 if start.dtype == torch.float32 else 1e-15)).sum(dim=0)
     first = (ends.amin(dim=0) - slack).floor().clamp(min=0)
     last = torch.minimum((ends.amax(dim=0) + slack).ceil(), samples[:, None])
     # A bin without extent has all its samples in one place.
