@@ -40,7 +40,8 @@ def _output_channels(stage: nn.Module, in_channels: int) -> int:
     stage.eval()  # Zeros must not enter the statistics of a batch norm.
     try:
         with torch.no_grad():
-            return stage(torch.zeros(1, in_channels, 7, 7)).shape[1]
+            pooled = next(stage.parameters()).new_zeros(1, in_channels, 7, 7)
+            return stage(pooled).shape[1]
     finally:
         stage.train(was_training)
 

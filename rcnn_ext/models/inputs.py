@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from rcnn_ext.models.box_utils import first_bad_box
+from rcnn_ext.models.box_utils import at_least_float32, first_bad_box
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -73,8 +73,8 @@ def prepare_batch(
         training: whether targets are needed.
 
     Returns:
-        The batch; the targets with boxes in pixels of the resized images, in their dtype, or None;
-        the sizes (height, width) of the images as they came.
+        The batch; the targets with boxes in pixels of the resized images, float32 at least, or
+        None; the sizes (height, width) of the images as they came.
 
     Raises:
         ValueError: naming the image and what is wrong with it or its target.
@@ -90,7 +90,9 @@ def prepare_batch(
     targets = list(targets)
     _check_targets(targets, images)
     batch, resized = transform(
-        images, [{"boxes": t["boxes"], "labels": t["labels"]} for t in targets]
+        images,
+        # Half types would lose whole pixels in resizing. Masks and the like need no resizing.
+        [{"boxes": at_least_float32(t["boxes"]), "labels": t["labels"]} for t in targets],
     )
     # After resizing, since that can flatten a box that has a tiny width to begin with.
     bad = first_bad_box([target["boxes"] for target in resized])

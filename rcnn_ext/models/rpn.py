@@ -224,16 +224,17 @@ class RegionProposalNetwork(nn.Module):
         Returns:
             One tensor [P_i, 4] an image, image pixels, by descending objectness.
         """
-        tops, levels = [], []
+        tops, level_ids = [], []
         first = 0
         for level, in_level in enumerate(objectness.split(anchors_per_level, dim=1)):
             # in_level: [N, A_l]
-            top = in_level.topk(min(self.pre_nms_top_n(), in_level.shape[1]), dim=1).indices
-            tops.append(top + first)
-            levels += [level] * top.shape[1]
+            tops.append(
+                first + in_level.topk(min(self.pre_nms_top_n(), in_level.shape[1]), dim=1).indices
+            )
+            level_ids.append(torch.full_like(tops[-1][0], level))
             first += in_level.shape[1]
         top = torch.cat(tops, dim=1)  # [N, T] indices into A
-        level_ids = torch.tensor(levels, device=top.device)  # [T]
+        level_of = torch.cat(level_ids)  # [T]
 
         scores = objectness.gather(1, top).sigmoid()  # [N, T]
         corners = top[..., None].expand(-1, -1, 4)  # [N, T, 4]
@@ -249,7 +250,7 @@ class RegionProposalNetwork(nn.Module):
             boxes,
             scores[image_ids, positions],
             image_ids,
-            level_ids[positions],
+            level_of[positions],
             num_images=len(image_sizes),
             num_groups=len(anchors_per_level),
             iou_threshold=self.nms_thresh,

@@ -98,6 +98,14 @@ def test_nan_detections_are_dropped(model, make_batch):
     assert found["boxes"].isfinite().all()
 
 
+def test_detector_does_not_train_the_proposals(model, make_batch):
+    images, targets = make_batch([(96, 96)], [2], 4)
+    batch, targets = model.train().transform(images, targets)
+    proposals, losses = model.rpn(batch, model.backbone(batch.tensors), targets)
+    assert not proposals[0].requires_grad
+    assert losses["loss_rpn_box_reg"].requires_grad
+
+
 def test_images_of_a_batch_do_not_influence_each_other(model, make_batch):
     # The last one is so flat that its height says little about the strides.
     images, _ = make_batch([(96, 128), (96, 96), (30, 110)], [0, 0, 0], 4)
