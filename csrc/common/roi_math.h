@@ -91,8 +91,10 @@ RCNN_HOST_DEVICE SampleRange samples_within(const AlignAxis<T>& axis, int64_t bi
   if (spacing != T(0)) {
     const T a = (lowest - bin_start) / spacing;
     const T b = (highest - bin_start) / spacing;
+    if (a - a != T(0) || b - b != T(0)) return {0, 0};  // the map is beyond any sample
     // Rounding of the position shifts it by some units in the last place of the largest term.
-    const T slack = T(2) + (std::fabs(a) + std::fabs(b)) * (sizeof(T) == 4 ? T(1e-6) : T(1e-15));
+    constexpr T kUnits = sizeof(T) == 4 ? T(1e-6) : T(1e-15);
+    const T slack = T(2) + std::fabs(a) * kUnits + std::fabs(b) * kUnits;
     const T from = std::floor((a < b ? a : b) - slack);
     const T to = std::ceil((a < b ? b : a) + slack);
     if (from > first) first = from;
