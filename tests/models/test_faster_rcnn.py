@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from rcnn_ext import models
+from rcnn_ext import models, ops
 
 OPTIONS = {
     "min_size": 96,
@@ -157,6 +158,21 @@ def test_copies(model, make_batch):
         for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             (found,) = other(images)
             assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_without_kernels_the_reference_gives_the_same(model, make_batch):
+    images, targets = make_batch([(96, 120), (80, 96)], [2, 1], 4)
+    model.roi_heads.score_thresh = 0.0
+    results = []
+    for context in (contextlib.nullcontext(), ops.use_backend("reference")):
+        with context:
+            torch.manual_seed(1)
+            losses = copy.deepcopy(model).train()(images, targets)
+            with torch.no_grad():
+                results.append((losses, model.eval()(images)))
+    (losses, found), (expected_losses, expected) = results
+    torch.testing.assert_close(losses, expected_losses)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)
 
 
 def test_inputs_are_not_changed(model, make_batch):
