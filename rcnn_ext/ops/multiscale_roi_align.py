@@ -89,11 +89,15 @@ class MultiScaleRoIAlign(nn.Module):
     def _measure_scales(
         self, features: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> list[float]:
-        """1 / stride of each map: the power of two nearest to its height over the images'."""
+        """1 / stride of each map: the power of two nearest to its size over the images'.
+
+        Measured along the longer side, where padding to a multiple of the stride weighs least.
+        """
         if not image_shapes:
             raise ValueError("MultiScaleRoIAlign: expected at least one image shape")
-        height = max(shape[0] for shape in image_shapes)
-        return [2.0 ** round(math.log2(feature.shape[-2] / height)) for feature in features]
+        height, width = (max(sizes) for sizes in zip(*image_shapes, strict=True))
+        axis, extent = (-2, height) if height >= width else (-1, width)
+        return [2.0 ** round(math.log2(feature.shape[axis] / extent)) for feature in features]
 
     def _levels(self, rois: Tensor, scales: list[float]) -> Tensor:
         """Index of the map that each RoI is pooled from: ``[K, 5]`` -> ``[K]``."""

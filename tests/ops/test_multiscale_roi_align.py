@@ -84,6 +84,16 @@ def test_strides_are_measured_anew(backend: Backend) -> None:
         assert torch.equal(pooler(features, box, [(image, image)]), expected)
 
 
+def test_strides_of_a_flat_padded_image(backend: Backend) -> None:
+    # A height of 40 padded to 64 has maps of height 16 at stride 4: 0.4 of 40, nearer to 1/2.
+    pooler = ops.MultiScaleRoIAlign(["0"], 2, 2)
+    for shape, image in (((16, 160), (40, 640)), ((160, 16), (640, 40))):
+        features = {"0": torch.randn(1, 2, *shape).to(backend.device)}
+        box = [torch.tensor([[0.0, 0, 32, 32]], device=backend.device)]
+        expected = ops.roi_align(features["0"], box, 2, 1 / 4, 2)
+        assert torch.equal(pooler(features, box, [image]), expected)
+
+
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
 def test_dtypes_and_gradients(backend: Backend, dtype: torch.dtype) -> None:
     maps, boxes = _pyramid(backend, dtype), _boxes(backend)
