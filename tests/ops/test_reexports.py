@@ -1,0 +1,67 @@
+"""``from rcnn_ext import ops`` in place of ``from torchvision import ops``."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import torchvision
+
+import rcnn_ext.ops as ops
+
+SHARED = [
+    "MultiScaleRoIAlign",
+    "RoIAlign",
+    "RoIPool",
+    "batched_nms",
+    "box_iou",
+    "complete_box_iou",
+    "distance_box_iou",
+    "generalized_box_iou",
+    "nms",
+    "roi_align",
+    "roi_pool",
+]
+OWN = [*SHARED, "has_native_kernel", "use_backend"]
+
+
+def test_names() -> None:
+    assert ops.__all__ == sorted({*OWN, *torchvision.ops.__all__})
+    assert dir(ops) == ops.__all__
+    namespace: dict[str, Any] = {}
+    exec("from rcnn_ext.ops import *", namespace)
+    assert set(ops.__all__) <= set(namespace)
+    assert namespace["nms"] is ops.nms
+
+
+@pytest.mark.parametrize("name", torchvision.ops.__all__)
+def test_everything_of_torchvision_is_there(name: str) -> None:
+    mine, theirs = getattr(ops, name), getattr(torchvision.ops, name)
+    if name in SHARED:
+        assert mine.__module__.startswith("rcnn_ext.ops.")
+    else:
+        assert mine is theirs
+
+
+def _parameters(function: Any) -> list[tuple[str, Any, Any]]:
+    return [(p.name, p.default, p.kind) for p in inspect.signature(function).parameters.values()]
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_signatures_are_torchvisions(name: str) -> None:
+    mine, theirs = getattr(ops, name), getattr(torchvision.ops, name)
+    assert _parameters(mine) == _parameters(theirs)
+    if inspect.isclass(mine):
+        assert _parameters(mine.forward) == _parameters(theirs.forward)
+        assert callable(mine)
+
+
+def test_a_name_that_neither_has() -> None:
+    with pytest.raises(AttributeError, match="module 'rcnn_ext.ops' has no attribute 'soft_nms'"):
+        ops.soft_nms  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute '_private'"):
+        ops._private  # noqa: B018
+    with pytest.raises(ImportError, match="soft_nms"):
+        exec("from rcnn_ext.ops import soft_nms")
+    assert not hasattr(ops, "boxes_of_another_kind")
