@@ -9,15 +9,17 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# Seconds between lines where there is no terminal, such as in the log of a batch system.
+# Where there is no terminal, such as in the log of a batch system, the next line comes after so
+# many seconds or so large a part of the time since the start: nobody reads thousands of lines.
 _LINE_INTERVAL = 10.0
+_LINE_PART = 0.1
 
 
 class Progress:
     """Shows how much of some work is done, on standard error.
 
     On a terminal it is a tqdm bar; without tqdm, or where output goes to a file, it is a line every
-    ten seconds and one at the end.
+    ten seconds, then more and more rarely, and one at the end.
 
     Args:
         what: The work, in a word or two.
@@ -48,8 +50,10 @@ class Progress:
             if note:
                 self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(by)
-        elif time.monotonic() - self._shown >= _LINE_INTERVAL:
-            self._show_line()
+        else:
+            now = time.monotonic()
+            if now - self._shown >= max(_LINE_INTERVAL, _LINE_PART * (now - self._started)):
+                self._show_line()
 
     def message(self, text: str) -> None:
         """Prints a line without disturbing the bar."""

@@ -19,6 +19,10 @@ from .data.annotations import ClassList
 from .files import replacing
 
 Colour = tuple[int, int, int]
+Box = tuple[float, float, float, float]  # (x1, y1, x2, y2), pixels
+
+# Tags of objects that lie on each other are stacked; more than these would hide the picture.
+_MOST_TAG_PLACES = 5
 
 _GOLDEN_RATIO = 0.618033988749895
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
@@ -64,9 +68,10 @@ def draw_boxes(
         pen.rectangle(rows[i], outline=colour, width=width)
         text = name if scores is None else f"{name} {float(scores[i]):.2f}"
         texts.append((rows[i], text, colour))
-    # After all boxes, so that no box crosses a name.
-    for row, text, colour in texts:
-        _draw_tag(pen, canvas.size, row, text, colour, font)
+    # After all boxes, so that no box crosses a name; the best first, so that it gets its place.
+    taken: list[Box] = []
+    for row, text, colour in reversed(texts):
+        taken.append(_draw_tag(pen, canvas.size, row, text, colour, font, taken))
     return canvas
 
 
@@ -185,17 +190,36 @@ def _draw_tag(
     text: str,
     colour: Colour,
     font: Any,
-) -> None:
-    """Writes on a coloured tag above the box, or inside it where there is no room above."""
+    taken: Sequence[Box],
+) -> Box:
+    """Writes on a coloured tag above the box or, where that is taken or outside, further down.
+
+    Returns:
+        Where the tag is.
+    """
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     width, height = right - left + 6, bottom - top + 6
     x = min(max(0.0, box[0]), max(0.0, size[0] - width))
-    y = box[1] - height if box[1] >= height else box[1]
-    y = min(max(0.0, y), max(0.0, size[1] - height))
-    pen.rectangle((x, y, x + width, y + height), fill=colour)
+    lowest = max(0.0, size[1] - height)
+    places = [box[1] + height * i for i in range(-1, _MOST_TAG_PLACES)]
+    tags = [(x, y, x + width, y + height) for y in places if 0 <= y <= lowest]
+    free = (tag for tag in tags if not any(_overlap(tag, other) for other in taken))
+    y = min(max(0.0, box[1]), lowest)
+    tag = next(free, (x, y, x + width, y + height))
+    pen.rectangle(tag, fill=colour)
     # Perceived brightness, ITU-R BT.601.
     bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
-    pen.text((x + 3 - left, y + 3 - top), text, _INK if bright else _PAPER, font)
+    pen.text((tag[0] + 3 - left, tag[1] + 3 - top), text, _INK if bright else _PAPER, font)
+    return tag
+
+
+def _overlap(first: Box, second: Box) -> bool:
+    return (
+        first[0] < second[2]
+        and second[0] < first[2]
+        and first[1] < second[3]
+        and second[1] < first[3]
+    )
 
 
 def _font(size: int) -> Any:

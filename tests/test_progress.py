@@ -37,6 +37,14 @@ def test_in_a_file_it_is_a_line_now_and_then_and_one_at_the_end(clock, capsys):
     ]
 
 
+def test_a_long_run_gets_few_lines(clock, capsys):
+    with Progress("Training", 100_000) as shown:
+        for _ in range(100_000):
+            clock.now += 1
+            shown.advance()
+    assert 40 < len(capsys.readouterr().err.splitlines()) < 100
+
+
 def test_a_long_wait_is_told_in_minutes(clock, capsys):
     shown = Progress("Training", 100)
     clock.now += 11

@@ -79,6 +79,19 @@ def test_the_best_detection_is_drawn_on_top():
         assert near(pixels[150, 50], class_colour(label))
 
 
+def test_names_of_boxes_on_each_other_are_stacked():
+    """Every name keeps all its pixels: the more boxes, the more tags to be seen."""
+
+    def tagged(count):
+        boxes = [[100 + i, 100 + i, 300, 250] for i in range(count)]
+        pixels = np.asarray(draw_boxes(grey(400, 300), boxes, [2] * count, CLASSES))
+        return (pixels[:, 110:130] == class_colour(2)).all(axis=2).any(axis=1).sum()
+
+    heights = [tagged(count) for count in (1, 2, 3)]
+    assert heights[1] > 1.6 * heights[0]
+    assert heights[2] > 2.2 * heights[0]
+
+
 def test_nothing_to_draw_gives_the_picture():
     drawn = draw_boxes(grey(400, 300), np.zeros((0, 4)), [], CLASSES, [])
     assert np.array_equal(np.asarray(drawn), np.asarray(grey(400, 300)))
