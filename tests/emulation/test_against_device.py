@@ -1,0 +1,43 @@
+"""Emulated and real results on one input: bit for bit where the contract says so.
+
+Both compilers run without contraction into fused multiply-adds, and division and square root are
+rounded correctly on the device; so only the arc tangent of complete_box_iou may differ.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from emulation.backend import emulated
+from emulation.build import why_not
+from emulation.cases import CASES, Case
+
+from rcnn_ext import _extension
+
+pytestmark = pytest.mark.cuda
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _device() -> None:
+    module = _extension.status()["_C_cuda"]
+    reason = module.reason if not module.loaded else None
+    reason = reason or why_not() or (None if torch.cuda.is_available() else "no CUDA device")
+    if reason is not None and os.environ.get("FAIL_WITHOUT_CUDA") == "1":
+        pytest.fail(reason, pytrace=False)
+    if reason is not None:
+        pytest.skip(reason)
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_emulator_and_device_agree(case: Case, seed: int) -> None:
+    with emulated(seed):
+        emulated_results = case.run()
+    device_results = case.run("cuda")
+    for mine, theirs in zip(emulated_results, device_results, strict=True):
+        assert mine.dtype == theirs.dtype
+        assert mine.stride() == theirs.stride()
+        tolerance = 0 if case.exact_on_device else 1e-6
+        torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance, equal_nan=True)
