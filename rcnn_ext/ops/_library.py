@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from .. import _extension
 from ._backend import references
@@ -26,6 +27,25 @@ def _outside_autocast(reference: Callable[..., Any]) -> Callable[..., Any]:
             return reference(first, *args, **kwargs)
 
     return run
+
+
+def _without_forward_mode(operator: Any) -> Callable[..., Any]:
+    """The operator, unless a forward-mode derivative is wanted: PyTorch would take 0 for it."""
+
+    def call(*args: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            for argument in args:
+                if (
+                    isinstance(argument, torch.Tensor)
+                    and forward_ad.unpack_dual(argument).tangent is not None
+                ):
+                    raise NotImplementedError(
+                        f"{operator.name().split('::')[1]}: has no forward-mode derivative; "
+                        "use reverse mode (backward)"
+                    )
+        return operator(*args)
+
+    return call
 
 
 def define_operator(
@@ -65,4 +85,4 @@ def define_operator(
     references[operator] = reference
     # The first operator defined loads the kernels of all; a kernel may come before its schema.
     _extension.load_operators()
-    return operator
+    return _without_forward_mode(operator) if backward is not None else operator
