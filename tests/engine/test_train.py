@@ -155,7 +155,7 @@ def test_an_earlier_run_is_not_overwritten_by_accident(tiny_run, tmp_path, capsy
     [
         ("model.dropout=0.5", "a resumed run cannot change model.dropout"),
         ("data.batch_size=4", "a resumed run cannot change data.batch_size"),
-        ("optimizer.name=adamw", "a resumed run cannot change optimizer.name"),
+        ("optimizer.name=sgd", "a resumed run cannot change optimizer.name"),
         ("data.classes=[circle]", "was trained for other classes: circle, square, triangle"),
         ("seed=0", "has 4 steps already"),
     ],
