@@ -145,7 +145,8 @@ __global__ void __launch_bounds__(kGatherThreads)
           }
         }
       }
-      __syncthreads();  // the next round overwrites the hits
+      // The next round overwrites the hits after a barrier, and the last of them was read before
+      // one.
     }
     if (inside) {
       Stored* target =

@@ -110,7 +110,8 @@ __global__ void __launch_bounds__(kChunk)
         }
       }
     }
-    __syncthreads();
+    // The next group's masks were read before the last barrier, and what is written here is read
+    // after the next one.
   }
   if (thread < count) sorted.keep[first + thread] = keep[thread];
 }
