@@ -12,7 +12,7 @@ import contextlib
 import ctypes
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,14 +144,19 @@ class _GuardedAllocation(TorchDispatchMode):
         super().__init__()
         self._guarded = guarded
         self._fill = fill
+        self.count = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in (torch.ops.aten.empty.memory_format, torch.ops.aten.empty_strided.default):
+            self.count += 1
             return self._guarded.empty_like(result, self._fill)
         return result
+
+
+_CPU_KERNEL = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
 
 class _Emulation(TorchDispatchMode):
@@ -169,7 +174,9 @@ class _Emulation(TorchDispatchMode):
         operator = self._emulator.operators.get(func)
         if operator is None or not all(issubclass(t, torch.Tensor) for t in types):
             return func(*args, **kwargs)
-        results = [self._emulator.call(operator, args, kwargs, seed) for seed in self._seeds]
+        # Straight to the kernel: it runs inside a mode that is for what it calls, not for itself.
+        kernel = functools.partial(operator.redispatch, _CPU_KERNEL)
+        results = [self._emulator.call(kernel, args, kwargs, seed) for seed in self._seeds]
         self._emulator.compare(operator, results, self._seeds)
         return results[0]
 
@@ -186,13 +193,14 @@ class Emulator:
         torch.ops.load_library(str(path))
         self.library = Library(path)
         self.operators = {}
+        self.poisoned_outputs = 0  # of the last call; what PyTorch's operators give is not poisoned
         for original in _backend.references:
             name = original._schema.name.partition("::")[2]
             if torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", "CPU"):
                 self.operators[original] = getattr(getattr(torch.ops, NAMESPACE), name).default
 
-    def call(self, operator: Any, args: tuple, kwargs: dict, seed: int) -> Any:
-        """One call under the schedule of a seed.
+    def call(self, kernel: Callable[..., Any], args: tuple, kwargs: dict, seed: int) -> Any:
+        """One call of an operator's kernel under the schedule of a seed.
 
         Raises:
             EmulationError: the kernel broke a rule, wrote to an input or outside of a buffer.
@@ -209,15 +217,16 @@ class Emulator:
         try:
             arguments = tree_map_only(torch.Tensor, guard, (args, kwargs))
             try:
-                with _GuardedAllocation(guarded, self.library.poison_byte()):
-                    result = operator(*arguments[0], **arguments[1])
+                with _GuardedAllocation(guarded, self.library.poison_byte()) as allocation:
+                    result = kernel(*arguments[0], **arguments[1])
+                self.poisoned_outputs = allocation.count
             except RuntimeError as error:
                 if "[seed " in str(error):
                     raise EmulationError(str(error)) from None
                 raise
             for original, copy in inputs:
                 if not _same_bits(original.detach(), copy):
-                    raise EmulationError(f"{operator}: an input was written to")
+                    raise EmulationError("an input was written to")
             result = tree_map_only(torch.Tensor, _own_copy, result)
         finally:
             guarded.release()

@@ -101,7 +101,20 @@ def test_a_grid_that_no_device_launches_is_an_error() -> None:
         ops.box_iou(boxes(1), torch.zeros(128 * 65536 + 1, 4))
 
 
-def test_outputs_begin_as_poison_and_inputs_stay() -> None:
+def test_outputs_of_operators_begin_as_poison() -> None:
+    features, rois = torch.ones(1, 2, 5, 5), torch.ones(4, 5)
+    for count, call in (
+        (1, lambda: ops.box_iou(boxes(3), boxes(4))),
+        (2, lambda: ops.nms(boxes(3), torch.rand(3), 0.5)),  # and a workspace
+        (1, lambda: ops.roi_align(features, rois, 3)),
+        (2, lambda: ops.roi_pool(features, rois, 3)),
+    ):
+        with emulated() as instance:
+            call()
+            assert instance.poisoned_outputs == count
+
+
+def test_poison_that_is_left_and_inputs_that_change_are_errors() -> None:
     # The backend's own checks, on operators that break them.
     instance, ones = emulator(), (torch.ones(4),)
     results = [instance.call(lambda x: torch.empty(4), ones, {}, seed) for seed in (0, 1)]
