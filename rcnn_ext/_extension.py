@@ -49,8 +49,10 @@ def _load(name: str) -> ModuleStatus:
     if reason is not None:
         return ModuleStatus(name, False, path, reason)
     if path is None:
-        modules = (build_info() or {}).get("modules", {})
-        return ModuleStatus(name, False, None, modules.get(name, "not built"))
+        recorded = (build_info() or {}).get("modules", {}).get(name, "not built")
+        # The build may have made it: then what it recorded is not why it isn't here.
+        reason = recorded if recorded.startswith("not built") else "built, but its file is missing"
+        return ModuleStatus(name, False, None, reason)
     try:
         importlib.import_module(full_name)
     except (ImportError, OSError) as error:

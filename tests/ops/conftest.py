@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from backends import BACKENDS, Backend
+from peer import torchvision
 
 CUDA = next(backend for backend in BACKENDS if backend.name == "cuda")
 
@@ -64,3 +65,9 @@ def cuda() -> torch.device:
     """For tests of what only a GPU shows; mark them with ``pytest.mark.cuda`` too."""
     _require(CUDA)
     return CUDA.device
+
+
+@pytest.fixture
+def needs_torchvision() -> None:
+    """For tests that use it in a process of their own."""
+    assert torchvision.ops  # skips where it can't be imported

@@ -5,8 +5,8 @@ import math
 import brute_force
 import pytest
 import torch
-import torchvision
 from backends import Backend
+from peer import torchvision
 from samples import FLOATING, make_boxes, make_scores
 from torch import Tensor
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import brute_force
 import pytest
 import torch
-import torchvision
 from backends import Backend
+from peer import torchvision
 from samples import FLOATING, HALF, WIDE, assert_near, make_boxes
 from torch import Tensor
 

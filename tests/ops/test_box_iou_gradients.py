@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torchvision
 from backends import Backend
+from peer import torchvision
 from samples import HALF, WIDE, assert_near, make_boxes
 from test_box_iou import DEGENERATE, measures
 from torch import Tensor

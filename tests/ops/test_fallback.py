@@ -101,6 +101,7 @@ assert torch.equal(autocast, plain)
 ).replace("import torch, torchvision", "import sys, torch, torchvision", 1)
 
 
+@pytest.mark.usefixtures("needs_torchvision")
 def test_without_native_modules(tmp_path: Path) -> None:
     output = run_python(_WITHOUT_NATIVE, str(tmp_path), path=_copy_package(tmp_path))
     reasons = dict(line.split("|") for line in output.splitlines())
@@ -108,6 +109,7 @@ def test_without_native_modules(tmp_path: Path) -> None:
     assert "CPU kernels" not in reasons["_C"]
 
 
+@pytest.mark.usefixtures("needs_torchvision")
 def test_with_a_native_module_that_cannot_be_loaded(tmp_path: Path) -> None:
     _copy_package(tmp_path)
     for module in PACKAGE.glob("_C*"):

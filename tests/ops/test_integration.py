@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-import torchvision
 from backends import Backend
+from peer import torchvision
 from samples import HALF, channels_last, make_boxes, make_rois, make_scores
 from torch import Tensor
-from torchvision import tv_tensors
 
 from rcnn_ext import ops
 
@@ -341,7 +340,7 @@ def test_inference_mode_and_subclasses(backend: Backend) -> None:
     with torch.inference_mode():
         assert torch.equal(ops.nms(boxes, scores, 0.5), expected)
         assert ops.box_iou(boxes, boxes).is_inference()
-    wrapped = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(64, 64))
+    wrapped = torchvision.tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(64, 64))
     assert torch.equal(ops.nms(wrapped, scores, 0.5), expected)
     assert torch.equal(ops.box_iou(wrapped, boxes), ops.box_iou(boxes, boxes))
     parameter = torch.nn.Parameter(boxes)

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-import torchvision
 from backends import Backend
+from peer import torchvision
 from samples import FLOATING, assert_near, make_boxes
 from torch import Tensor
 

@@ -6,8 +6,8 @@ import time
 import brute_force
 import pytest
 import torch
-import torchvision
 from backends import Backend
+from peer import torchvision
 from samples import FLOATING, HALF, WIDE, make_boxes, make_scores
 from torch import Tensor
 

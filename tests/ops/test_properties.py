@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-import torchvision
 from backends import BACKENDS, Backend
+from peer import torchvision
 from torch import Tensor
 
 from rcnn_ext import ops

@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 import pytest
-import torchvision
+from peer import torchvision
 
 import rcnn_ext.ops as ops
 

@@ -7,8 +7,8 @@ import brute_force
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
 from backends import Backend
+from peer import torchvision
 from samples import FLOATING, HALF, WIDE, assert_near, channels_last, make_boxes, make_rois
 from torch import Tensor
 

@@ -5,8 +5,8 @@ import math
 import brute_force
 import pytest
 import torch
-import torchvision
 from backends import Backend
+from peer import torchvision
 from samples import FLOATING, WIDE, assert_near, channels_last, make_rois
 from torch import Tensor
 
