@@ -72,8 +72,8 @@ __global__ void __launch_bounds__(kGatherThreads)
     const int64_t first_channel =
         task / (tiles_x * tiles_y) % channel_blocks * Shape::kChannels + (kChannelsLast ? lane : 0);
     const int64_t image = task / (tiles_x * tiles_y * channel_blocks);
-    const Tile tile{tile_y, tile_x, min(tile_y + Shape::kTileHeight, shape.height),
-                    min(tile_x + Shape::kTileWidth, shape.width)};
+    // It may reach beyond the map, where every weight is 0.
+    const Tile tile{tile_y, tile_x, tile_y + Shape::kTileHeight, tile_x + Shape::kTileWidth};
     // This thread's pixel of the tile.
     const int row = kChannelsLast ? warp / Shape::kTileWidth : thread / Shape::kTileWidth;
     const int column = kChannelsLast ? warp % Shape::kTileWidth : thread % Shape::kTileWidth;

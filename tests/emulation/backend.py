@@ -41,35 +41,31 @@ class Library:
     """A library of emulated kernels, and what csrc/emulation/interface.h offers."""
 
     def __init__(self, path: Path) -> None:
-        self._c = ctypes.CDLL(str(path))
-        self._c.rcnn_emulation_set_seed.argtypes = [ctypes.c_uint64]
-        self._c.rcnn_emulation_launches.restype = ctypes.c_uint64
-        self._c.rcnn_emulation_allocate.argtypes = [ctypes.c_size_t, ctypes.c_int]
-        self._c.rcnn_emulation_allocate.restype = ctypes.c_void_p
-        self._c.rcnn_emulation_release.argtypes = [ctypes.c_void_p]
-        self._c.rcnn_emulation_release.restype = ctypes.c_char_p
-        self._c.rcnn_emulation_take_error.restype = ctypes.c_char_p
-        self.has_address_sanitizer = bool(self._c.rcnn_emulation_has_address_sanitizer())
-
-    def function(self, name: str) -> Any:
-        """A function that the library exports."""
-        return self._c[name]
+        self.functions = ctypes.CDLL(str(path))
+        self.functions.rcnn_emulation_set_seed.argtypes = [ctypes.c_uint64]
+        self.functions.rcnn_emulation_launches.restype = ctypes.c_uint64
+        self.functions.rcnn_emulation_allocate.argtypes = [ctypes.c_size_t, ctypes.c_int]
+        self.functions.rcnn_emulation_allocate.restype = ctypes.c_void_p
+        self.functions.rcnn_emulation_release.argtypes = [ctypes.c_void_p]
+        self.functions.rcnn_emulation_release.restype = ctypes.c_char_p
+        self.functions.rcnn_emulation_take_error.restype = ctypes.c_char_p
+        self.has_address_sanitizer = bool(self.functions.rcnn_emulation_has_address_sanitizer())
 
     def set_seed(self, seed: int) -> None:
         """Draw the schedules from here on from a seed."""
-        self._c.rcnn_emulation_set_seed(seed)
+        self.functions.rcnn_emulation_set_seed(seed)
 
     def launches(self) -> int:
         """Kernels launched since the seed was set."""
-        return self._c.rcnn_emulation_launches()
+        return self.functions.rcnn_emulation_launches()
 
     def poison_byte(self) -> int:
         """What the seed fills memory with that nobody has written."""
-        return self._c.rcnn_emulation_poison_byte()
+        return self.functions.rcnn_emulation_poison_byte()
 
     def allocate(self, size: int, fill: int) -> int:
         """Address of ``size`` bytes between guard zones."""
-        address = self._c.rcnn_emulation_allocate(size, fill)
+        address = self.functions.rcnn_emulation_allocate(size, fill)
         if address is None:
             raise MemoryError(f"no {size} bytes for an emulated buffer")
         return address
@@ -80,13 +76,13 @@ class Library:
         Raises:
             EmulationError: something wrote to its guard zones.
         """
-        damage = self._c.rcnn_emulation_release(address).decode()
+        damage = self.functions.rcnn_emulation_release(address).decode()
         if damage:
             raise EmulationError(damage)
 
     def check(self) -> None:
         """Raise what AddressSanitizer found outside of a launch."""
-        message = self._c.rcnn_emulation_take_error().decode()
+        message = self.functions.rcnn_emulation_take_error().decode()
         if message:
             raise EmulationError(message)
 

@@ -142,6 +142,10 @@ def _nms_cases() -> list[Case]:
     def make_batched(count: int, classes: int) -> tuple[Tensor, ...]:
         return *make(count), torch.randint(-1, classes - 1, (count,))
 
+    def make_apart(count: int) -> tuple[Tensor, ...]:
+        low = torch.arange(count).float()[:, None] * torch.tensor([3.0, 1.0])
+        return torch.cat([low, low + 2], dim=1), torch.rand(count)
+
     def nms(b: Tensor, s: Tensor) -> Tensor:
         return ops.nms(b, s, 0.4)
 
@@ -156,6 +160,8 @@ def _nms_cases() -> list[Case]:
         Case(f"nms-{dtype}", lambda dtype=dtype: make(1100, dtype), nms, exact=True)
         for dtype in (torch.float16, torch.bfloat16, torch.float64)
     ]
+    # Every box of a chunk is kept.
+    made.append(Case("nms-apart", lambda: make_apart(1100), nms, exact=True))
     made += [
         Case(
             f"batched_nms-{count}-{classes}",

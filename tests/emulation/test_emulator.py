@@ -24,7 +24,7 @@ class Toys:
 
     def __init__(self, library: Path) -> None:
         self.library = Library(library)
-        self._launch = self.library.function("toy_launch")
+        self._launch = self.library.functions["toy_launch"]
         self._launch.restype = ctypes.c_char_p
         self._launch.argtypes = [
             ctypes.c_char_p,

@@ -20,49 +20,52 @@ from rcnn_ext.ops import use_backend
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 
+# These run under more schedules.
+SEEDS = range(10, 22, 2)
+SCHEDULED = [
+    case
+    for case in CASES
+    if case.name
+    in (
+        "complete_box_iou-33x129",
+        "box_iou-batched",
+        "nms-1025",
+        "batched_nms-2305-2",
+        "roi_align-contiguous",
+        "roi_align-channels_last",
+        "roi_align-many-rois-contiguous",
+        "roi_pool-contiguous",
+        "roi_pool-many-bins-contiguous",
+    )
+]
+
+
 @functools.cache
-def _expected(case: Case) -> tuple[torch.Tensor, ...]:
+def expected_of(case: Case) -> tuple[torch.Tensor, ...]:
+    """What the reference gives."""
     with use_backend("reference"):
         return case.run(for_reference=True)
 
 
-def _check(case: Case, seed: int) -> None:
+def check(case: Case, seed: int) -> None:
+    """Compare one call under the schedules of a seed with the reference."""
     with emulated(seed) as instance:
         results = case.run()
         assert instance.library.launches() > 0
-    for result, expected in zip(results, _expected(case), strict=True):
+    for result, expected in zip(results, expected_of(case), strict=True):
         tolerance = 0 if case.exact else case.tolerance
         torch.testing.assert_close(result, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_equals_reference(case: Case) -> None:
-    _check(case, seed=1)
+    check(case, seed=1)
 
 
-@pytest.mark.parametrize("seed", range(10, 22, 2))
-@pytest.mark.parametrize(
-    "case",
-    [
-        case
-        for case in CASES
-        if case.name
-        in (
-            "complete_box_iou-33x129",
-            "box_iou-batched",
-            "nms-1025",
-            "batched_nms-2305-2",
-            "roi_align-contiguous",
-            "roi_align-channels_last",
-            "roi_align-many-rois-contiguous",
-            "roi_pool-contiguous",
-            "roi_pool-many-bins-contiguous",
-        )
-    ],
-    ids=lambda case: case.name,
-)
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("case", SCHEDULED, ids=lambda case: case.name)
 def test_does_not_depend_on_the_schedule(case: Case, seed: int) -> None:
-    _check(case, seed)
+    check(case, seed)
 
 
 def test_every_operator_with_a_cuda_kernel_is_emulated() -> None:
