@@ -60,6 +60,8 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, measure: int, eps: float) -> Tensor:
     a = boxes1.to(compute)[:, :, None, :]  # [B, N, 1, 4]
     b = boxes2.to(compute)[:, None, :, :]  # [B, 1, M, 4]
     result = _measure(a, b, measure, eps)  # [B, N, M]
+    # Contiguous whatever the layout of the boxes, which PyTorch's arithmetic would hand on.
+    result = result.contiguous()
     return result if boxes1.dtype == torch.float64 else result.to(torch.float32)
 
 
@@ -182,7 +184,7 @@ def box_iou_backward(
         [grad_low_b - grad_size_b - grad_offset / 2, grad_high_b + grad_size_b - grad_offset / 2],
         dim=-1,
     ).sum(dim=1)  # [B, M, 4]
-    return grad_a.to(dtype), grad_b.to(dtype)
+    return grad_a.to(dtype).contiguous(), grad_b.to(dtype).contiguous()
 
 
 def _share_of_first(a: Tensor, b: Tensor) -> Tensor:

@@ -63,7 +63,6 @@ def check_per_box(values: Tensor, boxes: Tensor, op: str, argument: str) -> None
 
 def check_rois(rois: Tensor, op: str) -> None:
     """Expect RoIs ``[K, 5]``."""
-    check_floating(rois, op, "rois")
     check(
         rois.dim() == 2 and rois.shape[1] == 5,
         f"{op}: expected rois of shape [K, 5] (batch index, x1, y1, x2, y2), "
@@ -74,12 +73,23 @@ def check_rois(rois: Tensor, op: str) -> None:
 def check_roi_arguments(input: Tensor, rois: Tensor, op: str) -> None:
     """Expect features ``[N, C, H, W]`` and RoIs ``[K, 5]`` on one device."""
     check_floating(input, op, "input")
+    check_floating(rois, op, "rois")
     check(
         input.dim() == 4,
         f"{op}: expected input of shape [N, C, H, W], got {list(input.shape)}",
     )
     check_rois(rois, op)
     check_same_device(input, rois, op, "input", "rois")
+    check_side_lengths(input.shape[2], input.shape[3], op)
+
+
+def check_side_lengths(height: int, width: int, op: str) -> None:
+    """Expect rows and columns that 32 bits can count, as the kernels do."""
+    most = torch.iinfo(torch.int32).max
+    check(
+        height <= most and width <= most,
+        f"{op}: expected an input of at most 2^31 - 1 rows and columns, got {height} x {width}",
+    )
 
 
 def check_pooled_size(pooled_height: int, pooled_width: int, op: str) -> None:
@@ -104,11 +114,13 @@ def check_feature_shape(shape: Sequence[int], op: str) -> None:
         all(size >= 0 for size in shape),
         f"{op}: expected an input size without negative numbers, got {list(shape)}",
     )
+    check_side_lengths(shape[2], shape[3], op)
 
 
 def check_pooled_gradient(grad: Tensor, rois: Tensor, shape: Sequence[int], op: str) -> None:
     """Expect a gradient ``[K, C, PH, PW]``; ``shape`` is ``(C, PH, PW)``."""
     check_floating(grad, op, "grad")
+    check_floating(rois, op, "rois")
     check_rois(rois, op)
     expected = [rois.shape[0], *shape]
     check(
