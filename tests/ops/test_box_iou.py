@@ -169,6 +169,8 @@ def test_layout_does_not_matter(backend: Backend, name: str) -> None:
     assert not padded[::2, 1:5].is_contiguous()
     assert not columns.is_contiguous()
     assert torch.equal(function(padded[::2, 1:5], columns), expected)
+    for a, b in ((columns, boxes1), (boxes1, columns), (columns, columns)):
+        assert function(a, b).is_contiguous()  # as compiled code takes for granted
     one = boxes1[:1].expand(5, 4)
     assert torch.equal(function(one, boxes2), expected[:1].expand(5, -1))
 

@@ -220,6 +220,10 @@ for _name, _call in {"roi_align": _align, "roi_pool": _pool}.items():
             _call(input=(3, 5, 6)),
             rf"{_name}: expected input of shape \[N, C, H, W\], got \[3, 5, 6\]",
         ),
+        f"{_name}, rows": (
+            _call(input=torch.zeros(1, 1, 1, 1).expand(1, 1, 2**31, 1)),
+            rf"{_name}: .* at most 2\^31 - 1 rows and columns, got 2147483648 x 1",
+        ),
         f"{_name}, integers": (
             _call(input=torch.zeros(1, 1, 4, 4, dtype=torch.int32)),
             rf"{_name}: expected input to be {FLOATS}, got int32",
@@ -294,6 +298,10 @@ RUNTIME_ERRORS |= {
     "align backward, sizes": (
         _align_backward(shape=(2, 3, -5, 6)),
         r"roi_align_backward: .*without negative numbers, got \[2, 3, -5, 6\]",
+    ),
+    "align backward, columns": (
+        _align_backward(shape=(2, 3, 0, 2**31)),
+        r"roi_align_backward: .*at most 2\^31 - 1 rows and columns, got 0 x 2147483648",
     ),
     "align backward, scale": (
         _align_backward(scale=math.nan),
