@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
+import importlib.machinery
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,8 @@ def _why_not_wanted(name: str) -> str | None:
 @functools.cache
 def _load(name: str) -> ModuleStatus:
     full_name = f"{__package__}.{name}"
-    spec = importlib.util.find_spec(full_name)
+    # Beside this file and nowhere else: an editable installation elsewhere offers its own.
+    spec = importlib.machinery.PathFinder.find_spec(full_name, [str(Path(__file__).parent)])
     path = Path(spec.origin) if spec is not None and spec.origin is not None else None
     reason = _why_not_wanted(name)
     if reason is not None:

@@ -53,7 +53,7 @@ void fill_row(const Measure& measure, const Box<T>& a, const BoxColumns<T>& colu
 
 // boxes1: [B, N, 4], boxes2: [B, M, 4] -> [B, N, M]
 Tensor box_iou_cpu(const Tensor& boxes1, const Tensor& boxes2, int64_t measure_id, double eps) {
-  const PairwiseShape shape = check_box_iou(boxes1, boxes2);
+  const PairwiseShape shape = check_box_iou(boxes1, boxes2, measure_id);
   const auto [batch_size, rows, columns] = shape;
   const ScalarType dtype = boxes1.scalar_type();
   Tensor result = empty_on_device_of(boxes1, {batch_size, rows, columns}, box_iou_dtype(dtype));
@@ -119,7 +119,7 @@ void sum_gradients(const Measure& measure, const PairwiseShape& shape,
 std::tuple<Tensor, Tensor> box_iou_backward_cpu(const Tensor& grad, const Tensor& boxes1,
                                                 const Tensor& boxes2, int64_t measure_id,
                                                 double eps) {
-  const PairwiseShape shape = check_box_iou(boxes1, boxes2);
+  const PairwiseShape shape = check_box_iou(boxes1, boxes2, measure_id);
   check_box_iou_gradient(grad, boxes1, shape);
   const ScalarType dtype = boxes1.scalar_type();
   Tensor grad1 = empty_on_device_of(boxes1, {shape.batch_size, shape.rows, 4}, dtype);

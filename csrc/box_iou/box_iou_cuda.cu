@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // boxes1: [B, N, 4], boxes2: [B, M, 4] -> [B, N, M]
 Tensor box_iou_cuda(const Tensor& boxes1, const Tensor& boxes2, int64_t measure_id, double eps) {
-  const PairwiseShape shape = check_box_iou(boxes1, boxes2);
+  const PairwiseShape shape = check_box_iou(boxes1, boxes2, measure_id);
   const CudaScope scope(boxes1);
   const ScalarType dtype = boxes1.scalar_type();
   Tensor result = empty_on_device_of(boxes1, {shape.batch_size, shape.rows, shape.columns},
@@ -140,7 +140,7 @@ void sum_gradients(const PairwiseShape& shape, const CudaScope& scope, const Mea
 std::tuple<Tensor, Tensor> box_iou_backward_cuda(const Tensor& grad, const Tensor& boxes1,
                                                  const Tensor& boxes2, int64_t measure_id,
                                                  double eps) {
-  const PairwiseShape shape = check_box_iou(boxes1, boxes2);
+  const PairwiseShape shape = check_box_iou(boxes1, boxes2, measure_id);
   check_box_iou_gradient(grad, boxes1, shape);
   const CudaScope scope(boxes1);
   const ScalarType dtype = boxes1.scalar_type();

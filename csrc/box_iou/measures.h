@@ -6,6 +6,13 @@
 
 namespace rcnn_ext {
 
+inline void check_measure(int64_t measure) {
+  RCNN_CHECK(measure >= static_cast<int64_t>(MeasureId::kIou) &&
+                 measure <= static_cast<int64_t>(MeasureId::kComplete),
+             "box_iou: expected measure 0, 1, 2 or 3, got ", measure);
+}
+
+// The measure must have been checked.
 template <class Function>
 void dispatch_measure(int64_t measure, double eps, Function&& function) {
   switch (static_cast<MeasureId>(measure)) {
@@ -14,7 +21,6 @@ void dispatch_measure(int64_t measure, double eps, Function&& function) {
     case MeasureId::kDistance: return function(DistanceIou(eps));
     case MeasureId::kComplete: return function(CompleteIou{eps});
   }
-  RCNN_CHECK(false, "box_iou: expected measure 0, 1, 2 or 3, got ", measure);
 }
 
 // Sizes of box_iou: boxes1 [B, N, 4] and boxes2 [B, M, 4] give [B, N, M].
@@ -22,7 +28,7 @@ struct PairwiseShape {
   int64_t batch_size, rows, columns;
 };
 
-inline PairwiseShape check_box_iou(const Tensor& boxes1, const Tensor& boxes2) {
+inline PairwiseShape check_box_iou(const Tensor& boxes1, const Tensor& boxes2, int64_t measure) {
   RCNN_CHECK(boxes1.dim() == 3 && boxes1.size(2) == 4,
              "box_iou: expected boxes1 of shape [B, N, 4], got ", shape_of(boxes1));
   RCNN_CHECK(boxes2.dim() == 3 && boxes2.size(2) == 4,
@@ -33,7 +39,9 @@ inline PairwiseShape check_box_iou(const Tensor& boxes1, const Tensor& boxes2) {
   RCNN_CHECK(boxes1.scalar_type() == boxes2.scalar_type(),
              "box_iou: expected boxes1 and boxes2 of one dtype, got ",
              name_of(boxes1.scalar_type()), " and ", name_of(boxes2.scalar_type()));
+  if (boxes1.scalar_type() != ScalarType::Long) check_floating(boxes1, "box_iou", "boxes1");
   check_same_device(boxes1, boxes2, "box_iou", "boxes1", "boxes2");
+  check_measure(measure);
   return {boxes1.size(0), boxes1.size(1), boxes2.size(1)};
 }
 

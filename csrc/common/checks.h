@@ -46,6 +46,12 @@ inline const char* name_of(ScalarType type) {
     case ScalarType::Long: return "int64";
     case ScalarType::Int: return "int32";
     case ScalarType::Bool: return "bool";
+    case ScalarType::Byte: return "uint8";
+    case ScalarType::Char: return "int8";
+    case ScalarType::Short: return "int16";
+    case ScalarType::ComplexHalf: return "complex32";
+    case ScalarType::ComplexFloat: return "complex64";
+    case ScalarType::ComplexDouble: return "complex128";
     default: return "another dtype";
   }
 }
@@ -53,6 +59,11 @@ inline const char* name_of(ScalarType type) {
 inline bool is_floating(ScalarType type) {
   return type == ScalarType::Half || type == ScalarType::BFloat16 || type == ScalarType::Float ||
          type == ScalarType::Double;
+}
+
+inline bool is_complex(ScalarType type) {
+  return type == ScalarType::ComplexFloat || type == ScalarType::ComplexDouble ||
+         type == ScalarType::ComplexHalf;
 }
 
 inline void check_floating(const Tensor& tensor, const char* op, const char* argument) {
@@ -82,17 +93,28 @@ inline void check_per_box(const Tensor& values, const Tensor& boxes, const char*
   check_same_device(values, boxes, op, argument, "boxes");
 }
 
+// Tables of taps count rows and columns in 32 bits.
+inline void check_side_lengths(int64_t height, int64_t width, const char* op) {
+  constexpr int64_t kLongest = std::numeric_limits<int32_t>::max();
+  RCNN_CHECK(height <= kLongest && width <= kLongest, op,
+             ": expected an input of at most 2^31 - 1 rows and columns, got ", height, " x ",
+             width);
+}
+
+// rois: [K, 5] (batch index, x1, y1, x2, y2)
+inline void check_rois(const Tensor& rois, const char* op) {
+  check_floating(rois, op, "rois");
+  RCNN_CHECK(rois.dim() == 2 && rois.size(1) == 5, op,
+             ": expected rois of shape [K, 5] (batch index, x1, y1, x2, y2), got ", shape_of(rois));
+}
+
 // input: [N, C, H, W], rois: [K, 5] (batch index, x1, y1, x2, y2)
 inline void check_roi_arguments(const Tensor& input, const Tensor& rois, const char* op) {
   check_floating(input, op, "input");
-  check_floating(rois, op, "rois");
   RCNN_CHECK(input.dim() == 4, op, ": expected input of shape [N, C, H, W], got ", shape_of(input));
-  RCNN_CHECK(rois.dim() == 2 && rois.size(1) == 5, op,
-             ": expected rois of shape [K, 5] (batch index, x1, y1, x2, y2), got ", shape_of(rois));
+  check_rois(rois, op);
   check_same_device(input, rois, op, "input", "rois");
-  constexpr int64_t kLongest = std::numeric_limits<int32_t>::max();
-  RCNN_CHECK(input.size(2) <= kLongest && input.size(3) <= kLongest, op,
-             ": expected an input of at most 2^31 - 1 rows and columns, got ", shape_of(input));
+  check_side_lengths(input.size(2), input.size(3), op);
 }
 
 inline void check_pooled_size(int64_t pooled_height, int64_t pooled_width, const char* op) {
@@ -114,15 +136,14 @@ inline void check_feature_shape(const FeatureShape& shape, const char* op) {
   RCNN_CHECK(shape.batch_size >= 0 && shape.channels >= 0 && shape.height >= 0 && shape.width >= 0,
              op, ": expected an input size without negative numbers, got [", shape.batch_size, ", ",
              shape.channels, ", ", shape.height, ", ", shape.width, "]");
+  check_side_lengths(shape.height, shape.width, op);
 }
 
 // grad: [K, C, PH, PW]
 inline void check_pooled_gradient(const Tensor& grad, const Tensor& rois, int64_t channels,
                                   int64_t pooled_height, int64_t pooled_width, const char* op) {
   check_floating(grad, op, "grad");
-  check_floating(rois, op, "rois");
-  RCNN_CHECK(rois.dim() == 2 && rois.size(1) == 5, op, ": expected rois of shape [K, 5], got ",
-             shape_of(rois));
+  check_rois(rois, op);
   RCNN_CHECK(grad.dim() == 4 && grad.size(0) == rois.size(0) && grad.size(1) == channels &&
                  grad.size(2) == pooled_height && grad.size(3) == pooled_width,
              op, ": expected grad of shape [", rois.size(0), ", ", channels, ", ", pooled_height,

@@ -10,6 +10,8 @@ inline void check_nms(const Tensor& boxes, const Tensor& scores, const char* op)
   check_boxes(boxes, op, "boxes");
   check_floating(boxes, op, "boxes");
   check_per_box(scores, boxes, op, "scores");
+  RCNN_CHECK(!is_complex(scores.scalar_type()), op, ": expected scores to be real numbers, got ",
+             name_of(scores.scalar_type()));
 }
 
 // boxes: [N, 4], scores: [N], idxs: [N] int64
