@@ -63,6 +63,7 @@ def check_per_box(values: Tensor, boxes: Tensor, op: str, argument: str) -> None
 
 def check_rois(rois: Tensor, op: str) -> None:
     """Expect RoIs ``[K, 5]``."""
+    check_floating(rois, op, "rois")
     check(
         rois.dim() == 2 and rois.shape[1] == 5,
         f"{op}: expected rois of shape [K, 5] (batch index, x1, y1, x2, y2), "
@@ -73,7 +74,6 @@ def check_rois(rois: Tensor, op: str) -> None:
 def check_roi_arguments(input: Tensor, rois: Tensor, op: str) -> None:
     """Expect features ``[N, C, H, W]`` and RoIs ``[K, 5]`` on one device."""
     check_floating(input, op, "input")
-    check_floating(rois, op, "rois")
     check(
         input.dim() == 4,
         f"{op}: expected input of shape [N, C, H, W], got {list(input.shape)}",
@@ -120,7 +120,6 @@ def check_feature_shape(shape: Sequence[int], op: str) -> None:
 def check_pooled_gradient(grad: Tensor, rois: Tensor, shape: Sequence[int], op: str) -> None:
     """Expect a gradient ``[K, C, PH, PW]``; ``shape`` is ``(C, PH, PW)``."""
     check_floating(grad, op, "grad")
-    check_floating(rois, op, "rois")
     check_rois(rois, op)
     expected = [rois.shape[0], *shape]
     check(
