@@ -19,7 +19,7 @@ from . import __version__
 from .errors import UserError
 
 # Packages of the extra `train`, and what asks for each.
-_TRAIN_PACKAGES = ("lightning", "torchmetrics", "pycocotools", "matplotlib", "yaml", "rich", "tqdm")
+_TRAIN_PACKAGES = ("lightning", "pycocotools", "matplotlib", "yaml", "tqdm")
 
 _DESCRIPTION = "Train, evaluate and run R-CNN detectors, and compare their operators."
 

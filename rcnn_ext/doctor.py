@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # What each extra of pyproject.toml brings, by distribution.
 EXTRAS = {
-    "train": ("lightning", "torchmetrics", "pycocotools", "matplotlib", "pyyaml", "rich"),
+    "train": ("lightning", "pycocotools", "matplotlib", "pyyaml", "tqdm"),
     "hf": ("datasets",),
 }
 _PURPOSE = {
