@@ -6,6 +6,7 @@
 #   make gpu OUT=dir   on a machine with a GPU, offline: build, test, sanitize, compare
 #   make test-compat   one wheel under torch 2.11 and under a CPU-only torch
 #   make sanitize      the CPU operators under AddressSanitizer and UBSan
+#   make mutants       break the CUDA kernels and see that the emulated tests notice
 #   make clean         remove what was built, keep the environment
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -type f) setup.py
 PYTHON_FILES := setup.py rcnn_ext tests benchmarks tools
 
-.PHONY: demo test lint format bench gpu test-compat sanitize clean
+.PHONY: demo test lint format bench gpu test-compat sanitize mutants clean
 .DELETE_ON_ERROR:
 
 # The environment with what the build needs. Torch is the large part, so it comes first and once.
@@ -66,6 +67,9 @@ test-compat: $(VENV)/.installed-test
 
 sanitize: $(VENV)/.installed-test
 	$(BIN)/python tools/sanitize.py
+
+mutants: $(VENV)/.installed-test
+	$(BIN)/python tools/mutate_cuda.py --out docs/mutants.md
 
 clean:
 	rm -rf build dist *.egg-info rcnn_ext/*.so rcnn_ext/_build_info.json $(VENV)/.installed-*

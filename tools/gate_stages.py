@@ -192,11 +192,15 @@ def judge_load(context: Context, done: Finished) -> Outcome:
 
 
 def prepare_tests(context: Context, limit: float) -> Command:
-    """Run the operators' tests on CUDA; a test may not skip for want of a device."""
+    """Run the operators' tests on CUDA, and compare the device with the emulated kernels.
+
+    A test may not skip for want of a device.
+    """
     report = context.scratch / "tests.xml"
     return Command(
         [
-            *(sys.executable, "-m", "pytest", "tests/ops", "-k", "cuda", "-q"),
+            *(sys.executable, "-m", "pytest", "-q", "-k", "cuda and not emulated"),
+            *("tests/ops", "tests/emulation/test_against_device.py"),
             *("-p", "no:cacheprovider", f"--junitxml={report}"),
         ],
         {"FAIL_WITHOUT_CUDA": "1"},

@@ -23,5 +23,6 @@ class _Missing:
 torchvision: Any
 try:
     import torchvision
+    import torchvision.tv_tensors
 except (ImportError, RuntimeError) as error:
     torchvision = _Missing(error)
