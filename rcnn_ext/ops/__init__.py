@@ -41,7 +41,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from torchvision import ops as torchvision_ops
 
-    if name not in torchvision_ops.__all__:
+    # Its modules too: `from torchvision.ops import boxes` is common.
+    if not hasattr(torchvision_ops, name):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(torchvision_ops, name)
 

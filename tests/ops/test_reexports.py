@@ -57,6 +57,13 @@ def test_signatures_are_torchvisions(name: str) -> None:
         assert callable(mine)
 
 
+def test_modules_of_torchvision_are_there() -> None:
+    from rcnn_ext.ops import boxes, misc
+
+    assert boxes is torchvision.ops.boxes
+    assert misc is torchvision.ops.misc
+
+
 def test_a_name_that_neither_has() -> None:
     with pytest.raises(AttributeError, match="module 'rcnn_ext.ops' has no attribute 'soft_nms'"):
         ops.soft_nms  # noqa: B018
