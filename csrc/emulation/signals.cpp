@@ -15,15 +15,33 @@ namespace {
 constexpr size_t kStack = 64 * 1024;
 unsigned char signal_stack[kStack];  // launches run one at a time
 
-void handle(int signal, siginfo_t* info, void*) {
+// Whether an address is where the stack of the interrupted code would grow to.
+bool near_stack_pointer(const void* address, const void* context) {
+  const auto* machine = &static_cast<const ucontext_t*>(context)->uc_mcontext;
+#if defined(__x86_64__)
+  const auto pointer = static_cast<uintptr_t>(machine->gregs[REG_RSP]);
+#elif defined(__aarch64__)
+  const auto pointer = static_cast<uintptr_t>(machine->sp);
+#else
+  const uintptr_t pointer = 0;
+  (void)machine;
+#endif
+  constexpr uintptr_t kLargestFrame = 64 * 1024;
+  const auto at = reinterpret_cast<uintptr_t>(address);
+  return at < pointer + kLargestFrame && pointer < at + kLargestFrame;
+}
+
+void handle(int signal, siginfo_t* info, void* context) {
   if (!on_fiber()) {  // not ours: happens again, for whoever handled it before
     std::signal(signal, SIG_DFL);
     return;
   }
+  // The end of a stack may lie in the forbidden memory behind a buffer, so it is asked for first.
+  if (near_stack_pointer(info->si_addr, context)) fail("its stack is exhausted");
   std::string where = describe_address(info->si_addr);
   if (where.empty()) {
     char text[64];
-    std::snprintf(text, sizeof(text), "address %p (or its stack is exhausted)", info->si_addr);
+    std::snprintf(text, sizeof(text), "address %p", info->si_addr);
     where = text;
   }
   // Leaves the handler for good. That is safe: the fault came from the kernel's own code, and the
