@@ -12,6 +12,7 @@
 
 #include "cuda_utils.cuh"
 #include "dispatch.h"
+#include "map_strides.h"
 #include "roi_math.h"
 
 namespace rcnn_ext {
@@ -19,14 +20,6 @@ namespace rcnn_ext {
 // Pixels [y, y_end) x [x, x_end).
 struct Tile {
   int64_t y, x, y_end, x_end;
-};
-
-// Where a dense [K, C, PH, PW] or [N, C, H, W] keeps its elements.
-struct MapStrides {
-  int64_t channel, pixel;
-  RCNN_HOST_DEVICE static MapStrides of(bool channels_last, int64_t channels, int64_t pixels) {
-    return channels_last ? MapStrides{1, channels} : MapStrides{pixels, 1};
-  }
 };
 
 constexpr int kGatherThreads = 256;

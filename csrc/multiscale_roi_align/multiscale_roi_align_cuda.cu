@@ -1,51 +1,12 @@
 // RoIAlign over the levels of a feature pyramid, on CUDA. Contract:
 // rcnn_ext/ops/multiscale_roi_align.py.
 #include "../common/stable_ops.h"
-#include "../roi_align/align_cuda.cuh"
+#include "../roi_align/align_forward.cuh"
+#include "../roi_align/align_gradient.cuh"
 #include "multiscale_checks.h"
 
 namespace rcnn_ext {
 namespace {
-
-constexpr int kThreads = 256;
-
-// The feature maps, in the parameters of a kernel.
-template <class Stored>
-struct Levels {
-  const Stored* data[kMostLevels];  // [N, C, H, W], all in one layout
-  int64_t heights[kMostLevels], widths[kMostLevels];
-  double spatial_scales[kMostLevels];
-};
-
-// One thread an output element, whatever its level. A RoI with a bad batch index reads nothing and
-// gives zeros. rois: [K, 5], out: [K, C, PH, PW]
-template <class Stored, bool kChannelsLast>
-__global__ void __launch_bounds__(kThreads)
-    multiscale_roi_align_kernel(Levels<Stored> levels, const accumulate_t<Stored>* rois,
-                                int64_t outputs, int64_t batch_size, int64_t channels,
-                                AlignOptions options, PyramidRule rule, Stored* out) {
-  using T = accumulate_t<Stored>;
-  for (int64_t o = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; o < outputs;
-       o += static_cast<int64_t>(gridDim.x) * kThreads) {
-    const PooledElement<int64_t> at =
-        pooled_element<kChannelsLast>(o, channels, options.pooled_height, options.pooled_width);
-    const T* const roi_data = rois + 5 * at.roi;
-    const int64_t level = pyramid_level(roi_data, rule);
-    const FeatureShape shape{batch_size, channels, levels.heights[level], levels.widths[level]};
-    AlignOptions of_level = options;
-    of_level.spatial_scale = levels.spatial_scales[level];
-    const AlignRoi<T> roi = make_align_roi(roi_data, of_level, shape);
-    T sum = T(0);
-    if (roi.batch >= 0) {
-      const int64_t pixels = shape.height * shape.width;
-      const MapStrides strides = MapStrides::of(kChannelsLast, channels, pixels);
-      const Stored* plane =
-          levels.data[level] + roi.batch * channels * pixels + at.channel * strides.channel;
-      sum = sum_samples(roi, plane, shape.height, shape.width, strides.pixel, at.ph, at.pw);
-    }
-    out[o] = static_cast<Stored>(sum / roi.count);
-  }
-}
 
 // inputs: [N, C, H, W] each, finest first, rois: [K, 5] (batch index, x1, y1, x2, y2; image pixels)
 // -> [K, C, PH, PW]
@@ -70,25 +31,20 @@ Tensor multiscale_roi_align_cuda(const std::vector<Tensor>& inputs, const Tensor
   if (output.numel() == 0) return output;
   dispatch_floating(dtype, "multiscale_roi_align", [&](auto tag) {
     using Stored = type_of<decltype(tag)>;
-    Levels<Stored> levels{};
+    FeatureLevels<const Stored, kMostLevels> levels{};
     for (size_t level = 0; level < maps.size(); ++level) {
       levels.data[level] = static_cast<const Stored*>(maps[level].const_data_ptr());
       levels.heights[level] = maps[level].size(2);
       levels.widths[level] = maps[level].size(3);
       levels.spatial_scales[level] = spatial_scales[level];
     }
-    const auto run = [&](auto kernel) {
-      launch("multiscale_roi_align", kernel,
-             {dim3(stride_grid(output.numel(), kThreads)), dim3(kThreads)}, scope, levels,
-             static_cast<const accumulate_t<Stored>*>(dense_rois.const_data_ptr()), output.numel(),
-             inputs[0].size(0), inputs[0].size(1), options.align, options.rule(),
-             static_cast<Stored*>(output.mutable_data_ptr()));
-    };
-    if (channels_last) {
-      run(multiscale_roi_align_kernel<Stored, true>);
-    } else {
-      run(multiscale_roi_align_kernel<Stored, false>);
-    }
+    levels.batch_size = inputs[0].size(0);
+    levels.channels = inputs[0].size(1);
+    levels.rule = options.rule();
+    launch_align("multiscale_roi_align", levels, static_cast<int>(maps.size()), channels_last,
+                 static_cast<const accumulate_t<Stored>*>(dense_rois.const_data_ptr()),
+                 rois.size(0), options.align, scope,
+                 static_cast<Stored*>(output.mutable_data_ptr()));
   });
   return output;
 }

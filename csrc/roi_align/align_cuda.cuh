@@ -1,15 +1,15 @@
-// What roi_align and multiscale_roi_align share on CUDA.
+// What forward and backward of roi_align and multiscale_roi_align share on CUDA: where a RoI lies
+// on its feature map, and what it takes from which pixel.
 #pragma once
 
 #include "../common/cuda_utils.cuh"
 #include "../common/dispatch.h"
-#include "../common/roi_gather.cuh"
 #include "../common/roi_math.h"
 #include "roi_align_checks.h"
 
 namespace rcnn_ext {
 
-// A RoI divided into bins: what one thread needs of it.
+// A RoI divided into bins.
 template <class T>
 struct AlignRoi {
   int64_t batch;  // -1: outside the batch
@@ -20,8 +20,8 @@ struct AlignRoi {
 // roi: [5] (batch index, x1, y1, x2, y2), image pixels
 template <class T>
 RCNN_HOST_DEVICE AlignRoi<T> make_align_roi(const T* roi, const AlignOptions& options,
-                                            const FeatureShape& shape) {
-  const T scale = static_cast<T>(options.spatial_scale);
+                                            double spatial_scale, const FeatureShape& shape) {
+  const T scale = static_cast<T>(spatial_scale);
   AlignRoi<T> result;
   result.batch = roi_batch_index(roi[0], shape.batch_size);
   result.y = make_align_axis(roi[2], roi[4], scale, options.pooled_height, options.sampling_ratio,
@@ -32,89 +32,36 @@ RCNN_HOST_DEVICE AlignRoi<T> make_align_roi(const T* roi, const AlignOptions& op
   return result;
 }
 
-// The sum over the samples of a bin. plane: one channel of the RoI's image
-template <class T, class Stored>
-RCNN_HOST_DEVICE T sum_samples(const AlignRoi<T>& roi, const Stored* plane, int64_t height,
-                               int64_t width, int64_t pixel_stride, int64_t ph, int64_t pw) {
-  T sum = T(0);
-  const SampleRange ys = samples_within(roi.y, ph, T(-1), T(height));
-  const SampleRange xs = samples_within(roi.x, pw, T(-1), T(width));
-  for (int64_t iy = ys.first; iy < ys.last; ++iy) {
-    const AxisSample<T> y = interpolate(sample_position(roi.y, ph, iy), height);
-    if (y.weight_low == T(0) && y.weight_high == T(0)) continue;
-    const Stored* low = plane + y.low * width * pixel_stride;
-    const Stored* high = plane + y.high * width * pixel_stride;
-    for (int64_t ix = xs.first; ix < xs.last; ++ix) {
-      const AxisSample<T> x = interpolate(sample_position(roi.x, pw, ix), width);
-      if (x.weight_low == T(0) && x.weight_high == T(0)) continue;
-      const int64_t left = x.low * pixel_stride;
-      const int64_t right = x.high * pixel_stride;
-      sum += y.weight_low * (x.weight_low * static_cast<T>(low[left]) +
-                             x.weight_high * static_cast<T>(low[right])) +
-             y.weight_high * (x.weight_low * static_cast<T>(high[left]) +
-                              x.weight_high * static_cast<T>(high[right]));
-    }
+// Calls visit(pixel, weight) for both pixels of each sample of a bin whose position may lie in
+// [lowest, highest], along one axis. A pixel of weight 0 is left out, so that a NaN there stays
+// where it is.
+template <class T, class Visit>
+__device__ __forceinline__ void visit_samples(const AlignAxis<T>& axis, int64_t bin, T lowest,
+                                              T highest, Visit visit) {
+  const SampleRange range = samples_within(axis, bin, lowest, highest);
+  for (int64_t sample = range.first; sample < range.last; ++sample) {
+    const AxisSample<T> at = interpolate(sample_position(axis, bin, sample), axis.extent);
+    if (at.weight_low != T(0)) visit(at.low, at.weight_low);
+    if (at.weight_high != T(0)) visit(at.high, at.weight_high);
   }
-  return sum;
 }
 
-// An element of the pooled maps.
-template <class Index>
-struct PooledElement {
-  Index roi, channel, ph, pw;
-};
+// The feature maps of a pyramid, or the only one, in the parameters of a kernel.
+template <class Element, int kLevels>
+struct FeatureLevels {
+  Element* data[kLevels];  // [N, C, H, W], all in one layout
+  int64_t heights[kLevels], widths[kLevels];
+  double spatial_scales[kLevels];
+  int64_t batch_size, channels;
+  PyramidRule rule;
 
-template <bool kChannelsLast, class Index>
-RCNN_HOST_DEVICE PooledElement<Index> pooled_element(Index index, Index channels,
-                                                     Index pooled_height, Index pooled_width) {
-  PooledElement<Index> at;
-  if (kChannelsLast) {
-    at.channel = index % channels;
-    index /= channels;
+  RCNN_HOST_DEVICE FeatureShape shape(int level) const {
+    return {batch_size, channels, heights[level], widths[level]};
   }
-  at.pw = index % pooled_width;
-  index /= pooled_width;
-  at.ph = index % pooled_height;
-  index /= pooled_height;
-  if (!kChannelsLast) {
-    at.channel = index % channels;
-    index /= channels;
-  }
-  at.roi = index;
-  return at;
-}
-
-// The Pooling of roi_gather.cuh.
-template <class Stored>
-struct AlignGradient {
-  using T = accumulate_t<Stored>;
-  using Roi = AlignRoi<T>;
-  const Stored* grad;  // [K, C, PH, PW]
-  const T* rois;       // [K, 5]
-  AlignOptions options;
-  FeatureShape shape;
-
-  RCNN_HOST_DEVICE Roi roi(int64_t k) const { return make_align_roi(rois + 5 * k, options, shape); }
-  RCNN_HOST_DEVICE static bool spans(const AlignAxis<T>& axis, int64_t bins, int64_t first,
-                                     int64_t last) {
-    const T end = axis.start + T(bins) * axis.bin_size;
-    // A sample reaches less than a pixel, and rounding moves it by less than another.
-    const T slack = T(2) + (std::fabs(axis.start) + std::fabs(end)) * T(1e-5);
-    return (axis.start < end ? axis.start : end) - slack <= T(last) &&
-           (axis.start < end ? end : axis.start) + slack >= T(first);
-  }
-  RCNN_HOST_DEVICE bool touches(const Roi& roi, int64_t image, const Tile& tile) const {
-    return roi.batch == image && spans(roi.y, options.pooled_height, tile.y, tile.y_end) &&
-           spans(roi.x, options.pooled_width, tile.x, tile.x_end);
-  }
-  RCNN_HOST_DEVICE T y_weight(const Roi& roi, int64_t bin, int64_t y) const {
-    return align_weight(roi.y, bin, y) / roi.count;
-  }
-  RCNN_HOST_DEVICE T x_weight(const Roi& roi, int64_t bin, int64_t x) const {
-    return align_weight(roi.x, bin, x);
-  }
-  RCNN_HOST_DEVICE T gradient(const Roi&, int64_t element, int64_t, T y_weight, T x_weight) const {
-    return y_weight * x_weight * static_cast<T>(grad[element]);
+  // roi: [5] (batch index, x1, y1, x2, y2), image pixels
+  template <class T>
+  RCNN_HOST_DEVICE int level_of(const T* roi) const {
+    return kLevels == 1 ? 0 : static_cast<int>(pyramid_level(roi, rule));
   }
 };
 

@@ -99,22 +99,28 @@ class Guarded:
 
         The bytes are exactly those that the strides span: no element lies outside.
         """
-        if like.numel() == 0:
-            return like.detach()
-        span = _span(like)
-        size = span * like.element_size()
-        address = self._library.allocate(size, fill)
-        self._addresses.append(address)
-        memory = (ctypes.c_uint8 * size).from_address(address)
-        return torch.frombuffer(memory, dtype=like.dtype).as_strided(like.shape, like.stride())
+        return self._allocate(like, fill, shift=0)
 
     def copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor's memory, what its strides leap over included, between guard zones."""
-        guarded = self.empty_like(tensor, fill=0xFF)
+        """The tensor's memory, what its strides leap over included, between guard zones.
+
+        It is aligned as the tensor's is, so that a view which begins inside of a vector still does.
+        """
+        guarded = self._allocate(tensor, fill=0xFF, shift=tensor.data_ptr() % 16)
         if guarded.numel() > 0:
             memory = tensor.detach().as_strided((_span(tensor),), (1,))
             guarded.as_strided(memory.shape, (1,)).copy_(memory)
         return guarded
+
+    def _allocate(self, like: torch.Tensor, fill: int, shift: int) -> torch.Tensor:
+        if like.numel() == 0:
+            return like.detach()
+        size = shift + _span(like) * like.element_size()
+        address = self._library.allocate(size, fill)
+        self._addresses.append(address)
+        memory = (ctypes.c_uint8 * size).from_address(address)
+        flat = torch.frombuffer(memory, dtype=like.dtype, offset=shift)
+        return flat.as_strided(like.shape, like.stride())
 
     def release(self) -> None:
         """Release all; no tensor may be used any more."""

@@ -229,6 +229,25 @@ def _roi_cases() -> list[Case]:
     def many_channels(last: bool) -> tuple[Tensor, ...]:
         return features(1, 260, 3, 5, channels_last=last), rois(3, 1, 20)
 
+    def vectors(last: bool, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        # Channels fill loads of 16 bytes, and more than a warp of them.
+        return features(2, 272, 5, 6, channels_last=last, dtype=dtype), rois(4, 2, 30)
+
+    def unaligned(last: bool) -> tuple[Tensor, ...]:
+        # The channels would fill loads of 16 bytes, but the map begins one element too late.
+        x = features(2, 8, 9, 10, channels_last=last).detach()
+        memory = torch.empty(x.numel() + 1)[1:]
+        x = memory.as_strided(x.shape, x.stride()).copy_(x)
+        return x.requires_grad_(), rois(9, 2, 40)
+
+    def wide(last: bool) -> tuple[Tensor, ...]:
+        # More taps than a table has room for; the second RoI has few.
+        made = torch.tensor([[1, -3.0, 0.2, 2600, 8.3], [0, 5, 1, 70, 9]])
+        return features(2, 3, 3, 650, channels_last=last), made
+
+    def align_wide(x: Tensor, r: Tensor) -> Tensor:
+        return ops.roi_align(x, r, (2, 1), 0.25, -1, aligned=True)
+
     def pyramid(x: Tensor, r: Tensor) -> Tensor:
         # Levels of three sizes, of the one map so that all of them show in its gradient.
         maps = [x, x[..., :7, :20], x[..., 2:5, 1:9]]
@@ -243,7 +262,12 @@ def _roi_cases() -> list[Case]:
         for dtype, tolerance in ((torch.float16, 4e-3), (torch.bfloat16, 3e-2)):
             add(f"{name}-{dtype}", call, lambda last, d=dtype: small(last, d), tolerance=tolerance)
         add(f"{name}-float64", call, lambda last: small(last, torch.float64))
+        add(f"{name}-unaligned", call, unaligned)
+        for dtype, tolerance in ((torch.float32, 2e-5), (torch.float16, 4e-3)):
+            exact: dict = {"tolerance": tolerance} if call is not pool or dtype.itemsize < 4 else {}
+            add(f"{name}-vectors-{dtype}", call, lambda last, d=dtype: vectors(last, d), **exact)
     add("roi_align-adaptive", align_adaptive, small)
+    add("roi_align-wide", align_wide, wide, tolerance=1e-4)
     add("roi_align-many-bins", align_many_bins, few)
     add("roi_pool-many-bins", pool_many_bins, few, tolerance=2e-5)
     return made

@@ -1,0 +1,18 @@
+// Where a dense map keeps its elements, in either layout.
+#pragma once
+
+#include <cstdint>
+
+#include "host_device.h"
+
+namespace rcnn_ext {
+
+// Of a [K, C, PH, PW] or [N, C, H, W], in elements.
+struct MapStrides {
+  int64_t channel, pixel;
+  RCNN_HOST_DEVICE static MapStrides of(bool channels_last, int64_t channels, int64_t pixels) {
+    return channels_last ? MapStrides{1, channels} : MapStrides{pixels, 1};
+  }
+};
+
+}  // namespace rcnn_ext
