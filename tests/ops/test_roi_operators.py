@@ -131,8 +131,12 @@ def test_maps_that_are_dense_in_both_layouts(
     expected, expected_grad = _differentiate(operator, features, rois)
     both = features.to(memory_format=torch.channels_last)
     result, input_grad = _differentiate(operator, both, rois)
-    assert torch.equal(result, expected)
-    assert torch.equal(input_grad, expected_grad)
+    if both.is_contiguous():
+        assert torch.equal(result, expected)
+        assert torch.equal(input_grad, expected_grad)
+    else:  # channels-last after all; a kernel of its own may add in another order
+        assert_near(result, expected)
+        assert_near(input_grad, expected_grad)
 
 
 @operators
