@@ -1,171 +1,454 @@
-// Gradients of RoI operators as a gather: a block owns a tile of the feature map, meets the RoIs
-// that touch the tile in order, and writes each gradient element once. No atomics, no zero-fill
-// pass, and the sum of an element always has the same order.
+// Gradients of RoI operators as a gather: a block owns a tile of a feature map, meets the RoIs that
+// reach the tile in order, and writes each gradient element once. No atomics on the gradient, no
+// zero-fill pass, and the sum of an element always has the same order. All levels of a pyramid are
+// one launch.
 //
 // A Pooling says what differs between the operators:
-//   using Roi                              geometry of a RoI, both axes
-//   Roi roi(k)                             geometry of RoI k
-//   bool touches(roi, n, tile)             may the RoI reach the tile of image n?
-//   T y_weight(roi, bin, y), x_weight(roi, bin, x)   0 where the bin does not reach the row or
-//   column T gradient(roi, element, pixel, y_weight, x_weight)   what the bin gives the pixel
+//   using Stored, T, Roi                   as stored, as computed in, geometry of a RoI on its map
+//   static constexpr bool kSeparable       see below
+//   const T* rois                          [K, 5]
+//   Roi make_roi(roi, spatial_scale, shape)
+//   ReachedPixels reach(roi)
+//   void visit_y(roi, bin, first, last, visit), visit_x(...)   visit(pixel, weight) for what the
+//   bin takes of the pixels in [first, last), and perhaps for some beyond; weights are not 0 T
+//   divisor(roi)                         of the weights along y bool takes<count>(channels) can the
+//   pooled maps be read `count` channels at once?
+// and either, where a bin gives a pixel its gradient times both weights (kSeparable),
+//   const Stored* grad                     [K, C, PH, PW]
+// or
+//   void add(element, channels, channel_stride, pixel, row_step, sums)   of one bin to a column
 #pragma once
+
+#include <algorithm>
+#include <limits>
 
 #include "cuda_utils.cuh"
 #include "dispatch.h"
+#include "feature_levels.cuh"
 #include "map_strides.h"
-#include "roi_math.h"
+#include "roi_reach.cuh"
+#include "stable_ops.h"
+#include "vector_access.cuh"
 
 namespace rcnn_ext {
 
-// Pixels [y, y_end) x [x, x_end).
-struct Tile {
-  int64_t y, x, y_end, x_end;
-};
-
-constexpr int kGatherThreads = 256;
+constexpr int kGatherThreads = kReachThreads;  // RoIs that a round looks at
 constexpr int kGatherWarps = kGatherThreads / kWarpSize;
-constexpr int kChannelsPerThread = 8;
-constexpr int kBinTile = 16;  // bins along an axis whose weights are in shared memory at a time
+constexpr int kTileHeight = 8;
+constexpr int kBinTile = 16;     // bins along an axis whose weights are in shared memory at a time
+constexpr int kMostHits = 16;    // RoIs at a time, likewise
+constexpr int kHitBytes = 1280;  // of shared memory for one of them, more or less
 
-// Neighbouring threads write neighbouring elements: pixels of a row, or channels of a pixel.
-template <bool kChannelsLast>
+// A thread sums a column of the tile for some channels. Lanes are neighbours where the pooled maps
+// have them: channels of a bin, or bins of a channel and so columns.
+template <class T, bool kLanesAreChannels>
 struct GatherShape {
-  static constexpr int kTileHeight = kChannelsLast ? 2 : 8;
-  static constexpr int kTileWidth = kChannelsLast ? 4 : 32;
-  static constexpr int kChannels =
-      kChannelsLast ? kWarpSize * kChannelsPerThread : kChannelsPerThread;
-  static constexpr int kChannelStep = kChannelsLast ? kWarpSize : 1;
+  static constexpr int kTileWidth = kLanesAreChannels ? kGatherWarps : kWarpSize;
+  static constexpr int kThreadChannels = 16 / sizeof(T);
+  static constexpr int kBlockChannels =
+      kThreadChannels * (kLanesAreChannels ? kWarpSize : kGatherWarps);
+  static constexpr int kWeightStride = kTileWidth + 1;  // or bins would share a memory bank
 };
 
-// out: [N, C, H, W]. The pooled maps are indexed by `pooled`.
-template <class Pooling, class Stored, bool kChannelsLast>
-__global__ void __launch_bounds__(kGatherThreads)
-    roi_gather_kernel(Pooling pooling, int64_t roi_count, FeatureShape shape, int64_t pooled_height,
-                      int64_t pooled_width, MapStrides pooled, Stored* out) {
-  using T = accumulate_t<Stored>;
-  using Shape = GatherShape<kChannelsLast>;
-  __shared__ int64_t hits[kGatherThreads];  // RoIs that touch the tile, in order
-  __shared__ int warp_hits[kGatherWarps];
-  __shared__ T y_weights[kBinTile][Shape::kTileHeight];
-  __shared__ T x_weights[kBinTile][Shape::kTileWidth];
+// How a launch divides the work.
+struct GatherPlan {
+  int64_t roi_count;
+  int64_t tasks;
+  int pooled_height, pooled_width;
+  int level_count;
+  int hits;            // RoIs whose weights are in shared memory at a time
+  int y_bins, x_bins;  // bins, likewise
+  MapStrides pooled;
+  bool channels_last;  // the gradients written
+  bool packs;          // and in vectors of channels
+};
 
-  const int thread = threadIdx.x;
-  const int warp = thread / kWarpSize;
-  const int lane = thread % kWarpSize;
+// A tile of the task's level, and its channels.
+struct GatherTask {
+  int level, key;
+  int64_t image, tile_y, tile_x, first_channel;
+  FeatureShape shape;
+};
+
+// Coarse levels come first: their tiles meet the most RoIs, and none should begin last.
+template <class Shape, class Stored, int kLevels>
+RCNN_HOST_DEVICE int64_t count_tasks(const FeatureLevels<Stored, kLevels>& levels, int level) {
+  const FeatureShape shape = levels.shape(level);
   const int64_t tiles_x = (shape.width + Shape::kTileWidth - 1) / Shape::kTileWidth;
-  const int64_t tiles_y = (shape.height + Shape::kTileHeight - 1) / Shape::kTileHeight;
-  const int64_t channel_blocks = (shape.channels + Shape::kChannels - 1) / Shape::kChannels;
-  const int64_t tasks = tiles_x * tiles_y * channel_blocks * shape.batch_size;
-  const int64_t pixels = shape.height * shape.width;
-  const MapStrides strides = MapStrides::of(kChannelsLast, shape.channels, pixels);
+  const int64_t tiles_y = (shape.height + kTileHeight - 1) / kTileHeight;
+  const int64_t blocks = (levels.channels + Shape::kBlockChannels - 1) / Shape::kBlockChannels;
+  return tiles_x * tiles_y * blocks * levels.batch_size;
+}
 
-  for (int64_t task = blockIdx.x; task < tasks; task += gridDim.x) {
-    const int64_t tile_x = task % tiles_x * Shape::kTileWidth;
-    const int64_t tile_y = task / tiles_x % tiles_y * Shape::kTileHeight;
-    const int64_t first_channel =
-        task / (tiles_x * tiles_y) % channel_blocks * Shape::kChannels + (kChannelsLast ? lane : 0);
-    const int64_t image = task / (tiles_x * tiles_y * channel_blocks);
-    // It may reach beyond the map, where every weight is 0.
-    const Tile tile{tile_y, tile_x, tile_y + Shape::kTileHeight, tile_x + Shape::kTileWidth};
-    // This thread's pixel of the tile.
-    const int row = kChannelsLast ? warp / Shape::kTileWidth : thread / Shape::kTileWidth;
-    const int column = kChannelsLast ? warp % Shape::kTileWidth : thread % Shape::kTileWidth;
-    const int64_t y = tile_y + row;
-    const int64_t x = tile_x + column;
-    const bool inside = y < shape.height && x < shape.width;
-    T sums[kChannelsPerThread];
-    for (int c = 0; c < kChannelsPerThread; ++c) sums[c] = T(0);
+template <class Shape, class Stored, int kLevels>
+__device__ __forceinline__ GatherTask find_task(const FeatureLevels<Stored, kLevels>& levels,
+                                                int level_count, int64_t task) {
+  int level = level_count - 1;
+  for (; level > 0; --level) {
+    const int64_t count = count_tasks<Shape>(levels, level);
+    if (task < count) break;
+    task -= count;
+  }
+  const FeatureShape shape = levels.shape(level);
+  const int64_t tiles_x = (shape.width + Shape::kTileWidth - 1) / Shape::kTileWidth;
+  const int64_t tiles_y = (shape.height + kTileHeight - 1) / kTileHeight;
+  const int64_t blocks = (levels.channels + Shape::kBlockChannels - 1) / Shape::kBlockChannels;
+  GatherTask found;
+  found.level = level;
+  found.shape = shape;
+  found.tile_x = task % tiles_x * Shape::kTileWidth;
+  task /= tiles_x;
+  found.tile_y = task % tiles_y * kTileHeight;
+  task /= tiles_y;
+  found.first_channel = task % blocks * Shape::kBlockChannels;
+  found.image = task / blocks;
+  found.key = static_cast<int>(level * levels.batch_size + found.image);
+  return found;
+}
 
-    for (int64_t base = 0; base < roi_count; base += kGatherThreads) {
-      // The RoIs of this round that touch the tile, compacted in order.
-      const int64_t candidate = base + thread;
-      const bool hit =
-          candidate < roi_count && pooling.touches(pooling.roi(candidate), image, tile);
-      const unsigned ballot = __ballot_sync(kFullWarp, hit);
-      if (lane == 0) warp_hits[warp] = __popc(ballot);
-      __syncthreads();
-      int before = 0;
-      int total = 0;
-      for (int w = 0; w < kGatherWarps; ++w) {
-        if (w == warp) before = total;
-        total += warp_hits[w];
-      }
-      if (hit) hits[before + __popc(ballot & ((1u << lane) - 1u))] = candidate;
-      __syncthreads();
+// The weights of some RoIs in the tile, in shared memory. Masks have a bit for each bin.
+template <class T>
+struct TileWeights {
+  T* y;               // [hits, y_bins, kTileHeight]
+  T* x;               // [hits, x_bins, kWeightStride]
+  unsigned* y_masks;  // [hits] bins that take of any row
+  unsigned* x_masks;  // [hits, kTileWidth] bins that take of the column
+};
 
-      for (int h = 0; h < total; ++h) {
-        const int64_t k = hits[h];
-        const auto roi = pooling.roi(k);
-        for (int64_t ph0 = 0; ph0 < pooled_height; ph0 += kBinTile) {
-          for (int64_t pw0 = 0; pw0 < pooled_width; pw0 += kBinTile) {
-            const int y_bins =
-                static_cast<int>(min(static_cast<int64_t>(kBinTile), pooled_height - ph0));
-            const int x_bins =
-                static_cast<int>(min(static_cast<int64_t>(kBinTile), pooled_width - pw0));
-            for (int i = thread; i < y_bins * Shape::kTileHeight; i += kGatherThreads) {
-              const int r = i % Shape::kTileHeight;
-              const int bin = i / Shape::kTileHeight;
-              y_weights[bin][r] = pooling.y_weight(roi, ph0 + bin, tile_y + r);
-            }
-            for (int i = thread; i < x_bins * Shape::kTileWidth; i += kGatherThreads) {
-              const int r = i % Shape::kTileWidth;
-              const int bin = i / Shape::kTileWidth;
-              x_weights[bin][r] = pooling.x_weight(roi, pw0 + bin, tile_x + r);
-            }
-            __syncthreads();
-            if (inside) {
-              for (int ph = 0; ph < y_bins; ++ph) {
-                const T y_weight = y_weights[ph][row];
-                if (y_weight == T(0)) continue;
-                for (int pw = 0; pw < x_bins; ++pw) {
-                  const T x_weight = x_weights[pw][column];
-                  if (x_weight == T(0)) continue;
-                  const int64_t bin = (ph0 + ph) * pooled_width + pw0 + pw;
-                  const int64_t element =
-                      k * shape.channels * pooled_height * pooled_width + bin * pooled.pixel;
+template <class Shape, class T>
+size_t gather_shared_bytes(const GatherPlan& plan, bool separable) {
+  const size_t weights =
+      separable ? (plan.y_bins * kTileHeight + plan.x_bins * Shape::kWeightStride) : 0;
+  return plan.hits * (weights * sizeof(T) + (1 + Shape::kTileWidth) * sizeof(unsigned));
+}
+
+// One bin of one RoI along one axis: its weights, and its bit in the masks.
+template <class Shape, class Pooling>
+__device__ __forceinline__ void weigh_bin(const Pooling& pooling, const typename Pooling::Roi& roi,
+                                          const GatherTask& task, const GatherPlan& plan, int hit,
+                                          bool along_y, int bin, int first_bin,
+                                          const TileWeights<typename Pooling::T>& weights) {
+  using T = typename Pooling::T;
+  const unsigned bit = 1u << bin;
+  if (along_y) {
+    bool any = false;
+    T* const row = weights.y + (hit * plan.y_bins + bin) * kTileHeight;
+    if constexpr (Pooling::kSeparable) {
+      for (int r = 0; r < kTileHeight; ++r) row[r] = T(0);
+    }
+    pooling.visit_y(roi, first_bin + bin, task.tile_y, task.tile_y + kTileHeight,
+                    [&](int64_t pixel, T weight) {
+                      if (pixel < task.tile_y || pixel >= task.tile_y + kTileHeight) return;
+                      any = true;
+                      if constexpr (Pooling::kSeparable) row[pixel - task.tile_y] += weight;
+                    });
+    if (!any) return;
+    if constexpr (Pooling::kSeparable) {
+      const T divisor = pooling.divisor(roi);
+      for (int r = 0; r < kTileHeight; ++r) row[r] /= divisor;
+    }
+    atomicOr(weights.y_masks + hit, bit);
+  } else {
+    T* const row = weights.x + (hit * plan.x_bins + bin) * Shape::kWeightStride;
+    unsigned* const masks = weights.x_masks + hit * Shape::kTileWidth;
+    if constexpr (Pooling::kSeparable) {
+      for (int c = 0; c < Shape::kTileWidth; ++c) row[c] = T(0);
+    }
+    pooling.visit_x(roi, first_bin + bin, task.tile_x, task.tile_x + Shape::kTileWidth,
+                    [&](int64_t pixel, T weight) {
+                      if (pixel < task.tile_x || pixel >= task.tile_x + Shape::kTileWidth) return;
+                      if constexpr (Pooling::kSeparable) row[pixel - task.tile_x] += weight;
+                      atomicOr(masks + (pixel - task.tile_x), bit);
+                    });
+  }
+}
+
+// What a thread sums: a column of the tile, and up to kThreadChannels channels.
+struct ThreadPlace {
+  int column;  // of the tile
+  int valid;   // channels that there are
+  int64_t first_channel;
+};
+
+template <class T, bool kLanesAreChannels>
+__device__ __forceinline__ ThreadPlace find_place(const GatherTask& task) {
+  constexpr int kChannels = GatherShape<T, kLanesAreChannels>::kThreadChannels;
+  const int warp = threadIdx.x / kWarpSize;
+  const int lane = threadIdx.x % kWarpSize;
+  const int64_t first = task.first_channel + (kLanesAreChannels ? lane : warp) * kChannels;
+  const int64_t left = max(int64_t{0}, task.shape.channels - first);
+  return {kLanesAreChannels ? warp : lane,
+          static_cast<int>(min(static_cast<int64_t>(kChannels), left)), first};
+}
+
+// Of the RoIs [base, base + kGatherThreads), compacts in order those that reach the tile.
+// All threads of the block call it. Returns their number.
+template <class Shape>
+__device__ __forceinline__ int find_hits(const GatherTask& task, const GatherPlan& plan,
+                                         const ReachTable& reach, int64_t base, int64_t* hits,
+                                         int* warp_hits) {
+  const int warp = threadIdx.x / kWarpSize;
+  const int lane = threadIdx.x % kWarpSize;
+  const int64_t candidate = base + threadIdx.x;
+  bool hit = candidate < plan.roi_count && reach.keys[candidate] == task.key;
+  if (hit) {
+    const int4 box = reach.boxes[candidate];
+    hit = box.x < task.tile_y + kTileHeight && box.y > task.tile_y &&
+          box.z < task.tile_x + Shape::kTileWidth && box.w > task.tile_x;
+  }
+  const unsigned ballot = __ballot_sync(kFullWarp, hit);
+  if (lane == 0) warp_hits[warp] = __popc(ballot);
+  __syncthreads();
+  int before = 0;
+  int total = 0;
+  for (int w = 0; w < kGatherWarps; ++w) {
+    if (w == warp) before = total;
+    total += warp_hits[w];
+  }
+  if (hit) hits[before + __popc(ballot & ((1u << lane) - 1u))] = candidate;
+  __syncthreads();
+  return total;
+}
+
+// Works out the weights of `count` RoIs for the bins from (ph0, pw0) on. All threads call it.
+template <class Shape, class Pooling, int kLevels>
+__device__ __forceinline__ void weigh_hits(
+    const Pooling& pooling, const FeatureLevels<typename Pooling::Stored, kLevels>& levels,
+    const GatherTask& task, const GatherPlan& plan, const int64_t* hits, int count, int ph0,
+    int pw0, const TileWeights<typename Pooling::T>& weights) {
+  const int y_bins = min(plan.y_bins, plan.pooled_height - ph0);
+  const int bins = y_bins + min(plan.x_bins, plan.pooled_width - pw0);
+  for (int i = threadIdx.x; i < count * (1 + Shape::kTileWidth); i += kGatherThreads) {
+    if (i < count) {
+      weights.y_masks[i] = 0;
+    } else {
+      weights.x_masks[i - count] = 0;
+    }
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < count * bins; i += kGatherThreads) {
+    const int hit = i / bins;
+    const int bin = i % bins;
+    const bool along_y = bin < y_bins;
+    const auto roi = pooling.make_roi(pooling.rois + 5 * hits[hit],
+                                      levels.spatial_scale(task.level), task.shape);
+    weigh_bin<Shape>(pooling, roi, task, plan, hit, along_y, along_y ? bin : bin - y_bins,
+                     along_y ? ph0 : pw0, weights);
+  }
+  __syncthreads();
+}
+
+// Adds what those RoIs' bins give to the thread's column.
+template <bool kLanesAreChannels, class Pooling, class T, int kChannels>
+__device__ __forceinline__ void add_hits(const Pooling& pooling, const GatherTask& task,
+                                         const GatherPlan& plan, const int64_t* hits, int count,
+                                         int ph0, int pw0, const TileWeights<T>& weights,
+                                         T (&sums)[kTileHeight][kChannels]) {
+  using Shape = GatherShape<T, kLanesAreChannels>;
+  const ThreadPlace place = find_place<T, kLanesAreChannels>(task);
+  if (place.valid == 0) return;
+  for (int hit = 0; hit < count; ++hit) {
+    const unsigned x_mask = weights.x_masks[hit * Shape::kTileWidth + place.column];
+    if (x_mask == 0) continue;
+    const int64_t map = hits[hit] * task.shape.channels * plan.pooled_height * plan.pooled_width +
+                        place.first_channel * plan.pooled.channel;
+    for (unsigned ys = weights.y_masks[hit]; ys != 0; ys &= ys - 1) {
+      const int ph = __ffs(static_cast<int>(ys)) - 1;
+      const int64_t row_of_bins =
+          map + (static_cast<int64_t>(ph0 + ph) * plan.pooled_width + pw0) * plan.pooled.pixel;
+      T row[kChannels];  // of the bins in y, weighted along x
 #pragma unroll
-                  for (int c = 0; c < kChannelsPerThread; ++c) {
-                    const int64_t channel = first_channel + c * Shape::kChannelStep;
-                    if (channel < shape.channels) {
-                      sums[c] += pooling.gradient(roi, element + channel * pooled.channel,
-                                                  y * shape.width + x, y_weight, x_weight);
-                    }
-                  }
-                }
-              }
+      for (int c = 0; c < kChannels; ++c) row[c] = T(0);
+      for (unsigned xs = x_mask; xs != 0; xs &= xs - 1) {
+        const int pw = __ffs(static_cast<int>(xs)) - 1;
+        const int64_t element = row_of_bins + pw * plan.pooled.pixel;
+        if constexpr (!Pooling::kSeparable) {
+          pooling.template add<kLanesAreChannels>(
+              element, place.valid, plan.pooled.channel,
+              task.tile_y * task.shape.width + task.tile_x + place.column, task.shape.width, sums);
+        } else {
+          const T weight =
+              weights.x[(hit * plan.x_bins + pw) * Shape::kWeightStride + place.column];
+          Pack<typename Pooling::Stored, kChannels> grads;
+          if constexpr (kLanesAreChannels) {
+            grads = load_pack<kChannels>(pooling.grad + element);
+          } else {
+#pragma unroll
+            for (int c = 0; c < kChannels; ++c) {
+              grads.values[c] = c < place.valid ? pooling.grad[element + c * plan.pooled.channel]
+                                                : typename Pooling::Stored(0);
             }
-            __syncthreads();  // the next bins overwrite the weights
+          }
+#pragma unroll
+          for (int c = 0; c < kChannels; ++c) {
+            row[c] = std::fma(weight, static_cast<T>(grads.values[c]), row[c]);
           }
         }
       }
-      // The next round overwrites the hits after a barrier, and the last of them was read before
-      // one.
-    }
-    if (inside) {
-      Stored* target =
-          out + image * shape.channels * pixels + (y * shape.width + x) * strides.pixel;
-      for (int c = 0; c < kChannelsPerThread; ++c) {
-        const int64_t channel = first_channel + c * Shape::kChannelStep;
-        if (channel < shape.channels) {
-          target[channel * strides.channel] = static_cast<Stored>(sums[c]);
+      if constexpr (Pooling::kSeparable) {
+        const T* const y_weights = weights.y + (hit * plan.y_bins + ph) * kTileHeight;
+#pragma unroll
+        for (int r = 0; r < kTileHeight; ++r) {
+          const T weight = y_weights[r];
+          if (weight != T(0)) {  // or a NaN would reach pixels that the bin does not sample
+#pragma unroll
+            for (int c = 0; c < kChannels; ++c) {
+              sums[r][c] = std::fma(weight, row[c], sums[r][c]);
+            }
+          }
         }
       }
     }
   }
 }
 
-template <class Stored, bool kChannelsLast, class Pooling>
-void launch_roi_gather(const char* name, const Pooling& pooling, int64_t roi_count,
-                       const FeatureShape& shape, int64_t pooled_height, int64_t pooled_width,
-                       bool pooled_channels_last, const CudaScope& scope, Stored* out) {
-  using Shape = GatherShape<kChannelsLast>;
-  const int64_t tasks = ceil_div(shape.width, Shape::kTileWidth) *
-                        ceil_div(shape.height, Shape::kTileHeight) *
-                        ceil_div(shape.channels, Shape::kChannels) * shape.batch_size;
-  launch(name, roi_gather_kernel<Pooling, Stored, kChannelsLast>,
-         {dim3(stride_grid(tasks, 1)), dim3(kGatherThreads)}, scope, pooling, roi_count, shape,
-         pooled_height, pooled_width,
-         MapStrides::of(pooled_channels_last, shape.channels, pooled_height * pooled_width), out);
+// Writes the thread's column. map: [N, C, H, W] of the task's level
+template <bool kLanesAreChannels, class T, class Stored, int kChannels>
+__device__ __forceinline__ void write_column(const GatherTask& task, const GatherPlan& plan,
+                                             const T (&sums)[kTileHeight][kChannels], Stored* map) {
+  const ThreadPlace place = find_place<T, kLanesAreChannels>(task);
+  const FeatureShape& shape = task.shape;
+  const int64_t x = task.tile_x + place.column;
+  if (x >= shape.width || place.valid == 0) return;
+  const MapStrides strides =
+      MapStrides::of(plan.channels_last, shape.channels, shape.height * shape.width);
+  Stored* target = map + task.image * shape.channels * shape.height * shape.width +
+                   place.first_channel * strides.channel +
+                   (task.tile_y * shape.width + x) * strides.pixel;
+#pragma unroll
+  for (int r = 0; r < kTileHeight; ++r) {
+    if (task.tile_y + r < shape.height) {
+      if (plan.packs) {
+        Pack<Stored, kChannels> pack;
+#pragma unroll
+        for (int c = 0; c < kChannels; ++c) pack.values[c] = static_cast<Stored>(sums[r][c]);
+        store_pack<kChannels>(target, pack);
+      } else {
+#pragma unroll
+        for (int c = 0; c < kChannels; ++c) {
+          if (c < place.valid) target[c * strides.channel] = static_cast<Stored>(sums[r][c]);
+        }
+      }
+      target += shape.width * strides.pixel;
+    }
+  }
+}
+
+// levels: the gradients to write
+template <class Pooling, int kLevels, bool kLanesAreChannels>
+__global__ void __launch_bounds__(kGatherThreads,
+                                  sizeof(typename Pooling::T) == 4 && Pooling::kSeparable ? 3 : 2)
+    roi_gather_kernel(Pooling pooling, FeatureLevels<typename Pooling::Stored, kLevels> levels,
+                      GatherPlan plan, ReachTable reach) {
+  using T = typename Pooling::T;
+  using Shape = GatherShape<T, kLanesAreChannels>;
+  __shared__ GatherTask task;               // read where needed, instead of kept in registers
+  __shared__ int64_t hits[kGatherThreads];  // RoIs that reach the tile, in order
+  __shared__ int warp_hits[kGatherWarps];
+  RCNN_DYNAMIC_SHARED(unsigned char, shared);
+  TileWeights<T> weights;
+  weights.y = reinterpret_cast<T*>(shared);
+  weights.x = weights.y + (Pooling::kSeparable ? plan.hits * plan.y_bins * kTileHeight : 0);
+  weights.y_masks = reinterpret_cast<unsigned*>(
+      weights.x + (Pooling::kSeparable ? plan.hits * plan.x_bins * Shape::kWeightStride : 0));
+  weights.x_masks = weights.y_masks + plan.hits;
+
+  for (int64_t index = blockIdx.x; index < plan.tasks; index += gridDim.x) {
+    if (threadIdx.x == 0) task = find_task<Shape>(levels, plan.level_count, index);
+    __syncthreads();
+    T sums[kTileHeight][Shape::kThreadChannels];
+#pragma unroll
+    for (int r = 0; r < kTileHeight; ++r) {
+#pragma unroll
+      for (int c = 0; c < Shape::kThreadChannels; ++c) sums[r][c] = T(0);
+    }
+    for (int64_t base = 0; base < plan.roi_count; base += kGatherThreads) {
+      const int2 span = reach.spans[base / kGatherThreads];
+      if (task.key < span.x || task.key > span.y) continue;
+      const int total = find_hits<Shape>(task, plan, reach, base, hits, warp_hits);
+      for (int first = 0; first < total; first += plan.hits) {
+        const int count = min(plan.hits, total - first);
+        for (int ph0 = 0; ph0 < plan.pooled_height; ph0 += plan.y_bins) {
+          for (int pw0 = 0; pw0 < plan.pooled_width; pw0 += plan.x_bins) {
+            weigh_hits<Shape>(pooling, levels, task, plan, hits + first, count, ph0, pw0, weights);
+            add_hits<kLanesAreChannels>(pooling, task, plan, hits + first, count, ph0, pw0, weights,
+                                        sums);
+            __syncthreads();  // the next RoIs or bins overwrite the weights
+          }
+        }
+      }
+      // The next round writes to the hits after a barrier, and the last of them was read before
+      // one.
+    }
+    write_column<kLanesAreChannels>(task, plan, sums, levels.map(task.level));
+    __syncthreads();  // the next task overwrites this one
+  }
+}
+
+template <bool kLanesAreChannels, class Pooling, int kLevels>
+void launch_roi_gather_kernel(const char* name, const Pooling& pooling,
+                              const FeatureLevels<typename Pooling::Stored, kLevels>& levels,
+                              GatherPlan plan, const ReachTable& reach, const CudaScope& scope) {
+  using Shape = GatherShape<typename Pooling::T, kLanesAreChannels>;
+  plan.tasks = 0;
+  for (int level = 0; level < plan.level_count; ++level) {
+    plan.tasks += count_tasks<Shape>(levels, level);
+    plan.packs =
+        plan.packs && takes_packs(levels.map(level), levels.channels, Shape::kThreadChannels);
+  }
+  plan.hits = 1;
+  const size_t bytes_per_hit =
+      gather_shared_bytes<Shape, typename Pooling::T>(plan, Pooling::kSeparable);
+  plan.hits = static_cast<int>(
+      std::clamp(kMostHits * kHitBytes / bytes_per_hit, size_t{1}, size_t{kMostHits}));
+  launch(name, roi_gather_kernel<Pooling, kLevels, kLanesAreChannels>,
+         {dim3(stride_grid(plan.tasks, 1)), dim3(kGatherThreads),
+          gather_shared_bytes<Shape, typename Pooling::T>(plan, Pooling::kSeparable)},
+         scope, pooling, levels, plan, reach);
+}
+
+// levels: the gradients to write, not all without elements, in one layout.
+template <class Pooling, int kLevels>
+void launch_roi_gather(const char* name, const Pooling& pooling, const Tensor& like,
+                       const FeatureLevels<typename Pooling::Stored, kLevels>& levels,
+                       int level_count, bool channels_last, int64_t roi_count,
+                       int64_t pooled_height, int64_t pooled_width, bool pooled_channels_last,
+                       const CudaScope& scope) {
+  using T = typename Pooling::T;
+  RCNN_CHECK(levels.batch_size <= std::numeric_limits<int32_t>::max() / kLevels, name,
+             ": expected a batch of at most ", std::numeric_limits<int32_t>::max() / kLevels,
+             " images, got ", levels.batch_size);
+  RCNN_CHECK(std::max(pooled_height, pooled_width) <= (1 << 20), name,
+             ": expected a gradient of at most 2^20 rows and columns, got ", pooled_height, " x ",
+             pooled_width);
+  const int64_t chunks = ceil_div(roi_count, kGatherThreads);
+  const Tensor workspace = empty_on_device_of(like, {5 * roi_count + 2 * chunks}, ScalarType::Int);
+  auto* const words = static_cast<int*>(workspace.mutable_data_ptr());
+  const ReachTable reach{reinterpret_cast<int4*>(words),
+                         reinterpret_cast<int2*>(words + 4 * roi_count),
+                         words + 4 * roi_count + 2 * chunks};
+  if (roi_count > 0) {
+    launch(name, find_reach<Pooling, typename Pooling::Stored, kLevels>,
+           {dim3(stride_grid(chunks, 1)), dim3(kGatherThreads)}, scope, pooling, levels, roi_count,
+           reach);
+  }
+  GatherPlan plan{};
+  plan.roi_count = roi_count;
+  plan.pooled_height = static_cast<int>(pooled_height);
+  plan.pooled_width = static_cast<int>(pooled_width);
+  plan.level_count = level_count;
+  plan.y_bins = static_cast<int>(std::min<int64_t>(pooled_height, kBinTile));
+  plan.x_bins = static_cast<int>(std::min<int64_t>(pooled_width, kBinTile));
+  plan.pooled = MapStrides::of(pooled_channels_last, levels.channels, pooled_height * pooled_width);
+  plan.channels_last = channels_last;
+  plan.packs = channels_last;
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "channels of a thread fill 16 bytes");
+  constexpr int kChannels = GatherShape<T, true>::kThreadChannels;
+  if (pooled_channels_last && pooling.template takes<kChannels>(levels.channels)) {
+    launch_roi_gather_kernel<true>(name, pooling, levels, plan, reach, scope);
+  } else {
+    launch_roi_gather_kernel<false>(name, pooling, levels, plan, reach, scope);
+  }
 }
 
 }  // namespace rcnn_ext

@@ -109,19 +109,6 @@ RCNN_HOST_DEVICE SampleRange samples_within(const AlignAxis<T>& axis, int64_t bi
   return {static_cast<int64_t>(first), static_cast<int64_t>(last)};
 }
 
-// The weight of pixel `pixel` in bin `bin` along one axis.
-template <class T>
-RCNN_HOST_DEVICE T align_weight(const AlignAxis<T>& axis, int64_t bin, int64_t pixel) {
-  const SampleRange range = samples_within(axis, bin, T(pixel) - T(1), T(pixel) + T(1));
-  T weight = T(0);
-  for (int64_t sample = range.first; sample < range.last; ++sample) {
-    const AxisSample<T> at = interpolate(sample_position(axis, bin, sample), axis.extent);
-    if (at.low == pixel) weight += at.weight_low;
-    if (at.high == pixel) weight += at.weight_high;
-  }
-  return weight;
-}
-
 // Which level of a pyramid fits a RoI of which size. Levels are numbered by log2 of their stride.
 struct PyramidRule {
   int64_t finest, coarsest;  // level

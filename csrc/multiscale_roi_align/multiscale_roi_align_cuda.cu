@@ -8,6 +8,27 @@
 namespace rcnn_ext {
 namespace {
 
+// maps: [N, C, H, W] each, finest first, all dense in one layout
+template <class Element>
+FeatureLevels<Element, kMostLevels> pyramid_levels(const std::vector<Tensor>& maps,
+                                                   const PyramidOptions& options) {
+  FeatureLevels<Element, kMostLevels> levels{};
+  for (size_t level = 0; level < maps.size(); ++level) {
+    if constexpr (std::is_const_v<Element>) {
+      levels.data[level] = static_cast<Element*>(maps[level].const_data_ptr());
+    } else {
+      levels.data[level] = static_cast<Element*>(maps[level].mutable_data_ptr());
+    }
+    levels.heights[level] = maps[level].size(2);
+    levels.widths[level] = maps[level].size(3);
+    levels.spatial_scales[level] = options.spatial_scales[level];
+  }
+  levels.batch_size = maps[0].size(0);
+  levels.channels = maps[0].size(1);
+  levels.rule = options.rule();
+  return levels;
+}
+
 // inputs: [N, C, H, W] each, finest first, rois: [K, 5] (batch index, x1, y1, x2, y2; image pixels)
 // -> [K, C, PH, PW]
 Tensor multiscale_roi_align_cuda(const std::vector<Tensor>& inputs, const Tensor& rois,
@@ -31,16 +52,7 @@ Tensor multiscale_roi_align_cuda(const std::vector<Tensor>& inputs, const Tensor
   if (output.numel() == 0) return output;
   dispatch_floating(dtype, "multiscale_roi_align", [&](auto tag) {
     using Stored = type_of<decltype(tag)>;
-    FeatureLevels<const Stored, kMostLevels> levels{};
-    for (size_t level = 0; level < maps.size(); ++level) {
-      levels.data[level] = static_cast<const Stored*>(maps[level].const_data_ptr());
-      levels.heights[level] = maps[level].size(2);
-      levels.widths[level] = maps[level].size(3);
-      levels.spatial_scales[level] = spatial_scales[level];
-    }
-    levels.batch_size = inputs[0].size(0);
-    levels.channels = inputs[0].size(1);
-    levels.rule = options.rule();
+    const auto levels = pyramid_levels<const Stored>(maps, options);
     launch_align("multiscale_roi_align", levels, static_cast<int>(maps.size()), channels_last,
                  static_cast<const accumulate_t<Stored>*>(dense_rois.const_data_ptr()),
                  rois.size(0), options.align, scope,
@@ -48,21 +60,6 @@ Tensor multiscale_roi_align_cuda(const std::vector<Tensor>& inputs, const Tensor
   });
   return output;
 }
-
-// The Pooling of roi_gather.cuh for one level: RoIs of others do not touch it.
-template <class Stored>
-struct LevelGradient : AlignGradient<Stored> {
-  using T = accumulate_t<Stored>;
-  using Roi = AlignRoi<T>;
-  PyramidRule rule;
-  int64_t level;
-
-  RCNN_HOST_DEVICE Roi roi(int64_t k) const {
-    Roi roi = AlignGradient<Stored>::roi(k);
-    if (pyramid_level(this->rois + 5 * k, rule) != level) roi.batch = -1;
-    return roi;
-  }
-};
 
 // grad: [K, C, PH, PW], rois: [K, 5] -> gradients of the inputs, [N, C, H, W] each
 std::vector<Tensor> multiscale_roi_align_backward_cuda(
@@ -81,34 +78,23 @@ std::vector<Tensor> multiscale_roi_align_backward_cuda(
   const DenseMap upstream = dense_map(grad);
   const Tensor dense_rois = contiguous_as(rois, accumulate_dtype(dtype));
   std::vector<Tensor> results;
-  for (size_t level = 0; level < shapes.size(); ++level) {
-    const FeatureShape& shape = shapes[level];
-    Tensor result =
-        empty_map(grad, {batch_size, channels, shape.height, shape.width}, dtype, channels_last);
-    results.push_back(result);
-    if (result.numel() == 0) continue;
-    AlignOptions of_level = options.align;
-    of_level.spatial_scale = spatial_scales[level];
-    dispatch_floating(dtype, "multiscale_roi_align_backward", [&](auto tag) {
-      using Stored = type_of<decltype(tag)>;
-      const LevelGradient<Stored> pooling{
-          {static_cast<const Stored*>(upstream.tensor.const_data_ptr()),
-           static_cast<const accumulate_t<Stored>*>(dense_rois.const_data_ptr()), of_level, shape},
-          options.rule(),
-          static_cast<int64_t>(level)};
-      auto* out = static_cast<Stored*>(result.mutable_data_ptr());
-      const auto run = [&](auto last) {
-        launch_roi_gather<Stored, decltype(last)::value>(
-            "multiscale_roi_align_backward", pooling, rois.size(0), shape, pooled_height,
-            pooled_width, upstream.channels_last, scope, out);
-      };
-      if (channels_last) {
-        run(std::true_type{});
-      } else {
-        run(std::false_type{});
-      }
-    });
+  bool any = false;
+  for (const FeatureShape& shape : shapes) {
+    results.push_back(
+        empty_map(grad, {batch_size, channels, shape.height, shape.width}, dtype, channels_last));
+    any = any || results.back().numel() > 0;
   }
+  if (!any) return results;
+  dispatch_floating(dtype, "multiscale_roi_align_backward", [&](auto tag) {
+    using Stored = type_of<decltype(tag)>;
+    const AlignGradient<Stored> pooling{
+        static_cast<const Stored*>(upstream.tensor.const_data_ptr()),
+        static_cast<const accumulate_t<Stored>*>(dense_rois.const_data_ptr()), options.align};
+    const auto levels = pyramid_levels<Stored>(results, options);
+    launch_roi_gather("multiscale_roi_align_backward", pooling, grad, levels,
+                      static_cast<int>(results.size()), channels_last, rois.size(0), pooled_height,
+                      pooled_width, upstream.channels_last, scope);
+  });
   return results;
 }
 

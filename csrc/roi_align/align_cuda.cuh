@@ -4,6 +4,7 @@
 
 #include "../common/cuda_utils.cuh"
 #include "../common/dispatch.h"
+#include "../common/feature_levels.cuh"
 #include "../common/roi_math.h"
 #include "roi_align_checks.h"
 
@@ -45,24 +46,5 @@ __device__ __forceinline__ void visit_samples(const AlignAxis<T>& axis, int64_t 
     if (at.weight_high != T(0)) visit(at.high, at.weight_high);
   }
 }
-
-// The feature maps of a pyramid, or the only one, in the parameters of a kernel.
-template <class Element, int kLevels>
-struct FeatureLevels {
-  Element* data[kLevels];  // [N, C, H, W], all in one layout
-  int64_t heights[kLevels], widths[kLevels];
-  double spatial_scales[kLevels];
-  int64_t batch_size, channels;
-  PyramidRule rule;
-
-  RCNN_HOST_DEVICE FeatureShape shape(int level) const {
-    return {batch_size, channels, heights[level], widths[level]};
-  }
-  // roi: [5] (batch index, x1, y1, x2, y2), image pixels
-  template <class T>
-  RCNN_HOST_DEVICE int level_of(const T* roi) const {
-    return kLevels == 1 ? 0 : static_cast<int>(pyramid_level(roi, rule));
-  }
-};
 
 }  // namespace rcnn_ext

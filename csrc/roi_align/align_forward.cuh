@@ -305,12 +305,12 @@ __global__ void __launch_bounds__(kAlignThreads, sizeof(accumulate_t<Stored>) ==
     const int level = levels.level_of(rois + 5 * k);
     const FeatureShape shape = levels.shape(level);
     const AlignRoi<T> roi =
-        make_align_roi(rois + 5 * k, plan.options, levels.spatial_scales[level], shape);
+        make_align_roi(rois + 5 * k, plan.options, levels.spatial_scale(level), shape);
     const int64_t pixels = shape.height * shape.width;
     const MapStrides source = MapStrides::of(kChannelsLast, shape.channels, pixels);
     const int64_t row_stride = shape.width * source.pixel;
     const Stored* const image =
-        levels.data[level] + max(roi.batch, int64_t{0}) * shape.channels * pixels;
+        levels.map(level) + max(roi.batch, int64_t{0}) * shape.channels * pixels;
     Stored* const target = out + k * shape.channels * bins;
     if (!tabulate_roi(roi, plan, row_stride * kBytes, source.pixel * kBytes, tables)) {
       pool_without_tables(roi, plan, part, shape.channels, source, row_stride,

@@ -1,4 +1,4 @@
-// The derivative of RoIAlign on CUDA.
+// The derivative of RoIAlign on CUDA: what roi_gather.cuh asks for.
 #pragma once
 
 #include "../common/roi_gather.cuh"
@@ -6,39 +6,55 @@
 
 namespace rcnn_ext {
 
-// The Pooling of roi_gather.cuh.
-template <class Stored>
+template <class StoredType>
 struct AlignGradient {
+  using Stored = StoredType;
   using T = accumulate_t<Stored>;
   using Roi = AlignRoi<T>;
+  static constexpr bool kSeparable = true;
   const Stored* grad;  // [K, C, PH, PW]
   const T* rois;       // [K, 5]
   AlignOptions options;
-  FeatureShape shape;
 
-  RCNN_HOST_DEVICE Roi roi(int64_t k) const {
-    return make_align_roi(rois + 5 * k, options, options.spatial_scale, shape);
+  __device__ __forceinline__ Roi make_roi(const T* roi, double spatial_scale,
+                                          const FeatureShape& shape) const {
+    return make_align_roi(roi, options, spatial_scale, shape);
   }
-  RCNN_HOST_DEVICE static bool spans(const AlignAxis<T>& axis, int64_t bins, int64_t first,
-                                     int64_t last) {
+  __device__ __forceinline__ ReachedPixels reach(const Roi& roi) const {
+    ReachedPixels box{0, 0, 0, 0};
+    reach_along(roi.y, options.pooled_height, &box.y, &box.y_end);
+    reach_along(roi.x, options.pooled_width, &box.x, &box.x_end);
+    return box;
+  }
+  template <int kCount>
+  bool takes(int64_t channels) const {
+    return takes_packs(grad, channels, kCount);
+  }
+  template <class Visit>
+  __device__ __forceinline__ void visit_y(const Roi& roi, int64_t bin, int64_t first, int64_t last,
+                                          Visit visit) const {
+    visit_samples(roi.y, bin, T(first) - T(1), T(last), visit);
+  }
+  template <class Visit>
+  __device__ __forceinline__ void visit_x(const Roi& roi, int64_t bin, int64_t first, int64_t last,
+                                          Visit visit) const {
+    visit_samples(roi.x, bin, T(first) - T(1), T(last), visit);
+  }
+  __device__ __forceinline__ T divisor(const Roi& roi) const { return roi.count; }
+
+ private:
+  // The pixels [first, last) that samples along an axis may read; left alone where there are none.
+  __device__ __forceinline__ static void reach_along(const AlignAxis<T>& axis, int64_t bins,
+                                                     int* first, int* last) {
     const T end = axis.start + T(bins) * axis.bin_size;
     // A sample reaches less than a pixel, and rounding moves it by less than another.
     const T slack = T(2) + (std::fabs(axis.start) + std::fabs(end)) * T(1e-5);
-    return (axis.start < end ? axis.start : end) - slack <= T(last) &&
-           (axis.start < end ? end : axis.start) + slack >= T(first);
-  }
-  RCNN_HOST_DEVICE bool touches(const Roi& roi, int64_t image, const Tile& tile) const {
-    return roi.batch == image && spans(roi.y, options.pooled_height, tile.y, tile.y_end) &&
-           spans(roi.x, options.pooled_width, tile.x, tile.x_end);
-  }
-  RCNN_HOST_DEVICE T y_weight(const Roi& roi, int64_t bin, int64_t y) const {
-    return align_weight(roi.y, bin, y) / roi.count;
-  }
-  RCNN_HOST_DEVICE T x_weight(const Roi& roi, int64_t bin, int64_t x) const {
-    return align_weight(roi.x, bin, x);
-  }
-  RCNN_HOST_DEVICE T gradient(const Roi&, int64_t element, int64_t, T y_weight, T x_weight) const {
-    return y_weight * x_weight * static_cast<T>(grad[element]);
+    const T lowest = (axis.start < end ? axis.start : end) - slack;
+    const T highest = (axis.start < end ? end : axis.start) + slack;
+    const T extent = static_cast<T>(axis.extent);
+    if (!(lowest < extent && highest >= T(0))) return;  // NaN too
+    *first = lowest > T(0) ? static_cast<int>(lowest) : 0;
+    *last = highest < extent - T(1) ? static_cast<int>(highest) + 1 : static_cast<int>(axis.extent);
   }
 };
 

@@ -22,15 +22,10 @@ Tensor roi_align_cuda(const Tensor& input, const Tensor& rois, double spatial_sc
   if (output.numel() == 0) return output;
   dispatch_floating(dtype, "roi_align", [&](auto tag) {
     using Stored = type_of<decltype(tag)>;
-    const FeatureLevels<const Stored, 1> level{
-        {static_cast<const Stored*>(features.tensor.const_data_ptr())},
-        {shape.height},
-        {shape.width},
-        {spatial_scale},
-        shape.batch_size,
-        shape.channels,
-        {}};
-    launch_align("roi_align", level, 1, features.channels_last,
+    launch_align("roi_align",
+                 one_level(static_cast<const Stored*>(features.tensor.const_data_ptr()), shape,
+                           spatial_scale),
+                 1, features.channels_last,
                  static_cast<const accumulate_t<Stored>*>(dense_rois.const_data_ptr()),
                  rois.size(0), options, scope, static_cast<Stored*>(output.mutable_data_ptr()));
   });
@@ -55,18 +50,11 @@ Tensor roi_align_backward_cuda(const Tensor& grad, const Tensor& rois, double sp
     using Stored = type_of<decltype(tag)>;
     const AlignGradient<Stored> pooling{
         static_cast<const Stored*>(upstream.tensor.const_data_ptr()),
-        static_cast<const accumulate_t<Stored>*>(dense_rois.const_data_ptr()), options, shape};
-    auto* out = static_cast<Stored*>(result.mutable_data_ptr());
-    const auto run = [&](auto last) {
-      launch_roi_gather<Stored, decltype(last)::value>("roi_align_backward", pooling, rois.size(0),
-                                                       shape, pooled_height, pooled_width,
-                                                       upstream.channels_last, scope, out);
-    };
-    if (channels_last) {
-      run(std::true_type{});
-    } else {
-      run(std::false_type{});
-    }
+        static_cast<const accumulate_t<Stored>*>(dense_rois.const_data_ptr()), options};
+    launch_roi_gather(
+        "roi_align_backward", pooling, grad,
+        one_level(static_cast<Stored*>(result.mutable_data_ptr()), shape, spatial_scale), 1,
+        channels_last, rois.size(0), pooled_height, pooled_width, upstream.channels_last, scope);
   });
   return result;
 }

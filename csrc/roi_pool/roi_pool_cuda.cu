@@ -21,8 +21,8 @@ struct PoolRoi {
 // roi: [5] (batch index, x1, y1, x2, y2), image pixels
 template <class T>
 RCNN_HOST_DEVICE PoolRoi<T> make_pool_roi(const T* roi, const PoolOptions& options,
-                                          const FeatureShape& shape) {
-  const T scale = static_cast<T>(options.spatial_scale);
+                                          double spatial_scale, const FeatureShape& shape) {
+  const T scale = static_cast<T>(spatial_scale);
   return {roi_batch_index(roi[0], shape.batch_size),
           make_pool_axis(roi[2], roi[4], scale, options.pooled_height, shape.height),
           make_pool_axis(roi[1], roi[3], scale, options.pooled_width, shape.width)};
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kThreads)
       c = rest % shape.channels;
       rest /= shape.channels;
     }
-    const PoolRoi<T> roi = make_pool_roi(rois + 5 * rest, options, shape);
+    const PoolRoi<T> roi = make_pool_roi(rois + 5 * rest, options, options.spatial_scale, shape);
     BinMaximum<T> maximum{T(0), -1};
     if (roi.batch >= 0) {
       const Stored* plane = input + roi.batch * shape.channels * pixels + c * strides.channel;
@@ -100,38 +100,76 @@ std::tuple<Tensor, Tensor> roi_pool_cuda(const Tensor& input, const Tensor& rois
   return {output, argmax};
 }
 
-// The Pooling of roi_gather.cuh: a bin gives its gradient to the pixel of its maximum.
-template <class Stored>
+// What roi_gather.cuh asks for: a bin gives its gradient to the pixel of its maximum.
+template <class StoredType>
 struct PoolGradient {
+  using Stored = StoredType;
   using T = accumulate_t<Stored>;
   using Roi = PoolRoi<T>;
+  static constexpr bool kSeparable = false;
   const Stored* grad;     // [K, C, PH, PW]
-  const int32_t* argmax;  // [K, C, PH, PW], in the layout of grad
   const T* rois;          // [K, 5]
+  const int32_t* argmax;  // [K, C, PH, PW], in the layout of grad
   PoolOptions options;
-  FeatureShape shape;
 
-  RCNN_HOST_DEVICE Roi roi(int64_t k) const { return make_pool_roi(rois + 5 * k, options, shape); }
-  RCNN_HOST_DEVICE static bool spans(const PoolAxis<T>& axis, int64_t bins, int64_t first,
-                                     int64_t last) {
-    return axis.valid && pool_bin(axis, 0).first < last && pool_bin(axis, bins - 1).last > first;
+  __device__ __forceinline__ Roi make_roi(const T* roi, double spatial_scale,
+                                          const FeatureShape& shape) const {
+    return make_pool_roi(roi, options, spatial_scale, shape);
   }
-  RCNN_HOST_DEVICE bool touches(const Roi& roi, int64_t image, const Tile& tile) const {
-    return roi.batch == image && spans(roi.y, options.pooled_height, tile.y, tile.y_end) &&
-           spans(roi.x, options.pooled_width, tile.x, tile.x_end);
+  __device__ __forceinline__ ReachedPixels reach(const Roi& roi) const {
+    if (!roi.y.valid || !roi.x.valid) return {0, 0, 0, 0};
+    return {static_cast<int>(pool_bin(roi.y, 0).first),
+            static_cast<int>(pool_bin(roi.y, options.pooled_height - 1).last),
+            static_cast<int>(pool_bin(roi.x, 0).first),
+            static_cast<int>(pool_bin(roi.x, options.pooled_width - 1).last)};
   }
-  RCNN_HOST_DEVICE static T covers(const PoolAxis<T>& axis, int64_t bin, int64_t pixel) {
+  template <int kCount>
+  bool takes(int64_t channels) const {
+    return takes_packs(grad, channels, kCount) && takes_packs(argmax, channels, kCount);
+  }
+  template <class Visit>
+  __device__ __forceinline__ void visit_y(const Roi& roi, int64_t bin, int64_t first, int64_t last,
+                                          Visit visit) const {
+    visit_bin(roi.y, bin, first, last, visit);
+  }
+  template <class Visit>
+  __device__ __forceinline__ void visit_x(const Roi& roi, int64_t bin, int64_t first, int64_t last,
+                                          Visit visit) const {
+    visit_bin(roi.x, bin, first, last, visit);
+  }
+  // Of a bin to the pixels `pixel`, `pixel + row_step`, ... of a column.
+  template <bool kPacks, int kRows, int kChannels>
+  __device__ __forceinline__ void add(int64_t element, int channels, int64_t channel_stride,
+                                      int64_t pixel, int64_t row_step,
+                                      T (&sums)[kRows][kChannels]) const {
+    Pack<int32_t, kChannels> maxima;
+    Pack<Stored, kChannels> grads;
+    if constexpr (kPacks) {
+      maxima = load_pack<kChannels>(argmax + element);
+      grads = load_pack<kChannels>(grad + element);
+    } else {
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) {
+        maxima.values[c] = c < channels ? argmax[element + c * channel_stride] : -1;
+        grads.values[c] = c < channels ? grad[element + c * channel_stride] : Stored(0);
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) {
+        if (maxima.values[c] == pixel) sums[r][c] += static_cast<T>(grads.values[c]);
+      }
+      pixel += row_step;
+    }
+  }
+
+ private:
+  template <class Visit>
+  __device__ __forceinline__ static void visit_bin(const PoolAxis<T>& axis, int64_t bin,
+                                                   int64_t first, int64_t last, Visit visit) {
     const PixelRange range = pool_bin(axis, bin);
-    return range.first <= pixel && pixel < range.last ? T(1) : T(0);
-  }
-  RCNN_HOST_DEVICE T y_weight(const Roi& roi, int64_t bin, int64_t y) const {
-    return covers(roi.y, bin, y);
-  }
-  RCNN_HOST_DEVICE T x_weight(const Roi& roi, int64_t bin, int64_t x) const {
-    return covers(roi.x, bin, x);
-  }
-  RCNN_HOST_DEVICE T gradient(const Roi&, int64_t element, int64_t pixel, T, T) const {
-    return argmax[element] == pixel ? static_cast<T>(grad[element]) : T(0);
+    for (int64_t p = max(range.first, first); p < min(range.last, last); ++p) visit(p, T(1));
   }
 };
 
@@ -153,19 +191,13 @@ Tensor roi_pool_backward_cuda(const Tensor& grad, const Tensor& argmax, const Te
     using Stored = type_of<decltype(tag)>;
     const PoolGradient<Stored> pooling{
         static_cast<const Stored*>(upstream.tensor.const_data_ptr()),
-        static_cast<const int32_t*>(pixels_of_maxima.const_data_ptr()),
-        static_cast<const accumulate_t<Stored>*>(dense_rois.const_data_ptr()), options, shape};
-    auto* out = static_cast<Stored*>(result.mutable_data_ptr());
-    const auto run = [&](auto last) {
-      launch_roi_gather<Stored, decltype(last)::value>(
-          "roi_pool_backward", pooling, rois.size(0), shape, options.pooled_height,
-          options.pooled_width, upstream.channels_last, scope, out);
-    };
-    if (channels_last) {
-      run(std::true_type{});
-    } else {
-      run(std::false_type{});
-    }
+        static_cast<const accumulate_t<Stored>*>(dense_rois.const_data_ptr()),
+        static_cast<const int32_t*>(pixels_of_maxima.const_data_ptr()), options};
+    launch_roi_gather(
+        "roi_pool_backward", pooling, grad,
+        one_level(static_cast<Stored*>(result.mutable_data_ptr()), shape, spatial_scale), 1,
+        channels_last, rois.size(0), options.pooled_height, options.pooled_width,
+        upstream.channels_last, scope);
   });
   return result;
 }
