@@ -4,19 +4,24 @@
 // one launch.
 //
 // A Pooling says what differs between the operators:
-//   using Stored, T, Roi                   as stored, as computed in, geometry of a RoI on its map
-//   static constexpr bool kSeparable       see below
-//   const T* rois                          [K, 5]
-//   Roi make_roi(roi, spatial_scale, shape)
-//   ReachedPixels reach(roi)
-//   void visit_y(roi, bin, first, last, visit), visit_x(...)   visit(pixel, weight) for what the
-//   bin takes of the pixels in [first, last), and perhaps for some beyond; weights are not 0 T
-//   divisor(roi)                         of the weights along y bool takes<count>(channels) can the
-//   pooled maps be read `count` channels at once?
-// and either, where a bin gives a pixel its gradient times both weights (kSeparable),
-//   const Stored* grad                     [K, C, PH, PW]
-// or
-//   void add(element, channels, channel_stride, pixel, row_step, sums)   of one bin to a column
+//
+//   using Stored, T, Roi: as stored, as computed in, geometry of a RoI on its map
+//
+//   const T* rois: [K, 5]
+//
+//   Roi make_roi(roi, spatial_scale, shape), ReachedPixels reach(roi)
+//
+//   void visit_y(roi, bin, first, last, visit), visit_x(...): visit(pixel, weight) for what the bin
+//   takes of the pixels in [first, last), and perhaps for some beyond; weights are not 0
+//
+//   bool takes<count>(channels): whether the pooled maps can be read `count` channels at once
+//
+//   static constexpr bool kSeparable: a bin gives a pixel its gradient times both weights
+//
+//   if so: const Stored* grad: [K, C, PH, PW], T divisor(roi): of the weights along y
+//
+//   if not: void add(element, channels, channel_stride, pixel, row_step, sums): of one bin to a
+//   column
 #pragma once
 
 #include <algorithm>
@@ -25,6 +30,7 @@
 #include "cuda_utils.cuh"
 #include "dispatch.h"
 #include "feature_levels.cuh"
+#include "gather_tiles.cuh"
 #include "map_strides.h"
 #include "roi_reach.cuh"
 #include "stable_ops.h"
@@ -32,23 +38,9 @@
 
 namespace rcnn_ext {
 
-constexpr int kGatherThreads = kReachThreads;  // RoIs that a round looks at
-constexpr int kGatherWarps = kGatherThreads / kWarpSize;
-constexpr int kTileHeight = 8;
 constexpr int kBinTile = 16;     // bins along an axis whose weights are in shared memory at a time
 constexpr int kMostHits = 16;    // RoIs at a time, likewise
 constexpr int kHitBytes = 1280;  // of shared memory for one of them, more or less
-
-// A thread sums a column of the tile for some channels. Lanes are neighbours where the pooled maps
-// have them: channels of a bin, or bins of a channel and so columns.
-template <class T, bool kLanesAreChannels>
-struct GatherShape {
-  static constexpr int kTileWidth = kLanesAreChannels ? kGatherWarps : kWarpSize;
-  static constexpr int kThreadChannels = 16 / sizeof(T);
-  static constexpr int kBlockChannels =
-      kThreadChannels * (kLanesAreChannels ? kWarpSize : kGatherWarps);
-  static constexpr int kWeightStride = kTileWidth + 1;  // or bins would share a memory bank
-};
 
 // How a launch divides the work.
 struct GatherPlan {
@@ -62,49 +54,6 @@ struct GatherPlan {
   bool channels_last;  // the gradients written
   bool packs;          // and in vectors of channels
 };
-
-// A tile of the task's level, and its channels.
-struct GatherTask {
-  int level, key;
-  int64_t image, tile_y, tile_x, first_channel;
-  FeatureShape shape;
-};
-
-// Coarse levels come first: their tiles meet the most RoIs, and none should begin last.
-template <class Shape, class Stored, int kLevels>
-RCNN_HOST_DEVICE int64_t count_tasks(const FeatureLevels<Stored, kLevels>& levels, int level) {
-  const FeatureShape shape = levels.shape(level);
-  const int64_t tiles_x = (shape.width + Shape::kTileWidth - 1) / Shape::kTileWidth;
-  const int64_t tiles_y = (shape.height + kTileHeight - 1) / kTileHeight;
-  const int64_t blocks = (levels.channels + Shape::kBlockChannels - 1) / Shape::kBlockChannels;
-  return tiles_x * tiles_y * blocks * levels.batch_size;
-}
-
-template <class Shape, class Stored, int kLevels>
-__device__ __forceinline__ GatherTask find_task(const FeatureLevels<Stored, kLevels>& levels,
-                                                int level_count, int64_t task) {
-  int level = level_count - 1;
-  for (; level > 0; --level) {
-    const int64_t count = count_tasks<Shape>(levels, level);
-    if (task < count) break;
-    task -= count;
-  }
-  const FeatureShape shape = levels.shape(level);
-  const int64_t tiles_x = (shape.width + Shape::kTileWidth - 1) / Shape::kTileWidth;
-  const int64_t tiles_y = (shape.height + kTileHeight - 1) / kTileHeight;
-  const int64_t blocks = (levels.channels + Shape::kBlockChannels - 1) / Shape::kBlockChannels;
-  GatherTask found;
-  found.level = level;
-  found.shape = shape;
-  found.tile_x = task % tiles_x * Shape::kTileWidth;
-  task /= tiles_x;
-  found.tile_y = task % tiles_y * kTileHeight;
-  task /= tiles_y;
-  found.first_channel = task % blocks * Shape::kBlockChannels;
-  found.image = task / blocks;
-  found.key = static_cast<int>(level * levels.batch_size + found.image);
-  return found;
-}
 
 // The weights of some RoIs in the tile, in shared memory. Masks have a bit for each bin.
 template <class T>

@@ -20,6 +20,11 @@ __device__ __forceinline__ void store_pack(Stored* address, const Pack<Stored, k
   *reinterpret_cast<Pack<Stored, kCount>*>(address) = pack;
 }
 
+template <class Stored>
+__device__ __forceinline__ const Stored* advance(const Stored* from, int64_t bytes) {
+  return reinterpret_cast<const Stored*>(reinterpret_cast<const char*>(from) + bytes);
+}
+
 // Whether every run of `count` elements at a multiple of `count` can be accessed at once. A view of
 // a larger tensor may begin anywhere, so the number of channels alone does not tell.
 template <class Stored>

@@ -11,12 +11,7 @@
 
 namespace rcnn_ext {
 
-constexpr int kAlignThreads = 256;
-constexpr int kAlignWarps = kAlignThreads / kWarpSize;
-constexpr int kMostTaps = 512;     // of a RoI along an axis in shared memory
-constexpr int kStagedBins = 64;    // results of a warp, before it writes them in one piece
-constexpr int kManyBlocks = 1024;  // fewer RoIs than this are split between blocks
-constexpr int kContiguous = 0;     // instead of a number of channels in a load
+constexpr int kMostTaps = 512;  // of a RoI along an axis in shared memory
 
 // A pixel that a bin reads along one axis.
 template <class T>
@@ -24,11 +19,6 @@ struct alignas(16) PixelTap {
   int64_t offset;  // of its row or column, in bytes
   T weight;
 };
-
-template <class Stored>
-__device__ __forceinline__ const Stored* advance(const Stored* from, int64_t bytes) {
-  return reinterpret_cast<const Stored*>(reinterpret_cast<const char*>(from) + bytes);
-}
 
 // How a launch divides the work.
 struct AlignPlan {
@@ -51,7 +41,7 @@ struct AlignTables {
 template <class Stored, int kVector>
 size_t align_shared_bytes(const AlignPlan& plan) {
   using T = accumulate_t<Stored>;
-  const size_t staged = kVector == kContiguous ? kAlignWarps * kQuad * kStagedBins : 0;
+  const size_t staged = kVector == kContiguous ? kRoiWarps * kQuad * kStagedBins : 0;
   if (plan.y_slots == 0 || plan.x_slots == 0) return staged * sizeof(Stored);
   const size_t height = static_cast<size_t>(plan.options.pooled_height);
   const size_t width = static_cast<size_t>(plan.options.pooled_width);
@@ -96,7 +86,7 @@ __device__ __forceinline__ bool tabulate_roi(const AlignRoi<T>& roi, const Align
   if (fits) {
     const int height = static_cast<int>(plan.options.pooled_height);
     const int width = static_cast<int>(plan.options.pooled_width);
-    for (int i = threadIdx.x; i < height + width; i += kAlignThreads) {
+    for (int i = threadIdx.x; i < height + width; i += kRoiThreads) {
       const bool along_y = i < height;
       const int bin = along_y ? i : i - height;
       AlignAxis<T> axis = roi.x;
@@ -140,8 +130,8 @@ __device__ __forceinline__ void pool_without_tables(const AlignRoi<T>& roi, cons
   const int64_t width = plan.options.pooled_width;
   const int64_t bins = plan.options.pooled_height * width;
   const bool channels_last = pooled.channel == 1;
-  const int64_t step = static_cast<int64_t>(plan.parts) * kAlignThreads;
-  for (int64_t o = static_cast<int64_t>(part) * kAlignThreads + threadIdx.x; o < channels * bins;
+  const int64_t step = static_cast<int64_t>(plan.parts) * kRoiThreads;
+  for (int64_t o = static_cast<int64_t>(part) * kRoiThreads + threadIdx.x; o < channels * bins;
        o += step) {
     const int64_t channel = channels_last ? o % channels : o / bins;
     const int64_t bin = channels_last ? o / channels : o % bins;
@@ -163,8 +153,8 @@ __device__ __forceinline__ void pool_channels_last(const AlignTables<T>& tables,
   const int64_t width = plan.options.pooled_width;
   const int64_t vectors = channels / kVector;
   const int64_t units = vectors * plan.options.pooled_height * width;
-  const int64_t step = static_cast<int64_t>(plan.parts) * kAlignThreads;
-  for (int64_t unit = static_cast<int64_t>(part) * kAlignThreads + threadIdx.x; unit < units;
+  const int64_t step = static_cast<int64_t>(plan.parts) * kRoiThreads;
+  for (int64_t unit = static_cast<int64_t>(part) * kRoiThreads + threadIdx.x; unit < units;
        unit += step) {
     const int64_t bin = unit / vectors;
     const int ph = static_cast<int>(bin / width);
@@ -202,42 +192,21 @@ __device__ __forceinline__ void pool_channels_last(const AlignTables<T>& tables,
   }
 }
 
-// NCHW: a warp takes four channels of up to kStagedBins bins. Four lanes share a bin and take its
-// columns in turn, so that a load of the warp reads whole stretches of a few rows.
+// NCHW: the lanes of a quad take the columns of a bin in turn.
 template <class T, class Stored>
 __device__ __forceinline__ void pool_contiguous(const AlignTables<T>& tables, const AlignPlan& plan,
                                                 int part, int64_t channels, int64_t pixels,
-                                                const Stored* image, Stored (*staged)[kStagedBins],
+                                                const Stored* image, Staged<Stored> staged,
                                                 Stored* out) {
-  const int lane = threadIdx.x % kWarpSize;
-  const int turn = lane % kQuad;
+  const int turn = threadIdx.x % kQuad;
   const int width = static_cast<int>(plan.options.pooled_width);
   const int bins = static_cast<int>(plan.options.pooled_height) * width;
-  const int groups = (bins + kStagedBins - 1) / kStagedBins;
-  const int64_t units = (channels + kQuad - 1) / kQuad * groups;
-  const int64_t step = static_cast<int64_t>(plan.parts) * kAlignWarps;
-  for (int64_t unit = static_cast<int64_t>(part) * kAlignWarps + threadIdx.x / kWarpSize;
-       unit < units; unit += step) {
-    const int first_bin = static_cast<int>(unit % groups) * kStagedBins;
-    const int group_bins = min(kStagedBins, bins - first_bin);
-    const int64_t first_channel = unit / groups * kQuad;
-    const int group_channels =
-        static_cast<int>(min(static_cast<int64_t>(kQuad), channels - first_channel));
-    const Stored* const planes = image + first_channel * pixels;
-    int64_t plane_offsets[kQuad];  // in bytes; a channel too many reads the last one again
-#pragma unroll
-    for (int c = 0; c < kQuad; ++c) {
-      plane_offsets[c] = min(c, group_channels - 1) * pixels * static_cast<int64_t>(sizeof(Stored));
-    }
-
-    int bin = lane / kQuad;  // of the group
-    int ph = (first_bin + bin) / width;
-    int pw = (first_bin + bin) % width;
-    for (int pass = 0; pass < group_bins; pass += kQuadsPerWarp) {
-      const bool inside = bin < group_bins;
-      T sums[kQuad];
-#pragma unroll
-      for (int c = 0; c < kQuad; ++c) sums[c] = T(0);
+  for_each_unit(part, plan.parts, channels, bins, [&](const QuadUnit& unit) {
+    const Stored* const first = image + unit.first_channel * pixels;
+    int64_t planes[kQuad];
+    find_planes<Stored>(unit, pixels, planes);
+    for_each_bin(unit, width, [&](int bin, int ph, int pw, bool inside) {
+      T sums[kQuad] = {};
       if (inside) {
         const PixelTap<T>* const y_taps = tables.y_taps + ph * plan.y_slots;
         const PixelTap<T>* const x_taps = tables.x_taps + pw * plan.x_slots;
@@ -245,17 +214,15 @@ __device__ __forceinline__ void pool_contiguous(const AlignTables<T>& tables, co
         const int x_count = tables.x_counts[pw];
         for (int j = turn; j < x_count; j += kQuad) {
           const PixelTap<T> x = x_taps[j];
-          const Stored* const column = advance(planes, x.offset);
-          T column_sums[kQuad];
-#pragma unroll
-          for (int c = 0; c < kQuad; ++c) column_sums[c] = T(0);
+          const Stored* const column = advance(first, x.offset);
+          T column_sums[kQuad] = {};
 #pragma unroll 2
           for (int i = 0; i < y_count; ++i) {
             const PixelTap<T> y = y_taps[i];
             const Stored* const pixel = advance(column, y.offset);
 #pragma unroll
             for (int c = 0; c < kQuad; ++c) {
-              const T value = static_cast<T>(*advance(pixel, plane_offsets[c]));
+              const T value = static_cast<T>(*advance(pixel, planes[c]));
               column_sums[c] = std::fma(y.weight, value, column_sums[c]);
             }
           }
@@ -267,22 +234,17 @@ __device__ __forceinline__ void pool_contiguous(const AlignTables<T>& tables, co
           sums, [](T a, T b) { return a + b; },
           [](T value, int mask) { return __shfl_xor_sync(kFullWarp, value, mask); });
       if (inside) staged[turn][bin] = static_cast<Stored>(sum);
-      bin += kQuadsPerWarp;
-      for (pw += kQuadsPerWarp; pw >= width; pw -= width) ++ph;
-    }
+    });
     __syncwarp();
-    for (int c = 0; c < group_channels; ++c) {
-      Stored* const target = out + (first_channel + c) * bins + first_bin;
-      for (int i = lane; i < group_bins; i += kWarpSize) target[i] = staged[c][i];
-    }
+    write_staged(unit, bins, staged, out);
     __syncwarp();  // the next bins overwrite what is staged
-  }
+  });
 }
 
 // rois: [K, 5], out: [K, C, PH, PW]; maps in NCHW (kVector: kContiguous) or channels-last, with
 // kVector channels in a load.
 template <class Stored, int kVector, int kLevels>
-__global__ void __launch_bounds__(kAlignThreads, sizeof(accumulate_t<Stored>) == 8 ? 2 : 4)
+__global__ void __launch_bounds__(kRoiThreads, sizeof(accumulate_t<Stored>) == 8 ? 2 : 4)
     align_kernel(FeatureLevels<const Stored, kLevels> levels, const accumulate_t<Stored>* rois,
                  AlignPlan plan, Stored* out) {
   using T = accumulate_t<Stored>;
@@ -290,7 +252,7 @@ __global__ void __launch_bounds__(kAlignThreads, sizeof(accumulate_t<Stored>) ==
   constexpr bool kChannelsLast = kVector != kContiguous;
   constexpr int64_t kBytes = sizeof(Stored);
   constexpr size_t kStagedBytes =
-      kChannelsLast ? 0 : kAlignWarps * kQuad * kStagedBins * sizeof(Stored);
+      kChannelsLast ? 0 : kRoiWarps * kQuad * kStagedBins * sizeof(Stored);
   const int64_t bins = plan.options.pooled_height * plan.options.pooled_width;
   AlignTables<T> tables;
   tables.y_taps = reinterpret_cast<PixelTap<T>*>(shared + kStagedBytes);
@@ -318,7 +280,7 @@ __global__ void __launch_bounds__(kAlignThreads, sizeof(accumulate_t<Stored>) ==
     } else if constexpr (kChannelsLast) {
       pool_channels_last<kVector>(tables, plan, part, shape.channels, image, target);
     } else {
-      auto* const staged = reinterpret_cast<Stored(*)[kStagedBins]>(shared);
+      const auto staged = reinterpret_cast<Staged<Stored>>(shared);
       pool_contiguous(tables, plan, part, shape.channels, pixels, image,
                       staged + threadIdx.x / kWarpSize * kQuad, target);
     }
@@ -336,17 +298,13 @@ template <class Stored, int kVector, int kLevels>
 void launch_align_kernel(const char* name, const FeatureLevels<const Stored, kLevels>& levels,
                          const accumulate_t<Stored>* rois, int64_t roi_count,
                          const AlignOptions& options, const CudaScope& scope, Stored* out) {
-  const int64_t bins = options.pooled_height * options.pooled_width;
-  const int64_t most_parts =
-      kVector == kContiguous
-          ? ceil_div(ceil_div(levels.channels, kQuad) * ceil_div(bins, kStagedBins), kAlignWarps)
-          : ceil_div(levels.channels / std::max(kVector, 1) * bins, kAlignThreads);
-  const int64_t parts = std::clamp(kManyBlocks / roi_count, int64_t{1}, most_parts);
-  const AlignPlan plan{options, roi_count, static_cast<int>(parts),
+  const int parts =
+      roi_parts(roi_count, levels.channels, options.pooled_height * options.pooled_width, kVector);
+  const AlignPlan plan{options, roi_count, parts,
                        align_slots(options.pooled_height, options.sampling_ratio),
                        align_slots(options.pooled_width, options.sampling_ratio)};
   launch(name, align_kernel<Stored, kVector, kLevels>,
-         {dim3(stride_grid(roi_count * parts, 1)), dim3(kAlignThreads),
+         {dim3(stride_grid(roi_count * parts, 1)), dim3(kRoiThreads),
           align_shared_bytes<Stored, kVector>(plan)},
          scope, levels, rois, plan, out);
 }

@@ -1,15 +1,15 @@
 // RoIPool on CUDA. Contract: rcnn_ext/ops/roi_pool.py.
 #include "../common/cuda_utils.cuh"
 #include "../common/dispatch.h"
+#include "../common/quad.cuh"
 #include "../common/roi_gather.cuh"
 #include "../common/roi_math.h"
 #include "../common/stable_ops.h"
+#include "../common/vector_access.cuh"
 #include "roi_pool_checks.h"
 
 namespace rcnn_ext {
 namespace {
-
-constexpr int kThreads = 256;
 
 // A RoI divided into bins.
 template <class T>
@@ -28,40 +28,208 @@ RCNN_HOST_DEVICE PoolRoi<T> make_pool_roi(const T* roi, const PoolOptions& optio
           make_pool_axis(roi[1], roi[3], scale, options.pooled_width, shape.width)};
 }
 
-// One thread an output element. A RoI with a bad batch index reads nothing and gives zeros.
-// input: [N, C, H, W], rois: [K, 5], out and argmax: [K, C, PH, PW], maps in one layout
-template <class Stored, bool kChannelsLast>
-__global__ void __launch_bounds__(kThreads)
-    roi_pool_kernel(const Stored* input, const accumulate_t<Stored>* rois, int64_t outputs,
-                    FeatureShape shape, PoolOptions options, Stored* out, int32_t* argmax) {
+// The maximum so far, and its pixel; pixel -1: none.
+template <class T>
+struct Peak {
+  T value;
+  int pixel;
+};
+
+// The better of two maxima of a bin: the greater one or a NaN, and of equals the first pixel.
+template <class T>
+__device__ __forceinline__ Peak<T> better(Peak<T> a, Peak<T> b) {
+  if (a.pixel < 0) return b;
+  if (b.pixel < 0) return a;
+  const bool ordered = a.pixel < b.pixel;
+  const Peak<T> early = choose(ordered, a, b);
+  const Peak<T> late = choose(ordered, b, a);
+  return choose(takes_over(late.value, early.value), late, early);
+}
+
+// How a launch divides the work.
+struct PoolPlan {
+  PoolOptions options;
+  int64_t roi_count;
+  int parts;       // blocks that share a RoI
+  bool tabulated;  // the bins' ranges are in shared memory
+};
+
+// The ranges of the bins of the RoI at hand.
+template <class T>
+struct PoolBins {
+  PoolRoi<T> roi;
+  const PixelRange* table;  // [PH + PW], or null
+
+  __device__ __forceinline__ PixelRange rows(int64_t ph) const {
+    return table != nullptr ? table[ph] : pool_bin(roi.y, ph);
+  }
+  __device__ __forceinline__ PixelRange columns(int64_t pooled_height, int64_t pw) const {
+    return table != nullptr ? table[pooled_height + pw] : pool_bin(roi.x, pw);
+  }
+};
+
+// Channels-last: a thread takes kVector channels of a bin in each load.
+template <int kVector, class T, class Stored>
+__device__ __forceinline__ void pool_channels_last(const PoolBins<T>& bins, const PoolPlan& plan,
+                                                   int part, const FeatureShape& shape,
+                                                   const Stored* image, Stored* out,
+                                                   int32_t* argmax) {
+  const int64_t width = plan.options.pooled_width;
+  const int64_t vectors = shape.channels / kVector;
+  const int64_t units = vectors * plan.options.pooled_height * width;
+  const int64_t step = static_cast<int64_t>(plan.parts) * kRoiThreads;
+  for (int64_t unit = static_cast<int64_t>(part) * kRoiThreads + threadIdx.x; unit < units;
+       unit += step) {
+    const int64_t bin = unit / vectors;
+    const PixelRange ys = bins.rows(bin / width);
+    const PixelRange xs = bins.columns(plan.options.pooled_height, bin % width);
+    const Stored* const first = image + unit % vectors * kVector;
+    T maxima[kVector] = {};
+    int pixels[kVector];
+#pragma unroll
+    for (int c = 0; c < kVector; ++c) pixels[c] = -1;
+    for (int64_t y = ys.first; y < ys.last; ++y) {
+      for (int64_t x = xs.first; x < xs.last; ++x) {
+        const int64_t pixel = y * shape.width + x;
+        const auto pack = load_pack<kVector>(first + pixel * shape.channels);
+#pragma unroll
+        for (int c = 0; c < kVector; ++c) {
+          const T value = static_cast<T>(pack.values[c]);
+          if (pixels[c] < 0 || takes_over(value, maxima[c])) {
+            maxima[c] = value;
+            pixels[c] = static_cast<int>(pixel);
+          }
+        }
+      }
+    }
+    Pack<Stored, kVector> result;
+#pragma unroll
+    for (int c = 0; c < kVector; ++c) {
+      result.values[c] = static_cast<Stored>(maxima[c]);
+      argmax[unit * kVector + c] = pixels[c];
+    }
+    store_pack<kVector>(out + unit * kVector, result);
+  }
+}
+
+// NCHW: the lanes of a quad take the columns of a bin in turn.
+template <class T, class Stored>
+__device__ __forceinline__ void pool_contiguous(const PoolBins<T>& bins, const PoolPlan& plan,
+                                                int part, const FeatureShape& shape,
+                                                const Stored* image, Staged<Stored> staged,
+                                                Staged<int32_t> staged_pixels, Stored* out,
+                                                int32_t* argmax) {
+  const int turn = threadIdx.x % kQuad;
+  const int width = static_cast<int>(plan.options.pooled_width);
+  const int bin_count = static_cast<int>(plan.options.pooled_height) * width;
+  const int64_t plane = shape.height * shape.width;
+  for_each_unit(part, plan.parts, shape.channels, bin_count, [&](const QuadUnit& unit) {
+    const Stored* const first = image + unit.first_channel * plane;
+    int64_t planes[kQuad];
+    find_planes<Stored>(unit, plane, planes);
+    for_each_bin(unit, width, [&](int bin, int ph, int pw, bool inside) {
+      Peak<T> peaks[kQuad];
+#pragma unroll
+      for (int c = 0; c < kQuad; ++c) peaks[c] = {T(0), -1};
+      if (inside) {
+        const PixelRange ys = bins.rows(ph);
+        const PixelRange xs = bins.columns(plan.options.pooled_height, pw);
+        for (int64_t y = ys.first; y < ys.last; ++y) {
+          for (int64_t x = xs.first + turn; x < xs.last; x += kQuad) {
+            const int pixel = static_cast<int>(y * shape.width + x);
+#pragma unroll
+            for (int c = 0; c < kQuad; ++c) {
+              const T value = static_cast<T>(*advance(first + pixel, planes[c]));
+              if (peaks[c].pixel < 0 || takes_over(value, peaks[c].value)) {
+                peaks[c] = {value, pixel};
+              }
+            }
+          }
+        }
+      }
+      const Peak<T> peak = reduce_quad(
+          peaks, [](Peak<T> a, Peak<T> b) { return better(a, b); },
+          [](Peak<T> mine, int mask) {
+            return Peak<T>{__shfl_xor_sync(kFullWarp, mine.value, mask),
+                           __shfl_xor_sync(kFullWarp, mine.pixel, mask)};
+          });
+      if (inside) {
+        staged[turn][bin] = static_cast<Stored>(peak.value);
+        staged_pixels[turn][bin] = peak.pixel;
+      }
+    });
+    __syncwarp();
+    write_staged(unit, bin_count, staged, out);
+    write_staged(unit, bin_count, staged_pixels, argmax);
+    __syncwarp();  // the next bins overwrite what is staged
+  });
+}
+
+// A block pools a RoI, or a part of it. A RoI with a bad batch index reads nothing and gives zeros.
+// input: [N, C, H, W], rois: [K, 5], out and argmax: [K, C, PH, PW], maps in
+// NCHW (kVector: kContiguous) or channels-last, with kVector channels in a load
+template <class Stored, int kVector>
+__global__ void __launch_bounds__(kRoiThreads)
+    roi_pool_kernel(const Stored* input, const accumulate_t<Stored>* rois, FeatureShape shape,
+                    PoolPlan plan, Stored* out, int32_t* argmax) {
   using T = accumulate_t<Stored>;
-  const int64_t pixels = shape.height * shape.width;
-  const MapStrides strides = MapStrides::of(kChannelsLast, shape.channels, pixels);
-  for (int64_t o = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; o < outputs;
-       o += static_cast<int64_t>(gridDim.x) * kThreads) {
-    int64_t rest = o;
-    int64_t c, ph, pw;
-    if (kChannelsLast) {
-      c = rest % shape.channels;
-      rest /= shape.channels;
+  constexpr bool kContiguousMaps = kVector == kContiguous;
+  constexpr int kStagedWarps = kContiguousMaps ? kRoiWarps : 1;
+  __shared__ int32_t staged_pixels[kStagedWarps * kQuad][kStagedBins];
+  __shared__ Stored staged[kStagedWarps * kQuad][kStagedBins];
+  RCNN_DYNAMIC_SHARED(PixelRange, table);
+  const int64_t height = plan.options.pooled_height;
+  const int64_t width = plan.options.pooled_width;
+  const int64_t map = shape.channels * height * width;
+  for (int64_t task = blockIdx.x; task < plan.roi_count * plan.parts; task += gridDim.x) {
+    const int64_t k = task / plan.parts;
+    const int part = static_cast<int>(task % plan.parts);
+    PoolRoi<T> roi = make_pool_roi(rois + 5 * k, plan.options, plan.options.spatial_scale, shape);
+    if (roi.batch < 0) roi.y.valid = roi.x.valid = false;  // every bin is empty
+    if (plan.tabulated) {
+      for (int i = threadIdx.x; i < height + width; i += kRoiThreads) {
+        table[i] = i < height ? pool_bin(roi.y, i) : pool_bin(roi.x, i - height);
+      }
     }
-    pw = rest % options.pooled_width;
-    rest /= options.pooled_width;
-    ph = rest % options.pooled_height;
-    rest /= options.pooled_height;
-    if (!kChannelsLast) {
-      c = rest % shape.channels;
-      rest /= shape.channels;
+    __syncthreads();
+    const PoolBins<T> bins{roi, plan.tabulated ? table : nullptr};
+    const Stored* const image =
+        input + max(roi.batch, int64_t{0}) * shape.channels * shape.height * shape.width;
+    if constexpr (kContiguousMaps) {
+      const int first = threadIdx.x / kWarpSize * kQuad;
+      pool_contiguous(bins, plan, part, shape, image, staged + first, staged_pixels + first,
+                      out + k * map, argmax + k * map);
+    } else {
+      pool_channels_last<kVector>(bins, plan, part, shape, image, out + k * map, argmax + k * map);
     }
-    const PoolRoi<T> roi = make_pool_roi(rois + 5 * rest, options, options.spatial_scale, shape);
-    BinMaximum<T> maximum{T(0), -1};
-    if (roi.batch >= 0) {
-      const Stored* plane = input + roi.batch * shape.channels * pixels + c * strides.channel;
-      maximum = bin_maximum<T>(pool_bin(roi.y, ph), pool_bin(roi.x, pw), plane, shape.width,
-                               strides.pixel);
-    }
-    out[o] = static_cast<Stored>(maximum.value);
-    argmax[o] = maximum.pixel;
+    __syncthreads();  // the next RoI overwrites the table
+  }
+}
+
+template <class Stored>
+void launch_roi_pool(const Stored* input, const accumulate_t<Stored>* rois, int64_t roi_count,
+                     const FeatureShape& shape, const PoolOptions& options, bool channels_last,
+                     const CudaScope& scope, Stored* out, int32_t* argmax) {
+  constexpr int kVector = 16 / sizeof(Stored);
+  constexpr int64_t kMostTabulated = 1024;
+  const auto run = [&](auto vector) {
+    constexpr int kChannels = decltype(vector)::value;
+    const int64_t bins = options.pooled_height * options.pooled_width;
+    const PoolPlan plan{options, roi_count, roi_parts(roi_count, shape.channels, bins, kChannels),
+                        options.pooled_height + options.pooled_width <= kMostTabulated};
+    const size_t table = static_cast<size_t>(options.pooled_height + options.pooled_width);
+    launch("roi_pool", roi_pool_kernel<Stored, kChannels>,
+           {dim3(stride_grid(roi_count * plan.parts, 1)), dim3(kRoiThreads),
+            plan.tabulated ? table * sizeof(PixelRange) : 0},
+           scope, input, rois, shape, plan, out, argmax);
+  };
+  if (!channels_last) {
+    run(std::integral_constant<int, kContiguous>{});
+  } else if (takes_packs(input, shape.channels, kVector) &&
+             takes_packs(out, shape.channels, kVector)) {
+    run(std::integral_constant<int, kVector>{});
+  } else {
+    run(std::integral_constant<int, 1>{});
   }
 }
 
@@ -84,18 +252,11 @@ std::tuple<Tensor, Tensor> roi_pool_cuda(const Tensor& input, const Tensor& rois
   if (output.numel() == 0) return {output, argmax};
   dispatch_floating(dtype, "roi_pool", [&](auto tag) {
     using Stored = type_of<decltype(tag)>;
-    const auto run = [&](auto kernel) {
-      launch("roi_pool", kernel, {dim3(stride_grid(output.numel(), kThreads)), dim3(kThreads)},
-             scope, static_cast<const Stored*>(features.tensor.const_data_ptr()),
-             static_cast<const accumulate_t<Stored>*>(dense_rois.const_data_ptr()), output.numel(),
-             shape, options, static_cast<Stored*>(output.mutable_data_ptr()),
-             static_cast<int32_t*>(argmax.mutable_data_ptr()));
-    };
-    if (features.channels_last) {
-      run(roi_pool_kernel<Stored, true>);
-    } else {
-      run(roi_pool_kernel<Stored, false>);
-    }
+    launch_roi_pool(static_cast<const Stored*>(features.tensor.const_data_ptr()),
+                    static_cast<const accumulate_t<Stored>*>(dense_rois.const_data_ptr()),
+                    rois.size(0), shape, options, features.channels_last, scope,
+                    static_cast<Stored*>(output.mutable_data_ptr()),
+                    static_cast<int32_t*>(argmax.mutable_data_ptr()));
   });
   return {output, argmax};
 }
