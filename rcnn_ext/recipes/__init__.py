@@ -23,6 +23,7 @@ __all__ = [
     "recipe_from_dict",
     "recipe_names",
     "recipe_to_yaml",
+    "with_steps",
 ]
 
 _FOLDER = Path(__file__).parent
@@ -53,6 +54,20 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         apply_override(values, override)
     return from_dict(Recipe, values)
+
+
+def with_steps(recipe: Recipe, steps: int) -> Recipe:
+    """The recipe with so many steps in all.
+
+    The first phase changes its length, and where there is a second it gets what is left after the
+    first, or is left out.
+    """
+    refine = recipe.refine
+    if refine is not None and steps > recipe.schedule.steps:
+        schedule = dataclasses.replace(refine.schedule, steps=steps - recipe.schedule.steps)
+        return dataclasses.replace(recipe, refine=dataclasses.replace(refine, schedule=schedule))
+    schedule = dataclasses.replace(recipe.schedule, steps=steps)
+    return dataclasses.replace(recipe, schedule=schedule, refine=None)
 
 
 def recipe_from_dict(values: Any) -> Recipe:

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from rcnn_ext.errors import UserError
-from rcnn_ext.recipes import load_recipe, recipe_from_dict, recipe_names, recipe_to_yaml
+from rcnn_ext.recipes import load_recipe, recipe_from_dict, recipe_names, recipe_to_yaml, with_steps
 from rcnn_ext.recipes.parse import all_keys
 from rcnn_ext.recipes.schema import Recipe
 
@@ -135,6 +135,17 @@ def test_yaml_anchors_and_merges_work(write):
     recipe = load_recipe(write(text))
     assert (recipe.data.augment.color, recipe.data.batch_size) == (0.3, 4)
     assert (recipe.model.backbone, recipe.model.neck) == ("x", "c4")
+
+
+def test_steps_in_all():
+    """A trial of a recipe with two phases ends after as many steps as were asked for."""
+    two = load_recipe("fast_rcnn_voc")
+    first, second = two.schedule.steps, two.refine.schedule.steps
+    for steps, phases in ((5, (5, None)), (first, (first, None)), (first + 7, (first, 7))):
+        cut = with_steps(two, steps)
+        assert (cut.schedule.steps, cut.refine and cut.refine.schedule.steps) == phases
+    assert (two.schedule.steps, two.refine.schedule.steps) == (first, second)
+    assert with_steps(load_recipe("localizer_csv"), 123_456).schedule.steps == 123_456
 
 
 def test_recipes_that_do_not_exist():
