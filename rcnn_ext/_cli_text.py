@@ -47,7 +47,10 @@ examples:
   rcnn-ext detect runs/first photo.jpg --out found
   rcnn-ext detect runs/first folder/ --out found --draw-score 0.3
   rcnn-ext detect runs/first 'film/frame_*.png' --out found
+  rcnn-ext detect runs/masks csv/test.csv --out found
 
+A CSV file names pictures, relative to its folder or to images/ beside it; of a localizer,
+submission.csv then has a row for each, in that order and in pixels of the picture on disk.
 --out gets detections.json (COCO result format), pictures/ with boxes drawn, and overview.jpg.
 An image's id is its file name where all are numbers, as COCO's are, and its place in the list,
 counted from 1, otherwise; file_name is there in any case.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,6 +101,40 @@ def read_csv_boxes(
     return read_csv_boxes_with(path, images, config or CsvConfig(), options)
 
 
+def listed_images(
+    path: Path, images: Path | None = None, *, config: CsvConfig | None = None
+) -> list[tuple[Path, Path]]:
+    """The pictures that a CSV file names, whatever else it says of them.
+
+    Args:
+        path: The file, with a header. Of its columns only that of the names counts.
+        images: As of :func:`read_csv_boxes`.
+        config: How to read it.
+
+    Returns:
+        Each picture's path, which may not exist, and its name as the file has it, in the order of
+        the file. Of a name that leads out of the folder of the images only the last part is given.
+
+    Raises:
+        UserError: The file is missing, or has no such column or no rows.
+    """
+    config = config or CsvConfig()
+    header, rows = _read_rows(path, config.delimiter)
+    # What the recipe calls classes and boxes is not to be expected here.
+    given = {role: name for role, name in config.columns.items() if role == "image"}
+    column = _find_columns(path, header, given)["image"]
+    names = [row[column].strip() for _, row in rows if column < len(row)]
+    names = [name for name in dict.fromkeys(names) if name]
+    if not names:
+        raise UserError(f"{path} lists no images")
+    folder = images or _images_folder(path, names[0])
+    return [(_file_of(folder, name, Path.is_file), _inside(Path(name))) for name in names]
+
+
+def _inside(name: Path) -> Path:
+    return Path(name.name) if name.is_absolute() or ".." in name.parts else name
+
+
 def read_csv_boxes_with(
     path: Path, images: Path | None, config: CsvConfig, options: ReadOptions
 ) -> AnnotationSet:
@@ -124,7 +158,7 @@ def read_csv_boxes_with(
     if not by_image:
         raise UserError(f"{path} lists no images")
     folder = images or _images_folder(path, next(iter(by_image)))
-    files = {name: _file_of(folder, name, builder) for name in by_image}
+    files = {name: _file_of(folder, name, builder.exists) for name in by_image}
     reader = _RowReader(path, columns, box, config.normalised, builder)
     ids = numeric_ids([Path(name).stem for name in by_image])
     for image_id, (name, own) in zip(ids, by_image.items(), strict=True):
@@ -150,10 +184,8 @@ def _read_rows(path: Path, delimiter: str) -> tuple[list[str], list[tuple[int, l
     return header, rows
 
 
-def _choose_columns(
-    path: Path, header: list[str], given: dict[str, str]
-) -> tuple[dict[str, int], tuple[str, ...] | None]:
-    """The index of each column, and those of the box; None where the file has no boxes."""
+def _find_columns(path: Path, header: list[str], given: dict[str, str]) -> dict[str, int]:
+    """The index of each column that is there."""
     lower = [name.lower() for name in header]
     columns: dict[str, int] = {}
     for role, names in _NAMES.items():
@@ -173,6 +205,14 @@ def _choose_columns(
             f"{path}:1: no column with the images' names among {', '.join(header)}; name it with "
             "data.csv.columns={image: NAME}"
         )
+    return columns
+
+
+def _choose_columns(
+    path: Path, header: list[str], given: dict[str, str]
+) -> tuple[dict[str, int], tuple[str, ...] | None]:
+    """The index of each column, and those of the box; None where the file has no boxes."""
+    columns = _find_columns(path, header, given)
     choices = [names for names in _BOX_COLUMNS if all(name in columns for name in names)]
     # What the recipe names counts more than what is found: `width` may be that of the image.
     choices.sort(key=lambda names: -sum(name in given for name in names))
@@ -200,10 +240,10 @@ def _images_folder(path: Path, first: str) -> Path:
     return folders[0] if folders[0].is_dir() else path.parent
 
 
-def _file_of(folder: Path, name: str, builder: SetBuilder) -> Path:
+def _file_of(folder: Path, name: str, exists: Callable[[Path], bool]) -> Path:
     """The file of an image; some CSV files leave the suffix out."""
     path = folder / name
-    if not builder.exists(path) and not path.suffix:
+    if not exists(path) and not path.suffix:
         return next((p for p in sorted(folder.glob(f"{name}.*")) if p.is_file()), path)
     return path
 

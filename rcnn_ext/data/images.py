@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,6 +32,7 @@ def load_image(
         UserError: The file is missing, damaged, no picture, or of another size.
     """
     shown = path if name is None else name
+    called = f"the image {path}" if name is None else name
     try:
         with Image.open(path) as opened:
             opened.load()
@@ -47,12 +48,12 @@ def load_image(
                 picture = picture.convert("I").point(lambda value: value / 257).convert("L")
             return picture.convert("RGB")
     except FileNotFoundError:
-        raise UserError(f"the image {shown} does not exist") from None
+        raise UserError(f"{called} does not exist") from None
     except UnidentifiedImageError:
         raise UserError(f"{shown} is not an image that Pillow can read") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         # Pillow raises SyntaxError for broken PNG chunks.
-        raise UserError(f"the image {shown} is damaged: {error}") from error
+        raise UserError(f"{called} is damaged: {error}") from error
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -90,11 +91,16 @@ def numeric_ids(stems: Sequence[str]) -> list[int]:
     return list(range(1, len(stems) + 1))
 
 
-def find_images(sources: Iterable[Path]) -> list[tuple[Path, Path]]:
+def find_images(
+    sources: Iterable[Path],
+    read_list: Callable[[Path], list[tuple[Path, Path]]] | None = None,
+) -> list[tuple[Path, Path]]:
     """Lists pictures: each file that is named, and all below each folder that is named.
 
     Args:
         sources: Files, folders, and patterns such as ``film/frame_*.png`` (``**`` for any folders).
+        read_list: Gives the pictures and names of a list, which a source that ends in ``.csv`` is;
+            None: there are no lists.
 
     Returns:
         Each picture's path, and its path relative to the folder that led to it (for a file: its
@@ -110,6 +116,8 @@ def find_images(sources: Iterable[Path]) -> list[tuple[Path, Path]]:
     for source in sources:
         if source.is_dir():
             pairs = [(path, path.relative_to(source)) for path in _pictures(source.rglob("*"))]
+        elif read_list is not None and source.suffix.lower() == ".csv":
+            pairs = read_list(source)
         elif source.is_file():
             pairs = [(source, Path(source.name))]
         elif glob.has_magic(str(source)):

@@ -13,6 +13,7 @@ from torch import nn
 from torchvision.transforms.v2 import functional as F
 
 from ..data.annotations import ClassList
+from ..data.csv_boxes import listed_images
 from ..data.images import find_images, load_image
 from ..errors import UserError
 from ..files import write_json
@@ -160,7 +161,8 @@ def detect_to_folder(
 
     Args:
         checkpoint: A checkpoint or the folder of a training run.
-        sources: Pictures and folders of pictures.
+        sources: Pictures, folders of pictures, patterns, and CSV files that name pictures in a
+            column that the recipe, or its usual name, tells.
         out: The folder to write to.
         device_name: ``auto``, ``cpu`` or ``cuda``.
         batch_size: Pictures in a batch; None takes that of the recipe's evaluation.
@@ -175,8 +177,9 @@ def detect_to_folder(
             after all others are done.
     """
     device = choose_device(device_name)
-    images = find_images(sources)
     saved = load_checkpoint(checkpoint)
+    csv = saved.recipe.data.csv
+    images = find_images(sources, lambda path: listed_images(path, config=csv))
     localizes = saved.recipe.model.detector == "localizer"
     found = detect(
         saved.build(device),

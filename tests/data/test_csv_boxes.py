@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 from real_data import REAL, needs_real_data
 
-from rcnn_ext.data.csv_boxes import CsvConfig, find_csv, read_csv_boxes
+from rcnn_ext.data.csv_boxes import CsvConfig, find_csv, listed_images, read_csv_boxes
 from rcnn_ext.data.problems import Report
 from rcnn_ext.errors import UserError
 
@@ -149,3 +151,28 @@ def test_real_csv():
     test = read_csv_boxes(REAL / "csv" / "test.csv")
     assert len(test) == 23
     assert not test.annotated
+
+
+def test_lists_of_names_for_detection(tmp_path):
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    for name in ("a/2.png", "1.png", "3.jpg"):
+        Image.new("RGB", (8, 6)).save(tmp_path / "images" / name)
+    path = tmp_path / "test.csv"
+    path.write_text("id,picture,class\n9,a/2.png,\n8,1.png,\n8,1.png,\n7,3,\n6,gone.png,\n5,,\n")
+    columns = CsvConfig(columns={"image": "picture", "class": "label"})
+    images = tmp_path / "images"
+    assert listed_images(path, config=columns) == [
+        (images / "a" / "2.png", Path("a/2.png")),
+        (images / "1.png", Path("1.png")),
+        (images / "3.jpg", Path("3")),
+        (images / "gone.png", Path("gone.png")),
+    ]
+    with pytest.raises(UserError, match="no column with the images' names among id, picture"):
+        listed_images(path)
+    path.write_text(f"filename\n{images / '1.png'}\n../images/3.jpg\n")
+    found = listed_images(path)
+    assert [name for _, name in found] == [Path("1.png"), Path("3.jpg")]
+    assert all(picture.is_file() for picture, _ in found)
+    path.write_text("filename\n\n")
+    with pytest.raises(UserError, match="lists no images"):
+        listed_images(path)
