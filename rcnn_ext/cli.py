@@ -164,7 +164,10 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DATA", type=Path, help="folder of the data set")
     parser.add_argument("--out", metavar="OUT", type=Path, help="folder for everything it writes")
     parser.add_argument(
-        "--max-steps", metavar="N", type=_positive, help="short for schedule.steps=N"
+        "--max-steps",
+        metavar="N",
+        type=_positive,
+        help="train N steps in all; a second phase gets what is left for it",
     )
     parser.add_argument("--resume", action="store_true", help="go on from OUT/last.ckpt")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in OUT")
@@ -174,12 +177,11 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from .recipes import load_recipe, recipe_to_yaml
+    from .recipes import load_recipe, recipe_to_yaml, with_steps
 
-    overrides = list(options.overrides)
+    recipe = load_recipe(options.recipe, options.overrides)
     if options.max_steps is not None:
-        overrides.append(f"schedule.steps={options.max_steps}")
-    recipe = load_recipe(options.recipe, overrides)
+        recipe = with_steps(recipe, options.max_steps)
     if options.show:
         print(recipe_to_yaml(recipe), end="")
         return 0
@@ -207,7 +209,10 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
         "--data", metavar="DATA", type=Path, required=True, help="folder of the data set"
     )
     parser.add_argument(
-        "--split", choices=("train", "val"), default="val", help="which images (default: val)"
+        "--split",
+        choices=("train", "val", "test"),
+        default="val",
+        help="which images (default: val)",
     )
     parser.add_argument("--annotations", metavar="FILE", help="annotation file, if not found")
     parser.add_argument("--images", metavar="FOLDER", help="folder of the images, if not found")
@@ -227,13 +232,14 @@ def _eval(options: argparse.Namespace) -> int:
     from .engine.evaluate import run_on
     from .engine.proposals import open_proposals
     from .engine.report import write_evaluation
-    from .engine.splits import open_split
+    from .engine.splits import STREAMED, open_evaluation
     from .engine.tasks import compute_metrics
 
     processes = Processes.from_environment()
     device = choose_device(options.device, processes)
     saved = load_checkpoint(options.checkpoint)
     config = saved.recipe.data
+    out = options.out or saved.path.parent
     for part in ("annotations", "images"):
         given = getattr(options, part)
         if given is not None:
@@ -241,7 +247,9 @@ def _eval(options: argparse.Namespace) -> int:
             setattr(config, f"{options.split}_{part}", str(Path(given).absolute()))
     with processes.group(device):
         with processes.one_after_first():
-            annotations = open_split(config, options.data, options.split, saved.classes.names)
+            annotations = open_evaluation(
+                config, options.data, options.split, saved.classes.names, out / STREAMED
+            )
         processes.say(f"{saved.path}: step {saved.step}")
         processes.say(f"{annotations.source}: {annotations.summary()}")
         started = time.monotonic()
@@ -264,7 +272,6 @@ def _eval(options: argparse.Namespace) -> int:
     print(result.class_table())
     print()
     print(result.table())
-    out = options.out or saved.path.parent
     for path in write_evaluation(saved, annotations, images, result, seconds, out):
         print(f"wrote {path}")
     return 0
@@ -277,7 +284,7 @@ def _add_detect(parser: argparse.ArgumentParser) -> None:
         metavar="IMAGE",
         type=Path,
         nargs="+",
-        help="pictures, folders of pictures or of video frames, or patterns in quotes",
+        help="pictures, folders of pictures or of video frames, patterns in quotes, or CSV lists",
     )
     parser.add_argument(
         "--out", metavar="OUT", type=Path, required=True, help="folder for JSON and pictures"

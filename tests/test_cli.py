@@ -109,7 +109,7 @@ def test_python_m_is_the_same_command(tmp_path):
             "excl",
         ),
         (["eval", ".", "--data", "gone"], "has neither best.ckpt nor last.ckpt"),
-        (["detect", "gone", "gone.jpg", "--out", "x"], "gone.jpg does not exist"),
+        (["detect", "gone", "gone.jpg", "--out", "x"], "the checkpoint gone does not exist"),
         (
             ["train", "faster_rcnn_coco", "--data", "file", "--out", "file"],
             "cannot make the folder",

@@ -15,8 +15,16 @@ from .dataset import (
     evaluation_loader,
     training_loader,
 )
-from .formats import detect_format, has_split, open_optional_split, open_split
-from .hub import HubSplit, HubStream, open_stream, stream_loader
+from .formats import detect_format, has_split, open_split
+from .hub import (
+    HubSplit,
+    HubStream,
+    check_stream,
+    copy_split,
+    open_stream,
+    stream_loader,
+    stream_splits,
+)
 from .images import find_images, image_size, load_image
 from .partition import partition
 from .pennfudan import read_pennfudan
@@ -46,7 +54,9 @@ __all__ = [
     "VocConfig",
     "build_augmentation",
     "channel_statistics",
+    "check_stream",
     "collate",
+    "copy_split",
     "detect_format",
     "evaluation_loader",
     "find_annotations",
@@ -56,7 +66,6 @@ __all__ = [
     "image_size",
     "load_image",
     "make_synthetic",
-    "open_optional_split",
     "open_split",
     "open_stream",
     "partition",
@@ -66,5 +75,6 @@ __all__ = [
     "read_voc",
     "read_yolo",
     "stream_loader",
+    "stream_splits",
     "training_loader",
 ]

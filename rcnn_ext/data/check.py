@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,15 +16,20 @@ from ..progress import tracked
 from .annotations import AnnotationSet, ImageRecord
 from .config import DataConfig
 from .formats import FORMATS, SPLITS, detect_format, has_split, open_split
+from .hub import check_stream, copy_split, open_stream, stream_splits
 from .images import load_image
 from .problems import Report
 from .statistics import channel_statistics
+
+# Images in the picture of a split.
+_DRAWN = 12
 
 EPILOG = """\
 examples:
   rcnn-ext check VOCdevkit
   rcnn-ext check DATA --format csv data.csv.normalised=true
   rcnn-ext check DATA --recipe mine.yaml --pictures pictures/
+  rcnn-ext check OWNER/NAME --format hf --split val
 
 Each line of the report is FILE:LINE: error|warning: what is wrong. Errors stop training, or are
 left out of it with data.on_problem=skip; warnings were mended, as a box that was cut to its image.
@@ -71,6 +77,20 @@ def check_split(
             report.error(root, None, str(error))
         return CheckedSplit(split, None, report)
     check_images(annotations.images, report, workers)
+    return CheckedSplit(split, annotations, report)
+
+
+def check_stream_split(
+    config: DataConfig, root: Path, split: str, classes: Sequence[str] | None = None
+) -> CheckedSplit:
+    """:func:`check_split` for ``format: hf``: reads and decodes every row, keeping none."""
+    report = Report()
+    try:
+        annotations = check_stream(open_stream(config, root, split, classes), report)
+    except UserError as error:
+        if not report.errors():
+            report.error(root, None, str(error))
+        return CheckedSplit(split, None, report)
     return CheckedSplit(split, annotations, report)
 
 
@@ -132,22 +152,22 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command."""
     config = _config(options)
     root: Path = options.dataset
-    if config.format == "hf":
-        raise UserError(
-            "check reads local formats; a data set of the Hub is checked while it streams"
-        )
     # A split cut from training would be read, and its problems named, twice.
     config = dataclasses.replace(config, val_fraction=0.0, test_fraction=0.0)
-    splits = [split for split in SPLITS if has_split(config, root, split)]
-    if options.split:
-        splits = [options.split]
+    streams = config.format == "hf"
+    if streams and options.mean_std:
+        raise UserError("--mean-std reads files, and data.format=hf has none")
+    splits = [options.split] if options.split else _splits(config, root)
     if not splits:
         raise UserError(f"{root} has no split in the format {config.format}")
     print(f"{root}: format {config.format}")
     checked: list[CheckedSplit] = []
     classes = None
     for split in splits:
-        one = check_split(config, root, split, classes, workers=options.workers)
+        if streams:
+            one = check_stream_split(config, root, split, classes)
+        else:
+            one = check_split(config, root, split, classes, workers=options.workers)
         checked.append(one)
         if one.report.problems:
             print(one.report.text())
@@ -156,7 +176,14 @@ def run(options: argparse.Namespace) -> int:
             if split == "train":
                 classes = one.annotations.classes.names
             if options.pictures is not None:
-                print(f"wrote {draw_split(one.annotations, options.pictures / f'{split}.jpg')}")
+                drawn = one.annotations
+                picture = options.pictures / f"{split}.jpg"
+                with tempfile.TemporaryDirectory() as folder:
+                    if streams:
+                        lenient = dataclasses.replace(config, on_problem="skip")
+                        stream = open_stream(lenient, root, split, classes)
+                        drawn = copy_split(stream, Path(folder) / split, _DRAWN)
+                    print(f"wrote {draw_split(drawn, picture)}")
     if options.mean_std:
         _print_statistics(checked, options.workers)
     errors = sum(len(one.report.errors()) for one in checked)
@@ -167,7 +194,7 @@ def run(options: argparse.Namespace) -> int:
     return 2 if errors or (options.strict and warnings) else 0
 
 
-def draw_split(annotations: AnnotationSet, path: Path, most: int = 12) -> Path:
+def draw_split(annotations: AnnotationSet, path: Path, most: int = _DRAWN) -> Path:
     """Writes one picture with the first images of a split and their boxes.
 
     Args:
@@ -193,6 +220,13 @@ def draw_split(annotations: AnnotationSet, path: Path, most: int = 12) -> Path:
         raise UserError(f"{annotations.source} has no image that can be read")
     save_picture(contact_sheet(pictures, captions), path)
     return path
+
+
+def _splits(config: DataConfig, root: Path) -> list[str]:
+    """The splits that there are."""
+    if config.format == "hf":
+        return list(stream_splits(config, root))
+    return [split for split in SPLITS if has_split(config, root, split)]
 
 
 def _config(options: argparse.Namespace) -> DataConfig:

@@ -19,11 +19,12 @@ class HubConfig:
 
     Attributes:
         path: Its name on the Hub (``owner/name``), or a local folder in the same form; null takes
-            the data folder.
+            what stands for the data folder, which may be either.
         name: Its configuration, where it has several.
         revision: Branch, tag or commit; null takes the newest.
         train_split: What it calls the training split.
-        val_split: What it calls the validation split.
+        val_split: What it calls the validation split; ``validation`` finds ``val`` and ``valid``
+            too.
         test_split: What it calls the test split.
         image: Column with the picture.
         image_id: Column with the image's number; images without one are numbered.
@@ -34,6 +35,11 @@ class HubConfig:
         shuffle_buffer: Images that are kept to draw the next from. More is a better shuffle and
             more memory.
         streaming: Whether to read while training; false downloads all of it first.
+        train_images: How many training images there are, by which logs count epochs; null takes
+            what the data say, and counts none where they do not.
+        resume: How a resumed run finds its place. ``exact`` reads over all that the run has seen,
+            without decoding it, and then goes on as if never stopped: the whole of it is
+            transferred once more. ``reshuffle`` begins a new random order at once.
     """
 
     path: str | None = None
@@ -50,10 +56,16 @@ class HubConfig:
     box_format: Literal["xywh", "xyxy"] = "xywh"
     shuffle_buffer: int = 1000
     streaming: bool = True
+    train_images: int | None = None
+    resume: Literal["exact", "reshuffle"] = "exact"
 
     def __post_init__(self) -> None:
-        if self.shuffle_buffer < 1:
-            raise ValueError("shuffle_buffer must be at least 1")
+        _require(self.shuffle_buffer >= 1, "shuffle_buffer", "at least 1")
+        _require(
+            self.train_images is None or self.train_images >= 1,
+            "train_images",
+            "null or at least 1",
+        )
 
 
 @dataclass

@@ -117,17 +117,6 @@ def open_split(
     )
 
 
-def open_optional_split(
-    config: DataConfig, root: Path, split: str, classes: Sequence[str]
-) -> AnnotationSet | None:
-    """A split, or None where the data have none and the recipe asks for none.
-
-    Raises:
-        UserError: There is one, or the recipe names one, and it is wrong.
-    """
-    return open_split(config, root, split, classes) if has_split(config, root, split) else None
-
-
 def has_split(config: DataConfig, root: Path, split: str) -> bool:
     """Whether :func:`open_split` can give a split: named, found, or cut from training."""
     named = named_annotations(config, split) is not None
@@ -153,7 +142,9 @@ def detect_format(root: Path) -> FormatName:
 
 def _format(name: FormatName) -> Format:
     if name not in FORMATS:
-        raise UserError(f"data.format={name} is a stream; its splits are opened by open_stream")
+        raise UserError(
+            f"data.format={name} is a stream, which train, eval and check read; this needs files"
+        )
     return FORMATS[name]
 
 

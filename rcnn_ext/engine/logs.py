@@ -26,7 +26,8 @@ class Logs(pl.Callback):
             continues them.
         every: Steps a line is the mean of.
         end: Number of steps of the whole training.
-        images_per_epoch: Images in the training set.
+        images_per_epoch: Images in the training set; None where nobody knows, and then no epochs
+            are counted.
         tensorboard: Whether to write TensorBoard's files, where it is installed.
         writes: Whether this process writes at all.
     """
@@ -36,7 +37,7 @@ class Logs(pl.Callback):
         folder: Path,
         every: int,
         end: int,
-        images_per_epoch: int,
+        images_per_epoch: int | None,
         *,
         tensorboard: bool,
         writes: bool,
@@ -124,10 +125,9 @@ class Logs(pl.Callback):
     def _write_line(self, module: DetectionModule, groups: list[dict[str, Any]]) -> str:
         means = {name: float(total) / self._parts for name, total in self._sums.items()}
         now = time.monotonic()
-        epochs_per_step = module.recipe.data.batch_size / self.images_per_epoch
         row = {
             "step": module.steps_done,
-            "epoch": round(module.steps_done * epochs_per_step, 3),
+            "epoch": self._epoch(module),
             # Of the parts with a rate of their own, the fastest.
             "lr": max(group["lr"] for group in groups),
             "seconds_per_step": round((now - self._since) / self._steps, 4),
@@ -142,6 +142,12 @@ class Logs(pl.Callback):
             if name != "loss"
         )
         return f"loss {means['loss']:.3f} ({parts})"
+
+    def _epoch(self, module: DetectionModule) -> float | None:
+        if self.images_per_epoch is None:
+            return None
+        images = module.steps_done * module.recipe.data.batch_size
+        return round(images / self.images_per_epoch, 3)
 
     def _to_board(self, section: str, values: dict[str, Any], step: int) -> None:
         if self._board is None:

@@ -67,6 +67,7 @@ class RunState:
         plateau: The same for the learning rate, counted anew after each decay.
         rate_factor: What plateaus have left of the learning rate.
         skipped: Steps that were skipped for a loss or gradient that was not finite.
+        processes: How many trained it, which the order of a stream depends on.
     """
 
     phase: int = 0
@@ -79,6 +80,7 @@ class RunState:
     plateau: int = 0
     rate_factor: float = 1.0
     skipped: int = 0
+    processes: int = 1
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
@@ -86,9 +88,8 @@ class RunState:
 
     def next_phase(self, start: int) -> None:
         """Begins a phase, but remembers the best of the run."""
-        best, validated, skipped = self.best, self.validated, self.skipped
-        fresh = RunState(self.phase + 1, start, False, validated, best, skipped=skipped)
-        self.__dict__.update(fresh.__dict__)
+        kept = {name: getattr(self, name) for name in ("best", "validated", "skipped", "processes")}
+        self.__dict__.update(RunState(self.phase + 1, start, **kept).__dict__)
 
     def note(
         self, score: float, step: int, schedule: ScheduleConfig, config: EvaluationConfig

@@ -54,6 +54,9 @@ def check_resumable(out: Path, recipe: Recipe, classes: ClassList) -> SavedDetec
     if saved.classes != classes:
         raise UserError(f"{path} was trained for other classes: {', '.join(saved.classes.names)}")
     before, now = _fixed_values(saved.recipe), _fixed_values(recipe)
+    if saved.recipe.refine is None:
+        # A second phase may come after all; nothing depends on it yet.
+        now = {key: value for key, value in now.items() if not key.startswith("refine.")}
     changed = [key for key in now if now[key] != before.get(key)]
     if changed:
         raise UserError(
@@ -79,6 +82,10 @@ def _fixed_values(recipe: Recipe) -> dict[str, Any]:
     """What a resumed run cannot change, by dotted keys."""
     values = {f"model.{key}": value for key, value in dataclasses.asdict(recipe.model).items()}
     values |= {"data.batch_size": recipe.data.batch_size, "seed": recipe.seed}
+    if recipe.data.format == "hf" and recipe.data.hf.resume == "exact":
+        # Its order depends on these.
+        values["data.workers"] = recipe.data.workers
+        values["data.hf.shuffle_buffer"] = recipe.data.hf.shuffle_buffer
     optimizers = {"optimizer": recipe.optimizer}
     if recipe.refine is not None:
         values["refine.learns"] = recipe.refine.learns

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from ..data.annotations import AnnotationSet
-from ..data.config import DataConfig
-from ..data.formats import open_optional_split, open_split
+from ..data.config import DataConfig, HubConfig
+from ..data.formats import has_split, open_split
+from ..data.hub import copy_split, open_stream, stream_splits
 from ..data.statistics import channel_statistics
 from ..errors import UserError
 from ..recipes.schema import Recipe
@@ -19,33 +20,78 @@ __all__ = [
     "check_one_object",
     "first_images",
     "fitted",
+    "has_validation",
+    "open_evaluation",
     "open_split",
-    "open_validation",
     "with_balanced_classes",
     "with_measured_channels",
 ]
 
+# Where a run keeps the images of a stream that it is evaluated on.
+STREAMED = "streamed"
 
-def open_validation(config: DataConfig, root: Path, classes: Sequence[str]) -> AnnotationSet | None:
-    """The validation split, or None where the data have none and the recipe asks for none.
+
+def open_evaluation(
+    config: DataConfig,
+    root: Path,
+    split: str,
+    classes: Sequence[str],
+    keep: Path,
+    most: int | None = None,
+) -> AnnotationSet:
+    """The images of a split that a detector is evaluated on.
+
+    Args:
+        config: The data section of its recipe.
+        root: The data folder.
+        split: ``train``, ``val`` or ``test``.
+        classes: The classes of the detector.
+        keep: Folder where the images of a stream are kept, in a folder named after the split; they
+            are looked at again in every validation and for pictures.
+        most: Only the first so many images; None means all.
 
     Raises:
-        UserError: The recipe names one, or there is one, and it is wrong.
+        UserError: The split does not exist, or something in it is wrong.
     """
-    return open_optional_split(config, root, "val", classes)
+    if config.format == "hf":
+        return copy_split(open_stream(config, root, split, classes), keep / split, most)
+    annotations = open_split(config, root, split, classes)
+    if not annotations.annotated:
+        raise UserError(
+            f"{annotations.source} only lists images; an evaluation needs what is in them "
+            f"(rcnn-ext detect finds objects in images of which nothing is known)"
+        )
+    return first_images(annotations, most)
 
 
-def fitted(recipe: Recipe, annotations: AnnotationSet, say: Callable[[str], None]) -> Recipe:
+def has_validation(config: DataConfig, root: Path) -> bool:
+    """Whether there are images for validation: of the data, set aside, or named by the recipe."""
+    if config.format == "hf":
+        # A split that the recipe names and the data have not is to be an error.
+        named = config.hf.val_split != HubConfig().val_split
+        return named or "val" in stream_splits(config, root)
+    return has_split(config, root, "val")
+
+
+def fitted(recipe: Recipe, annotations: AnnotationSet | None, say: Callable[[str], None]) -> Recipe:
     """The recipe with all that it leaves to the training images, which are checked for it.
 
     Args:
         recipe: As it was given.
-        annotations: The training images.
+        annotations: The training images; None where nothing is known of them beforehand.
         say: Tells people.
 
     Raises:
         UserError: The model cannot learn from them.
     """
+    if annotations is not None:
+        recipe = _fitted_to(recipe, annotations, say)
+    if recipe.model.weights_backbone is None and recipe.model.trainable_layers is not None:
+        say("model.weights_backbone=null: the whole backbone learns")
+    return recipe
+
+
+def _fitted_to(recipe: Recipe, annotations: AnnotationSet, say: Callable[[str], None]) -> Recipe:
     if recipe.data.measure_mean_std:
         recipe = with_measured_channels(recipe, annotations)
         mean, std = recipe.model.image_mean, recipe.model.image_std
@@ -54,8 +100,6 @@ def fitted(recipe: Recipe, annotations: AnnotationSet, say: Callable[[str], None
         check_one_object(recipe, annotations)
         if recipe.model.localizer.class_weights == "balanced":
             recipe = with_balanced_classes(recipe, annotations)
-    if recipe.model.weights_backbone is None and recipe.model.trainable_layers is not None:
-        say("model.weights_backbone=null: the whole backbone learns")
     return recipe
 
 

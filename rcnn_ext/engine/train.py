@@ -19,8 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from ..data.annotations import AnnotationSet
-from ..data.dataset import DetectionDataset, TrainingStream, mixed_seed, training_loader
-from ..data.transforms import build_augmentation
+from ..data.dataset import DetectionDataset, mixed_seed
 from ..errors import UserError
 from ..files import write_text
 from ..recipes import Recipe, recipe_to_yaml
@@ -35,8 +34,9 @@ from .module import DetectionModule
 from .phases import Phase, RunState, all_phases
 from .proposals import open_proposals
 from .resume import LOSS_CURVE, RECIPE, check_resumable, prepare_folder
-from .splits import first_images, fitted, open_split, open_validation
+from .splits import STREAMED, has_validation, open_evaluation
 from .tasks import compute_metrics
+from .training_data import open_training
 
 
 class Interrupted(KeyboardInterrupt):
@@ -137,30 +137,23 @@ class _Run:
         with processes.one_after_first():
             if processes.first:
                 prepare_folder(out, resume, overwrite)
-            annotations = open_split(recipe.data, self.data, "train")
-        processes.say(f"training: {annotations.summary()}")
-        self.classes = annotations.classes
-        recipe = self.recipe = fitted(recipe, annotations, processes.say)
-        found = self._open_validation()
+            self.training = open_training(recipe, self.data)
+        processes.say(f"training: {self.training.summary()}")
+        self.classes = self.training.classes
+        recipe = self.recipe = self.training.fitted(recipe, processes)
+        with processes.one_after_first():
+            found = self._open_validation()
         self.proposals = open_proposals(recipe, out)
         if self.proposals is not None:
-            self.proposals.prepare([annotations, *([found] if found else [])], processes)
+            sets = (self.training.annotations, found)
+            self.proposals.prepare([one for one in sets if one is not None], processes)
         validate = self._validation(found)
         saved = check_resumable(out, recipe, self.classes) if resume else None
         if processes.first:
             write_text(out / RECIPE, recipe_to_yaml(recipe))
         torch.manual_seed(mixed_seed(recipe.seed, 3))
         model = build_model(recipe.model, self.classes.num_classes, pretrained=saved is None)
-        self.stream = TrainingStream(
-            annotations,
-            build_augmentation(recipe.data.augment),
-            recipe.seed,
-            recipe.data.keep_empty,
-            keep_difficult=recipe.data.keep_difficult,
-            on_problem=recipe.data.on_problem,
-            mosaic=recipe.data.augment.mosaic,
-            proposals=self.proposals,
-        )
+        images_per_epoch = self.training.begin(recipe, self.proposals)
         phases = all_phases(recipe)
         # A short run still gets lines enough to see whether its losses fall.
         every = max(1, min(recipe.runtime.log_every, phases[-1].end // 10))
@@ -168,7 +161,7 @@ class _Run:
             out,
             every,
             phases[-1].end,
-            self.stream.images_per_epoch,
+            images_per_epoch,
             tensorboard=recipe.runtime.tensorboard,
             writes=processes.first,
         )
@@ -193,15 +186,17 @@ class _Run:
 
     def _open_validation(self) -> AnnotationSet | None:
         """The images that validations look at, or None where the data have no such split."""
-        found = open_validation(self.recipe.data, self.data, self.classes.names)
-        if found is None:
+        config, data = self.recipe.data, self.data
+        if not has_validation(config, data):
             _check_no_validation_needed(self.recipe)
             self.processes.say(
                 "validation: the data have no validation split; best.ckpt will not be written"
             )
             return None
+        most = self.recipe.evaluation.max_images
+        found = open_evaluation(config, data, "val", self.classes.names, self.out / STREAMED, most)
         self.processes.say(f"validation: {found.summary()}")
-        return first_images(found, self.recipe.evaluation.max_images)
+        return found
 
     def _validation(self, images: AnnotationSet | None) -> Validate | None:
         """What validates a model on these images."""
@@ -233,6 +228,8 @@ class _Run:
         if saved is not None:
             state, done = saved.state, saved.step
             model.load_state_dict(saved.weights)
+            self.training.resume(self.recipe, done, state.processes, self.processes)
+        state.processes = self.processes.count
         self.logs.open(done)
         try:
             for phase in phases:
@@ -257,15 +254,7 @@ class _Run:
         recipe, processes, runtime = self.recipe, self.processes, self.recipe.runtime
         module = DetectionModule(model, recipe, self.classes, phase, state, processes)
         parts = phase.optimizer.accumulate
-        batches = training_loader(
-            self.stream,
-            recipe.data.batch_size // parts,
-            recipe.data.workers,
-            done * parts,
-            self.device.type == "cuda",
-            processes.rank,
-            processes.count,
-        )
+        batches = self.training.loader(recipe, parts, done, processes, self.device)
         with _quiet_lightning():
             trainer = pl.Trainer(
                 accelerator="gpu" if self.device.type == "cuda" else "cpu",

@@ -21,7 +21,7 @@ from rcnn_ext.engine.checkpoint import load_checkpoint
 
 def train(run, out, *more, steps=None):
     arguments = ["train", "faster_rcnn_synthetic", "--data", str(run.data), "--out", str(out)]
-    return main([*arguments, "--max-steps", str(steps or run.steps), *run.overrides, *more])
+    return main([*arguments, f"schedule.steps={steps or run.steps}", *run.overrides, *more])
 
 
 def rows(path):

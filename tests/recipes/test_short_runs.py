@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("lightning", reason="lightning comes with the extra train")
 
 from made_data import as_coco, as_csv, as_pennfudan, as_voc
+from PIL import Image
 
 from rcnn_ext.cli import main
 from rcnn_ext.engine.logs import LOSSES, read_csv
@@ -51,7 +52,7 @@ _RPN = (
     "model.rpn_post_nms_top_n_test=40",
 )
 CASES = {
-    "fast_rcnn_voc": (as_voc, (*_FAST, "refine.schedule.steps=2", "data.val_fraction=0.25")),
+    "fast_rcnn_voc": (as_voc, (*_FAST, f"schedule.steps={STEPS - 2}", "data.val_fraction=0.25")),
     # Half of the outputs dropped, at random, is more than so short a run can learn against.
     "fast_rcnn_pennfudan": (as_pennfudan, (*_FAST, "data.val_fraction=0.25", "model.dropout=0.1")),
     "faster_rcnn_coco": (
@@ -106,8 +107,31 @@ def test_a_short_run_learns_evaluates_and_draws(name, tmp_path, capsys):
         assert row["filename"] == picture.name
         assert row["class"] in ("circle", "square")
         assert 0 <= float(row["xmin"]) < float(row["xmax"]) <= 64
+        submits_a_list(data, run, tmp_path)
     if name.startswith("fast_"):
         assert list((run / "proposals").rglob("*.safetensors"))
+
+
+def submits_a_list(data, run, tmp_path):
+    """A test set is a table of names; its pictures are larger than what the network sees."""
+    names = sorted(path.name for path in (data / "images").iterdir())[:3][::-1]
+    for name in names:
+        with Image.open(data / "images" / name) as picture:
+            picture.resize((200, 100)).save(data / "images" / f"large-{name}")
+    listed = [f"large-{name}" for name in names]
+    (data / "test.csv").write_text("id,filename\n" + "".join(f"7,{n}\n" for n in listed))
+    out = tmp_path / "submission"
+    assert main(["detect", str(run), str(data / "test.csv"), "--out", str(out)]) == 0
+    rows = list(csv.DictReader((out / "submission.csv").open()))
+    assert [row["filename"] for row in rows] == listed, "a row each, in the order of the list"
+    corners = [[float(row[name]) for name in ("xmin", "ymin", "xmax", "ymax")] for row in rows]
+    assert all(0 <= x1 < x2 <= 200 and 0 <= y1 < y2 <= 100 for x1, y1, x2, y2 in corners)
+    assert max(corner[2] for corner in corners) > 64, "pixels of the picture on disk"
+    (data / "test.csv").write_text("filename\ngone.png\n" + f"{listed[0]}\n")
+    assert main(["detect", str(run), str(data / "test.csv"), "--out", str(out)]) == 2
+    assert len((out / "submission.csv").read_text().splitlines()) == 2, "the others are done"
+    arguments = ["eval", str(run), "--data", str(data), "--split", "test"]
+    assert main(arguments) == 2
 
 
 def test_proposals_that_are_missing_can_be_an_error(tmp_path, capsys):

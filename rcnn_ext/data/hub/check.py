@@ -1,0 +1,47 @@
+"""All that is wrong with a split of the Hub, row by row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...errors import UserError
+from ..annotations import AnnotationSet
+from ..problems import Report
+from .rows import RowsBuilder, decode_row, plain_rows
+from .split import HubSplit
+
+
+def check_stream(
+    split: HubSplit,
+    report: Report,
+) -> AnnotationSet:
+    """Reads and decodes every row once, keeping no picture.
+
+    Args:
+        split: What to read.
+        report: Where problems go; their line is the row, from 1.
+
+    Returns:
+        What is in the images; their paths name rows and are no files.
+
+    Raises:
+        UserError: No row can be used.
+    """
+    builder = RowsBuilder(split.source, split, report)
+    first_place: dict[int, int] = {}
+    for place, row in enumerate(split.tracked("Reading")(plain_rows(split.rows)), start=1):
+        try:
+            decoded = decode_row(row, split, place)
+        except UserError as error:
+            report.error(split.source, place, str(error).replace(f" of {split.source}", ""))
+            builder.skip()
+            continue
+        number = decoded.image_id
+        if number is not None and first_place.setdefault(number, place) != place:
+            report.error(
+                split.source,
+                place,
+                f"the id {number} is used twice, first by row {first_place[number]}",
+            )
+        builder.add_row(decoded, number or place, Path(f"row {place}"), place)
+    return builder.finish()

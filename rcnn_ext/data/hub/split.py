@@ -1,0 +1,213 @@
+"""Opening a split of a data set of the Hub: its rows, its columns and its classes."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...errors import UserError
+from ...progress import tracked
+from ..annotations import ClassList
+from ..config import DataConfig, HubConfig
+
+# What a split is also called where it does not have the usual name.
+_OTHER_NAMES = {"validation": ("val", "valid")}
+
+# What only files have, or what needs all images before the first step.
+_FILES_ONLY = (
+    *(
+        f"{split}_{part}"
+        for split in ("train", "val", "test")
+        for part in ("annotations", "images")
+    ),
+    *("val_fraction", "test_fraction", "max_train_images", "objects", "measure_mean_std"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class HubSplit:
+    """A split of a data set of the Hub, which is read as it is needed.
+
+    Attributes:
+        source: The name of the data set, or its folder, for messages.
+        name: What the data set calls the split.
+        rows: The ``datasets.IterableDataset``; its pictures are not decoded.
+        classes: What the labels mean.
+        config: How it is read.
+        class_names: The classes as the data number them; None where rows name them.
+        images: How many it has, where the recipe or the data say so; else None.
+    """
+
+    source: Path
+    name: str
+    rows: Any
+    classes: ClassList
+    config: DataConfig
+    class_names: tuple[str, ...] | None
+    images: int | None
+
+    def tracked(self, what: str, most: int | None = None) -> Callable[[Iterable[Any]], Any]:
+        """What shows how many rows have been worked on, where their number is known."""
+        counts = [count for count in (self.images, most) if count is not None]
+        if not counts:
+            return lambda rows: rows
+        return lambda rows: tracked(rows, what, min(counts))
+
+    def summary(self) -> str:
+        """One line that says what is known without reading it."""
+        images = "" if self.images is None else f"{self.images} images, "
+        return f"a stream of {self.rows.num_shards} shards, {images}{len(self.classes)} classes"
+
+
+def open_stream(
+    config: DataConfig, root: Path, split: str, classes: Sequence[str] | None = None
+) -> HubSplit:
+    """Opens a split for streaming.
+
+    Args:
+        config: The data section of a recipe, with ``format: hf``.
+        root: The data folder, or ``owner/name`` of the Hub; what is read where ``config.hf.path``
+            is null.
+        split: ``train``, ``val`` or ``test``.
+        classes: Names of the classes; None takes those of ``config``, else all of the data.
+
+    Raises:
+        UserError: There is no such data set, split or column, the extra ``hf`` is missing, or
+            ``config`` asks for what a stream cannot do.
+    """
+    datasets = _library()
+    _check_streamable(config)
+    hub = config.hf
+    source = _source(hub, root)
+    name = _names(hub)[split]
+    if name in _OTHER_NAMES:
+        known = _known_splits(datasets, hub, source)
+        name = next((other for other in (name, *_OTHER_NAMES[name]) if other in known), name)
+    try:
+        rows: Any = datasets.load_dataset(
+            source, hub.name, split=name, revision=hub.revision, streaming=hub.streaming
+        )
+    except Exception as error:  # Network, names and formats each have exceptions of their own.
+        raise _cannot_open(f"the {name} split of {source}", error) from error
+    images = None if hub.streaming else len(rows)
+    if not hub.streaming:
+        rows = rows.to_iterable_dataset(num_shards=min(64, len(rows)))
+    elif rows.info.splits and name in rows.info.splits:
+        images = rows.info.splits[name].num_examples
+    if split == "train" and hub.train_images is not None:
+        images = hub.train_images
+    columns, class_names = _columns(rows, config, source)
+    if hub.image in columns:
+        rows = rows.cast_column(hub.image, datasets.Image(decode=False))
+    wanted = config.classes if classes is None else classes
+    if class_names is None and wanted is None:
+        raise UserError(f"{source} does not name its classes; data.classes must")
+    if class_names is not None and wanted is not None:
+        unknown = [name for name in wanted if name not in class_names]
+        # A detector may know classes that this split does not have, but not only such.
+        if unknown and (classes is None or len(unknown) == len(wanted)):
+            raise UserError(
+                f"{source} has no class {unknown[0]!r}; it has {', '.join(class_names)}"
+            )
+    numbered = _numbered(tuple(wanted if wanted is not None else class_names or ()), class_names)
+    return HubSplit(Path(source), name, rows, numbered, config, class_names, images)
+
+
+def stream_splits(config: DataConfig, root: Path) -> tuple[str, ...]:
+    """Which of ``train``, ``val`` and ``test`` a data set has.
+
+    Raises:
+        UserError: There is no such data set, or the extra ``hf`` is missing.
+    """
+    known = _known_splits(_library(), config.hf, _source(config.hf, root))
+    return tuple(
+        split
+        for split, name in _names(config.hf).items()
+        if any(other in known for other in (name, *_OTHER_NAMES.get(name, ())))
+    )
+
+
+def _library() -> Any:
+    try:
+        import datasets
+    except ModuleNotFoundError:
+        raise UserError("data.format=hf needs datasets: pip install 'rcnn-ext[hf]'") from None
+    return datasets
+
+
+def _names(hub: HubConfig) -> dict[str, str]:
+    """What the data set calls each split."""
+    return {"train": hub.train_split, "val": hub.val_split, "test": hub.test_split}
+
+
+def _known_splits(datasets: Any, hub: HubConfig, source: str) -> list[str]:
+    try:
+        return list(datasets.get_dataset_split_names(source, hub.name, revision=hub.revision))
+    except Exception as error:
+        raise _cannot_open(source, error) from error
+
+
+def _cannot_open(what: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())
+    return UserError(f"cannot open {what}: {reason}")
+
+
+def _source(hub: HubConfig, root: Path) -> str:
+    """The folder as an absolute path, or the name on the Hub."""
+    source = hub.path or str(root)
+    if Path(source).is_dir():
+        return str(Path(source).absolute())
+    if hub.path is None and not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        raise UserError(
+            f"the data folder {source} does not exist, and it is no name of the Hub (owner/name)"
+        )
+    return source
+
+
+def _check_streamable(config: DataConfig) -> None:
+    usual = DataConfig()
+    for key in _FILES_ONLY:
+        value = getattr(config, key)
+        if value != getattr(usual, key):
+            raise UserError(f"data.{key}={value} means nothing for a stream (data.format=hf)")
+
+
+def _numbered(names: tuple[str, ...], class_names: tuple[str, ...] | None) -> ClassList:
+    """The classes, with the numbers that the data give them, and others beyond."""
+    known = {name: index for index, name in enumerate(class_names or ())}
+    spare = itertools.count(len(known))
+    return ClassList(names, tuple(known[n] if n in known else next(spare) for n in names))
+
+
+def _columns(
+    rows: Any, config: DataConfig, source: str
+) -> tuple[list[str], tuple[str, ...] | None]:
+    """The columns, and the names of the classes where the data have them."""
+    features, hub = rows.features, config.hf
+    if features is None:
+        raise UserError(f"{source} does not say what its columns are")
+    for column in (hub.image, hub.objects):
+        if column not in features:
+            raise UserError(
+                f"{source} has no column {column!r} (data.hf.image, data.hf.objects); it has "
+                f"{', '.join(features)}"
+            )
+    objects: Any = features[hub.objects]
+    # A list of objects, an object of lists, or the older Sequence of an object.
+    objects = getattr(objects, "feature", objects)
+    objects = objects[0] if isinstance(objects, list) else objects
+    for key in (hub.box, hub.label):
+        if key not in objects:
+            raise UserError(
+                f"{source}: {hub.objects} has no {key!r} (data.hf.box, data.hf.label); it has "
+                f"{', '.join(objects)}"
+            )
+    label: Any = objects[hub.label]
+    label = getattr(label, "feature", label)
+    label = label[0] if isinstance(label, list) else label
+    names = getattr(label, "names", None)
+    return list(features), None if names is None else tuple(names)
