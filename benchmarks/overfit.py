@@ -1,6 +1,6 @@
 """Does each recipe's model learn? It must know eight training images by heart, from nothing.
 
-Usage: python benchmarks/overfit.py DATA OUT.json [NAME ...]
+Usage: python benchmarks/overfit.py [--pictures FOLDER] DATA OUT.json [NAME ...]
 
 DATA has ``VOCdevkit``, ``coco``, ``PennFudanPed`` and ``csv``. A recipe is trained with a ResNet-18
 (the localizer with its own CNN) from random weights, all of which learn, on small images, unvaried,
@@ -10,26 +10,28 @@ which values, run by run; what it has of other recipes stays.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from recording import record
 
-from rcnn_ext.bench.environment import describe
 from rcnn_ext.data.dataset import DetectionDataset
 from rcnn_ext.engine.checkpoint import load_checkpoint
 from rcnn_ext.engine.evaluate import run_on
 from rcnn_ext.engine.proposals import open_proposals
+from rcnn_ext.engine.report import DRAW_SCORE, draw_pairs
 from rcnn_ext.engine.splits import open_split
 from rcnn_ext.engine.tasks import compute_metrics
 from rcnn_ext.engine.train import train
-from rcnn_ext.files import write_json
 from rcnn_ext.recipes import load_recipe
+
+# Images in a picture, truth and answer of each.
+_DRAWN = 6
 
 _COMMON = (
     "model.weights_backbone=null",
@@ -66,6 +68,13 @@ _RPN = (
     "model.rpn_post_nms_top_n_test=200",
     "model.box_batch_size_per_image=64",
 )
+# A detector that is given its boxes finds no object that none of them meets. Of these images the
+# search meets a few by an IoU of 0.4 to 0.5 only; these are to count as met, and to be mended.
+_SEARCH = (
+    "model.box_fg_iou_thresh=0.4",
+    "model.box_bg_iou_thresh=0.4",
+    "proposals.min_side=8",
+)
 
 
 @dataclass(frozen=True)
@@ -95,16 +104,28 @@ CASES = {
         "VOCdevkit",
         (
             *_DETECTOR,
+            *_SEARCH,
             "refine=null",
-            # layer4 on each RoI is most of the work.
-            "model.box_batch_size_per_image=16",
-            "proposals.max_boxes=300",
+            "schedule.steps=160",
+            # layer4 on each RoI would be most of the work.
+            "model.pool_size=4",
+            "model.box_batch_size_per_image=32",
+            "proposals.mode=quality",
+            "proposals.max_boxes=2000",
         ),
-        {"AP50": 0.9},
+        # AP at IoU 0.5 as VOC defines it: COCO's counts difficult objects, which training leaves
+        # out, as missed, and could not be more than 0.89 here.
+        {"VOC_AP": 0.9},
     ),
     "fast_rcnn_pennfudan": Case(
         "PennFudanPed",
-        (*_DETECTOR, "model.dropout=0", "schedule.steps=300", "proposals.max_boxes=600"),
+        (
+            *_DETECTOR,
+            *_SEARCH,
+            "model.dropout=0",
+            "proposals.max_boxes=2000",
+            "proposals.max_aspect_ratio=null",
+        ),
         {"AP50": 0.9},
     ),
     "faster_rcnn_coco": Case(
@@ -112,42 +133,56 @@ CASES = {
         (
             *_DETECTOR,
             *_RPN,
-            "model.fixed_size=[256, 256]",
-            "model.anchor_sizes=[8, 16, 32, 64, 128]",
+            # Without P2, which would cost as much as all the rest.
+            "model.returned_layers=[2, 3, 4]",
+            "model.fixed_size=[192, 192]",
+            "model.anchor_sizes=[16, 32, 64, 128]",
         ),
         {"AP50": 0.9},
     ),
     "faster_rcnn_roipool": Case(
-        "VOCdevkit",
-        (*_DETECTOR, *_RPN, "data.format=voc", "model.anchor_sizes=[16, 32, 64, 128, 256]"),
+        "coco",
+        (
+            *_DETECTOR,
+            *_RPN,
+            "model.anchor_sizes=[16, 32, 64, 128, 256]",
+            "schedule.steps=200",
+        ),
         {"AP50": 0.9},
     ),
 }
 
 
-def overfit(name: str, data: Path, folder: Path) -> dict[str, object]:
+def overfit(name: str, data: Path, pictures: Path | None) -> dict[str, Any]:
     """Trains a recipe and evaluates it on its training images."""
     case = CASES[name]
     overrides = [*_COMMON, *case.overrides]
-    started = time.monotonic()
-    training = train(load_recipe(name, overrides), data / case.data, folder)
-    assert training is not None
-    seconds = time.monotonic() - started
-    saved = load_checkpoint(folder / "last.ckpt")
-    annotations = open_split(saved.recipe.data, data / case.data, "train", saved.classes.names)
-    model = saved.build(torch.device("cpu"))
-    images = run_on(
-        model,
-        DetectionDataset(annotations, open_proposals(saved.recipe, folder)),
-        device=torch.device("cpu"),
-        batch_size=4,
-        workers=0,
-    )
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / "run"
+        started = time.monotonic()
+        training = train(load_recipe(name, overrides), data / case.data, folder)
+        assert training is not None
+        seconds = time.monotonic() - started
+        saved = load_checkpoint(folder / "last.ckpt")
+        annotations = open_split(saved.recipe.data, data / case.data, "train", saved.classes.names)
+        model = saved.build(torch.device("cpu"))
+        images = run_on(
+            model,
+            DetectionDataset(annotations, open_proposals(saved.recipe, folder)),
+            device=torch.device("cpu"),
+            batch_size=4,
+            workers=0,
+        )
     result = compute_metrics(model, images, saved.classes)
+    if pictures is not None:
+        sheet = pictures / f"overfit_{name}.jpg"
+        first = slice(_DRAWN)
+        draw_pairs(annotations.images[first], images[first], saved.classes, sheet, DRAW_SCORE)
     reached = {key: round(float(result.summary[key] or 0), 4) for key in case.goals}
     return {
         "reached": reached,
         "goals": case.goals,
+        "metrics": {key: _rounded(value) for key, value in result.summary.items()},
         "passed": all(reached[key] >= goal for key, goal in case.goals.items()),
         "images": result.images,
         "objects": result.objects,
@@ -160,37 +195,9 @@ def overfit(name: str, data: Path, folder: Path) -> dict[str, object]:
     }
 
 
-def main() -> int:
-    """Runs the recipes that are named, or all; 1 if one misses its goal."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data", metavar="DATA", type=Path)
-    parser.add_argument("out", metavar="OUT.json", type=Path)
-    parser.add_argument("names", metavar="NAME", nargs="*", help=", ".join(CASES))
-    options = parser.parse_args()
-    for name in options.names:
-        if name not in CASES:
-            parser.error(f"there is no {name}; there are {', '.join(CASES)}")
-    found = (
-        json.loads(options.out.read_text())
-        if options.out.is_file()
-        else {"suite": "overfit", "recipes": {}}
-    )
-    passed = True
-    for name in options.names or CASES:
-        with tempfile.TemporaryDirectory() as folder:
-            entry = overfit(name, options.data, Path(folder) / "run")
-        print(f"{name}: {entry['reached']}, goals {entry['goals']}")
-        passed &= bool(entry["passed"])
-        found["recipes"][name] = {
-            "environment": describe(torch.device("cpu")),
-            **entry,
-        }
-        # After each: the whole takes a while.
-        write_json(options.out, found)
-    return 0 if passed else 1
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(record(__doc__, "overfit", CASES, overfit))

@@ -1,0 +1,96 @@
+"""The first 20 steps of each recipe at its full size: are the losses finite, and do they fall?
+
+Usage: python benchmarks/first_steps.py [--pictures FOLDER] DATA OUT.json [NAME ...]
+
+DATA has ``VOCdevkit``, ``coco``, ``PennFudanPed`` and ``csv``. Everything is as the recipe has it,
+but for what a machine without network and GPU cannot do: the backbone starts from random weights,
+and then all of it learns; and training takes the first images of the data only, as many as five
+steps do, since what a loss is at a step depends on the images more than on 20 steps of learning. So
+the first five steps and the last five see the same images, and losses fall if the mean of the last
+five is below that of the first five. The JSON file has every loss of every step.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from recording import record
+
+from rcnn_ext.engine.logs import LOSSES, read_csv
+from rcnn_ext.engine.train import train
+from rcnn_ext.recipes import load_recipe
+from rcnn_ext.viz import plot_losses
+
+STEPS = 20
+_ENDS = 5
+
+_COMMON = (
+    "model.weights_backbone=null",
+    f"schedule.steps={STEPS}",
+    "refine=null",
+    "data.workers=0",
+    # One image at the end, not a whole split now and then.
+    "evaluation.every=0",
+    "evaluation.max_images=1",
+    "evaluation.patience=null",
+    "runtime.device=cpu",
+    # What `auto` is on a GPU: mixed. It halves the time here too.
+    "runtime.precision=bf16",
+    "runtime.log_every=1",
+    "runtime.tensorboard=false",
+)
+# Smaller batches, where 20 steps of the recipe's would take most of an hour of a busy machine.
+_SMALLER = {
+    "fast_rcnn_voc": ("data.batch_size=1",),
+    "faster_rcnn_coco": ("data.batch_size=2",),
+    "faster_rcnn_roipool": ("data.batch_size=2",),
+}
+DATA = {
+    "localizer_csv": "csv",
+    "fast_rcnn_pennfudan": "PennFudanPed",
+    "fast_rcnn_voc": "VOCdevkit",
+    "faster_rcnn_coco": "coco",
+    "faster_rcnn_roipool": "coco",
+}
+
+
+def first_steps(name: str, data: Path, pictures: Path | None) -> dict[str, Any]:
+    """Trains a recipe for some steps."""
+    started = time.monotonic()
+    # Four times all images; where there are fewer, as of the localizer's, as many as there are.
+    overrides = [*_COMMON, *_SMALLER.get(name, ())]
+    images = _ENDS * load_recipe(name, overrides).data.batch_size
+    overrides.append(f"data.max_train_images={images}")
+    recipe = load_recipe(name, overrides)
+    with tempfile.TemporaryDirectory() as folder:
+        train(recipe, data / DATA[name], Path(folder) / "run")
+        rows = read_csv(Path(folder) / "run" / LOSSES)
+    seconds = time.monotonic() - started
+    if pictures is not None:
+        plot_losses(rows, pictures / f"first_steps_{name}.png")
+    curves = {key: [float(row[key]) for row in rows] for key in rows[0] if key.startswith("loss")}
+    losses = curves["loss"]
+    first, last = sum(losses[:_ENDS]) / _ENDS, sum(losses[-_ENDS:]) / _ENDS
+    return {
+        "passed": len(losses) == STEPS
+        and all(math.isfinite(value) for curve in curves.values() for value in curve)
+        and last < first,
+        "steps": len(losses),
+        "mean_of_first_5": round(first, 4),
+        "mean_of_last_5": round(last, 4),
+        "images_a_step": recipe.data.batch_size,
+        "threads": torch.get_num_threads(),
+        "seconds": round(seconds, 1),
+        "overrides": overrides,
+        "losses": curves,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(record(__doc__, "first_steps", DATA, first_steps))
