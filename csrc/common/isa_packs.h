@@ -153,6 +153,28 @@ RCNN_HOST_DEVICE void store(Stored* to, const Pack<T, N>& pack) {
   Convert<T, N, Stored>::store(to, pack);
 }
 
+// Of each pair the first number where it is greater, else the second: as the processor's own
+// maximum has it, which the compiler does not see in a comparison and a choice, and which does not
+// wait for the comparison.
+template <int N, class T>
+RCNN_HOST_DEVICE Pack<T, N> greater_of(const Pack<T, N>& a, const Pack<T, N>& b) {
+#if RCNN_ISA >= 1
+  if constexpr (sizeof(a) == 32 && sizeof(T) == 4) return (Pack<T, N>)_mm256_max_ps(a, b);
+  if constexpr (sizeof(a) == 32 && sizeof(T) == 8) return (Pack<T, N>)_mm256_max_pd(a, b);
+#endif
+#if RCNN_ISA >= 2
+  if constexpr (sizeof(a) == 64 && sizeof(T) == 4) return (Pack<T, N>)_mm512_max_ps(a, b);
+  if constexpr (sizeof(a) == 64 && sizeof(T) == 8) return (Pack<T, N>)_mm512_max_pd(a, b);
+#endif
+#if defined(__GNUC__)
+  return a > b ? a : b;
+#else
+  Pack<T, N> greater = b;
+  for (int i = 0; i < N; ++i) greater[i] = a[i] > b[i] ? a[i] : b[i];
+  return greater;
+#endif
+}
+
 // Its first `count` numbers.
 template <int N, class T, class Stored>
 RCNN_HOST_DEVICE void store_first(Stored* to, const Pack<T, N>& pack, int64_t count) {

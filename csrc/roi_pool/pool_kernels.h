@@ -9,24 +9,22 @@
 template <class T>
 using PixelOf = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 
+// Of some bins, or channels of a bin, side by side.
 template <class T, int N>
 struct Maxima {
   Pack<T, N> value;
   Pack<PixelOf<T>, N> pixel;
 
-  // Pixels come in ascending order.
-  RCNN_HOST_DEVICE void add(const Pack<T, N>& other, const Pack<PixelOf<T>, N>& at) {
+  // Pixels base + offset come in ascending order.
+  RCNN_HOST_DEVICE void add(const Pack<T, N>& other, const Pack<PixelOf<T>, N>& base,
+                            PixelOf<T> offset) {
+    const Pack<PixelOf<T>, N> at = base + splat<N>(offset);
 #if defined(__GNUC__)
-    const auto greater = other > value;
-    pixel = greater ? at : pixel;
-    value = greater ? other : value;
+    pixel = other > value ? at : pixel;
 #else
-    for (int i = 0; i < N; ++i) {
-      const bool greater = other[i] > value[i];
-      pixel[i] = greater ? at[i] : pixel[i];
-      value[i] = greater ? other[i] : value[i];
-    }
+    for (int i = 0; i < N; ++i) pixel[i] = other[i] > value[i] ? at[i] : pixel[i];
 #endif
+    value = greater_of<N, T>(other, value);
   }
 };
 
@@ -42,6 +40,38 @@ inline void pool_exactly(const RoiBins& bins, const Stored* plane, int64_t width
       *argmax = maximum.pixel;
       out += out_step;
       argmax += out_step;
+    }
+  }
+}
+
+// Adds the pixels of a bin. kColumns: its width, or 0 for any
+template <int kN, int kPacks, int kColumns, bool kWatch, class T, class Stored>
+RCNN_HOST_DEVICE void add_pixels(const PixelRange& ys, const PixelRange& xs, const Stored* image,
+                                 int64_t width, int64_t step, Maxima<T, kN> (&maxima)[kPacks],
+                                 Pack<T, kN> (&sum)[kPacks]) {
+  using Pixel = PixelOf<T>;
+  const auto add = [&](const Stored* pixel, const Pack<Pixel, kN>& base, int column) {
+    for (int p = 0; p < kPacks; ++p) {
+      const auto value = load<T, kN>(pixel + p * kN);
+      if (kWatch) sum[p] += value;
+      maxima[p].add(value, base, column);
+    }
+  };
+  for (int64_t y = ys.first; y < ys.last; ++y) {
+    const int64_t first = y * width + xs.first;
+    const Stored* pixel = image + first * step;
+    Pack<Pixel, kN> base = splat<kN>(static_cast<Pixel>(first));
+    if (kColumns > 0) {
+#if defined(__GNUC__)
+#pragma GCC unroll 8
+#endif
+      for (int column = 0; column < kColumns; ++column) add(pixel + column * step, base, column);
+      continue;
+    }
+    for (int64_t x = xs.first; x < xs.last; ++x) {
+      add(pixel, base, 0);
+      pixel += step;
+      base += splat<kN>(Pixel(1));
     }
   }
 }
@@ -67,16 +97,21 @@ RCNN_HOST_DEVICE bool pool_bin_packs(const PixelRange& ys, const PixelRange& xs,
     sum[p] = Pack<T, kN>{};
     maxima[p] = {load<T, kN>(image + begin * step + p * kN), splat<kN>(static_cast<Pixel>(begin))};
   }
-  for (int64_t y = ys.first; y < ys.last; ++y) {
-    const int64_t row = y * width;
-    for (int64_t pixel = row + xs.first; pixel < row + xs.last; ++pixel) {
-      const Pack<Pixel, kN> at = splat<kN>(static_cast<Pixel>(pixel));
-      for (int p = 0; p < kPacks; ++p) {
-        const auto value = load<T, kN>(image + pixel * step + p * kN);
-        if (kWatch) sum[p] += value;
-        maxima[p].add(value, at);
-      }
-    }
+  const auto add = [&](auto columns) {
+    add_pixels<kN, kPacks, decltype(columns)::value, kWatch, T>(ys, xs, image, width, step, maxima,
+                                                                sum);
+  };
+  // A short loop of unknown length costs more than what it does; several packs make up for it.
+  switch (kPacks > 1 ? 0 : xs.last - xs.first) {
+    case 1: add(std::integral_constant<int, 1>()); break;
+    case 2: add(std::integral_constant<int, 2>()); break;
+    case 3: add(std::integral_constant<int, 3>()); break;
+    case 4: add(std::integral_constant<int, 4>()); break;
+    case 5: add(std::integral_constant<int, 5>()); break;
+    case 6: add(std::integral_constant<int, 6>()); break;
+    case 7: add(std::integral_constant<int, 7>()); break;
+    case 8: add(std::integral_constant<int, 8>()); break;
+    default: add(std::integral_constant<int, 0>());
   }
   bool special = false;
   for (int p = 0; p < kPacks; ++p) {
@@ -109,8 +144,8 @@ class ChannelTile {
  public:
   static constexpr int kN = kLanes<T>;
 
-  explicit ChannelTile(int64_t pixels)
-      : pixels_(pixels), tile_(pixels * kN), states_((pixels + kN - 1) / kN) {}
+  ChannelTile(int64_t pixels, int64_t width)
+      : pixels_(pixels), ahead_(2 * width), tile_(pixels * kN), states_((pixels + kN - 1) / kN) {}
 
   // planes: [count, H, W], 1 <= count <= kN
   void begin(const Stored* planes, int64_t count) {
@@ -148,6 +183,11 @@ class ChannelTile {
     const int64_t first = std::min(run * kN, pixels_ - kN);
     Pack<T, kN> packs[kN];
     for (int c = 0; c < kN; ++c) packs[c] = load<T, kN>(planes_[c] + first);
+#if defined(__GNUC__)
+    // So many planes at once are beyond the processor's own guesses: most RoIs go on downwards.
+    const int64_t soon = std::min(first + ahead_, pixels_ - 1);
+    for (int c = 0; c < kN; ++c) __builtin_prefetch(planes_[c] + soon);
+#endif
     transpose(packs);
     // An infinity passes for a NaN too.
     Pack<T, kN> sum{};
@@ -159,6 +199,7 @@ class ChannelTile {
   }
 
   int64_t pixels_;
+  int64_t ahead_;                // pixels that are prefetched before they are fetched
   Buffer<T> tile_;               // [H * W, kN]
   std::vector<uint8_t> states_;  // of runs of kN pixels
   const Stored* planes_[kN] = {};
@@ -188,7 +229,7 @@ void pool_channels(const RoiBins* begin, const RoiBins* end, const Stored* input
   using Pixel = PixelOf<T>;
   constexpr int kN = kLanes<T>;
   const int64_t pixels = shape.height * shape.width;
-  ChannelTile<T, Stored> tile(pixels);
+  ChannelTile<T, Stored> tile(pixels, shape.width);
   Buffer<T> values((bins + kN) * kN);
   Buffer<Pixel> places((bins + kN) * kN);
   std::memset(values.data(), 0, (bins + kN) * kN * sizeof(T));
