@@ -15,56 +15,73 @@ RCNN_HOST_DEVICE bool any_special(const T* values, int64_t count) {
   return special;
 }
 
-// rows[r][x] = sum over the bins that reach x of weight * grad[r][bin]. grad: [count, PW]
-template <class T>
-RCNN_HOST_DEVICE void spread_columns(const ColumnBlock<T>& block, const T* grad, int64_t count,
-                                     int64_t pooled_width, T* rows, int64_t stride) {
+// rows[r][x] = sum over the bins that reach x of weight * grad[r][bin]. grad: [kRows, PW]
+template <int kRows, class T>
+RCNN_HOST_DEVICE void spread_columns_of(const ColumnBlock<T>& block, const T* grad,
+                                        int64_t pooled_width, T* rows, int64_t stride) {
   constexpr int kN = kLanes<T> < kColumnBlock ? kLanes<T> : kColumnBlock;
-  constexpr int kPacks = kColumnBlock / kN;
-  for (int64_t r = 0; r < count; ++r) {
-    Pack<T, kN> total[kPacks];
-    for (int p = 0; p < kPacks; ++p) total[p] = Pack<T, kN>{};
-    const T* weights = block.weights;
+  for (int part = 0; part < kColumnBlock; part += kN) {
+    Pack<T, kN> total[kRows];
+    for (int r = 0; r < kRows; ++r) total[r] = Pack<T, kN>{};
+    const T* weights = block.weights + part;
     for (int32_t bin = block.first_bin; bin < block.last_bin; ++bin, weights += kColumnBlock) {
-      const Pack<T, kN> value = splat<kN>(grad[r * pooled_width + bin]);
-      for (int p = 0; p < kPacks; ++p) total[p] += load<T, kN>(weights + p * kN) * value;
+      const Pack<T, kN> weight = load<T, kN>(weights);
+      for (int r = 0; r < kRows; ++r) total[r] += weight * splat<kN>(grad[r * pooled_width + bin]);
     }
-    for (int p = 0; p < kPacks; ++p) store<kN, T>(rows + r * stride + p * kN, total[p]);
+    for (int r = 0; r < kRows; ++r) store<kN, T>(rows + r * stride + part, total[r]);
   }
 }
 
-// target[i] += sum over taps of weight * source[tap's place][i]
-template <int kN, int kPacks, class T>
+// The same for any number of rows. grad: [count, PW]
+template <class T>
+RCNN_HOST_DEVICE void spread_columns(const ColumnBlock<T>& block, const T* grad, int64_t count,
+                                     int64_t pooled_width, T* rows, int64_t stride) {
+  int64_t r = 0;
+  for (; r + kRowBlock <= count; r += kRowBlock) {
+    spread_columns_of<kRowBlock>(block, grad + r * pooled_width, pooled_width, rows + r * stride,
+                                 stride);
+  }
+  for (; r < count; ++r) {
+    spread_columns_of<1>(block, grad + r * pooled_width, pooled_width, rows + r * stride, stride);
+  }
+}
+
+// target[i] += sum over taps of weight * source[tap's place][i]. kTaps: how many, or 0 for any
+template <int kN, int kPacks, int kTaps, class T>
 RCNN_HOST_DEVICE void add_rows_packs(const Tap<T>* begin, const Tap<T>* end, const T* source,
                                      int64_t stride, T* target) {
   Pack<T, kN> total[kPacks];
   for (int p = 0; p < kPacks; ++p) total[p] = Pack<T, kN>{};
-  for (const Tap<T>* tap = begin; tap != end; ++tap) {
-    const Pack<T, kN> weight = splat<kN>(tap->weight);
+  const auto add = [&](const Tap<T>& tap) {
+    const Pack<T, kN> weight = splat<kN>(tap.weight);
     for (int p = 0; p < kPacks; ++p) {
-      total[p] += weight * load<T, kN>(source + tap->place * stride + p * kN);
+      total[p] += weight * load<T, kN>(source + tap.place * stride + p * kN);
     }
+  };
+  if (kTaps > 0) {
+    for (int t = 0; t < kTaps; ++t) add(begin[t]);
+  } else {
+    for (const Tap<T>* tap = begin; tap != end; ++tap) add(*tap);
   }
   for (int p = 0; p < kPacks; ++p) {
     store<kN, T>(target + p * kN, load<T, kN>(target + p * kN) + total[p]);
   }
 }
 
-template <class T>
-RCNN_HOST_DEVICE void add_rows(const Tap<T>* begin, const Tap<T>* end, const T* source,
-                               int64_t stride, int64_t count, T* target) {
+template <int kTaps, class T>
+RCNN_HOST_DEVICE void add_rows_of(const Tap<T>* begin, const Tap<T>* end, const T* source,
+                                  int64_t stride, int64_t count, T* target) {
   constexpr int kN = kLanes<T>;
   constexpr int kHalf = kN > kColumnBlock ? kColumnBlock : kN;
-  if (begin == end) return;
   int64_t i = 0;
   for (; i + 4 * kN <= count; i += 4 * kN) {
-    add_rows_packs<kN, 4>(begin, end, source + i, stride, target + i);
+    add_rows_packs<kN, 4, kTaps>(begin, end, source + i, stride, target + i);
   }
   for (; i + kN <= count; i += kN) {
-    add_rows_packs<kN, 1>(begin, end, source + i, stride, target + i);
+    add_rows_packs<kN, 1, kTaps>(begin, end, source + i, stride, target + i);
   }
   for (; i + kHalf <= count; i += kHalf) {
-    add_rows_packs<kHalf, 1>(begin, end, source + i, stride, target + i);
+    add_rows_packs<kHalf, 1, kTaps>(begin, end, source + i, stride, target + i);
   }
   for (; i < count; ++i) {
     T total = T(0);
@@ -72,6 +89,18 @@ RCNN_HOST_DEVICE void add_rows(const Tap<T>* begin, const Tap<T>* end, const T* 
       total += tap->weight * source[tap->place * stride + i];
     }
     target[i] += total;
+  }
+}
+
+// One or two bins reach most pixels: which of them it is, is guessed once a row, not once a pack.
+template <class T>
+RCNN_HOST_DEVICE void add_rows(const Tap<T>* begin, const Tap<T>* end, const T* source,
+                               int64_t stride, int64_t count, T* target) {
+  switch (end - begin) {
+    case 0: break;
+    case 1: add_rows_of<1>(begin, end, source, stride, count, target); break;
+    case 2: add_rows_of<2>(begin, end, source, stride, count, target); break;
+    default: add_rows_of<0>(begin, end, source, stride, count, target);
   }
 }
 
