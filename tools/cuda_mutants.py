@@ -14,6 +14,7 @@ DEVICE_FUNCTIONS = (
     "roi_batch_index",
     "find_group_masks",
     "resolve_group",
+    "bits_between",
     "suppress_row",
     "find_last_key",
     "number_of_scores",

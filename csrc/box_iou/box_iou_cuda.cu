@@ -8,51 +8,95 @@ namespace rcnn_ext {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kTileRows = 32;
-constexpr int kTileColumns = 128;
+constexpr int kTileRows = 64;
+constexpr int kColumnsPerThread = 4;
+constexpr int kMostLanes = 64;  // threads beside each other along a row
 
-template <class T>
-struct PreparedBox {
-  Box<T> box;
-  Prepared<T> prepared;
+// The result in tiles. Threads beside each other cover a row of a tile, the others its other rows.
+struct IouTiles {
+  int64_t rows, columns;
+  int64_t row_tiles, column_tiles, count;
+  int lanes;
+
+  IouTiles(const PairwiseShape& shape)
+      : rows(shape.rows),
+        columns(shape.columns),
+        row_tiles(ceil_div(rows, kTileRows)),
+        lanes(
+            static_cast<int>(std::min(ceil_div(columns, kColumnsPerThread), int64_t{kMostLanes}))) {
+    column_tiles = ceil_div(columns, lanes * kColumnsPerThread);
+    count = shape.batch_size * row_tiles * column_tiles;
+  }
 };
 
-// A block fills a tile of the result from boxes in shared memory.
+// Writes the measures of four neighbours by vectors of 16 bytes, past the caches: the result is
+// larger than they are, and read later.
+__device__ __forceinline__ void store_columns(float* out, const float (&values)[4]) {
+  __stcs(reinterpret_cast<float4*>(out), make_float4(values[0], values[1], values[2], values[3]));
+}
+__device__ __forceinline__ void store_columns(double* out, const double (&values)[4]) {
+  __stcs(reinterpret_cast<double2*>(out), make_double2(values[0], values[1]));
+  __stcs(reinterpret_cast<double2*>(out) + 1, make_double2(values[2], values[3]));
+}
+
+// A thread keeps the boxes of its columns in registers and goes through the rows of a tile, so that
+// the fill of the result is what takes time. With kVectors a thread's columns are neighbours, and
+// the number of columns is a multiple of theirs; otherwise those of a warp are.
 // boxes1: [B, N, 4], boxes2: [B, M, 4], out: [B, N, M]
-template <class Stored, class Measure>
+template <bool kVectors, class Stored, class Measure>
 __global__ void __launch_bounds__(kThreads)
-    box_iou_kernel(const Stored* boxes1, const Stored* boxes2, int64_t batch_size, int64_t rows,
-                   int64_t columns, Measure measure, typename BoxIouOutput<Stored>::type* out) {
+    box_iou_kernel(const Stored* boxes1, const Stored* boxes2, IouTiles tiles, Measure measure,
+                   typename BoxIouOutput<Stored>::type* out) {
   using T = accumulate_t<Stored>;
   using Output = typename BoxIouOutput<Stored>::type;
-  __shared__ PreparedBox<T> row_boxes[kTileRows];
-  __shared__ PreparedBox<T> column_boxes[kTileColumns];
-  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kTileRows;
-  const int64_t first_column = static_cast<int64_t>(blockIdx.y) * kTileColumns;
-  const int tile_rows = static_cast<int>(min(static_cast<int64_t>(kTileRows), rows - first_row));
-  const int tile_columns =
-      static_cast<int>(min(static_cast<int64_t>(kTileColumns), columns - first_column));
+  __shared__ __align__(16) Box<T> row_boxes[kTileRows];
+  __shared__ Prepared<T> prepared_rows[kTileRows];
+  const int lane = static_cast<int>(threadIdx.x) % tiles.lanes;
+  const int first_row = static_cast<int>(threadIdx.x) / tiles.lanes;
+  const int rows_at_once = kThreads / tiles.lanes;
 
-  for (int64_t b = blockIdx.z; b < batch_size; b += gridDim.z) {
+  for (int64_t tile = blockIdx.x; tile < tiles.count; tile += gridDim.x) {
+    const int64_t column = tile % tiles.column_tiles * (tiles.lanes * kColumnsPerThread);
+    const int64_t row = tile / tiles.column_tiles % tiles.row_tiles * kTileRows;
+    const int64_t b = tile / tiles.column_tiles / tiles.row_tiles;
+    const int tile_rows = static_cast<int>(min(static_cast<int64_t>(kTileRows), tiles.rows - row));
     for (int i = threadIdx.x; i < tile_rows; i += kThreads) {
-      const Box<T> box = load_box<T>(boxes1 + (b * rows + first_row + i) * 4);
-      row_boxes[i] = {box, measure.prepare(box)};
+      const Box<T> box = load_box<T>(boxes1 + (b * tiles.rows + row + i) * 4);
+      row_boxes[i] = box;
+      prepared_rows[i] = measure.prepare(box);
     }
-    for (int j = threadIdx.x; j < tile_columns; j += kThreads) {
-      const Box<T> box = load_box<T>(boxes2 + (b * columns + first_column + j) * 4);
-      column_boxes[j] = {box, measure.prepare(box)};
+    int64_t columns[kColumnsPerThread];
+    Box<T> boxes[kColumnsPerThread];
+    Prepared<T> prepared[kColumnsPerThread];
+#pragma unroll
+    for (int n = 0; n < kColumnsPerThread; ++n) {
+      columns[n] = column + (kVectors ? kColumnsPerThread * lane + n : lane + n * tiles.lanes);
+      const int64_t j = min(columns[n], tiles.columns - 1);
+      boxes[n] = load_box<T>(boxes2 + (b * tiles.columns + j) * 4);
+      prepared[n] = measure.prepare(boxes[n]);
     }
     __syncthreads();
-    const int j = threadIdx.x % kTileColumns;
-    if (j < tile_columns) {
-      const PreparedBox<T> column = column_boxes[j];
-      for (int i = threadIdx.x / kTileColumns; i < tile_rows; i += kThreads / kTileColumns) {
-        const PreparedBox<T>& row = row_boxes[i];
-        const T value = measure(row.box, row.prepared, column.box, column.prepared);
-        out[(b * rows + first_row + i) * columns + first_column + j] = static_cast<Output>(value);
+    // What is left of the threads when rows_at_once rows have theirs has nothing to do.
+    for (int i = first_row < rows_at_once ? first_row : tile_rows; i < tile_rows;
+         i += rows_at_once) {
+      const Box<T> row_box = row_boxes[i];
+      const Prepared<T> prepared_row = prepared_rows[i];
+      Output values[kColumnsPerThread];
+#pragma unroll
+      for (int n = 0; n < kColumnsPerThread; ++n) {
+        values[n] = static_cast<Output>(measure(row_box, prepared_row, boxes[n], prepared[n]));
+      }
+      Output* const out_row = out + (b * tiles.rows + row + i) * tiles.columns;
+      if (kVectors) {
+        if (columns[0] < tiles.columns) store_columns(out_row + columns[0], values);
+      } else {
+#pragma unroll
+        for (int n = 0; n < kColumnsPerThread; ++n) {
+          if (columns[n] < tiles.columns) __stcs(out_row + columns[n], values[n]);
+        }
       }
     }
-    __syncthreads();  // the next batch overwrites the tiles
+    __syncthreads();  // the next tile overwrites the rows
   }
 }
 
@@ -66,20 +110,21 @@ Tensor box_iou_cuda(const Tensor& boxes1, const Tensor& boxes2, int64_t measure_
   if (result.numel() == 0) return result;
   const Tensor first = contiguous_as(boxes1, dtype);
   const Tensor second = contiguous_as(boxes2, dtype);
-  const LaunchShape tiles{
-      dim3(static_cast<unsigned>(ceil_div(shape.rows, kTileRows)),
-           static_cast<unsigned>(ceil_div(shape.columns, kTileColumns)),
-           static_cast<unsigned>(std::min(shape.batch_size, most_blocks(65535)))),
-      dim3(kThreads)};
+  const IouTiles tiles(shape);
+  const LaunchShape launch_shape{dim3(stride_grid(tiles.count, 1)), dim3(kThreads)};
 
   dispatch_floating_and_int64(dtype, "box_iou", [&](auto tag) {
     using Stored = type_of<decltype(tag)>;
     using Output = typename BoxIouOutput<Stored>::type;
     dispatch_measure(measure_id, eps, [&](auto measure) {
-      launch("box_iou", box_iou_kernel<Stored, decltype(measure)>, tiles, scope,
+      using Measure = decltype(measure);
+      const auto kernel = shape.columns % kColumnsPerThread == 0
+                              ? box_iou_kernel<true, Stored, Measure>
+                              : box_iou_kernel<false, Stored, Measure>;
+      launch("box_iou", kernel, launch_shape, scope,
              static_cast<const Stored*>(first.const_data_ptr()),
-             static_cast<const Stored*>(second.const_data_ptr()), shape.batch_size, shape.rows,
-             shape.columns, measure, static_cast<Output*>(result.mutable_data_ptr()));
+             static_cast<const Stored*>(second.const_data_ptr()), tiles, measure,
+             static_cast<Output*>(result.mutable_data_ptr()));
     });
   });
   return result;

@@ -1,6 +1,7 @@
 // PyTorch operators that the kernels call, through the stable ABI's dispatcher.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -69,6 +70,13 @@ inline Tensor empty_map(const Tensor& like, std::initializer_list<int64_t> shape
 // Indices that sort a vector; equal values keep their order, NaN counts as the largest number.
 inline Tensor stable_argsort(const Tensor& values, bool descending) {
   return std::get<1>(torch::stable::sort(values, /*stable=*/true, /*dim=*/0, descending));
+}
+
+// A tensor of one int64, read by the host: on CUDA a synchronisation.
+inline int64_t read_number(const Tensor& tensor) {
+  int64_t number = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_item_int64(tensor.get(), &number));
+  return number;
 }
 
 // The values where mask is true. On CUDA this synchronises: the size of the result is data.

@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kThreads)
                  int64_t* matches, MatchIou_t<Stored>* best) {
   using T = accumulate_t<Stored>;
   using Iou = MatchIou_t<Stored>;
-  __shared__ Box<T> tile_boxes[kTile];
+  __shared__ __align__(16) Box<T> tile_boxes[kTile];
   __shared__ T tile_areas[kTile];
   __shared__ Bits<Iou> tile_peaks[kTile];
   const MatchImage image = batch.images[blockIdx.y];
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kThreads)
                  int64_t* matches) {
   using T = accumulate_t<Stored>;
   using Iou = MatchIou_t<Stored>;
-  __shared__ Box<T> tile_boxes[kTile];
+  __shared__ __align__(16) Box<T> tile_boxes[kTile];
   __shared__ T tile_areas[kTile];
   __shared__ Iou tile_peaks[kTile];
   const MatchImage image = batch.images[blockIdx.y];

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "../common/box_math.h"
@@ -155,55 +156,92 @@ void suppress_segments(const Stored* boxes, const uint32_t* order,
   });
 }
 
-// Kept boxes in order of score; `order` sorts by segment, then by score.
-Tensor suppress(const Tensor& boxes, const uint32_t* by_score, const uint32_t* order,
-                const std::vector<int64_t>& starts, double iou_threshold) {
+// Which boxes stay, and in what order they are to be given.
+struct Survivors {
+  Order by_score;
+  std::unique_ptr<char[]> keep;  // by index
+  int64_t kept = 0;
+
+  // The first `most` indices, by score.
+  void write(int64_t* out, int64_t most) const {
+    // No branch on what can't be foreseen. The loop ends with the last one written, so nothing is
+    // written behind the result.
+    for (int64_t rank = 0, at = 0; at < most; ++rank) {
+      out[at] = by_score[rank];
+      at += keep[by_score[rank]];
+    }
+  }
+};
+
+// idxs: [N] int64 or null
+Survivors suppress(const Tensor& boxes, const Tensor& scores, const Tensor* idxs,
+                   double iou_threshold, const char* op) {
   const int64_t count = boxes.size(0);
+  RCNN_CHECK(count <= std::numeric_limits<uint32_t>::max(), op,
+             ": expected fewer than 2^32 boxes, got ", count);
+  Survivors survivors{order_by_score(scores), uninitialized<char>(count)};
+  Segments segments;
+  if (idxs != nullptr) segments = order_by_segment(*idxs, survivors.by_score.get());
+  const uint32_t* order = idxs == nullptr ? survivors.by_score.get() : segments.order.get();
+  const std::vector<int64_t> starts =
+      idxs == nullptr ? std::vector<int64_t>{0, count} : std::move(segments.starts);
   const Tensor dense = contiguous_as(boxes, boxes.scalar_type());
-  const auto keep = uninitialized<char>(count);
-  dispatch_floating(boxes.scalar_type(), "nms", [&](auto tag) {
+  dispatch_floating(boxes.scalar_type(), op, [&](auto tag) {
     using Stored = type_of<decltype(tag)>;
     suppress_segments(static_cast<const Stored*>(dense.const_data_ptr()), order, starts,
-                      iou_threshold, keep.get());
+                      iou_threshold, survivors.keep.get());
   });
-  int64_t kept = 0;
-  for (int64_t b = 0; b < count; ++b) kept += keep[b];
-  Tensor result = empty_on_device_of(boxes, {kept}, ScalarType::Long);
-  auto* out = static_cast<int64_t*>(result.mutable_data_ptr());
-  // No branch on what can't be foreseen. The loop ends with the last one kept, so nothing is
-  // written behind the result.
-  for (int64_t rank = 0, at = 0; at < kept; ++rank) {
-    out[at] = by_score[rank];
-    at += keep[by_score[rank]];
-  }
+  for (int64_t b = 0; b < count; ++b) survivors.kept += survivors.keep[b];
+  return survivors;
+}
+
+Tensor suppress_all(const Tensor& boxes, const Tensor& scores, const Tensor* idxs,
+                    double iou_threshold, const char* op) {
+  if (boxes.size(0) == 0) return empty_on_device_of(boxes, {0}, ScalarType::Long);
+  const Survivors survivors = suppress(boxes, scores, idxs, iou_threshold, op);
+  Tensor result = empty_on_device_of(boxes, {survivors.kept}, ScalarType::Long);
+  survivors.write(static_cast<int64_t*>(result.mutable_data_ptr()), survivors.kept);
   return result;
 }
 
-void check_count(int64_t count, const char* op) {
-  RCNN_CHECK(count <= std::numeric_limits<uint32_t>::max(), op,
-             ": expected fewer than 2^32 boxes, got ", count);
+std::tuple<Tensor, Tensor> suppress_padded(const Tensor& boxes, const Tensor& scores,
+                                           const Tensor* idxs, double iou_threshold, int64_t most,
+                                           const char* op) {
+  check_max_output(most, op);
+  auto result = no_boxes(boxes, most);
+  if (boxes.size(0) == 0 || most == 0) return result;
+  const Survivors survivors = suppress(boxes, scores, idxs, iou_threshold, op);
+  const int64_t number = std::min(survivors.kept, most);
+  survivors.write(static_cast<int64_t*>(std::get<0>(result).mutable_data_ptr()), number);
+  *static_cast<int64_t*>(std::get<1>(result).mutable_data_ptr()) = number;
+  return result;
 }
 
 // boxes: [N, 4], scores: [N] -> kept indices, int64, by score
 Tensor nms_cpu(const Tensor& boxes, const Tensor& scores, double iou_threshold) {
   check_nms(boxes, scores, "nms");
-  const int64_t count = boxes.size(0);
-  check_count(count, "nms");
-  if (count == 0) return empty_on_device_of(boxes, {0}, ScalarType::Long);
-  const auto order = order_by_score(scores);
-  return suppress(boxes, order.get(), order.get(), {0, count}, iou_threshold);
+  return suppress_all(boxes, scores, nullptr, iou_threshold, "nms");
 }
 
 // boxes: [N, 4], scores: [N], idxs: [N] int64 -> kept indices, int64, by score
 Tensor batched_nms_cpu(const Tensor& boxes, const Tensor& scores, const Tensor& idxs,
                        double iou_threshold) {
-  check_batched_nms(boxes, scores, idxs);
-  const int64_t count = boxes.size(0);
-  check_count(count, "batched_nms");
-  if (count == 0) return empty_on_device_of(boxes, {0}, ScalarType::Long);
-  const auto by_score = order_by_score(scores);
-  const Segments segments = order_by_segment(idxs, by_score.get());
-  return suppress(boxes, by_score.get(), segments.order.get(), segments.starts, iou_threshold);
+  check_batched_nms(boxes, scores, idxs, "batched_nms");
+  return suppress_all(boxes, scores, &idxs, iou_threshold, "batched_nms");
+}
+
+// The same -> kept indices, int64 [max_output], padded with -1, and their number, int64 []
+std::tuple<Tensor, Tensor> nms_padded_cpu(const Tensor& boxes, const Tensor& scores,
+                                          double iou_threshold, int64_t max_output) {
+  check_nms(boxes, scores, "nms_padded");
+  return suppress_padded(boxes, scores, nullptr, iou_threshold, max_output, "nms_padded");
+}
+
+std::tuple<Tensor, Tensor> batched_nms_padded_cpu(const Tensor& boxes, const Tensor& scores,
+                                                  const Tensor& idxs, double iou_threshold,
+                                                  int64_t max_output) {
+  check_batched_nms(boxes, scores, idxs, "batched_nms_padded");
+  return suppress_padded(boxes, scores, &idxs, iou_threshold, max_output, "batched_nms_padded");
 }
 
 }  // namespace
@@ -212,4 +250,6 @@ Tensor batched_nms_cpu(const Tensor& boxes, const Tensor& scores, const Tensor& 
 STABLE_TORCH_LIBRARY_IMPL(rcnn_ext, CPU, m) {
   m.impl("nms", TORCH_BOX(&rcnn_ext::nms_cpu));
   m.impl("batched_nms", TORCH_BOX(&rcnn_ext::batched_nms_cpu));
+  m.impl("nms_padded", TORCH_BOX(&rcnn_ext::nms_padded_cpu));
+  m.impl("batched_nms_padded", TORCH_BOX(&rcnn_ext::batched_nms_padded_cpu));
 }

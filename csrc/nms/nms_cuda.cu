@@ -1,209 +1,418 @@
 // Greedy non-maximum suppression on CUDA. Contract: rcnn_ext/ops/nms.py.
 //
-// Boxes, sorted by segment (class) and score, are taken a chunk at a time: one block decides which
-// boxes of the chunk stay, then the grid lets those suppress everything after the chunk. Work is
-// O(kept * N), memory O(N), and the only synchronisation is the one for the size of the result.
+// Boxes, ordered by segment (class) and score, are taken a chunk at a time. The grid finds which
+// pairs of the chunk overlap, a bit each; one block (of each segment) walks through the bits, 64
+// boxes at a time, and knows which boxes stay; then the grid lets those suppress everything after
+// the chunk. Work is O(kept * N), memory O(N), and the host waits for nothing: nms() alone reads
+// back how many boxes it kept. Up to a chunk's size, that is three launches in all.
+#include <tuple>
+
 #include "../common/box_math.h"
 #include "../common/cuda_utils.cuh"
 #include "../common/dispatch.h"
 #include "../common/stable_ops.h"
 #include "nms_checks.h"
+#include "score_order.cuh"
 #include "suppress_row.cuh"
+#include "suppression_rule.h"
 
 namespace rcnn_ext {
 namespace {
 
-constexpr int kChunk = 1024;  // boxes decided by one block, one a thread
+constexpr int kGroupsPerChunk = 128;  // 8192 boxes, and 8 MB for the bits of their pairs
 constexpr int kThreads = 256;
+constexpr int kResolveThreads = 1024;
+constexpr int kResolveWarps = kResolveThreads / kWarpSize;
 
-// Sorted boxes: coordinates [N, 4], segments [N] (or null: one segment), keep [N].
-template <class T>
-struct SortedBoxes {
-  Box<T>* boxes;
-  const int64_t* segments;
-  bool* keep;
+// Boxes by rank, that is in order of segment and score.
+template <class Stored>
+struct RankedBoxes {
+  using T = accumulate_t<Stored>;
+  const Stored* boxes;      // [N, 4], by index
+  const int64_t* order;     // [N], the index of a rank
+  const int64_t* segments;  // [N], by rank, or null: one segment
   int64_t count;
+  bool* suppressed;  // [N], by rank, by earlier chunks; null where there is one chunk
 
-  RCNN_HOST_DEVICE int64_t segment(int64_t rank) const {
+  __device__ Box<T> box(int64_t rank) const { return load_box<T>(boxes + 4 * order[rank]); }
+  __device__ int64_t segment(int64_t rank) const {
     return segments == nullptr ? 0 : segments[rank];
   }
 };
 
-// Loads the boxes in sorted order; those with NaN or infinite coordinates are out from the start.
+// The chunk that is worked on: the ranks [first, first + size), in groups of 64. Words of bits have
+// one for each box of a group; absent boxes have none.
+struct Chunk {
+  int64_t first;
+  int size;
+  int groups;
+  bool last;                     // of all
+  unsigned long long* overlaps;  // [groups, 64 * groups]: which of a group suppress a later box
+  unsigned* present;             // [groups, 2]: which boxes take part
+  unsigned* begins;              // [groups, 2]: where a segment begins
+  int64_t* kept;                 // [64 * groups]: ranks that suppress what comes after the chunk
+  int64_t* kept_count;
+};
+
+// What becomes of the boxes that stay.
+struct KeptBoxes {
+  int64_t* indices;  // [most]; null with segments, which come in another order than the scores
+  int64_t* count;    // of them so far
+  int64_t most;
+  int64_t padded;              // the size of indices that ends in padding, or 0
+  bool* by_score;              // [N], with segments: whether it stays
+  const int64_t* score_ranks;  // [N], with segments: the place of a rank in by_score
+
+  // Those of earlier chunks fill the result.
+  __device__ bool is_full(const Chunk& chunk) const {
+    return indices != nullptr && chunk.first > 0 && *count >= most;
+  }
+};
+
+// Block (x, y): which boxes of group y suppress those of group x.
 template <class Stored>
 __global__ void __launch_bounds__(kThreads)
-    load_sorted_kernel(const Stored* boxes, const int64_t* order,
-                       SortedBoxes<accumulate_t<Stored>> sorted) {
+    overlap_kernel(RankedBoxes<Stored> ranked, Chunk chunk, KeptBoxes result,
+                   SuppressionRule<accumulate_t<Stored>> rule) {
   using T = accumulate_t<Stored>;
-  for (int64_t rank = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-       rank < sorted.count; rank += static_cast<int64_t>(gridDim.x) * kThreads) {
-    const Box<T> box = load_box<T>(boxes + 4 * order[rank]);
-    sorted.boxes[rank] = box;
-    sorted.keep[rank] = is_finite(box);
-  }
-}
+  constexpr int kColumnsPerWarp = kGroup / (kThreads / kWarpSize);
+  __shared__ __align__(16) Box<T> boxes[2][kGroup];  // rows and columns
+  __shared__ T limits[2][kGroup];
+  __shared__ int64_t segments[2][kGroup];
+  __shared__ bool present[2][kGroup];
+  const int row_group = static_cast<int>(blockIdx.y);
+  const int column_group = static_cast<int>(blockIdx.x);
+  if (row_group > column_group || result.is_full(chunk)) return;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int lane = thread % kWarpSize;
 
-// One block decides the boxes [first, first + kChunk), a group at a time: the pairs of the group
-// make 64-bit masks, one thread walks through them, and the boxes it keeps suppress the rest of the
-// chunk.
-template <class T>
-__global__ void __launch_bounds__(kChunk)
-    resolve_chunk_kernel(SortedBoxes<T> sorted, int64_t first, T bound) {
-  RCNN_DYNAMIC_SHARED(Box<T>, boxes);  // [kChunk]
-  __shared__ int64_t segments[kChunk];
-  __shared__ bool keep[kChunk];
-  __shared__ GroupMasks masks;
-  __shared__ unsigned long long kept_of_group;
-  const int thread = threadIdx.x;
-  const int count = static_cast<int>(min(static_cast<int64_t>(kChunk), sorted.count - first));
-
-  if (thread < count) {
-    boxes[thread] = sorted.boxes[first + thread];
-    segments[thread] = sorted.segment(first + thread);
-    keep[thread] = sorted.keep[first + thread];
+  if (thread < 2 * kGroup) {
+    const int side = thread / kGroup;
+    const int at = thread % kGroup;
+    const int i = (side == 0 ? row_group : column_group) * kGroup + at;
+    const int64_t rank = chunk.first + i;
+    const bool inside = i < chunk.size;
+    const Box<T> box = inside ? ranked.box(rank) : Box<T>{};
+    const bool takes_part =
+        inside && is_finite(box) && (ranked.suppressed == nullptr || !ranked.suppressed[rank]);
+    const bool begins = inside && (i == 0 || ranked.segment(rank) != ranked.segment(rank - 1));
+    boxes[side][at] = box;
+    limits[side][at] = rule.limit_of(area(box));
+    segments[side][at] = inside ? ranked.segment(rank) : 0;
+    present[side][at] = takes_part;
+    const unsigned present_bits = __ballot_sync(kFullWarp, takes_part);
+    const unsigned begin_bits = __ballot_sync(kFullWarp, begins);
+    if (row_group == column_group && side == 0 && lane == 0) {
+      chunk.present[2 * row_group + at / kWarpSize] = present_bits;
+      chunk.begins[2 * row_group + at / kWarpSize] = begin_bits;
+    }
   }
   __syncthreads();
 
-  for (int group = 0; group < count; group += kGroup) {
-    const int size = min(kGroup, count - group);
-    find_group_masks(masks, size, [&](int row, int column) {
-      const int i = group + row;
-      const int j = group + column;
-      return segments[i] == segments[j] &&
-             suppresses(boxes[i], area(boxes[i]), boxes[j], area(boxes[j]), bound);
-    });
+  // A lane has two rows, and its warp goes through some columns.
+  const auto overlaps = [&](int row, int column) {
+    const Box<T>& box = boxes[0][row];
+    const Box<T>& other = boxes[1][column];
+    if (!(intersection_area(box, other) > limits[0][row] + limits[1][column])) return false;
+    return present[0][row] && segments[0][row] == segments[1][column] &&
+           (row_group < column_group || row < column) &&
+           suppresses(box, area(box), other, area(other), rule.bound);
+  };
+  // A group before another one is full.
+  const bool apart = row_group < column_group && segments[0][kGroup - 1] != segments[1][0];
+  const int first_column = thread / kWarpSize * kColumnsPerWarp;
+  for (int column = first_column; column < first_column + kColumnsPerWarp; ++column) {
+    if (!present[1][column]) continue;  // the same for the warp; nobody reads such a word
+    const unsigned low = apart ? 0 : __ballot_sync(kFullWarp, overlaps(lane, column));
+    const unsigned high = apart ? 0 : __ballot_sync(kFullWarp, overlaps(lane + kWarpSize, column));
+    if (lane == 0) {
+      chunk.overlaps[(static_cast<int64_t>(row_group) * chunk.groups + column_group) * kGroup +
+                     column] = word_of(low, high);
+    }
+  }
+}
+
+// One block decides which boxes stay; with segments there is a block for each group of the chunk,
+// which decides about the segments that begin in it.
+__global__ void __launch_bounds__(kResolveThreads)
+    resolve_kernel(Chunk chunk, const int64_t* order, KeptBoxes result) {
+  __shared__ unsigned long long kept[kGroupsPerChunk];
+  __shared__ unsigned removed[2][2];      // by earlier groups: of this group, and of the next
+  __shared__ int begin, end, last_begin;  // of what this block decides; of the chunk's last segment
+  if (result.is_full(chunk)) return;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int lane = thread % kWarpSize;
+  const int warp = thread / kWarpSize;
+  const int own_group = static_cast<int>(blockIdx.x);
+  const bool by_segment = result.indices == nullptr;
+  int64_t total = by_segment || chunk.first == 0 ? 0 : *result.count;
+
+  if (thread < 4) removed[thread / 2][thread % 2] = 0;
+  if (thread == 0) {
+    begin = end = chunk.size;
+    last_begin = 0;
+  }
+  __syncthreads();
+  if (thread < chunk.groups) {
+    const unsigned long long begins =
+        word_of(chunk.begins[2 * thread], chunk.begins[2 * thread + 1]);
+    if (begins != 0) {
+      const int first_one = thread * kGroup + __ffsll(static_cast<long long>(begins)) - 1;
+      if (thread == own_group) begin = first_one;
+      if (thread > own_group) atomicMin(&end, first_one);
+      const int last_one = thread * kGroup + 63 - __clzll(static_cast<long long>(begins));
+      atomicMax(&last_begin, last_one);
+    }
+  }
+  __syncthreads();
+
+  const int first_group = begin / kGroup;
+  int to_go_on = 0;  // boxes that suppress what comes after the chunk
+  for (int group = first_group; group * kGroup < end; ++group) {
+    const int64_t stride = static_cast<int64_t>(chunk.groups) * kGroup;
+    const unsigned long long* words = chunk.overlaps + group * kGroup;
+    unsigned* const removed_now = removed[group % 2];
+    const unsigned long long present =
+        word_of(chunk.present[2 * group], chunk.present[2 * group + 1]);
+    const bool low_present = present >> lane & 1;
+    const bool high_present = present >> (lane + kWarpSize) & 1;
+    bool low = false;
+    bool high = false;
+    for (int row = first_group + warp; row < group; row += kResolveWarps) {
+      low |= low_present && (words[row * stride + lane] & kept[row]) != 0;
+      high |= high_present && (words[row * stride + lane + kWarpSize] & kept[row]) != 0;
+    }
+    const unsigned low_bits = __ballot_sync(kFullWarp, low);
+    const unsigned high_bits = __ballot_sync(kFullWarp, high);
+    if (lane == 0 && low_bits != 0) atomicOr(&removed_now[0], low_bits);
+    if (lane == 0 && high_bits != 0) atomicOr(&removed_now[1], high_bits);
     __syncthreads();
-    if (thread == 0) {
-      kept_of_group = resolve_group(masks, size, [&](int row) { return keep[group + row]; });
+    if (warp == 0) {
+      const unsigned long long candidates =
+          present & bits_between(begin, end, group) & ~word_of(removed_now[0], removed_now[1]);
+      const unsigned long long stay =
+          resolve_group(candidates, low_present ? words[group * stride + lane] : 0,
+                        high_present ? words[group * stride + lane + kWarpSize] : 0);
+      if (lane == 0) kept[group] = stay;
+      if (lane < 2) removed[(group + 1) % 2][lane] = 0;
     }
     __syncthreads();
-    const unsigned long long kept = kept_of_group;
-    if (thread >= group && thread < group + size) {
-      keep[thread] = (kept >> (thread - group)) & 1;
-    } else if (thread >= group + size && thread < count && keep[thread]) {
-      const Box<T> mine = boxes[thread];
-      const T my_area = area(mine);
-      for (int row = 0; row < size; ++row) {
-        if (!((kept >> row) & 1) || segments[group + row] != segments[thread]) continue;
-        const Box<T> other = boxes[group + row];
-        if (suppresses(other, area(other), mine, my_area, bound)) {
-          keep[thread] = false;
-          break;
-        }
+    const unsigned long long stay = kept[group];
+    const unsigned long long going_on =
+        chunk.last ? 0 : stay & bits_between(last_begin, end, group);
+    const int i = group * kGroup + thread;
+    if (thread < kGroup && i >= begin && i < end) {
+      const int64_t rank = chunk.first + i;
+      const bool stays = stay >> thread & 1;
+      const int64_t place = total + bits_below(stay, thread);
+      if (by_segment) {
+        result.by_score[result.score_ranks[rank]] = stays;
+      } else if (stays && place < result.most) {
+        result.indices[place] = order[rank];
+      }
+      if (going_on >> thread & 1) chunk.kept[to_go_on + bits_below(going_on, thread)] = rank;
+    }
+    total += __popcll(stay);
+    to_go_on += __popcll(going_on);
+    if (!by_segment && total >= result.most) break;  // the same for the whole block
+  }
+  if (thread == 0 && !by_segment) *result.count = min(total, result.most);
+  if (chunk.last && !by_segment) {
+    for (int64_t i = total + thread; i < result.padded; i += kResolveThreads) {
+      result.indices[i] = kNoIndex;
+    }
+  }
+  if (thread == 0 && !chunk.last && begin < end && end == chunk.size) *chunk.kept_count = to_go_on;
+}
+
+// The boxes that the chunk keeps suppress those after it. Only its last segment goes on there.
+template <class Stored>
+__global__ void __launch_bounds__(kThreads)
+    suppress_rest_kernel(RankedBoxes<Stored> ranked, Chunk chunk, KeptBoxes result,
+                         SuppressionRule<accumulate_t<Stored>> rule) {
+  using T = accumulate_t<Stored>;
+  __shared__ __align__(16) Box<T> tile[kThreads];
+  __shared__ T limits[kThreads];
+  const int64_t next = chunk.first + chunk.size;
+  const int64_t segment = ranked.segment(next - 1);
+  const int64_t block_first = next + static_cast<int64_t>(blockIdx.x) * kThreads;
+  if (ranked.segment(block_first) != segment || result.is_full(chunk)) return;
+
+  const int64_t rank = block_first + threadIdx.x;
+  bool open = rank < ranked.count && !ranked.suppressed[rank] && ranked.segment(rank) == segment;
+  const Box<T> mine = open ? ranked.box(rank) : Box<T>{};
+  const T my_area = area(mine);
+  const T my_limit = rule.limit_of(my_area);
+  const int64_t kept_count = *chunk.kept_count;
+  for (int64_t first = 0; first < kept_count; first += kThreads) {
+    const int size = static_cast<int>(min(static_cast<int64_t>(kThreads), kept_count - first));
+    if (threadIdx.x < size) {
+      const Box<T> box = ranked.box(chunk.kept[first + threadIdx.x]);
+      tile[threadIdx.x] = box;
+      limits[threadIdx.x] = rule.limit_of(area(box));
+    }
+    if (!__syncthreads_or(open)) return;
+    for (int k = 0; open && k < size; ++k) {
+      if (intersection_area(tile[k], mine) > limits[k] + my_limit &&
+          suppresses(tile[k], area(tile[k]), mine, my_area, rule.bound)) {
+        ranked.suppressed[rank] = true;
+        open = false;
       }
     }
-    // The next group's masks were read before the last barrier, and what is written here is read
-    // after the next one.
+    __syncthreads();  // the next tile overwrites this one
   }
-  if (thread < count) sorted.keep[first + thread] = keep[thread];
 }
 
-// The boxes that the chunk [first, first + kChunk) keeps suppress those after it. Only the chunk's
-// last segment goes on behind it.
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    suppress_rest_kernel(SortedBoxes<T> sorted, int64_t first, T bound) {
-  RCNN_DYNAMIC_SHARED(Box<T>, kept);  // [kChunk]
-  __shared__ int kept_count;
-  const int64_t last = first + kChunk;  // the chunk is a full one, or nothing comes after it
-  const int64_t segment = sorted.segment(last - 1);
-  const int64_t block_first = last + static_cast<int64_t>(blockIdx.x) * kThreads;
-  if (sorted.segment(block_first) != segment) return;  // the same for the whole block
-
-  if (threadIdx.x == 0) kept_count = 0;
-  __syncthreads();
-  for (int i = threadIdx.x; i < kChunk; i += kThreads) {
-    if (sorted.keep[first + i] && sorted.segment(first + i) == segment) {
-      // The order of the kept boxes does not matter: a box goes if any of them overlaps it.
-      kept[atomicAdd(&kept_count, 1)] = sorted.boxes[first + i];
+// One block: the indices of the boxes that stay, in order of score. by_score: [N]; indices: [most]
+__global__ void __launch_bounds__(kResolveThreads)
+    collect_kernel(const int64_t* by_score, int64_t size, KeptBoxes result, int64_t* indices) {
+  __shared__ int found_of_warp[kResolveWarps];
+  const int lane = threadIdx.x % kWarpSize;
+  const int warp = threadIdx.x / kWarpSize;
+  int64_t found = 0;
+  for (int64_t first = 0; first < size && found < result.most; first += kResolveThreads) {
+    const int64_t i = first + threadIdx.x;
+    const bool is_set = i < size && result.by_score[i];
+    const unsigned bits = __ballot_sync(kFullWarp, is_set);
+    if (lane == 0) found_of_warp[warp] = __popc(bits);
+    __syncthreads();
+    int64_t place = found + __popc(bits & ((1u << lane) - 1));
+    for (int w = 0; w < kResolveWarps; ++w) {
+      if (w < warp) place += found_of_warp[w];
+      found += found_of_warp[w];
     }
+    if (is_set && place < result.most) indices[place] = by_score[i];
+    __syncthreads();  // the next round overwrites the numbers of the warps
   }
-  __syncthreads();
-  const int64_t rank = block_first + threadIdx.x;
-  if (rank >= sorted.count || !sorted.keep[rank] || sorted.segment(rank) != segment) return;
-  const Box<T> mine = sorted.boxes[rank];
-  const T my_area = area(mine);
-  for (int i = 0; i < kept_count; ++i) {
-    if (suppresses(kept[i], area(kept[i]), mine, my_area, bound)) {
-      sorted.keep[rank] = false;
-      return;
-    }
+  if (threadIdx.x == 0) *result.count = min(found, result.most);
+  for (int64_t i = found + threadIdx.x; i < result.padded; i += kResolveThreads) {
+    indices[i] = kNoIndex;
   }
 }
 
-// scattered[ranks[i]] = keep[i]
-__global__ void __launch_bounds__(kThreads)
-    scatter_keep_kernel(const bool* keep, const int64_t* ranks, int64_t count, bool* scattered) {
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count;
-       i += static_cast<int64_t>(gridDim.x) * kThreads) {
-    scattered[ranks[i]] = keep[i];
-  }
-}
-
-// boxes: [N, 4]; order: [N] int64, by segment, then by score; segments: [N] int64 in that order, or
-// null. Returns which boxes stay, in that order: bool [N].
-Tensor suppress_sorted(const Tensor& boxes, const Tensor& order, const Tensor* segments,
-                       double iou_threshold, const CudaScope& scope) {
+// The best `most` indices that stay, int64 [most], and how many they are, int64 []. Without
+// padding, what is behind them is not written. boxes: [N, 4], scores: [N], idxs: [N] int64 or null;
+// N > 0
+std::tuple<Tensor, Tensor> suppress(const Tensor& boxes, const Tensor& scores, const Tensor* idxs,
+                                    double iou_threshold, int64_t most, bool with_padding,
+                                    const CudaScope& scope) {
   const int64_t count = boxes.size(0);
   const ScalarType dtype = boxes.scalar_type();
+  const int64_t most_groups = std::min(ceil_div(count, kGroup), most_blocks(kGroupsPerChunk));
+  const int64_t chunk_size = most_groups * kGroup;
+  const bool one_chunk = count <= chunk_size;
+  const SuppressionOrder orders =
+      one_chunk ? order_by_counting(scores, idxs, scope) : order_by_sorting(scores, idxs);
   const Tensor dense = contiguous_as(boxes, dtype);
-  Tensor keep = empty_on_device_of(boxes, {count}, ScalarType::Bool);
-  Tensor workspace = empty_on_device_of(boxes, {count, 4}, accumulate_dtype(dtype));
+  Tensor overlaps =
+      empty_on_device_of(boxes, {most_groups, most_groups * kGroup}, ScalarType::Long);
+  Tensor bits = empty_on_device_of(boxes, {2, most_groups, 2}, ScalarType::Int);
+  Tensor kept = empty_on_device_of(boxes, {one_chunk ? 0 : chunk_size + 1}, ScalarType::Long);
+  Tensor suppressed = empty_on_device_of(boxes, {one_chunk ? 0 : count}, ScalarType::Bool);
+  torch::stable::zero_(suppressed);
+  Tensor flags = empty_on_device_of(boxes, {idxs == nullptr ? 0 : count}, ScalarType::Bool);
+  Tensor indices = empty_on_device_of(boxes, {most}, ScalarType::Long);
+  Tensor number = empty_on_device_of(boxes, {}, ScalarType::Long);
+  auto* const number_data = static_cast<int64_t*>(number.mutable_data_ptr());
+  auto* const index_data = static_cast<int64_t*>(indices.mutable_data_ptr());
+
   dispatch_floating(dtype, "nms", [&](auto tag) {
     using Stored = type_of<decltype(tag)>;
     using T = accumulate_t<Stored>;
-    const SortedBoxes<T> sorted{
-        static_cast<Box<T>*>(workspace.mutable_data_ptr()),
-        segments == nullptr ? nullptr : static_cast<const int64_t*>(segments->const_data_ptr()),
-        static_cast<bool*>(keep.mutable_data_ptr()), count};
-    const T bound = suppression_bound<T>(iou_threshold);
-    constexpr size_t kShared = kChunk * sizeof(Box<T>);
-    launch("nms: load_sorted", load_sorted_kernel<Stored>,
-           {dim3(stride_grid(count, kThreads)), dim3(kThreads)}, scope,
-           static_cast<const Stored*>(dense.const_data_ptr()),
-           static_cast<const int64_t*>(order.const_data_ptr()), sorted);
-    for (int64_t first = 0; first < count; first += kChunk) {
-      launch("nms: resolve_chunk", resolve_chunk_kernel<T>, {dim3(1), dim3(kChunk), kShared}, scope,
-             sorted, first, bound);
-      const int64_t rest = count - first - kChunk;
-      if (rest <= 0) break;
-      launch("nms: suppress_rest", suppress_rest_kernel<T>,
-             {dim3(static_cast<unsigned>(ceil_div(rest, kThreads))), dim3(kThreads), kShared},
-             scope, sorted, first, bound);
+    const auto data = [&](const Tensor& tensor) {
+      return static_cast<const int64_t*>(tensor.const_data_ptr());
+    };
+    const RankedBoxes<Stored> ranked{
+        static_cast<const Stored*>(dense.const_data_ptr()), data(orders.order),
+        idxs == nullptr ? nullptr : data(orders.segments), count,
+        one_chunk ? nullptr : static_cast<bool*>(suppressed.mutable_data_ptr())};
+    const KeptBoxes result{idxs == nullptr ? index_data : nullptr,
+                           number_data,
+                           most,
+                           with_padding ? most : 0,
+                           static_cast<bool*>(flags.mutable_data_ptr()),
+                           idxs == nullptr ? nullptr : data(orders.score_ranks)};
+    const SuppressionRule<T> rule(iou_threshold);
+    for (int64_t first = 0; first < count; first += chunk_size) {
+      const int64_t size = std::min(chunk_size, count - first);
+      const int64_t rest = count - first - size;
+      const auto groups = static_cast<unsigned>(ceil_div(size, kGroup));
+      auto* const bit_data = static_cast<unsigned*>(bits.mutable_data_ptr());
+      auto* const kept_data = static_cast<int64_t*>(kept.mutable_data_ptr());
+      const Chunk chunk{first,
+                        static_cast<int>(size),
+                        static_cast<int>(groups),
+                        rest == 0,
+                        static_cast<unsigned long long*>(overlaps.mutable_data_ptr()),
+                        bit_data,
+                        bit_data + 2 * most_groups,
+                        kept_data,
+                        kept_data + chunk_size};
+      launch("nms: overlap", overlap_kernel<Stored>, {dim3(groups, groups), dim3(kThreads)}, scope,
+             ranked, chunk, result, rule);
+      launch("nms: resolve", resolve_kernel,
+             {dim3(idxs == nullptr ? 1 : groups), dim3(kResolveThreads)}, scope, chunk,
+             ranked.order, result);
+      if (rest > 0) {
+        launch("nms: suppress_rest", suppress_rest_kernel<Stored>,
+               {dim3(static_cast<unsigned>(ceil_div(rest, kThreads))), dim3(kThreads)}, scope,
+               ranked, chunk, result, rule);
+      }
+    }
+    if (idxs != nullptr) {
+      launch("nms: collect", collect_kernel, {dim3(1), dim3(kResolveThreads)}, scope,
+             data(orders.by_score), count, result, index_data);
     }
   });
-  return keep;
+  return {indices, number};
+}
+
+// All indices that stay. The size of the result is data: the one synchronisation.
+Tensor suppress_all(const Tensor& boxes, const Tensor& scores, const Tensor* idxs,
+                    double iou_threshold) {
+  const CudaScope scope(boxes);
+  const int64_t count = boxes.size(0);
+  if (count == 0) return empty_on_device_of(boxes, {0}, ScalarType::Long);
+  auto [indices, number] = suppress(boxes, scores, idxs, iou_threshold, count, false, scope);
+  // A copy, so that no result holds the memory of N indices.
+  return torch::stable::clone(torch::stable::narrow(indices, 0, 0, read_number(number)));
+}
+
+// The best `most`, padded, and their number: nothing synchronises.
+std::tuple<Tensor, Tensor> suppress_padded(const Tensor& boxes, const Tensor& scores,
+                                           const Tensor* idxs, double iou_threshold, int64_t most) {
+  const CudaScope scope(boxes);
+  if (boxes.size(0) == 0 || most == 0) return no_boxes(boxes, most);
+  return suppress(boxes, scores, idxs, iou_threshold, most, true, scope);
 }
 
 // boxes: [N, 4], scores: [N] -> kept indices, int64, by score
 Tensor nms_cuda(const Tensor& boxes, const Tensor& scores, double iou_threshold) {
   check_nms(boxes, scores, "nms");
-  const CudaScope scope(boxes);
-  if (boxes.size(0) == 0) return empty_on_device_of(boxes, {0}, ScalarType::Long);
-  const Tensor order = stable_argsort(scores, /*descending=*/true);
-  return masked_select(order, suppress_sorted(boxes, order, nullptr, iou_threshold, scope));
+  return suppress_all(boxes, scores, nullptr, iou_threshold);
 }
 
 // boxes: [N, 4], scores: [N], idxs: [N] int64 -> kept indices, int64, by score
 Tensor batched_nms_cuda(const Tensor& boxes, const Tensor& scores, const Tensor& idxs,
                         double iou_threshold) {
-  check_batched_nms(boxes, scores, idxs);
-  const CudaScope scope(boxes);
-  const int64_t count = boxes.size(0);
-  if (count == 0) return empty_on_device_of(boxes, {0}, ScalarType::Long);
-  const Tensor by_score = stable_argsort(scores, /*descending=*/true);
-  const Tensor idxs_by_score = torch::stable::index_select(idxs, 0, by_score);
-  const Tensor ranks = stable_argsort(idxs_by_score, /*descending=*/false);
-  const Tensor order = torch::stable::index_select(by_score, 0, ranks);
-  const Tensor segments = torch::stable::index_select(idxs_by_score, 0, ranks);
-  const Tensor keep = suppress_sorted(boxes, order, &segments, iou_threshold, scope);
-  Tensor keep_by_score = empty_on_device_of(boxes, {count}, ScalarType::Bool);
-  launch("batched_nms: scatter_keep", scatter_keep_kernel,
-         {dim3(stride_grid(count, kThreads)), dim3(kThreads)}, scope,
-         static_cast<const bool*>(keep.const_data_ptr()),
-         static_cast<const int64_t*>(ranks.const_data_ptr()), count,
-         static_cast<bool*>(keep_by_score.mutable_data_ptr()));
-  return masked_select(by_score, keep_by_score);
+  check_batched_nms(boxes, scores, idxs, "batched_nms");
+  return suppress_all(boxes, scores, &idxs, iou_threshold);
+}
+
+// The same -> kept indices, int64 [max_output], padded with -1, and their number, int64 []
+std::tuple<Tensor, Tensor> nms_padded_cuda(const Tensor& boxes, const Tensor& scores,
+                                           double iou_threshold, int64_t max_output) {
+  check_nms(boxes, scores, "nms_padded");
+  check_max_output(max_output, "nms_padded");
+  return suppress_padded(boxes, scores, nullptr, iou_threshold, max_output);
+}
+
+std::tuple<Tensor, Tensor> batched_nms_padded_cuda(const Tensor& boxes, const Tensor& scores,
+                                                   const Tensor& idxs, double iou_threshold,
+                                                   int64_t max_output) {
+  check_batched_nms(boxes, scores, idxs, "batched_nms_padded");
+  check_max_output(max_output, "batched_nms_padded");
+  return suppress_padded(boxes, scores, &idxs, iou_threshold, max_output);
 }
 
 }  // namespace
@@ -212,4 +421,6 @@ Tensor batched_nms_cuda(const Tensor& boxes, const Tensor& scores, const Tensor&
 RCNN_CUDA_LIBRARY(m) {
   m.impl("nms", TORCH_BOX(&rcnn_ext::nms_cuda));
   m.impl("batched_nms", TORCH_BOX(&rcnn_ext::batched_nms_cuda));
+  m.impl("nms_padded", TORCH_BOX(&rcnn_ext::nms_padded_cuda));
+  m.impl("batched_nms_padded", TORCH_BOX(&rcnn_ext::batched_nms_padded_cuda));
 }

@@ -9,7 +9,43 @@ namespace rcnn_ext {
 
 constexpr int kGroup = 64;  // boxes decided together: a 64-bit mask each
 
-// Bit j of row i: box i of a group suppresses box j.
+// A word of 64 bits from those of two warps.
+__device__ __forceinline__ unsigned long long word_of(unsigned low, unsigned high) {
+  return low | static_cast<unsigned long long>(high) << kWarpSize;
+}
+
+// How many bits of a word are set before the one of number `bit`, of 64.
+__device__ __forceinline__ int bits_below(unsigned long long word, int bit) {
+  return __popcll(word & ((1ull << bit) - 1));
+}
+
+// The bits of a group's boxes whose numbers lie in [begin, end).
+__device__ __forceinline__ unsigned long long bits_between(int begin, int end, int group) {
+  const auto from = [&](int number) {
+    const int bit = max(number - group * kGroup, 0);
+    return bit < kGroup ? ~0ull << bit : 0ull;
+  };
+  return from(begin) & ~from(end);
+}
+
+// Which of the candidates of a group stay, by one warp. `low` and `high` have the bits of the boxes
+// that would suppress box `lane` and box `lane + 32`, and come before it.
+__device__ __forceinline__ unsigned long long resolve_group(unsigned long long candidates,
+                                                            unsigned long long low,
+                                                            unsigned long long high) {
+  // A box stays where none before it that stays suppresses it. Each round settles at least the next
+  // undecided box for good, and most rounds settle very many.
+  unsigned long long stay = candidates;
+  while (true) {
+    const unsigned low_stays = __ballot_sync(kFullWarp, (low & stay) == 0);
+    const unsigned high_stays = __ballot_sync(kFullWarp, (high & stay) == 0);
+    const unsigned long long next = candidates & word_of(low_stays, high_stays);
+    if (next == stay) return stay;  // the same for the whole warp
+    stay = next;
+  }
+}
+
+// Bit i of column j: box i of a group suppresses box j, and comes before it.
 using GroupMasks = unsigned[kGroup][kGroup / kWarpSize];
 
 // All threads of a block fill the masks; suppresses_of(i, j) is asked for i < j < size.
@@ -18,30 +54,14 @@ __device__ __forceinline__ void find_group_masks(GroupMasks& masks, int size,
                                                  Suppresses&& suppresses_of) {
   const int lane = threadIdx.x % kWarpSize;
   const int warps = static_cast<int>(blockDim.x) / kWarpSize;
-  for (int row = static_cast<int>(threadIdx.x) / kWarpSize; row < kGroup; row += warps) {
+  for (int column = static_cast<int>(threadIdx.x) / kWarpSize; column < kGroup; column += warps) {
     for (int part = 0; part < kGroup / kWarpSize; ++part) {
-      const int column = part * kWarpSize + lane;
+      const int row = part * kWarpSize + lane;
       const bool hit = row < column && column < size && suppresses_of(row, column);
       const unsigned mask = __ballot_sync(kFullWarp, hit);
-      if (lane == 0) masks[row][part] = mask;
+      if (lane == 0) masks[column][part] = mask;
     }
   }
-}
-
-// One thread: which boxes of the group stay, a bit each, of those that take_part(i).
-template <class TakesPart>
-__device__ __forceinline__ unsigned long long resolve_group(const GroupMasks& masks, int size,
-                                                            TakesPart&& takes_part) {
-  unsigned long long kept = 0;
-  unsigned long long removed = 0;
-  for (int row = 0; row < size; ++row) {
-    const unsigned long long bit = 1ull << row;
-    if (takes_part(row) && !(removed & bit)) {
-      kept |= bit;
-      removed |= masks[row][0] | static_cast<unsigned long long>(masks[row][1]) << kWarpSize;
-    }
-  }
-  return kept;
 }
 
 // One block's shared memory.
@@ -87,13 +107,20 @@ __device__ void suppress_row(RowGroup<T>& group, int64_t count, int64_t most, T 
                         bound);
     });
     __syncthreads();
-    if (thread == 0) {
-      group.kept = resolve_group(group.masks, size, [&](int row) { return !group.out[row]; });
+    if (thread < kWarpSize) {
+      const int other = thread + kWarpSize;
+      const unsigned candidates_low = __ballot_sync(kFullWarp, thread < size && !group.out[thread]);
+      const unsigned candidates_high = __ballot_sync(kFullWarp, other < size && !group.out[other]);
+      const unsigned long long kept_of_group =
+          resolve_group(word_of(candidates_low, candidates_high),
+                        word_of(group.masks[thread][0], group.masks[thread][1]),
+                        word_of(group.masks[other][0], group.masks[other][1]));
+      if (thread == 0) group.kept = kept_of_group;
     }
     __syncthreads();
     const unsigned long long stay = group.kept;
     if (thread < size) {
-      const int64_t place = kept_before + __popcll(stay & ((1ull << thread) - 1));
+      const int64_t place = kept_before + bits_below(stay, thread);
       const bool stays = (stay >> thread & 1) && place < most;
       if (stays) kept[place] = group.boxes[thread];
       finish(first + thread, stays, group.boxes[thread]);

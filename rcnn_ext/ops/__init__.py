@@ -12,7 +12,7 @@ from ._backend import has_native_kernel, use_backend
 from .box_iou import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
 from .match_boxes import batched_match_boxes, match_boxes
 from .multiscale_roi_align import MultiScaleRoIAlign, multiscale_roi_align
-from .nms import batched_nms, nms
+from .nms import batched_nms, batched_nms_padded, nms, nms_padded
 from .proposals import Detections, Proposals, generate_proposals, postprocess_detections
 from .roi_align import RoIAlign, roi_align
 from .roi_pool import RoIPool, roi_pool
@@ -26,6 +26,7 @@ _OWN = (
     "RoIPool",
     "batched_match_boxes",
     "batched_nms",
+    "batched_nms_padded",
     "batched_soft_nms",
     "box_iou",
     "complete_box_iou",
@@ -36,6 +37,7 @@ _OWN = (
     "match_boxes",
     "multiscale_roi_align",
     "nms",
+    "nms_padded",
     "postprocess_detections",
     "roi_align",
     "roi_pool",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from .. import reference
 from ..reference.checks import name_of
-from ..reference.nms import check_batched_nms, check_nms
+from ..reference.nms import check_batched_nms, check_max_output, check_nms
 from ._library import define_operator
 
 
@@ -73,6 +74,65 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     return _batched_nms(boxes, scores, _integers(idxs, "batched_nms"), iou_threshold)
 
 
+def nms_padded(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, max_output: int
+) -> tuple[Tensor, Tensor]:
+    """:func:`nms` with a result of fixed size: the best ``max_output`` boxes that it keeps.
+
+    Nothing about the result's size is data, so a CUDA kernel synchronises with nobody: the call can
+    be captured in a CUDA graph, and is compiled and exported with static shapes. (The reference,
+    which other devices run, does synchronise.)
+
+    Args:
+        boxes: ``[N, 4]`` (x1, y1, x2, y2), any unit; float16, bfloat16, float32 or float64.
+        scores: ``[N]``, any dtype that sorts.
+        iou_threshold: between 0 and 1.
+        max_output: size of the result, 0 or more; may exceed N.
+
+    Returns:
+        int64 indices ``[max_output]``: those that :func:`nms` gives, as many as there is room for,
+        then -1; and how many they are, int64 ``[]``. Both on the device of the boxes.
+
+    Raises:
+        RuntimeError: wrong shape, dtype or device, or a negative ``max_output``.
+
+    Example:
+        >>> boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]])
+        >>> nms_padded(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5, max_output=4)
+        (tensor([ 0,  2, -1, -1]), tensor(2))
+    """
+    return _nms_padded(boxes, scores, iou_threshold, max_output)
+
+
+def batched_nms_padded(
+    boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, max_output: int
+) -> tuple[Tensor, Tensor]:
+    """:func:`batched_nms` with a result of fixed size, as :func:`nms_padded`.
+
+    Args:
+        boxes: ``[N, 4]`` (x1, y1, x2, y2), any unit; float16, bfloat16, float32 or float64.
+        scores: ``[N]``, any dtype that sorts.
+        idxs: ``[N]``, the class of each box; any dtype.
+        iou_threshold: between 0 and 1.
+        max_output: size of the result, over all classes; 0 or more.
+
+    Returns:
+        int64 indices ``[max_output]``: those that :func:`batched_nms` gives, as many as there is
+        room for, then -1; and how many they are, int64 ``[]``. Both on the device of the boxes.
+
+    Raises:
+        RuntimeError: wrong shape, dtype or device, or a negative ``max_output``.
+
+    Example:
+        >>> boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10]])
+        >>> idxs = torch.tensor([0, 1])
+        >>> batched_nms_padded(boxes, torch.tensor([0.9, 0.8]), idxs, 0.5, max_output=3)
+        (tensor([ 0,  1, -1]), tensor(2))
+    """
+    idxs = _integers(idxs, "batched_nms_padded")
+    return _batched_nms_padded(boxes, scores, idxs, iou_threshold, max_output)
+
+
 # Integers of the size of a floating dtype.
 _BITS = {
     torch.float16: torch.int16,
@@ -106,10 +166,48 @@ def _fake_batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold
     return boxes.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
 
 
+def _fake_nms_padded(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, max_output: int
+) -> tuple[Tensor, Tensor]:
+    check_nms(boxes, scores, "nms_padded")
+    return _fake_padded(boxes, max_output, "nms_padded")
+
+
+def _fake_batched_nms_padded(
+    boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, max_output: int
+) -> tuple[Tensor, Tensor]:
+    check_batched_nms(boxes, scores, idxs, "batched_nms_padded")
+    return _fake_padded(boxes, max_output, "batched_nms_padded")
+
+
+def _fake_padded(boxes: Tensor, max_output: int, op: str) -> tuple[Tensor, Tensor]:
+    check_max_output(max_output, op)
+    indices = boxes.new_empty((max_output,), dtype=torch.int64)
+    return indices, boxes.new_empty((), dtype=torch.int64)
+
+
+def _vmap_padded(operator: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Any]:
+    """One call for each member of the batch; nothing waits for their results."""
+
+    def rule(
+        info: Any, in_dims: tuple[int | None, ...], *args: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
+        results = [
+            operator(
+                *(a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True))
+            )
+            for i in range(info.batch_size)
+        ]
+        return tuple(map(torch.stack, zip(*results, strict=True))), (0, 0)
+
+    return rule
+
+
 def _no_vmap(*args: Any) -> NoReturn:
     raise NotImplementedError(
         "nms: vmap can't stack results of different sizes; "
-        "flatten the batch and give batched_nms the position in the batch as idxs"
+        "flatten the batch and give batched_nms the position in the batch as idxs, "
+        "or take nms_padded"
     )
 
 
@@ -126,4 +224,19 @@ _batched_nms = define_operator(
     reference=reference.batched_nms,
     fake=_fake_batched_nms,
     vmap=_no_vmap,
+)
+_nms_padded: Any = define_operator(
+    "nms_padded",
+    "(Tensor boxes, Tensor scores, float iou_threshold, SymInt max_output) -> (Tensor, Tensor)",
+    reference=reference.nms_padded,
+    fake=_fake_nms_padded,
+    vmap=_vmap_padded(lambda *args: _nms_padded(*args)),
+)
+_batched_nms_padded: Any = define_operator(
+    "batched_nms_padded",
+    "(Tensor boxes, Tensor scores, Tensor idxs, float iou_threshold, SymInt max_output) "
+    "-> (Tensor, Tensor)",
+    reference=reference.batched_nms_padded,
+    fake=_fake_batched_nms_padded,
+    vmap=_vmap_padded(lambda *args: _batched_nms_padded(*args)),
 )

@@ -7,7 +7,7 @@ stands for; the public functions with torchvision's signatures are in :mod:`rcnn
 from .box_iou import box_iou, box_iou_backward
 from .match_boxes import match_boxes
 from .multiscale_roi_align import multiscale_roi_align, multiscale_roi_align_backward
-from .nms import batched_nms, nms
+from .nms import batched_nms, batched_nms_padded, nms, nms_padded
 from .proposals import generate_proposals, postprocess_detections
 from .roi_align import roi_align, roi_align_backward
 from .roi_pool import roi_pool, roi_pool_backward
@@ -15,6 +15,7 @@ from .soft_nms import batched_soft_nms, soft_nms
 
 __all__ = [
     "batched_nms",
+    "batched_nms_padded",
     "batched_soft_nms",
     "box_iou",
     "box_iou_backward",
@@ -23,6 +24,7 @@ __all__ = [
     "multiscale_roi_align",
     "multiscale_roi_align_backward",
     "nms",
+    "nms_padded",
     "postprocess_detections",
     "roi_align",
     "roi_align_backward",

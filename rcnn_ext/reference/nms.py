@@ -23,10 +23,15 @@ def check_nms(boxes: Tensor, scores: Tensor, op: str) -> None:
     )
 
 
-def check_batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor) -> None:
+def check_batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, op: str = "batched_nms") -> None:
     """Expect those and idxs ``[N]`` int64."""
-    check_nms(boxes, scores, "batched_nms")
-    check_segments(idxs, boxes, "batched_nms")
+    check_nms(boxes, scores, op)
+    check_segments(idxs, boxes, op)
+
+
+def check_max_output(max_output: int, op: str) -> None:
+    """Expect a number that is not negative."""
+    check(max_output >= 0, f"{op}: expected max_output of at least 0, got {max_output}")
 
 
 def check_segments(idxs: Tensor, boxes: Tensor, op: str) -> None:
@@ -73,6 +78,58 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     """
     check_batched_nms(boxes, scores, idxs)
     return _suppress(boxes, scores, idxs, iou_threshold)
+
+
+def nms_padded(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, max_output: int
+) -> tuple[Tensor, Tensor]:
+    """The first ``max_output`` indices of :func:`nms`, padded, and how many they are.
+
+    Args:
+        boxes: ``[N, 4]`` (x1, y1, x2, y2), floating.
+        scores: ``[N]``.
+        iou_threshold: as in :func:`nms`.
+        max_output: size of the result.
+
+    Returns:
+        int64 indices ``[max_output]``, -1 behind the last, and their number, int64 ``[]``.
+
+    Raises:
+        RuntimeError: wrong shape, dtype, device or number.
+    """
+    check_nms(boxes, scores, "nms_padded")
+    check_max_output(max_output, "nms_padded")
+    return _pad(_suppress(boxes, scores, None, iou_threshold), max_output)
+
+
+def batched_nms_padded(
+    boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, max_output: int
+) -> tuple[Tensor, Tensor]:
+    """The first ``max_output`` indices of :func:`batched_nms`, padded, and how many they are.
+
+    Args:
+        boxes: ``[N, 4]`` (x1, y1, x2, y2), floating.
+        scores: ``[N]``.
+        idxs: ``[N]`` int64, the class of each box.
+        iou_threshold: as in :func:`nms`.
+        max_output: size of the result, over all classes.
+
+    Returns:
+        int64 indices ``[max_output]``, -1 behind the last, and their number, int64 ``[]``.
+
+    Raises:
+        RuntimeError: wrong shape, dtype, device or number.
+    """
+    check_batched_nms(boxes, scores, idxs, "batched_nms_padded")
+    check_max_output(max_output, "batched_nms_padded")
+    return _pad(_suppress(boxes, scores, idxs, iou_threshold), max_output)
+
+
+def _pad(kept: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    kept = kept[:size]
+    indices = kept.new_full((size,), -1)
+    indices[: len(kept)] = kept
+    return indices, kept.new_full((), len(kept))
 
 
 def _suppress(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:

@@ -93,6 +93,10 @@ def features(
     return made.contiguous(memory_format=layout).requires_grad_()
 
 
+def _together(results: tuple[Tensor, ...]) -> Tensor:
+    return torch.cat([result.flatten().double() for result in results])
+
+
 def _box_iou_cases() -> list[Case]:
     measures = {
         "box_iou": ops.box_iou,
@@ -111,7 +115,8 @@ def _box_iou_cases() -> list[Case]:
 
             return make
 
-        for rows, columns in ((1, 1), (33, 129), (64, 128), (150, 5)):
+        # Tiles of 64 rows and up to 256 columns, four a thread.
+        for rows, columns in ((1, 1), (65, 129), (64, 256), (150, 5), (3, 260)):
             made.append(
                 Case(
                     f"{name}-{rows}x{columns}",
@@ -170,14 +175,32 @@ def _nms_cases() -> list[Case]:
     ]
     made += [
         Case(f"nms-{count}", lambda count=count: make(count), nms, exact=True)
-        for count in (1, 31, 64, 65, 257, 1023, 1024, 1025, 2305)
+        for count in (1, 31, 64, 65, 257, 1025, 2305)  # groups of 64, of which 32 and more
     ]
     made += [
-        Case(f"nms-{dtype}", lambda dtype=dtype: make(1100, dtype), nms, exact=True)
+        Case(f"nms-{dtype}", lambda dtype=dtype: make(400, dtype), nms, exact=True)
         for dtype in (torch.float16, torch.bfloat16, torch.float64)
     ]
-    # Every box of a chunk is kept.
+    # Every box is kept.
     made.append(Case("nms-apart", lambda: make_apart(1100), nms, exact=True))
+    made += [
+        Case(
+            f"nms_padded-{count}-{size}",
+            lambda count=count: make(count),
+            lambda b, s, size=size: _together(ops.nms_padded(b, s, 0.4, size)),
+            exact=True,
+        )
+        for count, size in ((1, 3), (300, 5), (700, 150), (300, 300))
+    ]
+    made += [
+        Case(
+            f"batched_nms_padded-{count}-{size}",
+            lambda count=count: make_batched(count, 3),
+            lambda b, s, c, size=size: _together(ops.batched_nms_padded(b, s, c, 0.4, size)),
+            exact=True,
+        )
+        for count, size in ((400, 9), (1200, 1100))
+    ]
     made += [
         Case(
             f"batched_nms-{count}-{classes}",
@@ -185,7 +208,7 @@ def _nms_cases() -> list[Case]:
             batched_nms,
             exact=True,
         )
-        for count, classes in ((1, 1), (300, 3), (2305, 2), (2305, 40))
+        for count, classes in ((1, 1), (300, 3), (1300, 2), (1300, 40))
     ]
     return made
 
@@ -317,10 +340,6 @@ def _match_cases() -> list[Case]:
         for dtype in (torch.float16, torch.bfloat16, torch.float64, torch.int64)
     ]
     return made
-
-
-def _together(results: tuple[Tensor, ...]) -> Tensor:
-    return torch.cat([result.flatten().double() for result in results])
 
 
 def _steps(*shape: int, step: float) -> Tensor:

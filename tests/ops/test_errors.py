@@ -400,6 +400,35 @@ RUNTIME_ERRORS: dict[str, tuple[Call, str]] = {
         _batched((3, 5), (3,), (3,)),
         r"batched_nms: expected boxes of shape \[N, 4\], got \[3, 5\]",
     ),
+    "nms_padded of 5 columns": (
+        lambda device: ops.nms_padded(_make((3, 5), device), _make((3,), device), 0.5, 2),
+        r"nms_padded: expected boxes of shape \[N, 4\], got \[3, 5\]",
+    ),
+    "nms_padded, negative size": (
+        lambda device: ops.nms_padded(_make((3, 4), device), _make((3,), device), 0.5, -1),
+        "nms_padded: expected max_output of at least 0, got -1",
+    ),
+    "nms_padded of nothing, negative size": (
+        lambda device: ops.nms_padded(_make((0, 4), device), _make((0,), device), 0.5, -2),
+        "nms_padded: expected max_output of at least 0, got -2",
+    ),
+    "batched_nms_padded, idxs": (
+        _batched((3, 4), (3,), (4,), lambda *of: ops.batched_nms_padded(*of, 3)),
+        r"batched_nms_padded: expected idxs of shape \[3\], one for each box, got \[4\]",
+    ),
+    "batched_nms_padded, raw idxs": (
+        _batched(
+            (3, 4),
+            (3,),
+            torch.zeros(3, dtype=torch.int32),
+            lambda *of: rcnn.batched_nms_padded(*of, 3),
+        ),
+        "batched_nms_padded: expected idxs to be int64, got int32",
+    ),
+    "batched_nms_padded, negative size": (
+        _batched((3, 4), (3,), (3,), lambda *of: ops.batched_nms_padded(*of, -5)),
+        "batched_nms_padded: expected max_output of at least 0, got -5",
+    ),
     "batched_nms, scores": (
         _batched((3, 4), (2,), (3,)),
         r"batched_nms: expected scores of shape \[3\], one for each box, got \[2\]",

@@ -67,6 +67,8 @@ def _samples(device: torch.device) -> dict[str, list[tuple[Any, ...]]]:
         ],
         "nms": [(boxes, scores, 0.5), (boxes.half(), scores, 0.5), (boxes[:0], scores[:0], 0.5)],
         "batched_nms": [(boxes, scores, idxs, 0.5)],
+        "nms_padded": [(boxes, scores, 0.5, 4), (boxes[:0], scores[:0], 0.5, 3)],
+        "batched_nms_padded": [(boxes.double(), scores, idxs, 0.5, 40)],
         "soft_nms": [
             (boxes, scores, 0.3, 0.5, 0.001, 0),
             (boxes.half(), scores.double(), 0.3, 0.5, 0.1, 1),

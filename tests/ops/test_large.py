@@ -66,6 +66,33 @@ def test_ious_beyond_2_to_the_31(cuda: torch.device) -> None:
     torch.testing.assert_close(result[-3:], ops.box_iou(boxes[-3:], boxes))
 
 
+def test_ious_of_more_columns_than_a_grid_has_rows(cuda: torch.device) -> None:
+    boxes = torch.rand(128 * 65536 + 1, 4, device=cuda)
+    boxes[:, 2:] += boxes[:, :2]
+    result = ops.box_iou(boxes[:2], boxes)
+    assert torch.equal(result[:, -1:], ops.box_iou(boxes[:2], boxes[-1:]))
+    assert torch.equal(result[:, 5::9999], ops.box_iou(boxes[:2], boxes[5::9999]))
+
+
+@pytest.mark.parametrize("batched", [False, True], ids=["nms", "batched"])
+@pytest.mark.parametrize("count", [400_000, 1_000_000])
+def test_nms_of_many_boxes_gives_the_indices_of_the_cpu(
+    cuda: torch.device, count: int, batched: bool
+) -> None:
+    _needs_free(3)
+    boxes = torch.rand(count, 4) * 8000
+    boxes[:, 2:] = boxes[:, :2] + 8 + torch.rand(count, 2) * 200
+    scores = torch.randint(0, count // 3, (count,)).float()
+    idxs = torch.randint(0, 80, (count,))
+    if batched:
+        expected = ops.batched_nms(boxes, scores, idxs, 0.5)
+        keep = ops.batched_nms(boxes.to(cuda), scores.to(cuda), idxs.to(cuda), 0.5)
+    else:
+        expected = ops.nms(boxes, scores, 0.5)
+        keep = ops.nms(boxes.to(cuda), scores.to(cuda), 0.5)
+    assert torch.equal(keep.cpu(), expected)
+
+
 def test_nms_in_memory_proportional_to_the_boxes(cuda: torch.device) -> None:
     count = 400_000
     _needs_free(2)
