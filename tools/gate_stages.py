@@ -9,14 +9,20 @@ import os
 import pathlib
 import re
 import shutil
+import subprocess
 import sys
-import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from typing import Any
 
+from gate_reports import (
+    KERNEL_NAMES,
+    count_sanitizer,
+    count_tests,
+    name_failures,
+    parse_resources,
+)
+
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
-# Part of the mangled name of every kernel of ours; the sanitizers look at no others.
-KERNEL_NAMES = "rcnn_ext"
 SANITIZER_ERROR = 99
 
 PASSED = "passed"
@@ -140,14 +146,32 @@ def last_line(text: str) -> str:
 # --- build ------------------------------------------------------------------------------------
 
 
+# What the report on registers and spills covers, beside the GPU at hand.
+ARCHITECTURES = ("8.0", "9.0", "10.0")
+
+
+def architectures(capability: str) -> list[str]:
+    """Give the GPU's own and those of the report, as far as this nvcc knows them."""
+    nvcc = find_tool("nvcc")
+    if nvcc is None:
+        return [capability]
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=False)
+    known = listed.stdout.split()
+    wanted = [a for a in ARCHITECTURES if f"compute_{a.replace('.', '')}" in known]
+    return sorted({capability, *wanted}, key=lambda name: tuple(map(int, name.split("."))))
+
+
 def prepare_build(context: Context, limit: float) -> Command:
-    """Build in place for the GPU at hand, with every core."""
+    """Build in place for the GPU at hand and those of the report, with every core."""
+    chosen = architectures(context.gpu.capability)
     return Command(
         [sys.executable, "setup.py", "build_ext", "--inplace"],
         {
             "FORCE_CUDA": "1",
-            "TORCH_CUDA_ARCH_LIST": context.gpu.capability,
+            "TORCH_CUDA_ARCH_LIST": ";".join(chosen),
             "MAX_JOBS": str(os.cpu_count() or 1),
+            # nvcc's own: the architectures of a file side by side.
+            "NVCC_APPEND_FLAGS": f"--threads={len(chosen)}",
         },
     )
 
@@ -219,29 +243,6 @@ def judge_tests(context: Context, done: Finished) -> Outcome:
     return Outcome(PASSED if ran_well else FAILED, summary or "no test ran", details)
 
 
-def count_tests(junit: str) -> dict[str, int]:
-    """Count the tests of a JUnit report by their outcome."""
-    counts = {"passed": 0, "failed": 0, "errors": 0, "skipped": 0}
-    for suite in ET.fromstring(junit).iter("testsuite"):
-        failed, errors, skipped = (
-            int(suite.get(name, 0)) for name in ("failures", "errors", "skipped")
-        )
-        counts["failed"] += failed
-        counts["errors"] += errors
-        counts["skipped"] += skipped
-        counts["passed"] += int(suite.get("tests", 0)) - failed - errors - skipped
-    return counts
-
-
-def name_failures(junit: str) -> list[str]:
-    """Name the tests of a JUnit report that failed or ended in an error."""
-    return [
-        f"{case.get('classname')}::{case.get('name')}"
-        for case in ET.fromstring(junit).iter("testcase")
-        if case.find("failure") is not None or case.find("error") is not None
-    ]
-
-
 # --- compare ----------------------------------------------------------------------------------
 
 
@@ -279,6 +280,10 @@ def judge_compare(context: Context, done: Finished) -> Outcome:
 # --- sanitizers -------------------------------------------------------------------------------
 
 
+# Enough that a report on a kernel of ours is printed, whatever is said of others.
+_INITCHECK = ("--print-limit", "10000")
+
+
 def sanitizer_stage(tool: str, least: float) -> Stage:
     """Make the stage of one compute-sanitizer tool."""
 
@@ -286,11 +291,13 @@ def sanitizer_stage(tool: str, least: float) -> Stage:
         program = find_tool("compute-sanitizer")
         if program is None:
             return Outcome(MISSING, "compute-sanitizer is not installed: NOT CHECKED")
+        # initcheck has to see who else writes memory; what it says of others is left out later.
+        ours = ["--error-exitcode", str(SANITIZER_ERROR), "--kernel-name", f"kns={KERNEL_NAMES}"]
         return Command(
             [
-                *(program, "--tool", tool, "--error-exitcode", str(SANITIZER_ERROR)),
+                *(program, "--tool", tool, *(ours if tool != "initcheck" else _INITCHECK)),
                 # PyTorch asks for things that may fail, and handles it.
-                *("--report-api-errors", "no", "--kernel-name", f"kns={KERNEL_NAMES}"),
+                *("--report-api-errors", "no"),
                 *(sys.executable, "tools/sanitizer_workload.py", "--seconds", f"{0.6 * limit:.0f}"),
             ],
             # With a caching allocator an overrun of one tensor lands inside the next.
@@ -318,19 +325,6 @@ def judge_sanitizer(tool: str, done: Finished) -> Outcome:
     return Outcome(PASSED, summary, details)
 
 
-def count_sanitizer(tool: str, output: str) -> dict[str, int] | None:
-    """Read the counts of the last summary line; None where there is none."""
-    if tool == "racecheck":
-        pattern = r"RACECHECK SUMMARY: (\d+) hazards? displayed \((\d+) errors?, (\d+) warnings?\)"
-        names = ["hazards", "errors", "warnings"]
-    else:
-        pattern, names = r"ERROR SUMMARY: (\d+) errors?", ["errors"]
-    found = list(re.finditer(pattern, output))
-    if not found:
-        return None
-    return dict(zip(names, map(int, found[-1].groups()), strict=True))
-
-
 # --- resources --------------------------------------------------------------------------------
 
 
@@ -354,30 +348,25 @@ def judge_resources(context: Context, done: Finished) -> Outcome:
     if not ours:
         # The sanitizers filter by this name: they would have looked at nothing.
         return Outcome(FAILED, f"no kernel has {KERNEL_NAMES!r} in its name")
-    stacks = sum(kernel["stack"] > 0 for kernel in ours)
-    most = max(kernel["registers"] for kernel in ours)
-    summary = f"{len(ours)} kernels, at most {most} registers, {stacks} with a stack frame"
-    return Outcome(PASSED, summary, {"kernels": ours})
-
-
-def parse_resources(output: str) -> list[dict[str, Any]]:
-    """Read ``cuobjdump -res-usage``: a dict for each kernel."""
-    pattern = re.compile(
-        r"Function (\S+):\s*\n\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", re.MULTILINE
-    )
-    names = ("registers", "stack", "shared", "local")
-    return [
-        {"kernel": found[0], **dict(zip(names, map(int, found[1:]), strict=True))}
-        for found in pattern.findall(output)
-    ]
+    parts = []
+    for architecture in dict.fromkeys(kernel["architecture"] for kernel in ours):
+        there = [kernel for kernel in ours if kernel["architecture"] == architecture]
+        stacks = sum(kernel["stack"] > 0 for kernel in there)
+        most = max(kernel["registers"] for kernel in there)
+        parts.append(
+            f"{architecture}: {len(there)} kernels, at most {most} registers, "
+            f"{stacks} with a stack frame"
+        )
+    return Outcome(PASSED, "; ".join(parts), {"kernels": ours})
 
 
 STAGES = (
-    Stage("build", 90, prepare_build, judge_build),
+    Stage("build", 120, prepare_build, judge_build),
     Stage("load", 20, prepare_load, judge_load),
     Stage("tests", 90, prepare_tests, judge_tests),
     Stage("compare", 90, prepare_compare, judge_compare),
     sanitizer_stage("memcheck", 60),
     sanitizer_stage("racecheck", 45),
+    sanitizer_stage("initcheck", 30),
     Stage("resources", 10, prepare_resources, judge_resources),
 )

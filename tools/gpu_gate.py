@@ -42,6 +42,8 @@ from rcnn_ext.files import write_json
 
 # A log keeps its beginning and its end; a sanitizer that finds much writes gigabytes.
 _LOG_HALF = 2 << 20
+# The stages that need no GPU.
+WITHOUT_DEVICE = ("build", "resources")
 _PROBE = (
     "import json, torch; p = torch.cuda.get_device_properties(0);"
     "print(json.dumps({'name': p.name, 'capability': f'{p.major}.{p.minor}'}))"
@@ -211,15 +213,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--budget", type=float, default=540, metavar="SECONDS", help="for all stages (default: 540)"
     )
     parser.add_argument("--only", metavar="STAGE[,STAGE]", help="run these stages alone")
+    parser.add_argument(
+        "--no-device",
+        action="store_true",
+        help="on a machine without a GPU: compile, and report registers and spills",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     options = parser.parse_args(arguments)
     stages = choose(options.only)
+    if options.no_device:
+        stages = tuple(stage for stage in stages if stage.name in WITHOUT_DEVICE)
     start = time.monotonic()
     if options.dry_run:
         nowhere = pathlib.Path("SCRATCH")
         print_plan(stages, Context(options.out, nowhere, Gpu("none", "9.0")), options.budget)
         return 0
-    gpu = find_gpu()
+    gpu = Gpu("no device", "9.0") if options.no_device else find_gpu()
     if isinstance(gpu, str):
         print(f"GPU gate: no GPU that torch can use ({gpu})", file=sys.stderr)
         return 2

@@ -41,6 +41,7 @@ OPERATORS = {
     "soft_nms_cuda.cu": ("soft_nms", "batched_soft_nms"),
     "generate_proposals_cuda.cu": ("generate_proposals",),
     "postprocess_detections_cuda.cu": ("postprocess_detections",),
+    "score_order.cuh": ("nms", "batched_nms"),
     "suppress_row.cuh": ("nms", "batched_nms", "generate_proposals", "postprocess_detections"),
     "roi_align_cuda.cu": ("roi_align",),
     "roi_pool_cuda.cu": ("roi_pool",),

@@ -20,7 +20,7 @@ from rcnn_ext.bench.runner import (
     usual_contenders,
 )
 from rcnn_ext.bench.suite import growth, select, suite
-from rcnn_ext.bench.timing import Rules
+from rcnn_ext.bench.timing import Rules, copy_bandwidth
 from rcnn_ext.errors import UserError
 from rcnn_ext.progress import Progress
 
@@ -188,7 +188,8 @@ def compare(settings: Settings, cases: list[Case], name: str = "operators") -> R
         rows, left_out = run_cases(cases, settings, lambda row: progress.advance(note=_note(row)))
     backends = environment.operator_backends(settings.device.type)
     description = environment.describe(settings.device)
-    return Report(description, settings, rows, left_out, backends, name)
+    ceiling = copy_bandwidth(settings.device)
+    return Report(description, settings, rows, left_out, backends, name, ceiling)
 
 
 def write_report(report: Report, folder: pathlib.Path, stem: str) -> list[pathlib.Path]:

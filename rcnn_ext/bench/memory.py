@@ -37,7 +37,7 @@ def extra_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
         if found is None:
             return None
         before, peak, result = found
-    return max(0, peak - before - _bytes_of(result))
+    return max(0, peak - before - bytes_of(result))
 
 
 def kernel_count(call: Callable[[], Any], device: torch.device) -> int | None:
@@ -57,7 +57,8 @@ def kernel_count(call: Callable[[], Any], device: torch.device) -> int | None:
     )
 
 
-def _bytes_of(result: Any) -> int:
+def bytes_of(result: Any) -> int:
+    """Give the size of a tensor, or of a sequence of tensors."""
     tensors = (result,) if isinstance(result, Tensor) else tuple(result)
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 

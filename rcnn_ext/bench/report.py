@@ -27,6 +27,7 @@ class Report:
         left_out: cases for which there was no time.
         backends: which backend ours has for each operator on this device.
         suite: ``operators`` or ``growth``.
+        copy_bandwidth: of a CUDA device, in bytes read and written a second.
     """
 
     environment: dict[str, Any]
@@ -35,6 +36,7 @@ class Report:
     left_out: list[str]
     backends: dict[str, str]
     suite: str = "operators"
+    copy_bandwidth: float | None = None
 
     @property
     def failures(self) -> list[str]:
@@ -54,7 +56,8 @@ class Report:
                 "least_runs": MIN_RUNS,
             },
             "backends": self.backends,
-            "results": [_row_json(row, device) for row in self.rows],
+            "copy_bytes_per_s": self.copy_bandwidth,
+            "results": [_row_json(row, device, self.copy_bandwidth) for row in self.rows],
             "left_out": self.left_out,
             "failures": self.failures,
         }
@@ -149,7 +152,7 @@ def _rows_table(report: Report) -> str:
     head += ["min-max", REFERENCE, *(f"vs tv{on}" for on in on_threads), "target"]
     if with_avx2:
         head += [*(f"avx2 vs tv{on}" for on in on_threads), "target"]
-    head += ["vs ref", "extra MiB"] + ["kernels"] * (device == "cuda")
+    head += ["vs ref", "extra MiB"] + ["kernels", "of copy"] * (device == "cuda")
     body = []
     for rows in _by_case(report.rows):
         row = rows.get(threads[0]) or next(iter(rows.values()))
@@ -165,6 +168,8 @@ def _rows_table(report: Report) -> str:
         cells += [" / ".join(_mebibytes(row.extra_bytes.get(name)) for name in pair)]
         if device == "cuda":
             cells += [" / ".join(str(row.kernels.get(name, "-")) for name in pair)]
+            share = row.share_of_copy(report.copy_bandwidth)
+            cells += ["" if share is None else f"{share:.0%}"]
         body.append(cells)
     return format_table(head, body, left=2)
 
@@ -198,6 +203,11 @@ def _legend(report: Report) -> str:
         f" memory beyond the result, {OURS} / torchvision"
         + ("; kernels likewise." if report.settings.device.type == "cuda" else "."),
     ]
+    if report.copy_bandwidth is not None:
+        lines += [
+            f"of copy: {OURS}'s share of the speed of a copy, {report.copy_bandwidth / 1e12:.2f}"
+            " TB/s here, if it moved each input and result once."
+        ]
     fallback = sorted(name for name, kind in report.backends.items() if kind != "native")
     if fallback:
         lines.append(
@@ -229,7 +239,7 @@ def _summary(report: Report) -> str:
     return " ".join(lines)
 
 
-def _row_json(row: Row, device: str) -> dict[str, Any]:
+def _row_json(row: Row, device: str, copy_bandwidth: float | None) -> dict[str, Any]:
     # Those that took part: timed, or known not to work.
     names = dict.fromkeys([*row.timings, *row.errors, *row.problems])
     contenders = {}
@@ -254,6 +264,8 @@ def _row_json(row: Row, device: str) -> dict[str, Any]:
         "contenders": contenders,
         "ratio_torchvision": row.ratio(TORCHVISION),
         "ratio_reference": row.ratio(REFERENCE),
+        "moved_bytes": row.moved_bytes,
+        "share_of_copy_bandwidth": row.share_of_copy(copy_bandwidth),
         "target": row.target(device),
         "target_reached": _reached(row, device, OURS),
         "avx2": {

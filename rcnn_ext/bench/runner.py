@@ -78,6 +78,7 @@ class Row:
         failures: the problems that are this package's own, or put the truth in doubt.
         kernels: kernels a call launches on CUDA, by contender.
         extra_bytes: peak of memory beyond the result, by contender.
+        moved_bytes: the fewest bytes that the work moves: every input and result once.
     """
 
     case: Case
@@ -89,12 +90,19 @@ class Row:
     failures: list[str] = dataclasses.field(default_factory=list)
     kernels: dict[str, int] = dataclasses.field(default_factory=dict)
     extra_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
+    moved_bytes: int | None = None
 
     def ratio(self, rival: str, ours: str = OURS) -> float | None:
         """Give how many times faster ours is than a rival; None where one was not timed."""
         if ours not in self.timings or rival not in self.timings:
             return None
         return self.timings[rival].median / self.timings[ours].median
+
+    def share_of_copy(self, copy_bandwidth: float | None) -> float | None:
+        """Give ours' share of a device's copy bandwidth, in bytes a second; None if unknown."""
+        if copy_bandwidth is None or self.moved_bytes is None or OURS not in self.timings:
+            return None
+        return self.moved_bytes / self.timings[OURS].median / copy_bandwidth
 
     def target(self, device: str, ours: str = OURS) -> float | None:
         """Give the speed-up over torchvision that is aimed at in this row, if any."""
@@ -204,7 +212,11 @@ def _verified(
     try:
         with entered(name, case):
             calls = [case.bind(contender_ops(name), inputs) for inputs in sets]
-            error = check(calls[0]())
+            result = calls[0]()
+            error = check(result)
+            if name == OURS:
+                row.moved_bytes = _input_bytes(sets[0]) + memory.bytes_of(result)
+            del result
             # The reference is no rival in memory, and calling it once more may take seconds.
             extra = None if name == REFERENCE else memory.extra_bytes(calls[0], device)
             kernels = memory.kernel_count(calls[0], device)

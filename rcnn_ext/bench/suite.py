@@ -121,6 +121,7 @@ def _suppression() -> list[Case]:
     plain = (
         (1, _NO_TARGET, _CPU),
         (100, Targets(cpu=5), _BOTH),
+        (500, Targets(cuda=3), _CUDA),
         (1_000, Targets(cpu=30, cuda=3), _BOTH),
         (2_000, Targets(cpu=60, cuda=3), _BOTH),
         (5_000, Targets(cpu=120, cuda=3), _BOTH),

@@ -126,6 +126,25 @@ def clock_for(device: torch.device) -> Clock:
     return EventClock(device) if device.type == "cuda" else WallClock()
 
 
+def copy_bandwidth(device: torch.device, size: int = 1 << 30) -> float | None:
+    """Measure how fast a CUDA device copies memory, the ceiling of what only moves bytes.
+
+    Args:
+        device: of any type; None comes back for a CPU.
+        size: bytes to copy, more than the caches hold.
+
+    Returns:
+        Bytes read and written a second: the median of several copies of random data.
+    """
+    if device.type != "cuda":
+        return None
+    source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    calls = [lambda: target.copy_(source)]
+    clock_for(device).measure(calls, 2)
+    return 2 * size / statistics.median(clock_for(device).measure(calls, 1) for _ in range(9))
+
+
 def time_interleaved(rivals: Sequence[Rival], clock: Clock, rules: Rules) -> dict[str, Timing]:
     """Time rivals in turns, so that what changes on the machine meanwhile meets all of them.
 

@@ -15,7 +15,7 @@ from rcnn_ext.bench import plots, report, runner
 from rcnn_ext.bench.cases import NmsCase, Targets
 from rcnn_ext.bench.report import Report, format_report, format_seconds, format_table, result_name
 from rcnn_ext.bench.runner import AVX2, OURS, REFERENCE, TORCHVISION, Row, Settings
-from rcnn_ext.bench.timing import Timing
+from rcnn_ext.bench.timing import Rules, Timing
 
 ENVIRONMENT = {
     "date": "2026-01-31T12:00:00+00:00",
@@ -48,6 +48,28 @@ def _row(count: int, ours: float, threads: int = 1, **targets: float) -> Row:
 def _report(rows: list[Row], **changes: Any) -> Report:
     settings = Settings(torch.device("cpu"))
     return Report(ENVIRONMENT, settings, rows, [], {"nms": "native", **changes})
+
+
+def test_share_of_the_copy_bandwidth() -> None:
+    row = _row(100, 0.002)
+    assert row.share_of_copy(1e9) is None
+    row.moved_bytes = 1_000_000
+    assert row.share_of_copy(None) is None
+    assert row.share_of_copy(1e9) == pytest.approx(0.5)
+    settings = Settings(torch.device("cuda"))
+    environment = {**ENVIRONMENT, "device": "cuda"}
+    made = Report(environment, settings, [row], [], {}, copy_bandwidth=1e9)
+    assert made.as_json()["results"][0]["share_of_copy_bandwidth"] == pytest.approx(0.5)
+    assert made.as_json()["copy_bytes_per_s"] == 1e9
+    assert " 50%" in format_report(made)
+
+
+def test_bytes_that_a_call_moves() -> None:
+    settings = Settings(torch.device("cpu"), rules=Rules(window=0, budget=0), contenders=(OURS,))
+    (row,) = runner.run_case(NmsCase("nms", count=10), torch.float32, settings)
+    kept = row.moved_bytes - 10 * 4 * 5  # boxes and scores
+    assert kept > 0
+    assert kept % 8 == 0
 
 
 def test_ratio_and_target() -> None:

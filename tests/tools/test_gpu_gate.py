@@ -121,20 +121,52 @@ def test_sanitizer_command(context: Context, monkeypatch: pytest.MonkeyPatch) ->
     assert command.arguments[-2:] == ["--seconds", "60"]
 
 
+def test_initcheck_counts_kernels_of_this_package_alone(context: Context) -> None:
+    report = (
+        "========= Uninitialized __global__ memory read of size 4 bytes\n"
+        "=========     at void {}::kernel<float>(const T1 *)+0x40 in file.cu:{}\n"
+    )
+    end = "WORKLOAD: 9 of 9 calls\n========= ERROR SUMMARY: 3 errors\n"
+    others = report.format("at::native", 1) + report.format("cub", 2)
+    outcome = gate_stages.judge_sanitizer("initcheck", Finished(0, False, others + end))
+    assert outcome.status == PASSED
+    output = others + report.format("rcnn_ext", 3) + end
+    outcome = gate_stages.judge_sanitizer("initcheck", Finished(0, False, output))
+    assert outcome.status == FAILED
+    assert outcome.details["errors"] == 1
+    assert gate_stages.count_sanitizer("initcheck", "Segmentation fault\n") is None
+
+
+def test_builds_for_the_gpu_and_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_stages, "find_tool", lambda name: None)
+    assert gate_stages.architectures("12.0") == ["12.0"]
+    listing = "import sys; print('compute_75 compute_80 compute_90')"
+    done = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True)
+    monkeypatch.setattr(gate_stages, "find_tool", lambda name: "/x/nvcc")
+    monkeypatch.setattr(gate_stages.subprocess, "run", lambda *_, **__: done)
+    assert gate_stages.architectures("9.0") == ["8.0", "9.0"]
+    assert gate_stages.architectures("12.0") == ["8.0", "9.0", "12.0"]
+
+
 # --- other stages ---------------------------------------------------------------------------------
 
 
 def test_resources_are_read(context: Context) -> None:
     outcome = gate_stages.judge_resources(context, Finished(0, False, RESOURCES))
     assert outcome.status == PASSED
-    assert outcome.summary == "2 kernels, at most 30 registers, 1 with a stack frame"
+    assert outcome.summary == "sm_90: 2 kernels, at most 30 registers, 1 with a stack frame"
     assert outcome.details["kernels"][1] == {
+        "architecture": "sm_90",
         "kernel": "_ZN8rcnn_ext5helloIfEEvPT_i",
         "registers": 27,
         "stack": 0,
         "shared": 1280,
         "local": 0,
     }
+    both = RESOURCES + RESOURCES.replace("sm_90", "sm_80").replace("REG:30", "REG:64")
+    summary = gate_stages.judge_resources(context, Finished(0, False, both)).summary
+    assert summary.startswith("sm_90: 2 kernels, at most 30 registers")
+    assert summary.endswith("sm_80: 2 kernels, at most 64 registers, 1 with a stack frame")
     renamed = RESOURCES.replace("rcnn_ext", "renamed_")
     assert gate_stages.judge_resources(context, Finished(0, False, renamed)).status == FAILED
     assert gate_stages.judge_resources(context, Finished(0, False, "")).status == FAILED
