@@ -39,7 +39,7 @@ IOU_FUNCTIONS = ("box_iou", "generalized_box_iou", "distance_box_iou", "complete
 
 def iou_calls() -> Iterator[Call]:
     """IoU matrices with gradients; every fourth on boxes of no extent."""
-    for index, (rows, columns) in enumerate(itertools.product(COUNTS, (5, 33, 0, 128))):
+    for index, (rows, columns) in enumerate(itertools.product(COUNTS, (5, 33, 0, 128, 260))):
         for name in IOU_FUNCTIONS:
 
             def work(
@@ -93,12 +93,31 @@ def nms_calls() -> Iterator[Call]:
                 boxes[1, 0], boxes[2, 3], boxes[3, 2] = math.nan, math.inf, -math.inf
                 boxes[4, 2:] = boxes[4, :2]
             boxes, scores = boxes.to(device), scores.to(device)
+            some = count // 3
             if classes == 0:
-                return (ops.nms(boxes, scores, 0.5),)
+                padded = ops.nms_padded(boxes, scores, 0.5, some)
+                return ops.nms(boxes, scores, 0.5), *padded
             labels = torch.randint(classes, (count,), generator=random).to(device)
-            return (ops.batched_nms(boxes, scores, labels, 0.3),)
+            padded = ops.batched_nms_padded(boxes, scores, labels, 0.3, count + 9)
+            return ops.batched_nms(boxes, scores, labels, 0.3), *padded
 
         yield f"nms {count} {dtype} classes={classes}", work
+
+
+def long_nms_calls() -> Iterator[Call]:
+    """NMS of more boxes than a chunk holds, plain and by class."""
+    for classes in (0, 7):
+
+        def work(device: torch.device, classes: int = classes) -> tuple[Tensor, ...]:
+            random = generator(3)
+            boxes = random_boxes(9000, random, (900, 700)).to(device)
+            scores = torch.randint(0, 2000, (9000,), generator=random).to(device)
+            if classes == 0:
+                return ops.nms(boxes, scores, 0.5), *ops.nms_padded(boxes, scores, 0.5, 5000)
+            labels = torch.randint(classes, (9000,), generator=random).to(device)
+            return (ops.batched_nms(boxes, scores, labels, 0.5),)
+
+        yield f"nms 9000 classes={classes}", work
 
 
 def soft_nms_calls() -> Iterator[Call]:
@@ -254,6 +273,7 @@ def interleaved() -> list[Call]:
         iou_calls(),
         match_calls(),
         nms_calls(),
+        long_nms_calls(),
         soft_nms_calls(),
         proposal_calls(),
         detection_calls(),

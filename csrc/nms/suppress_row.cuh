@@ -23,7 +23,8 @@ __device__ __forceinline__ int bits_below(unsigned long long word, int bit) {
 __device__ __forceinline__ unsigned long long bits_between(int begin, int end, int group) {
   const auto from = [&](int number) {
     const int bit = max(number - group * kGroup, 0);
-    return bit < kGroup ? ~0ull << bit : 0ull;
+    if (bit >= kGroup) return 0ull;
+    return ~0ull << bit;
   };
   return from(begin) & ~from(end);
 }
