@@ -29,7 +29,7 @@ class Mutant:
         number: that switches it on.
         file: relative to csrc.
         line: of the change.
-        kind: "barrier", "bounds", "loop bound" or "clamp".
+        kind: "barrier", "atomic", "bounds", "loop bound" or "clamp".
         text: what was removed or weakened.
         occurrence: which of those with this text in the file, from 1.
     """
@@ -152,6 +152,12 @@ def edits_of(source: str) -> list[Edit]:
                     at, body_begin + match.end(), "barrier", "do { if (!MUTATED) ", " } while (0);"
                 )
             )
+        # As a statement: what an expression takes from it cannot be left out.
+        for match in re.finditer(r"(?<=[;{})])\s+(atomic\w+\()", body):
+            at = body_begin + match.start(1)
+            end = closing(clean, body_begin + match.end() - 1)
+            if clean[end] == ";":
+                found.append(Edit(at, end + 1, "atomic", "do { if (!MUTATED) ", " } while (0);"))
         for match in re.finditer(r"\bif \(", body):
             opening = body_begin + match.end() - 1
             close = closing(clean, opening)

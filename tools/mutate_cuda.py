@@ -1,11 +1,11 @@
 """Show that the emulated tests can fail: break the CUDA kernels and see who notices.
 
-Removes each barrier and each bounds test of the kernels in turn, runs the comparisons of
-tests/emulation/test_kernels.py on each mutant, first as they are and then under AddressSanitizer,
-and prints a table. Every mutant is in one build, behind a number that is chosen at run time; a
-server that has all loaded forks for each.
+Removes each barrier, each atomic and each bounds test of the kernels in turn, runs the comparisons
+of tests/emulation/test_kernels.py on each mutant, first as they are and then under
+AddressSanitizer, and prints a table. Every mutant is in one build, behind a number that is chosen
+at run time; a server that has all loaded forks for each.
 
-Exit status: 0 when at least 85 in 100 mutants were caught and every survivor is explained below,
+Exit status: 0 when at least 90 in 100 mutants were caught and every survivor is explained below,
 otherwise 1.
 """
 
@@ -29,8 +29,8 @@ from cuda_mutants import Mutant, mutate  # noqa: E402
 from emulation.backend import LIBRARY  # noqa: E402
 from emulation.build import CACHE, address_sanitizer_environment, build  # noqa: E402
 
-TIME_LIMIT = 120  # seconds for one mutant; the comparisons take a few
-LEAST_CAUGHT = 0.85  # the others change nothing: one round more, or less work saved
+TIME_LIMIT = 240  # seconds for one mutant; the comparisons take a few
+LEAST_CAUGHT = 0.9  # the others change nothing: one round more, or less work saved
 
 # The operators whose cases concern a file; all of the RoI operators' for a header.
 OPERATORS = {
@@ -69,12 +69,6 @@ EXPLAINED = {
     ("match_boxes_cuda.cu", "first < image.box_count", 2): "one more round, of the last box again",
     ("match_boxes_cuda.cu", "tile < image.gt_count", 1): "one more round, over an empty tile",
     ("match_boxes_cuda.cu", "tile < image.gt_count", 2): "one more round, over an empty tile",
-    ("match_boxes_cuda.cu", "bits > tile_peaks[g]", 1): (
-        "saves work: an atomic maximum with less changes nothing"
-    ),
-    ("match_boxes_cuda.cu", "best_iou[n] < peak", 1): (
-        "saves work: no IoU of such a box is as high"
-    ),
     ("nms_cuda.cu", "group < count", 1): "one more round, over an empty group",
     ("suppress_row.cuh", "row < column", 1): (
         "saves work: a row's bits for itself and for earlier rows are not looked at any more"
@@ -98,6 +92,27 @@ EXPLAINED = {
     ("nms_cuda.cu", "thread >= group + size", 1): (
         "saves work: what an earlier group kept overlaps nothing that is kept now"
     ),
+}
+
+# The same for what is not examined at all: it decides how much a kernel does and not what it gives,
+# so that no test of results can notice.
+WORK_SAVED = {
+    ("nms_cuda.cu", "row_group > column_group", 1): "the words of such a block are not read",
+    (
+        "nms_cuda.cu",
+        "!(intersection_area(box, other) > limits[0][row] + limits[1][column])",
+        1,
+    ): "a filter before the exact test",
+    (
+        "nms_cuda.cu",
+        "intersection_area(tile[k], mine) > limits[k] + my_limit",
+        1,
+    ): "a filter before the exact test",
+    ("nms_cuda.cu", "total >= result.most", 1): "what comes after a full result is not stored",
+    ("match_boxes_cuda.cu", "bits > tile_peaks[g]", 1): (
+        "an atomic maximum with less changes nothing"
+    ),
+    ("match_boxes_cuda.cu", "best_iou[n] < peak", 1): "no IoU of such a box is as high",
 }
 
 
@@ -224,6 +239,12 @@ def report(results: list[tuple[Mutant, str | None, bool]]) -> tuple[str, bool]:
             verdict,
         ]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    if WORK_SAVED:
+        lines += ["", "Not examined, since it only saves work:", ""]
+        lines += [
+            f"- {file}: `{text}`: {reason}".replace("|", "\\|")
+            for (file, text, _), reason in WORK_SAVED.items()
+        ]
     caught = sum(message is not None for _, message, _ in results)
     share = caught / len(results)
     lines += ["", f"{caught} of {len(results)} mutants caught ({share:.1%})."]
@@ -245,6 +266,7 @@ def main() -> int:
 
     folder = CACHE / "mutants"
     mutants = make_sources(folder)
+    mutants = [m for m in mutants if (m.file.name, m.text, m.occurrence) not in WORK_SAVED]
     if arguments.only:
         mutants = [m for m in mutants if m.number in arguments.only]
     if arguments.list:

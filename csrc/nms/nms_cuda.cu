@@ -21,8 +21,11 @@ namespace {
 
 constexpr int kGroupsPerChunk = 128;  // 8192 boxes, and 8 MB for the bits of their pairs
 constexpr int kThreads = 256;
-constexpr int kResolveThreads = 1024;
+constexpr int kResolveThreads = 512;
 constexpr int kResolveWarps = kResolveThreads / kWarpSize;
+constexpr int kKeptTile = 128;  // kept boxes in shared memory
+constexpr int kCollectThreads = 1024;
+constexpr int kCollectWarps = kCollectThreads / kWarpSize;
 
 // Boxes by rank, that is in order of segment and score.
 template <class Stored>
@@ -136,6 +139,7 @@ __global__ void __launch_bounds__(kThreads)
 // which decides about the segments that begin in it.
 __global__ void __launch_bounds__(kResolveThreads)
     resolve_kernel(Chunk chunk, const int64_t* order, KeptBoxes result) {
+  static_assert(kGroupsPerChunk <= kResolveThreads, "a thread looks at a group");
   __shared__ unsigned long long kept[kGroupsPerChunk];
   __shared__ unsigned removed[2][2];      // by earlier groups: of this group, and of the next
   __shared__ int begin, end, last_begin;  // of what this block decides; of the chunk's last segment
@@ -231,8 +235,8 @@ __global__ void __launch_bounds__(kThreads)
     suppress_rest_kernel(RankedBoxes<Stored> ranked, Chunk chunk, KeptBoxes result,
                          SuppressionRule<accumulate_t<Stored>> rule) {
   using T = accumulate_t<Stored>;
-  __shared__ __align__(16) Box<T> tile[kThreads];
-  __shared__ T limits[kThreads];
+  __shared__ __align__(16) Box<T> tile[kKeptTile];
+  __shared__ T limits[kKeptTile];
   const int64_t next = chunk.first + chunk.size;
   const int64_t segment = ranked.segment(next - 1);
   const int64_t block_first = next + static_cast<int64_t>(blockIdx.x) * kThreads;
@@ -244,8 +248,8 @@ __global__ void __launch_bounds__(kThreads)
   const T my_area = area(mine);
   const T my_limit = rule.limit_of(my_area);
   const int64_t kept_count = *chunk.kept_count;
-  for (int64_t first = 0; first < kept_count; first += kThreads) {
-    const int size = static_cast<int>(min(static_cast<int64_t>(kThreads), kept_count - first));
+  for (int64_t first = 0; first < kept_count; first += kKeptTile) {
+    const int size = static_cast<int>(min(static_cast<int64_t>(kKeptTile), kept_count - first));
     if (threadIdx.x < size) {
       const Box<T> box = ranked.box(chunk.kept[first + threadIdx.x]);
       tile[threadIdx.x] = box;
@@ -264,20 +268,20 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // One block: the indices of the boxes that stay, in order of score. by_score: [N]; indices: [most]
-__global__ void __launch_bounds__(kResolveThreads)
+__global__ void __launch_bounds__(kCollectThreads)
     collect_kernel(const int64_t* by_score, int64_t size, KeptBoxes result, int64_t* indices) {
-  __shared__ int found_of_warp[kResolveWarps];
+  __shared__ int found_of_warp[kCollectWarps];
   const int lane = threadIdx.x % kWarpSize;
   const int warp = threadIdx.x / kWarpSize;
   int64_t found = 0;
-  for (int64_t first = 0; first < size && found < result.most; first += kResolveThreads) {
+  for (int64_t first = 0; first < size && found < result.most; first += kCollectThreads) {
     const int64_t i = first + threadIdx.x;
     const bool is_set = i < size && result.by_score[i];
     const unsigned bits = __ballot_sync(kFullWarp, is_set);
     if (lane == 0) found_of_warp[warp] = __popc(bits);
     __syncthreads();
     int64_t place = found + __popc(bits & ((1u << lane) - 1));
-    for (int w = 0; w < kResolveWarps; ++w) {
+    for (int w = 0; w < kCollectWarps; ++w) {
       if (w < warp) place += found_of_warp[w];
       found += found_of_warp[w];
     }
@@ -285,7 +289,7 @@ __global__ void __launch_bounds__(kResolveThreads)
     __syncthreads();  // the next round overwrites the numbers of the warps
   }
   if (threadIdx.x == 0) *result.count = min(found, result.most);
-  for (int64_t i = found + threadIdx.x; i < result.padded; i += kResolveThreads) {
+  for (int64_t i = found + threadIdx.x; i < result.padded; i += kCollectThreads) {
     indices[i] = kNoIndex;
   }
 }
@@ -360,7 +364,7 @@ std::tuple<Tensor, Tensor> suppress(const Tensor& boxes, const Tensor& scores, c
       }
     }
     if (idxs != nullptr) {
-      launch("nms: collect", collect_kernel, {dim3(1), dim3(kResolveThreads)}, scope,
+      launch("nms: collect", collect_kernel, {dim3(1), dim3(kCollectThreads)}, scope,
              data(orders.by_score), count, result, index_data);
     }
   });

@@ -151,6 +151,10 @@ def _nms_cases() -> list[Case]:
         low = torch.arange(count).float()[:, None] * torch.tensor([3.0, 1.0])
         return torch.cat([low, low + 2], dim=1), torch.rand(count)
 
+    def make_twins() -> tuple[Tensor, ...]:
+        apart = make_apart(300)[0]
+        return torch.cat([apart, apart]), torch.rand(600)
+
     def nms(b: Tensor, s: Tensor) -> Tensor:
         return ops.nms(b, s, 0.4)
 
@@ -175,14 +179,15 @@ def _nms_cases() -> list[Case]:
     ]
     made += [
         Case(f"nms-{count}", lambda count=count: make(count), nms, exact=True)
-        for count in (1, 31, 64, 65, 257, 1025, 2305)  # groups of 64, of which 32 and more
+        for count in (1, 31, 64, 65, 257, 1100)  # groups of 64, and more of them than warps
     ]
     made += [
         Case(f"nms-{dtype}", lambda dtype=dtype: make(400, dtype), nms, exact=True)
         for dtype in (torch.float16, torch.bfloat16, torch.float64)
     ]
-    # Every box is kept.
-    made.append(Case("nms-apart", lambda: make_apart(1100), nms, exact=True))
+    # Every box is kept; then each but its twin, whichever comes first.
+    made.append(Case("nms-apart", lambda: make_apart(300), nms, exact=True))
+    made.append(Case("nms-twins", make_twins, nms, exact=True))
     made += [
         Case(
             f"nms_padded-{count}-{size}",
@@ -190,7 +195,7 @@ def _nms_cases() -> list[Case]:
             lambda b, s, size=size: _together(ops.nms_padded(b, s, 0.4, size)),
             exact=True,
         )
-        for count, size in ((1, 3), (300, 5), (700, 150), (300, 300))
+        for count, size in ((1, 3), (300, 5), (400, 100), (200, 200))
     ]
     made += [
         Case(
@@ -199,7 +204,7 @@ def _nms_cases() -> list[Case]:
             lambda b, s, c, size=size: _together(ops.batched_nms_padded(b, s, c, 0.4, size)),
             exact=True,
         )
-        for count, size in ((400, 9), (1200, 1100))
+        for count, size in ((300, 9), (1100, 1050))
     ]
     made += [
         Case(
@@ -208,7 +213,7 @@ def _nms_cases() -> list[Case]:
             batched_nms,
             exact=True,
         )
-        for count, classes in ((1, 1), (300, 3), (1300, 2), (1300, 40))
+        for count, classes in ((1, 1), (300, 3), (400, 2), (700, 40))
     ]
     return made
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from rcnn_ext import ops
 
-# Around the numbers of boxes that a kernel takes together (64, and groups of 32 words).
-COUNTS = [1, 2, 63, 64, 65, 1000, 1025, 2060]
+# Around the numbers of boxes that a kernel takes together (64, and 16 groups of them).
+COUNTS = [1, 2, 63, 64, 65, 1000, 1025, 1100]
 
 
 def _nms(backend: Backend, boxes: Tensor, scores: Tensor, iou_threshold: float) -> list[int]:
