@@ -253,7 +253,7 @@ def test_deterministic_for_any_number_of_threads(native: Backend) -> None:
 
 def test_a_hundred_thousand_boxes(backend: Backend) -> None:
     # Objects of 50 boxes each, as a detector has them.
-    objects = {"native": 2000, "emulated": 150}.get(backend.implementation, 400)
+    objects = {"native": 2000, "emulated": 60}.get(backend.implementation, 400)
     boxes = make_boxes(objects, size=20000).repeat(50, 1)
     boxes[:, 2:] = boxes[:, :2] + 40
     boxes += torch.rand(50 * objects, 1) * 4
