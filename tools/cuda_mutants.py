@@ -18,6 +18,23 @@ DEVICE_FUNCTIONS = (
     "suppress_row",
     "find_last_key",
     "number_of_scores",
+    # of the RoI operators
+    "for_each_unit",
+    "for_each_bin",
+    "write_staged",
+    "find_planes",
+    "tabulate_bin",
+    "tabulate_roi",
+    "pool_without_tables",
+    "pool_channels_last",
+    "pool_contiguous",
+    "reach_along",
+    "find_place",
+    "find_hits",
+    "weigh_bin",
+    "weigh_hits",
+    "add_hits",
+    "write_column",
 )
 
 

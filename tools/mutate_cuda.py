@@ -59,11 +59,16 @@ else removed.
 # (file, mutated text, which of those in the file) -> why nothing can tell the mutant from the
 # original.
 EXPLAINED = {
-    ("roi_gather.cuh", "base < roi_count", 1): "one more round, without a RoI",
-    ("roi_gather.cuh", "ph0 < pooled_height", 1): "one more round, without a bin",
-    ("roi_gather.cuh", "pw0 < pooled_width", 1): "one more round, without a bin",
-    ("roi_gather.cuh", "inside", 1): (
-        "saves work: pixels beyond the map have weights of 0 and are not stored"
+    ("roi_gather.cuh", "base < plan.roi_count", 1): "one more round, without a RoI",
+    ("roi_gather.cuh", "first < total", 1): "one more round, over no RoI",
+    ("roi_gather.cuh", "ph0 < plan.pooled_height", 1): "one more round, without a bin",
+    ("roi_gather.cuh", "pw0 < plan.pooled_width", 1): "one more round, without a bin",
+    ("roi_gather.cuh", "task.key < span.x", 1): "saves work: a round without the tile's image",
+    ("roi_gather.cuh", "task.key > span.y", 1): "saves work: a round without the tile's image",
+    ("roi_reach.cuh", "box.y < box.y_end", 1): "saves work: no tile reaches an empty box",
+    ("roi_reach.cuh", "box.x < box.x_end", 1): "saves work: no tile reaches an empty box",
+    ("align_gradient.cuh", "!(lowest < extent && highest >= T(0))", 1): (
+        "saves work: a box beyond the map reaches no tile, and a NaN has no samples"
     ),
     ("match_boxes_cuda.cu", "first < image.box_count", 1): "one more round, of the last box again",
     ("match_boxes_cuda.cu", "first < image.box_count", 2): "one more round, of the last box again",

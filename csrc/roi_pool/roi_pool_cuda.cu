@@ -150,8 +150,9 @@ __device__ __forceinline__ void pool_contiguous(const PoolBins<T>& bins, const P
       const Peak<T> peak = reduce_quad(
           peaks, [](Peak<T> a, Peak<T> b) { return better(a, b); },
           [](Peak<T> mine, int mask) {
-            return Peak<T>{__shfl_xor_sync(kFullWarp, mine.value, mask),
-                           __shfl_xor_sync(kFullWarp, mine.pixel, mask)};
+            mine.value = __shfl_xor_sync(kFullWarp, mine.value, mask);
+            mine.pixel = __shfl_xor_sync(kFullWarp, mine.pixel, mask);
+            return mine;
           });
       if (inside) {
         staged[turn][bin] = static_cast<Stored>(peak.value);

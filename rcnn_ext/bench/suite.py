@@ -199,15 +199,22 @@ def _roi_pool() -> list[Case]:
         RoiCase("roi_pool", Targets(cpu=3), _CPU, rois=512, backward=True),
         RoiCase("roi_pool", devices=_CUDA, rois=1_000),
         RoiCase("roi_pool", devices=_CUDA, rois=1_000, backward=True),
+        RoiCase("roi_pool", devices=_CUDA, rois=1_000, channels_last=True),
+        RoiCase("roi_pool", devices=_CUDA, rois=1_000, channels_last=True, backward=True),
     ]
 
 
 def _pyramid() -> list[Case]:
     name = "multi_scale_roi_align"
+    many: dict[str, Any] = {"devices": _CUDA, "dtypes": _FULL_AND_HALF, "rois": 2_000}
     return [
         PyramidCase(name, Targets(cpu=12, cpu_avx2=8, cuda=4), rois=1_000),
         PyramidCase(name, Targets(cpu=18, cpu_avx2=11), rois=1_000, backward=True),
         PyramidCase(name, rois=1_000, channels_last=True),
+        PyramidCase(name, Targets(cuda=4), **many),
+        PyramidCase(name, **many, backward=True),
+        PyramidCase(name, **many, channels_last=True),
+        PyramidCase(name, **many, channels_last=True, backward=True),
     ]
 
 

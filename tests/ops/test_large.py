@@ -21,11 +21,13 @@ def _needs_free(gib: float) -> None:
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("name", ["roi_align", "roi_pool"])
+@pytest.mark.parametrize(
+    ("count", "channels"), [(44_000, 1000), (1_100 * 172, 256)]
+)  # x 7 x 7: 2.16e9 and 2.37e9 elements
 def test_results_beyond_2_to_the_31(
-    cuda: torch.device, name: str, layout: torch.memory_format
+    cuda: torch.device, name: str, count: int, channels: int, layout: torch.memory_format
 ) -> None:
-    count, channels = 44_000, 1000  # x 7 x 7: 2.16e9 elements
-    _needs_free(2 * 4.1 + (8.1 if name == "roi_pool" else 0) + 2)
+    _needs_free(2 * 4.6 + (9.0 if name == "roi_pool" else 0) + 2)
     features = torch.rand(1, channels, 8, 8, device=cuda, dtype=torch.bfloat16)
     features = features.to(memory_format=layout)
     rois = torch.tensor([[0.0, 0, 0, 7, 7]], device=cuda).repeat(count, 1)
@@ -36,6 +38,24 @@ def test_results_beyond_2_to_the_31(
     # All RoIs are the same; the ends are looked at, and one beyond the limit.
     for k in (0, 1, count // 2, count - 2, count - 1):
         assert torch.equal(result[k], first[0])
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_gradients_of_more_results_than_2_to_the_31(
+    cuda: torch.device, layout: torch.memory_format
+) -> None:
+    count, channels = 1_100 * 172, 256
+    _needs_free(3 * 4.6 + 2)
+    features = torch.rand(1, channels, 8, 8, device=cuda, dtype=torch.bfloat16)
+    features = features.to(memory_format=layout).requires_grad_()
+    rois = torch.tensor([[0.0, 0, 0, 7, 7]], device=cuda).repeat(count, 1)
+    result = ops.roi_align(features, rois, 7)
+    grad = torch.zeros_like(result)
+    grad[-1000:] = 1  # beyond the limit, but for whoever counts in 32 bits
+    (gradient,) = torch.autograd.grad(result, features, grad)
+    one = features.detach().float().requires_grad_()
+    (expected,) = torch.autograd.grad(ops.roi_align(one, rois[:1], 7).sum(), one)
+    torch.testing.assert_close(gradient.float(), 1000 * expected, rtol=1e-2, atol=1.0)
 
 
 @pytest.mark.parametrize("name", ["roi_align", "roi_pool"])

@@ -104,6 +104,27 @@ def test_layout_does_not_matter(
 
 
 @operators
+def test_views_that_begin_inside_of_a_vector(
+    backend: Backend, operator: Callable[..., Tensor], rois: Tensor
+) -> None:
+    # 40 channels fill vectors of 16 bytes in channels-last; a slice of a larger buffer still may
+    # begin where no vector does.
+    for dtype in (torch.float32, torch.float16):
+        features = channels_last(torch.randn(2, 40, 11, 13)).to(backend.device, dtype)
+        grad = channels_last(torch.randn(9, 40, 3, 5)).to(backend.device, dtype)
+        expected, expected_grad = _differentiate(operator, features, rois, grad)
+
+        def shifted(tensor: Tensor) -> Tensor:
+            memory = torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)
+            return memory[1:].as_strided(tensor.shape, tensor.stride()).copy_(tensor)
+
+        result, _ = _differentiate(operator, shifted(features), rois, grad)
+        _, input_grad = _differentiate(operator, features, rois, shifted(grad))
+        assert_near(result, expected)
+        assert_near(input_grad, expected_grad)
+
+
+@operators
 def test_expanded_inputs(operator: Callable[..., Tensor], features: Tensor, rois: Tensor) -> None:
     plane = features[:1, :1]
     expanded = plane.expand(2, 40, 11, 13)
