@@ -67,9 +67,6 @@ EXPLAINED = {
     ("roi_gather.cuh", "task.key > span.y", 1): "saves work: a round without the tile's image",
     ("roi_reach.cuh", "box.y < box.y_end", 1): "saves work: no tile reaches an empty box",
     ("roi_reach.cuh", "box.x < box.x_end", 1): "saves work: no tile reaches an empty box",
-    ("align_gradient.cuh", "!(lowest < extent && highest >= T(0))", 1): (
-        "saves work: a box beyond the map reaches no tile, and a NaN has no samples"
-    ),
     ("match_boxes_cuda.cu", "first < image.box_count", 1): "one more round, of the last box again",
     ("match_boxes_cuda.cu", "first < image.box_count", 2): "one more round, of the last box again",
     ("match_boxes_cuda.cu", "tile < image.gt_count", 1): "one more round, over an empty tile",
