@@ -2,7 +2,7 @@
 #pragma once
 
 #include <algorithm>
-#include <iterator>
+#include <cstdint>
 #include <utility>
 #include <vector>
 
@@ -10,114 +10,204 @@
 
 namespace rcnn_ext::selective_search {
 
-// The pairs of a region with older ones, the most similar on top. Among equals that is the
-// youngest: pairs are numbered in order of age.
+// The regions that are left and the pairs of neighbours among them, numbered in order of age.
+//
+// A region keeps the pairs that it was made with. Where a neighbour has been merged since, its
+// union took its place, with a pair that is as old as the union. So nothing is written to the
+// neighbours of a union, which can be thousands, when it is made.
+class PairGraph {
+ public:
+  struct Neighbour {
+    int64_t number;  // of the pair
+    int region;
+  };
+  using Neighbours = std::vector<Neighbour>;
+
+  PairGraph(int count, const std::vector<Pair>& pairs)
+      : neighbours_(count), first_number_(count, 0), union_of_(count), met_(count, 0) {
+    const size_t most = 2 * static_cast<size_t>(count);
+    neighbours_.reserve(most);
+    first_number_.reserve(most);
+    union_of_.reserve(most);
+    met_.reserve(most);
+    for (int region = 0; region < count; ++region) union_of_[region] = region;
+    for (const auto& [a, b] : pairs) {
+      neighbours_[a].push_back({next_number_, b});
+      neighbours_[b].push_back({next_number_++, a});
+    }
+  }
+
+  bool is_left(int region) const { return union_of_[region] == region; }
+  // The pairs that a region was made with, ascending.
+  const Neighbours& neighbours(int region) const { return neighbours_[region]; }
+
+  // Puts the union of two regions, with the next free index, in their place. Its pairs keep the
+  // order of those that they replace.
+  void merge(int a, int b) {
+    const int united = static_cast<int>(neighbours_.size());
+    union_of_[a] = union_of_[b] = united;
+    union_of_.push_back(united);
+    met_.push_back(united);
+    first_number_.push_back(next_number_);
+    Neighbours &x = neighbours_[a], &y = neighbours_[b];
+    later_.clear();
+    keep_left(x);
+    keep_left(y);
+    // A number of a later pair may be off, but not so that it would pass a pair of another region.
+    std::sort(later_.begin(), later_.end(), before);
+    made_.resize(x.size() + y.size());
+    std::merge(x.begin(), x.end(), y.begin(), y.end(), made_.begin(), before);
+    Neighbours& own = x.capacity() < y.capacity() ? y : x;
+    own.resize(made_.size() + later_.size());
+    std::merge(made_.begin(), made_.end(), later_.begin(), later_.end(), own.begin(), before);
+    size_t kept = 0;
+    for (const Neighbour& neighbour : own) {
+      if (met_[neighbour.region] == united) continue;
+      met_[neighbour.region] = united;
+      own[kept++] = {next_number_++, neighbour.region};
+    }
+    own.resize(kept);
+    // Memory goes round: a region that is made near the end has many neighbours and a short life.
+    Neighbours taken = std::move(own);
+    Neighbours().swap(x);
+    Neighbours().swap(y);
+    neighbours_.push_back(std::move(taken));
+  }
+
+ private:
+  static bool before(const Neighbour& x, const Neighbour& y) { return x.number < y.number; }
+
+  // Moves the pairs whose regions have been merged to `later_`.
+  void keep_left(Neighbours& neighbours) {
+    size_t kept = 0;
+    for (const Neighbour& neighbour : neighbours) {
+      if (is_left(neighbour.region)) {
+        neighbours[kept++] = neighbour;
+      } else {
+        const int region = find_union(neighbour.region);
+        later_.push_back({first_number_[region], region});
+      }
+    }
+    neighbours.resize(kept);
+  }
+
+  // The region that is left of those that this one was merged into.
+  int find_union(int region) {
+    while (union_of_[region] != region) {
+      union_of_[region] = union_of_[union_of_[region]];
+      region = union_of_[region];
+    }
+    return region;
+  }
+
+  std::vector<Neighbours> neighbours_;
+  std::vector<int64_t> first_number_;  // of the pairs that a union was made with
+  std::vector<int> union_of_;          // what a region was merged into; itself if it is left
+  std::vector<int> met_;               // the last union that a region became a neighbour of
+  Neighbours made_;
+  Neighbours later_;
+  int64_t next_number_ = 0;
+};
+
+// A pair of a region with an older one. In a heap the most similar is on top, among equals the
+// youngest.
 struct Candidate {
   double similarity;
-  int pair;
+  int64_t number;
+  int region;
+  int older;
 
-  bool operator<(const Candidate& other) const {
-    return similarity < other.similarity || (similarity == other.similarity && pair < other.pair);
+  bool operator<(const Candidate& x) const {
+    return similarity < x.similarity || (similarity == x.similarity && number < x.number);
   }
 };
-using Candidates = std::vector<Candidate>;
 
-inline Candidate take_best(Candidates& candidates) {
-  std::pop_heap(candidates.begin(), candidates.end());
-  const Candidate best = candidates.back();
-  candidates.pop_back();
-  return best;
-}
+// The candidates of one region.
+class Candidates {
+ public:
+  void push_back(const Candidate& candidate) { values_.push_back(candidate); }
+  bool empty() const { return values_.empty(); }
+
+  // The first time this takes one pass: many regions are merged before a second.
+  Candidate take_best() {
+    if (is_new_) {
+      is_new_ = false;
+      std::swap(*std::max_element(values_.begin(), values_.end()), values_.back());
+    } else {
+      if (!is_heap_) std::make_heap(values_.begin(), values_.end());
+      is_heap_ = true;
+      std::pop_heap(values_.begin(), values_.end());
+    }
+    const Candidate best = values_.back();
+    values_.pop_back();
+    return best;
+  }
+  void clear() {
+    values_.clear();
+    is_new_ = true;
+    is_heap_ = false;
+  }
+  size_t capacity() const { return values_.capacity(); }
+
+ private:
+  std::vector<Candidate> values_;
+  bool is_new_ = true;
+  bool is_heap_ = false;
+};
 
 // Merges regions until no two are neighbours. `regions` has
-//   double similarity(int a, int b);   of two regions
+//   double similarity(int a, int b);   of two regions, in any order
 //   int merge(int a, int b);           adds their union and gives its index, the next free one
-// Among equal similarities the youngest pair goes first. The pairs of a new region are as old as
-// each other but keep the order of those that they replace. Returns the merged pairs, in order.
+// Among equal similarities the youngest pair goes first. Returns the merged pairs, in order.
 //
-// A region that is made near the end has many neighbours and a short life. So each region sorts its
-// own pairs, as far as they are asked for, and only its best stands in the heap of all.
+// Only the best pair of each region stands in the heap of all, the region sorts the rest itself.
 template <class Regions>
 std::vector<Pair> group(Regions& regions, int count, const std::vector<Pair>& neighbours) {
-  struct Node {
-    std::vector<int> pairs;  // of this region, ascending; some with regions that are gone
-    Candidates candidates;   // those of `pairs` that this region sorts
-  };
-  std::vector<Pair> pairs(neighbours);
-  std::vector<Node> nodes(count);
-  nodes.reserve(2 * static_cast<size_t>(count));
-  // By region: the last merge that made it a neighbour of the union, or one of these.
-  constexpr int kNone = -1, kGone = -2;
-  std::vector<int> met(count, kNone);
-  met.reserve(2 * static_cast<size_t>(count));
-  const auto is_alive = [&](int pair) {
-    return met[pairs[pair].first] != kGone && met[pairs[pair].second] != kGone;
-  };
-
-  Candidates heap;
-  // Puts the best pair of a region that is still there into the heap. A region sorts the pairs that
-  // it is the first of.
+  PairGraph graph(count, neighbours);
+  std::vector<Candidates> candidates(count);  // by region, those that are not in the heap
+  candidates.reserve(2 * static_cast<size_t>(count));
+  std::vector<Candidate> heap;
+  // Puts the best pair of a region that is still there into the heap.
   const auto enter_best = [&](int region) {
-    Candidates& own = nodes[region].candidates;
+    Candidates& own = candidates[region];
     while (!own.empty()) {
-      const Candidate best = take_best(own);
-      if (!is_alive(best.pair)) continue;
+      const Candidate best = own.take_best();
+      if (!graph.is_left(best.older)) continue;
       heap.push_back(best);
       std::push_heap(heap.begin(), heap.end());
       return;
     }
   };
-  for (int p = 0; p < static_cast<int>(pairs.size()); ++p) {
-    const auto [a, b] = pairs[p];
-    nodes[a].pairs.push_back(p);
-    nodes[b].pairs.push_back(p);
-    nodes[a].candidates.push_back({regions.similarity(a, b), p});
-  }
-  for (int region = 0; region < count; ++region) {
-    Candidates& own = nodes[region].candidates;
-    std::make_heap(own.begin(), own.end());
+  const auto compare = [&](int region) {
+    for (const auto& [number, other] : graph.neighbours(region)) {
+      if (other > region) continue;
+      candidates[region].push_back({regions.similarity(region, other), number, region, other});
+    }
     enter_best(region);
-  }
+  };
 
+  for (int region = 0; region < count; ++region) compare(region);
   std::vector<Pair> merged;
-  std::vector<int> touched;
   while (!heap.empty()) {
-    const int best = take_best(heap).pair;
-    const auto [a, b] = pairs[best];
-    if (met[a] == kGone) continue;
-    if (met[b] == kGone) {
-      enter_best(a);
+    std::pop_heap(heap.begin(), heap.end());
+    const Candidate best = heap.back();
+    heap.pop_back();
+    if (!graph.is_left(best.region)) continue;
+    if (!graph.is_left(best.older)) {
+      enter_best(best.region);
       continue;
     }
-    const int stamp = static_cast<int>(merged.size());
+    // Of two segments, the older one is the first.
+    const auto [a, b] =
+        best.region < count ? Pair{best.older, best.region} : Pair{best.region, best.older};
     merged.emplace_back(a, b);
-    const int united = regions.merge(a, b);
-    touched.clear();
-    std::merge(nodes[a].pairs.begin(), nodes[a].pairs.end(), nodes[b].pairs.begin(),
-               nodes[b].pairs.end(), std::back_inserter(touched));
-    met[a] = met[b] = kGone;
-    // The union takes over the larger one's memory. Fresh memory for thousands of pairs, again and
-    // again, would cost more than comparing them.
-    const int larger = nodes[a].pairs.size() < nodes[b].pairs.size() ? b : a;
-    Node fresh = std::move(nodes[larger]);
-    nodes[a] = nodes[b] = Node{};
-    fresh.pairs.clear();
-    fresh.candidates.clear();
-    for (const int p : touched) {
-      // Both are gone where the pair is the merged one.
-      const int other = met[pairs[p].first] != kGone ? pairs[p].first : pairs[p].second;
-      if (met[other] == kGone || met[other] == stamp) continue;
-      met[other] = stamp;
-      const int pair = static_cast<int>(pairs.size());
-      pairs.emplace_back(united, other);
-      fresh.pairs.push_back(pair);
-      nodes[other].pairs.push_back(pair);
-      fresh.candidates.push_back({regions.similarity(united, other), pair});
-    }
-    std::make_heap(fresh.candidates.begin(), fresh.candidates.end());
-    nodes.push_back(std::move(fresh));
-    met.push_back(kNone);
-    enter_best(united);
+    graph.merge(a, b);
+    const int larger = candidates[a].capacity() < candidates[b].capacity() ? b : a;
+    Candidates taken = std::move(candidates[larger]);
+    candidates[a] = candidates[b] = Candidates();
+    taken.clear();
+    candidates.push_back(std::move(taken));
+    compare(regions.merge(a, b));
   }
   return merged;
 }

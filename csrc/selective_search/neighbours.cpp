@@ -24,7 +24,9 @@ std::vector<Pair> nested_corners(const std::vector<PixelBox>& boxes) {
   std::vector<uint8_t> marks(count + kWord, 0);
   for (int a = 0; a + 1 < count; ++a) {
     const PixelBox& box = boxes[a];
-    const int first = a + 1, rest = count - first;
+    // No box begins above its predecessors: those from here on lie below this one.
+    const auto below = std::lower_bound(columns[1].begin() + a + 1, columns[1].end(), box.max_y);
+    const int first = a + 1, rest = static_cast<int>(below - columns[1].begin()) - first;
     RCNN_ON_THIS_CPU(mark_corners_inside(&columns[0][first], &columns[1][first], &columns[2][first],
                                          &columns[3][first], rest, box.min_x, box.min_y, box.max_x,
                                          box.max_y, marks.data()));
