@@ -2,9 +2,7 @@
 #include "edges.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <cstring>
 
 #include "../common/huge_pages.h"
 
@@ -12,118 +10,120 @@
 #include "../common/for_each_isa.h"
 
 namespace rcnn_ext::selective_search {
-namespace {
-
-// More rounds tell sooner which edges no longer matter; fewer meet more edges of a neighbourhood at
-// once, while it is in the cache.
-constexpr int kRounds = 48;
-
-// Costs and ranks before they are sorted, [height][kDirections][width]. Where there is no edge,
-// they are not written.
-struct Costs {
-  int height;
-  int width;
-  std::unique_ptr<double[]> costs;
-  std::unique_ptr<uint16_t[]> ranks;
-  std::array<int64_t, kRanks> counts{};  // of edges by rank
-
-  Costs(int height, int width)
-      : height(height),
-        width(width),
-        // Not initialised: each page is touched for the first time when it is filled.
-        costs(new double[size()]),
-        ranks(new uint16_t[size()]) {
-    advise_huge_pages(costs.get(), size() * sizeof(double));
-    advise_huge_pages(ranks.get(), size() * sizeof(uint16_t));
-  }
-  size_t size() const { return static_cast<size_t>(height) * kDirections * width; }
-  size_t row(int y, int direction) const {
-    return (static_cast<size_t>(y) * kDirections + direction) * width;
-  }
-  // How many edges of a direction the pixels of a row have; they are those of the first columns.
-  int edges(int y, int direction) const {
-    if (direction > 0 && y + 1 == height) return 0;
-    return direction == 1 ? width : width - 1;
-  }
-};
-
-template <class T>
-void measure(const Image<T>& image, const Smoothing& smoothing, Costs& costs) {
-  const int height = image.height, width = image.width;
-  SmoothedRows<T> source(image, smoothing);
-  PlanarRow upper(width, 0), lower(width, 0);
-  const auto along = [&](int y, int direction, PlanarRow& a, PlanarRow& b, int shift_a,
-                         int shift_b) {
-    const double* from[3] = {a.channel(0), a.channel(1), a.channel(2)};
-    const double* to[3] = {b.channel(0), b.channel(1), b.channel(2)};
-    const int count = costs.edges(y, direction);
-    uint16_t* ranks = &costs.ranks[costs.row(y, direction)];
-    RCNN_ON_THIS_CPU(
-        distances(from, to, shift_a, shift_b, count, &costs.costs[costs.row(y, direction)], ranks));
-    for (int x = 0; x < count; ++x) ++costs.counts[ranks[x]];
-  };
-  for (int y = 0; y < height; ++y) {
-    source.write(y, lower);
-    if (y > 0) {
-      along(y - 1, 1, upper, lower, 0, 0);
-      along(y - 1, 2, upper, lower, 0, 1);
-      along(y - 1, 3, upper, lower, 1, 0);
-    }
-    along(y, 0, lower, lower, 0, 1);
-    std::swap(upper, lower);
-  }
-}
-
-// Cuts the ranks into rounds of about as many edges. Gives the round of each rank, and where rounds
-// begin.
-std::array<uint8_t, kRanks> plan_rounds(const std::array<int64_t, kRanks>& counts,
-                                        std::vector<int64_t>& begin) {
-  int64_t total = 0;
-  for (const int64_t count : counts) total += count;
-  const int64_t enough = total / kRounds + 1;
-  std::array<uint8_t, kRanks> round_of;
+std::vector<int> plan_rounds(const RankCounts& counts, int64_t enough) {
+  std::vector<int> ends;
   int64_t sum = 0;
-  begin = {0};
   for (int rank = 0; rank < kRanks; ++rank) {
-    round_of[rank] = static_cast<uint8_t>(begin.size() - 1);
     sum += counts[rank];
-    if (sum - begin.back() >= enough || rank == kRanks - 1) begin.push_back(sum);
+    if (sum < enough && rank + 1 < kRanks) continue;
+    ends.push_back(rank + 1);
+    sum = 0;
   }
-  return round_of;
+  return ends;
 }
 
-}  // namespace
+// Distances along one direction, from pixels of one row to pixels of another, and their ranks. The
+// rows are given with the columns where they begin.
+static void measure(PlanarRow& a, int column_a, PlanarRow& b, int column_b, int count,
+                    double* costs, uint16_t* ranks) {
+  const double* from[3] = {a.channel(0), a.channel(1), a.channel(2)};
+  const double* to[3] = {b.channel(0), b.channel(1), b.channel(2)};
+  RCNN_ON_THIS_CPU(distances(from, to, column_a, column_b, count, costs, ranks));
+}
+
+// Counts the ranks in strips of a window. Their surroundings are left out, so that this is not
+// exact.
+template <class T>
+static RankCounts sample_ranks(const Image<T>& image, const Smoothing& smoothing,
+                               const Window& window) {
+  constexpr int kRows = 4;    // of a strip
+  constexpr int kEvery = 48;  // rows
+  RankCounts counts{};
+  const int width = window.width;
+  std::vector<T> pixels;
+  std::vector<double> costs(width);
+  std::vector<uint16_t> ranks(width);
+  const auto count = [&](PlanarRow& a, PlanarRow& b, int shift) {
+    measure(a, 0, b, shift, width - shift, costs.data(), ranks.data());
+    for (int x = 0; x < width - shift; ++x) ++counts[ranks[x]];
+  };
+  for (int top = 0; top < window.height; top += kEvery) {
+    const int height = std::min(kRows, window.height - top);
+    pixels.clear();
+    for (int y = 0; y < height; ++y) {
+      const T* row = image.row(window.y + top + y) + 3 * static_cast<size_t>(window.x);
+      pixels.insert(pixels.end(), row, row + 3 * static_cast<size_t>(width));
+    }
+    const Image<T> strip{pixels.data(), height, width, image.factor};
+    SmoothedBand<T> rows(strip, smoothing, 2);
+    for (int y = 0; y < height; ++y) {
+      count(rows.row(y), rows.row(y), 1);
+      if (y == 0) continue;
+      count(rows.row(y - 1), rows.row(y), 0);
+      count(rows.row(y - 1), rows.row(y), 1);
+    }
+  }
+  return counts;
+}
+
+Edges::Edges(int64_t pixels) : edges_(new Edge[kDirections * pixels + (kRounds + 1) * kChunk]) {
+  advise_huge_pages(edges_.get(), kDirections * pixels * sizeof(Edge));
+}
+
+void Edges::plan(const RankCounts& sample) {
+  int64_t total = 0;
+  for (const int64_t count : sample) total += count;
+  const std::vector<int> ends = plan_rounds(sample, total / kRounds + 1);
+  used_ = 0;
+  chunks_.assign(ends.size(), {});
+  next_.assign(ends.size(), 0);
+  for (int round = 0, rank = 0; round < rounds(); ++round) {
+    open_chunk(round);
+    for (; rank < ends[round]; ++rank) round_of_[rank] = static_cast<uint8_t>(round);
+  }
+}
+
+void Edges::open_chunk(int round) {
+  chunks_[round].push_back(used_);
+  next_[round] = used_;
+  used_ += kChunk;
+}
+
+void Edges::add(int y, int direction, PlanarRow& first, PlanarRow& second, int x) {
+  const Ends ends(0);
+  const int columns = direction == 1 ? window_.width : window_.width - 1;
+  measure(first, x + ends.first[direction], second, x + ends.second[direction], columns,
+          costs_.data(), ranks_.data());
+  for (int i = 0; i < columns; ++i) {
+    const int round = round_of_[ranks_[i]];
+    size_t& next = next_[round];
+    edges_[next++] = Edge(costs_[i], direction, y * window_.width + i);
+    if (next % kChunk == 0) open_chunk(round);
+  }
+}
 
 template <class T>
-Edges compute_edges(const Image<T>& image, const Smoothing& smoothing) {
-  Costs costs(image.height, image.width);
-  measure(image, smoothing, costs);
-  Edges sorted{image.height, image.width, nullptr, {}};
-  const auto round_of = plan_rounds(costs.counts, sorted.begin);
-  const size_t count = sorted.begin.back();
-  sorted.edges.reset(new Edge[std::max<size_t>(count, 1)]);
-  advise_huge_pages(sorted.edges.get(), count * sizeof(Edge));
-  std::array<Edge*, kRounds + 2> next{};
-  for (int round = 0; round < sorted.rounds(); ++round) {
-    next[round] = sorted.edges.get() + sorted.begin[round];
-  }
-  for (int y = 0; y < image.height; ++y) {
-    for (int direction = 0; direction < kDirections; ++direction) {
-      const size_t row = costs.row(y, direction);
-      const uint32_t name = static_cast<uint32_t>(direction) << kPixelBits |
-                            static_cast<uint32_t>(y) * static_cast<uint32_t>(image.width);
-      const int columns = costs.edges(y, direction);
-      for (int x = 0; x < columns; ++x) {
-        Edge* edge = next[round_of[costs.ranks[row + x]]]++;
-        std::memcpy(&edge->cost_bits, &costs.costs[row + x], sizeof edge->cost_bits);
-        edge->name = name + x;
+void Edges::find(const Image<T>& image, const Smoothing& smoothing, SmoothedBand<T>& rows,
+                 const Window& window) {
+  window_ = window;
+  costs_.resize(window.width);
+  ranks_.resize(window.width);
+  plan(sample_ranks(image, smoothing, window));
+  for (int y = 0; y < window.height; ++y) {
+    PlanarRow& lower = rows.row(window.y + y);
+    if (y > 0) {
+      PlanarRow& upper = rows.row(window.y + y - 1);
+      for (int direction = 1; direction < kDirections; ++direction) {
+        add(y - 1, direction, upper, lower, window.x);
       }
     }
+    add(y, 0, lower, lower, window.x);
   }
-  return sorted;
 }
 
-template Edges compute_edges(const Image<uint8_t>&, const Smoothing&);
-template Edges compute_edges(const Image<double>&, const Smoothing&);
+template void Edges::find(const Image<uint8_t>&, const Smoothing&, SmoothedBand<uint8_t>&,
+                          const Window&);
+template void Edges::find(const Image<double>&, const Smoothing&, SmoothedBand<double>&,
+                          const Window&);
 
 }  // namespace rcnn_ext::selective_search

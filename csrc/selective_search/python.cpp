@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <cmath>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -77,7 +78,7 @@ py::tuple package_search(const Contiguous<T>& array, double factor, std::vector<
   std::vector<Pair> merged;
   {
     py::gil_scoped_release release;
-    segmentation = segment(compute_edges(image, smoothing), scale, min_size);
+    segmentation = std::move(segment(image, smoothing, {{scale, min_size}}).front());
     PackageRegions regions(image, segmentation);
     merged = group(regions, segmentation.count, nested_corners(regions.boxes()));
     boxes = regions.boxes();
@@ -90,14 +91,20 @@ py::tuple package_search(const Contiguous<T>& array, double factor, std::vector<
 
 template <class T>
 py::array_t<int32_t> felzenszwalb(const Contiguous<T>& array, double factor,
-                                  std::vector<double> weights, double scale, int64_t min_size) {
+                                  std::vector<double> weights, double scale, int64_t min_size,
+                                  std::optional<int64_t> tile_pixels) {
   const Image<T> image = view(array, factor);
   const Smoothing smoothing{std::move(weights)};
   check(smoothing);
+  TileSizes sizes;
+  if (tile_pixels) {
+    if (*tile_pixels < 1) throw std::invalid_argument("tile_pixels: expected at least 1");
+    sizes = {*tile_pixels, *tile_pixels, 4 * *tile_pixels};
+  }
   Segmentation segmentation;
   {
     py::gil_scoped_release release;
-    segmentation = segment(compute_edges(image, smoothing), scale, min_size);
+    segmentation = std::move(segment(image, smoothing, {{scale, min_size}}, sizes).front());
   }
   return labels_of(segmentation, image.height, image.width);
 }
@@ -111,16 +118,14 @@ struct Found {
 template <class T>
 std::vector<Found> search_all(const Image<T>& rgb, const std::vector<std::string>& spaces,
                               const Smoothing& smoothing, const Smoothing& before_derivatives,
-                              const std::vector<std::pair<double, int64_t>>& scales,
+                              const std::vector<SegmentScale>& scales,
                               const std::vector<unsigned>& strategies) {
   std::vector<Found> found;
   for (const std::string& space : spaces) {
     const ColourImage colours = convert(rgb, space);
     const Image<double> image{colours.pixels.data(), rgb.height, rgb.width, 1.0 / 255};
     const PixelCodes codes = code_pixels(colours, rgb.height, rgb.width, before_derivatives);
-    const Edges edges = compute_edges(image, smoothing);
-    for (const auto& [scale, min_size] : scales) {
-      const Segmentation segmentation = segment(edges, scale, min_size);
+    for (const Segmentation& segmentation : segment(image, smoothing, scales)) {
       const PaperRegions segments(codes, segmentation);
       const std::vector<Pair> neighbours = adjacent_segments(segmentation, rgb.height, rgb.width);
       for (const unsigned strategy : strategies) {
@@ -145,10 +150,12 @@ py::list diversified_search(const Contiguous<T>& array, double factor,
   const Smoothing before_derivatives{std::move(texture_weights)};
   check(smoothing);
   check(before_derivatives);
+  std::vector<SegmentScale> segment_scales;
+  for (const auto& [scale, min_size] : scales) segment_scales.push_back({scale, min_size});
   std::vector<Found> found;
   {
     py::gil_scoped_release release;
-    found = search_all(image, spaces, smoothing, before_derivatives, scales, strategies);
+    found = search_all(image, spaces, smoothing, before_derivatives, segment_scales, strategies);
   }
   py::list result;
   for (const Found& one : found) {
@@ -166,7 +173,8 @@ void define(py::module_& m) {
         py::arg("scale"), py::arg("min_size"),
         "Searches as the selectivesearch package does: (labels, boxes, sizes, merged pairs).");
   m.def("felzenszwalb", &felzenszwalb<T>, image, py::arg("factor"), py::arg("weights"),
-        py::arg("scale"), py::arg("min_size"), "Labels of the segments, [height, width].");
+        py::arg("scale"), py::arg("min_size"), py::arg("tile_pixels") = py::none(),
+        "Labels of the segments, [height, width]. They do not depend on how the image is cut.");
   m.def("diversified_search", &diversified_search<T>, image, py::arg("factor"), py::arg("spaces"),
         py::arg("weights"), py::arg("texture_weights"), py::arg("scales"), py::arg("strategies"),
         "Searches as the paper does: (boxes, sizes) for each colour space, scale and strategy.");

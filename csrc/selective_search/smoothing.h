@@ -57,4 +57,26 @@ class SmoothedRows {
   int loaded_ = 0;
 };
 
+// Smoothed rows from top to bottom, of which the last `kept` remain at hand.
+template <class T>
+class SmoothedBand {
+ public:
+  SmoothedBand(const Image<T>& image, const Smoothing& smoothing, int kept)
+      : source_(image, smoothing) {
+    rows_.reserve(kept);
+    for (int i = 0; i < kept; ++i) rows_.emplace_back(image.width, 0);
+  }
+
+  // Row `y`, no more than `kept` above the lowest one asked for so far.
+  PlanarRow& row(int y) {
+    for (; next_ <= y; ++next_) source_.write(next_, rows_[next_ % rows_.size()]);
+    return rows_[y % rows_.size()];
+  }
+
+ private:
+  SmoothedRows<T> source_;
+  std::vector<PlanarRow> rows_;
+  int next_ = 0;
+};
+
 }  // namespace rcnn_ext::selective_search

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from made_images import smooth_noise
 
-from rcnn_ext.proposals import SearchSettings, compat, find_regions
+from rcnn_ext.proposals import SearchSettings, compat, find_regions, native
+from rcnn_ext.proposals.images import UNIT, gaussian_weights
 
 # Few values give many ties, in costs and similarities; all of them give none.
 IMAGES = st.one_of(
@@ -55,6 +57,55 @@ def test_regions_hold_together(
     assert len(merged) == len(regions)
     for one in merged:
         assert all(one <= other or other <= one or not one & other for other in merged)
+
+
+def labels_of_segments(
+    image: np.ndarray, scale: float, sigma: float, min_size: int, tile_pixels: int | None
+) -> np.ndarray:
+    return native.load().felzenszwalb(
+        image, UNIT, gaussian_weights(sigma), scale, min_size, tile_pixels
+    )
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    image=IMAGES,
+    scale=SCALES,
+    sigma=SIGMAS,
+    min_size=st.integers(0, 40),
+    tile_pixels=st.integers(1, 100),
+)
+def test_tiles_do_not_show(
+    image: np.ndarray, scale: float, sigma: float, min_size: int, tile_pixels: int
+) -> None:
+    """Large images are segmented tile by tile; the tiles of these are a few pixels."""
+    np.testing.assert_array_equal(
+        labels_of_segments(image, scale, sigma, min_size, tile_pixels),
+        labels_of_segments(image, scale, sigma, min_size, image.size),
+    )
+
+
+@pytest.mark.parametrize("scale", [5.0, 60.0, 700.0])
+@pytest.mark.parametrize("min_size", [0, 20, 300])
+def test_tiles_of_a_smooth_image_do_not_show(scale: float, min_size: int) -> None:
+    image = smooth_noise(3, 130, 210)
+    whole = labels_of_segments(image, scale, 0.8, min_size, image.size)
+    for tile_pixels in (64, 900, 5000):
+        tiled = labels_of_segments(image, scale, 0.8, min_size, tile_pixels)
+        np.testing.assert_array_equal(tiled, whole)
+
+
+@pytest.mark.parametrize("shape", [(1000, 1600), (3, 600_000), (600_000, 3), (1, 1_600_000)])
+def test_large_images_are_cut_without_trace(shape: tuple[int, int]) -> None:
+    image = smooth_noise(5, *shape)
+    whole = labels_of_segments(image, 200.0, 0.8, 20, image.size)
+    assert whole.max() > 100
+    np.testing.assert_array_equal(labels_of_segments(image, 200.0, 0.8, 20, None), whole)
+
+
+def test_tile_pixels_are_checked() -> None:
+    with pytest.raises(ValueError, match="tile_pixels: expected at least 1"):
+        labels_of_segments(smooth_noise(0, 8, 8), 5.0, 0.8, 0, 0)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
