@@ -4,6 +4,19 @@
 #include "align_backward_kernels.h"
 // clang-format on
 
+constexpr int64_t kRoisAhead = 2;  // that fetch_lines() runs before the work
+
+// Brings the lines of `count` elements that a RoI to come reads or writes. RoIs are in
+// order of place, so that their pooled maps lie anywhere, and the processor guesses none of them.
+template <bool kWrite, class Stored>
+RCNN_HOST_DEVICE void fetch_lines(const Stored* from, int64_t count) {
+#if defined(__GNUC__)
+  constexpr int64_t kLine = 64 / sizeof(Stored);
+  for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(from + i, kWrite, 3);
+  __builtin_prefetch(from + count - 1, kWrite, 3);
+#endif
+}
+
 // All RoIs of an image for channels [first, last), NCHW. image: [C, H, W], out: [K, C, PH, PW]
 template <class T, class Stored>
 void align_channels(const RoiTable<T>* begin, const RoiTable<T>* end, const Stored* image,
@@ -29,6 +42,10 @@ void align_channels(const RoiTable<T>* begin, const RoiTable<T>* end, const Stor
       for (; next < until; next += kLine) __builtin_prefetch(next, 0, 2);
 #endif
       Stored* const target = out + (table->roi * pooled.channels + c) * bins;
+      if (end - table > kRoisAhead) {
+        fetch_lines<true>(out + (table[kRoisAhead].roi * pooled.channels + c) * bins,
+                          std::min<int64_t>(kPlanesAtOnce, last - c) * bins);
+      }
       if (c + kPlanesAtOnce <= last) {
         align_planes<kPlanesAtOnce>(*table, planes, plane, width, pooled, scratch, target);
       } else {
@@ -61,10 +78,16 @@ void spread_channels(const RoiTable<T>* begin, const RoiTable<T>* end, const Sto
   const int64_t plane = height * width;
   if constexpr (std::is_same_v<T, Stored>) planes = out;
   std::fill_n(planes, count * plane, T(0));
+  const auto gradient_of = [&](const RoiTable<T>& table) {
+    return grad + (table.roi * pooled.channels + first) * pooled.bins();
+  };
   for (const RoiTable<T>* table = begin; table != end; ++table) {
+    if (end - table > kRoisAhead) {
+      fetch_lines<false>(gradient_of(table[kRoisAhead]), count * pooled.bins());
+    }
     for (int64_t c = 0; c < count; ++c) {
-      spread_plane(*table, grad + (table->roi * pooled.channels + first + c) * pooled.bins(),
-                   pooled, scratch, planes + c * plane, width);
+      spread_plane(*table, gradient_of(*table) + c * pooled.bins(), pooled, scratch,
+                   planes + c * plane, width);
     }
   }
   if constexpr (!std::is_same_v<T, Stored>) store_all(out, planes, count * plane);
