@@ -14,7 +14,8 @@ VENV ?= .venv
 OUT ?= gpu-out
 DEMO_OUT ?= demo-out
 BENCH_ARGS ?=
-PYTEST_ARGS ?=
+# Files of tests side by side; a process holds torch and the emulator, so not one for every core.
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -type f) setup.py

@@ -7,6 +7,7 @@ under a hash of all that went into it, so a second call compiles only what has c
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import os
@@ -14,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -106,6 +107,13 @@ def build(
     kernels = kernel_sources(csrc) if kernels is None else kernels
     if not kernels:
         raise BuildError(f"no CUDA sources in {csrc}")
+    with _one_at_a_time():
+        return _build(name, csrc, kernels, address_sanitizer, flags)
+
+
+def _build(
+    name: str, csrc: Path, kernels: Sequence[Path], address_sanitizer: bool, flags: Iterable[str]
+) -> Path:
     common = [*_FLAGS, *flags, *(_ADDRESS if address_sanitizer else [])]
     common += ["-isystem", str(_torch_root() / "include"), "-I", str(csrc / EMULATOR)]
     headers = _hash(
@@ -125,6 +133,17 @@ def build(
         link += [*map(str, objects), "-L", lib, f"-Wl,-rpath,{lib}", "-Wl,-z,defs"]
         _write_by(library, [*link, "-ltorch_cpu", "-lc10", "-ldl"])
     return library
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Let the test processes of one run wait for a build, and not repeat it side by side."""
+    import fcntl  # not on Windows, which why_not() turns away
+
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the file is closed
+        yield
 
 
 @functools.cache

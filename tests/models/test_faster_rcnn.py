@@ -318,7 +318,7 @@ class TestBadInput:
             (torch.zeros(3, 50, 60, dtype=torch.uint8), r"images\[1\] has dtype torch.uint8"),
             ("image.jpg", r"images\[1\] is a str"),
         ],
-        ids=str,
+        ids=("no channels", "grey", "no height", "bytes", "a path"),
     )
     def test_malformed_image_is_named(self, model, image, message):
         with pytest.raises(ValueError, match=message):
