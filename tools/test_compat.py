@@ -1,7 +1,8 @@
 """Build one wheel against the newest torch and run the operator tests under other torches.
 
 The native modules use the LibTorch stable ABI, so the wheel must load under torch 2.11, the oldest
-that it supports, and under a torch without CUDA. Each gets a virtual environment under
+that it supports, and under a torch without CUDA; and the source must compile with the headers of
+torch 2.11, which declare less. Each torch gets a virtual environment under
 ``build/compat``; the package is installed from the wheel, and the tests run outside the source.
 
 A CPU-only torch comes from an index or a folder of its own, which pip has to be told:
@@ -30,30 +31,30 @@ def run(*command: str | Path, cwd: Path = ROOT) -> None:
     subprocess.run(list(map(str, command)), cwd=cwd, check=True)
 
 
-def build_wheel() -> Path:
-    """A wheel of the source tree, built against the torch of this interpreter."""
+def build_wheel(python: str | Path = sys.executable) -> Path:
+    """A wheel of the source tree, built against the torch of an interpreter."""
     folder = WORK / "wheel"
     shutil.rmtree(folder, ignore_errors=True)
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    pip = [python, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     run(*pip, "--wheel-dir", folder, ROOT)
     (wheel,) = folder.glob("*.whl")
     return wheel
 
 
-def make_environment(name: str, requirements: list[list[str]], wheel: Path) -> Path:
-    """A virtual environment with some requirements and the wheel; returns its Python."""
+def make_environment(name: str, requirements: list[list[str]]) -> Path:
+    """A virtual environment with some requirements; returns its Python."""
     folder = WORK / name
     python = folder / "bin" / "python"
     if not python.exists():
         run(sys.executable, "-m", "venv", folder)
     for requirement in requirements:
         run(python, "-m", "pip", "install", "--quiet", *requirement)
-    run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", wheel)
     return python
 
 
-def test(python: Path) -> None:
-    """The operator tests, away from the source tree so that the installed package is imported."""
+def test(python: Path, wheel: Path) -> None:
+    """The operator tests on an installed wheel, away from the source tree so that the installed package is imported."""
+    run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", wheel)
     folder = python.parents[1] / "tests"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ROOT / "tests" / "ops", folder / "ops")
@@ -77,7 +78,7 @@ def main() -> int:
     parser.add_argument("--only", choices=["oldest", "cpu"], help="one environment of the two")
     parser.add_argument("--wheel", type=Path, help="test this wheel instead of building one")
     arguments = parser.parse_args()
-    tools = ["pytest", "numpy", "setuptools"]
+    tools = ["pytest", "numpy", "setuptools>=77", "wheel", "ninja", "pybind11"]
     environments = {
         "oldest": [["torch==2.11.*", "torchvision==0.26.*", *tools]],
         "cpu": [[*shlex.split(arguments.cpu_torch), *tools]],
@@ -87,7 +88,10 @@ def main() -> int:
         wheel = arguments.wheel or build_wheel()
         for name, requirements in environments.items():
             if arguments.only in (None, name):
-                test(make_environment(name, requirements, wheel))
+                python = make_environment(name, requirements)
+                test(python, wheel)
+                if name == "oldest":
+                    test(python, build_wheel(python))
     except subprocess.CalledProcessError as error:
         print(f"test-compat: failed: {shlex.join(map(str, error.cmd))}", file=sys.stderr)
         return 1

@@ -2,6 +2,7 @@
 // RuntimeError, as from PyTorch's own operators, and std::out_of_range as IndexError.
 #pragma once
 
+#include <torch/csrc/stable/macros.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
@@ -28,6 +29,14 @@ std::string concatenate(const Parts&... parts) {
       throw std::runtime_error(::rcnn_ext::concatenate(__VA_ARGS__)); \
     }                                                                 \
   } while (false)
+
+// For calls into torch's stable C interface. torch 2.11 has only the second, whose message does not
+// say what went wrong inside.
+#ifdef STABLE_TORCH_ERROR_CODE_CHECK
+#define RCNN_CHECK_CALL STABLE_TORCH_ERROR_CODE_CHECK
+#else
+#define RCNN_CHECK_CALL TORCH_ERROR_CODE_CHECK
+#endif
 
 inline std::string shape_of(const Tensor& tensor) {
   std::ostringstream text;

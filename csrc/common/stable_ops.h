@@ -8,7 +8,7 @@
 #include <array>
 #include <cstdint>
 #include <initializer_list>
-#include <vector>
+#include <optional>
 
 #include "checks.h"
 
@@ -67,50 +67,58 @@ inline Tensor empty_map(const Tensor& like, std::initializer_list<int64_t> shape
                             channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
-// Indices that sort a vector; equal values keep their order, NaN counts as the largest number.
+// An operator by name, for those that torch/csrc/stable/ops.h of torch 2.11 lacks: all arguments of
+// its schema in order, defaults included. It returns one tensor.
+template <class... Arguments>
+Tensor call_operator(const char* name, const Arguments&... arguments) {
+  std::array<StableIValue, sizeof...(Arguments)> stack{torch::stable::detail::from(arguments)...};
+  RCNN_CHECK_CALL(torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+struct Sorted {
+  Tensor values, indices;
+};
+
+// Along an axis; equal values keep their order, NaN counts as the largest number.
+inline Sorted stable_sort(const Tensor& values, int64_t axis, bool descending) {
+  std::array<StableIValue, 4> stack{
+      torch::stable::detail::from(values), torch::stable::detail::from(std::optional<bool>(true)),
+      torch::stable::detail::from(axis), torch::stable::detail::from(descending)};
+  RCNN_CHECK_CALL(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
+  return {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1])};
+}
+
+// Indices that sort a vector.
 inline Tensor stable_argsort(const Tensor& values, bool descending) {
-  return std::get<1>(torch::stable::sort(values, /*stable=*/true, /*dim=*/0, descending));
+  return stable_sort(values, 0, descending).indices;
+}
+
+// values[indices], along the first axis.
+inline Tensor select_rows(const Tensor& values, const Tensor& indices) {
+  return call_operator("aten::index_select", values, int64_t{0}, indices);
 }
 
 // A tensor of one int64, read by the host: on CUDA a synchronisation.
 inline int64_t read_number(const Tensor& tensor) {
   int64_t number = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_item_int64(tensor.get(), &number));
+  RCNN_CHECK_CALL(aoti_torch_item_int64(tensor.get(), &number));
   return number;
 }
 
 // The values where mask is true. On CUDA this synchronises: the size of the result is data.
 inline Tensor masked_select(const Tensor& values, const Tensor& mask) {
-  std::array<StableIValue, 2> stack{torch::stable::detail::from(values),
-                                    torch::stable::detail::from(mask)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::masked_select", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
+  return call_operator("aten::masked_select", values, mask);
 }
 
 // PyTorch's own functions, where a kernel's results are to have their bits.
-inline Tensor sigmoid(const Tensor& values) {
-  std::array<StableIValue, 1> stack{torch::stable::detail::from(values)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::sigmoid", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
+inline Tensor sigmoid(const Tensor& values) { return call_operator("aten::sigmoid", values); }
 
-inline Tensor exponential(const Tensor& values) {
-  std::array<StableIValue, 1> stack{torch::stable::detail::from(values)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::exp", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
+inline Tensor exponential(const Tensor& values) { return call_operator("aten::exp", values); }
 
 // Along the last axis.
 inline Tensor softmax(const Tensor& values) {
-  std::array<StableIValue, 3> stack{torch::stable::detail::from(values),
-                                    torch::stable::detail::from(values.dim() - 1),
-                                    torch::stable::detail::from(false)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::_softmax", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
+  return call_operator("aten::_softmax", values, values.dim() - 1, false);
 }
 
 }  // namespace rcnn_ext

@@ -107,10 +107,10 @@ bool dispatch_scores(const Tensor& scores, Function&& function) {
 SuppressionOrder order_by_sorting(const Tensor& scores, const Tensor* idxs) {
   const Tensor by_score = stable_argsort(scores, /*descending=*/true);
   if (idxs == nullptr) return {by_score, by_score, Tensor(), Tensor()};
-  const Tensor idxs_by_score = torch::stable::index_select(*idxs, 0, by_score);
+  const Tensor idxs_by_score = select_rows(*idxs, by_score);
   const Tensor score_ranks = stable_argsort(idxs_by_score, /*descending=*/false);
-  return {by_score, torch::stable::index_select(by_score, 0, score_ranks),
-          torch::stable::index_select(idxs_by_score, 0, score_ranks), score_ranks};
+  return {by_score, select_rows(by_score, score_ranks), select_rows(idxs_by_score, score_ranks),
+          score_ranks};
 }
 
 // scores: [N], idxs: [N] int64 or null; few enough for int.

@@ -130,8 +130,8 @@ std::tuple<Tensor, Tensor> soft_suppress(const Tensor& boxes, const Tensor& scor
   Tensor sorted_boxes = contiguous_as(boxes, dtype);
   Tensor sorted_scores = contiguous_as(scores, dtype);
   if (order != nullptr) {
-    sorted_boxes = torch::stable::index_select(sorted_boxes, 0, *order);
-    sorted_scores = torch::stable::index_select(sorted_scores, 0, *order);
+    sorted_boxes = select_rows(sorted_boxes, *order);
+    sorted_scores = select_rows(sorted_scores, *order);
   }
   Tensor workspace = empty_on_device_of(boxes, {count}, dtype);
   Tensor rescored = empty_on_device_of(boxes, {count}, dtype);
@@ -160,8 +160,8 @@ std::tuple<Tensor, Tensor> soft_suppress(const Tensor& boxes, const Tensor& scor
     run(TypeTag<float>{});
   }
   const Tensor by_score = stable_argsort(rescored, /*descending=*/true);
-  const Tensor indices = masked_select(by_score, torch::stable::index_select(keep, 0, by_score));
-  const Tensor result = torch::stable::index_select(rescored, 0, indices);
+  const Tensor indices = masked_select(by_score, select_rows(keep, by_score));
+  const Tensor result = select_rows(rescored, indices);
   return {indices, contiguous_as(result, scores.scalar_type())};
 }
 
@@ -192,7 +192,7 @@ std::tuple<Tensor, Tensor> batched_soft_nms_cuda(const Tensor& boxes, const Tens
   const CudaScope scope(boxes);
   if (boxes.size(0) == 0) return nothing(boxes, scores);
   const Tensor order = stable_argsort(idxs, /*descending=*/false);
-  const Tensor segments = torch::stable::index_select(idxs, 0, order);
+  const Tensor segments = select_rows(idxs, order);
   return soft_suppress(boxes, scores, &order, &segments, iou_threshold, sigma, score_threshold,
                        method, scope);
 }

@@ -301,8 +301,7 @@ std::tuple<Tensor, Tensor, Tensor> generate_proposals_cuda(
              {grid_of(l), dim3(kSelectThreads)}, scope, launches[l], images, longest,
              number_of + skip, logit_of + skip);
     }
-    const Tensor by_logit =
-        std::get<1>(torch::stable::sort(chosen, /*stable=*/true, 1, /*descending=*/true));
+    const Tensor by_logit = stable_sort(chosen, 1, /*descending=*/true).indices;
     for (size_t l = 0; l < launches.size(); ++l) {
       const int64_t skip = rows_before(l) * longest;
       launch("generate_proposals: suppress", suppress_proposals_kernel<Stored>,
@@ -318,11 +317,11 @@ std::tuple<Tensor, Tensor, Tensor> generate_proposals_cuda(
              static_cast<T*>(all_scores.mutable_data_ptr()),
              static_cast<Box<T>*>(all_boxes.mutable_data_ptr()));
     }
-    const auto by_score = torch::stable::sort(all_scores, /*stable=*/true, 1, /*descending=*/true);
+    const auto by_score = stable_sort(all_scores, 1, /*descending=*/true);
     launch("generate_proposals: gather", gather_proposals_kernel<T>,
            {dim3(stride_grid(images * most, kThreads)), dim3(kThreads)}, scope,
-           static_cast<const T*>(std::get<0>(by_score).const_data_ptr()),
-           static_cast<const int64_t*>(std::get<1>(by_score).const_data_ptr()),
+           static_cast<const T*>(by_score.values.const_data_ptr()),
+           static_cast<const int64_t*>(by_score.indices.const_data_ptr()),
            static_cast<const Box<T>*>(all_boxes.const_data_ptr()), images, top, most,
            static_cast<Box<T>*>(boxes.mutable_data_ptr()),
            static_cast<T*>(scores.mutable_data_ptr()),

@@ -220,18 +220,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> postprocess_detections_cuda(
            static_cast<T>(score_threshold), static_cast<T>(min_size),
            static_cast<T*>(by_class.mutable_data_ptr()),
            static_cast<T*>(kept_scores.mutable_data_ptr()));
-    const auto sorted = torch::stable::sort(by_class, /*stable=*/true, 1, /*descending=*/true);
+    const auto sorted = stable_sort(by_class, 1, /*descending=*/true);
     launch("postprocess_detections: suppress", suppress_detections_kernel<Stored>,
            {dim3(static_cast<unsigned>(classes * images)), dim3(kThreads)}, scope, predictions,
-           static_cast<const T*>(std::get<0>(sorted).const_data_ptr()),
-           static_cast<const int64_t*>(std::get<1>(sorted).const_data_ptr()),
+           static_cast<const T*>(sorted.values.const_data_ptr()),
+           static_cast<const int64_t*>(sorted.indices.const_data_ptr()),
            suppression_bound<T>(iou_threshold), room, static_cast<Box<T>*>(kept.mutable_data_ptr()),
            static_cast<T*>(kept_scores.mutable_data_ptr()));
-    const auto best = torch::stable::sort(kept_scores, /*stable=*/true, 0, /*descending=*/true);
+    const auto best = stable_sort(kept_scores, 0, /*descending=*/true);
     launch("postprocess_detections: gather", gather_detections_kernel<Stored>,
            {dim3(static_cast<unsigned>(images)), dim3(kThreads)}, scope, predictions,
-           static_cast<const T*>(std::get<0>(best).const_data_ptr()),
-           static_cast<const int64_t*>(std::get<1>(best).const_data_ptr()), most,
+           static_cast<const T*>(best.values.const_data_ptr()),
+           static_cast<const int64_t*>(best.indices.const_data_ptr()), most,
            static_cast<Box<T>*>(boxes.mutable_data_ptr()),
            static_cast<T*>(scores.mutable_data_ptr()),
            static_cast<int64_t*>(labels.mutable_data_ptr()),
