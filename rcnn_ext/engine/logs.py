@@ -77,6 +77,15 @@ class Logs(pl.Callback):
         if self._board is not None:
             self._board.close()
 
+    def state_dict(self) -> dict[str, Any]:
+        """What belongs to the next line, so that a resumed run writes the same."""
+        sums = {name: torch.as_tensor(total).cpu() for name, total in self._sums.items()}
+        return {"sums": sums, "parts": self._parts}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with an unfinished line."""
+        self._sums, self._parts = dict(state_dict["sums"]), state_dict["parts"]
+
     def on_train_batch_end(
         self,
         trainer: pl.Trainer,

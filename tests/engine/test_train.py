@@ -106,6 +106,33 @@ def test_ctrl_c_saves_and_a_resumed_run_is_as_if_it_had_not_stopped(
     assert validation[0] == validation[1]
 
 
+def test_a_line_of_losses_that_was_interrupted_is_finished(tiny_run, tmp_path, monkeypatch):
+    class EverySecond(logs.Logs):
+        def __init__(self, folder, every, *arguments, **options):
+            super().__init__(folder, 2, *arguments, **options)
+
+    step_end = logs.Logs.on_train_batch_end
+
+    def press_ctrl_c(self, trainer, module, *arguments):
+        step_end(self, trainer, module, *arguments)
+        if module.steps_done == 2:
+            module.stop_signal = signal.SIGINT
+
+    monkeypatch.setattr("rcnn_ext.engine.train.Logs", EverySecond)
+    no_validation = "evaluation.every=0"
+    with monkeypatch.context() as patch:
+        patch.setattr(logs.Logs, "on_train_batch_end", press_ctrl_c)
+        assert train(tiny_run, tmp_path / "out", no_validation) == 130
+    assert load_checkpoint(tmp_path / "out" / "last.ckpt").step == 3
+    assert train(tiny_run, tmp_path / "out", no_validation, "--resume") == 0
+    resumed = rows(tmp_path / "out" / "losses.csv")
+    single = rows(tiny_run.out / "losses.csv")
+    assert [row["step"] for row in resumed] == ["2", "4"]
+    for row, pair in zip(resumed, (single[:2], single[2:]), strict=True):
+        mean = sum(float(one["loss"]) for one in pair) / 2
+        assert float(row["loss"]) == pytest.approx(mean, abs=2e-6)
+
+
 def test_sigterm_saves_too(tiny_run, tmp_path, monkeypatch):
     after_batch = callbacks.Checkpoints._stop_if_alone
 
