@@ -65,6 +65,8 @@ EXPLAINED = {
     ("roi_gather.cuh", "pw0 < plan.pooled_width", 1): "one more round, without a bin",
     ("roi_gather.cuh", "task.key < span.x", 1): "saves work: a round without the tile's image",
     ("roi_gather.cuh", "task.key > span.y", 1): "saves work: a round without the tile's image",
+    ("align_forward.cuh", "inside", 2): "saves work: there is room, and nobody writes it out",
+    ("roi_pool_cuda.cu", "inside", 2): "saves work: there is room, and nobody writes it out",
     ("roi_reach.cuh", "box.y < box.y_end", 1): "saves work: no tile reaches an empty box",
     ("roi_reach.cuh", "box.x < box.x_end", 1): "saves work: no tile reaches an empty box",
     ("match_boxes_cuda.cu", "first < image.box_count", 1): "one more round, of the last box again",

@@ -89,7 +89,7 @@ inline int roi_parts(int64_t roi_count, int64_t channels, int64_t bins, int vect
       vector == kContiguous
           ? ceil_div(ceil_div(channels, kQuad) * ceil_div(bins, kStagedBins), kRoiWarps)
           : ceil_div(channels / std::max(vector, 1) * bins, kRoiThreads);
-  return static_cast<int>(std::clamp(kManyBlocks / roi_count, int64_t{1}, most));
+  return static_cast<int>(std::clamp(most_blocks(kManyBlocks) / roi_count, int64_t{1}, most));
 }
 
 // condition ? a : b of values: of variables it would choose an address, in local memory.

@@ -104,9 +104,14 @@ __device__ __forceinline__ void pool_channels_last(const PoolBins<T>& bins, cons
     }
     Pack<Stored, kVector> result;
 #pragma unroll
-    for (int c = 0; c < kVector; ++c) {
-      result.values[c] = static_cast<Stored>(maxima[c]);
-      argmax[unit * kVector + c] = pixels[c];
+    for (int c = 0; c < kVector; ++c) result.values[c] = static_cast<Stored>(maxima[c]);
+    constexpr int kPixels = kVector < 4 ? kVector : 4;  // in a store of 16 bytes
+#pragma unroll
+    for (int c = 0; c < kVector; c += kPixels) {
+      Pack<int32_t, kPixels> pack;
+#pragma unroll
+      for (int i = 0; i < kPixels; ++i) pack.values[i] = pixels[c + i];
+      store_pack<kPixels>(argmax + unit * kVector + c, pack);
     }
     store_pack<kVector>(out + unit * kVector, result);
   }
@@ -216,6 +221,9 @@ void launch_roi_pool(const Stored* input, const accumulate_t<Stored>* rois, int6
   const auto run = [&](auto vector) {
     constexpr int kChannels = decltype(vector)::value;
     const int64_t bins = options.pooled_height * options.pooled_width;
+    RCNN_CHECK(bins <= std::numeric_limits<int32_t>::max(),
+               "roi_pool: expected an output size of at most 2^31 - 1 bins, got ",
+               options.pooled_height, " x ", options.pooled_width);
     const PoolPlan plan{options, roi_count, roi_parts(roi_count, shape.channels, bins, kChannels),
                         options.pooled_height + options.pooled_width <= kMostTabulated};
     const size_t table = static_cast<size_t>(options.pooled_height + options.pooled_width);
@@ -227,7 +235,8 @@ void launch_roi_pool(const Stored* input, const accumulate_t<Stored>* rois, int6
   if (!channels_last) {
     run(std::integral_constant<int, kContiguous>{});
   } else if (takes_packs(input, shape.channels, kVector) &&
-             takes_packs(out, shape.channels, kVector)) {
+             takes_packs(out, shape.channels, kVector) &&
+             takes_packs(argmax, shape.channels, kVector < 4 ? kVector : 4)) {
     run(std::integral_constant<int, kVector>{});
   } else {
     run(std::integral_constant<int, 1>{});

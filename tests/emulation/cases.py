@@ -254,6 +254,12 @@ def _roi_cases() -> list[Case]:
     def many_rois(last: bool) -> tuple[Tensor, ...]:
         return features(2, 2, 9, 33, channels_last=last), rois(300, 2, 130)
 
+    def apart(last: bool) -> tuple[Tensor, ...]:
+        # Tiles that none of the first 256 RoIs reaches, and tiles that no other reaches.
+        made = rois(300, 1, 60)
+        made[:256, 1::2] += 200
+        return features(1, 2, 9, 70, channels_last=last), made
+
     def many_channels(last: bool) -> tuple[Tensor, ...]:
         return features(1, 260, 3, 5, channels_last=last), rois(3, 1, 20)
 
@@ -286,6 +292,7 @@ def _roi_cases() -> list[Case]:
     for name, call in (("roi_align", align), ("roi_pool", pool), ("multiscale_roi_align", pyramid)):
         add(name, call, small)
         add(f"{name}-many-rois", call, many_rois)
+        add(f"{name}-apart", call, apart)
         add(f"{name}-many-channels", call, many_channels)
         for dtype, tolerance in ((torch.float16, 4e-3), (torch.bfloat16, 3e-2)):
             add(f"{name}-{dtype}", call, lambda last, d=dtype: small(last, d), tolerance=tolerance)
