@@ -63,20 +63,14 @@ EXPLAINED = {
     ("roi_gather.cuh", "first < total", 1): "one more round, over no RoI",
     ("roi_gather.cuh", "ph0 < plan.pooled_height", 1): "one more round, without a bin",
     ("roi_gather.cuh", "pw0 < plan.pooled_width", 1): "one more round, without a bin",
-    ("roi_gather.cuh", "task.key < span.x", 1): "saves work: a round without the tile's image",
-    ("roi_gather.cuh", "task.key > span.y", 1): "saves work: a round without the tile's image",
     ("align_forward.cuh", "inside", 2): "saves work: there is room, and nobody writes it out",
     ("roi_pool_cuda.cu", "inside", 2): "saves work: there is room, and nobody writes it out",
-    ("roi_reach.cuh", "box.y < box.y_end", 1): "saves work: no tile reaches an empty box",
-    ("roi_reach.cuh", "box.x < box.x_end", 1): "saves work: no tile reaches an empty box",
     ("match_boxes_cuda.cu", "first < image.box_count", 1): "one more round, of the last box again",
     ("match_boxes_cuda.cu", "first < image.box_count", 2): "one more round, of the last box again",
     ("match_boxes_cuda.cu", "tile < image.gt_count", 1): "one more round, over an empty tile",
     ("match_boxes_cuda.cu", "tile < image.gt_count", 2): "one more round, over an empty tile",
-    ("nms_cuda.cu", "group < count", 1): "one more round, over an empty group",
-    ("suppress_row.cuh", "row < column", 1): (
-        "saves work: a row's bits for itself and for earlier rows are not looked at any more"
-    ),
+    ("nms_cuda.cu", "first < kept_count", 1): "one more round, over an empty tile",
+    ("nms_cuda.cu", "first < size && found < result.most", 1): "one more round, without a flag",
     ("suppress_row.cuh", "column < size", 1): (
         "saves work: bits of columns beyond the group are not looked at"
     ),
@@ -93,14 +87,15 @@ EXPLAINED = {
     ("postprocess_detections_cuda.cu", "base < count && found < most", 1): (
         "one more round, without a candidate"
     ),
-    ("nms_cuda.cu", "thread >= group + size", 1): (
-        "saves work: what an earlier group kept overlaps nothing that is kept now"
-    ),
 }
 
 # The same for what is not examined at all: it decides how much a kernel does and not what it gives,
 # so that no test of results can notice.
 WORK_SAVED = {
+    ("roi_gather.cuh", "task.key < span.x", 1): "a round without the tile's image",
+    ("roi_gather.cuh", "task.key > span.y", 1): "a round without the tile's image",
+    ("roi_reach.cuh", "box.y < box.y_end", 1): "no tile reaches an empty box",
+    ("roi_reach.cuh", "box.x < box.x_end", 1): "no tile reaches an empty box",
     ("nms_cuda.cu", "row_group > column_group", 1): "the words of such a block are not read",
     (
         "nms_cuda.cu",
@@ -112,7 +107,11 @@ WORK_SAVED = {
         "intersection_area(tile[k], mine) > limits[k] + my_limit",
         1,
     ): "a filter before the exact test",
+    ("nms_cuda.cu", "atomicMin(&end, first_one);", 1): (
+        "each block goes on to the end, and finds what others find"
+    ),
     ("nms_cuda.cu", "total >= result.most", 1): "what comes after a full result is not stored",
+    ("soft_nms_cuda.cu", "before < T(0)", 1): "what is out stays out",
     ("match_boxes_cuda.cu", "bits > tile_peaks[g]", 1): (
         "an atomic maximum with less changes nothing"
     ),

@@ -161,10 +161,10 @@ def _nms_cases() -> list[Case]:
     def batched_nms(b: Tensor, s: Tensor, c: Tensor) -> Tensor:
         return ops.batched_nms(b, s, c, 0.4)
 
-    def soft(method: str) -> Callable[..., Tensor]:
+    def soft(method: str, least: float = 0.05) -> Callable[..., Tensor]:
         def call(b: Tensor, s: Tensor, *c: Tensor) -> Tensor:
             operator = ops.batched_soft_nms if c else ops.soft_nms
-            keep, rescored = operator(b, s, *c, score_threshold=0.05, method=method)
+            keep, rescored = operator(b, s, *c, score_threshold=least, method=method)
             return torch.stack([keep.to(rescored.dtype), rescored])
 
         return call
@@ -174,6 +174,8 @@ def _nms_cases() -> list[Case]:
         for count in (1, 33, 130, 513)
     ]
     made += [
+        # A box whose twin is taken has a score of 0, and stays.
+        Case("soft_nms-twins", lambda: make(60), soft("linear", 0.0), exact=True),
         Case("soft_nms-gaussian", lambda: make(130, torch.float64), soft("gaussian")),
         Case("batched_soft_nms-300-9", lambda: make_batched(300, 9), soft("linear"), exact=True),
     ]
@@ -260,6 +262,10 @@ def _roi_cases() -> list[Case]:
         made[:256, 1::2] += 200
         return features(1, 2, 9, 70, channels_last=last), made
 
+    def full_round(last: bool) -> tuple[Tensor, ...]:
+        # As many RoIs as a block looks at together.
+        return features(1, 2, 9, 9, channels_last=last), rois(256, 1, 40)
+
     def many_channels(last: bool) -> tuple[Tensor, ...]:
         return features(1, 260, 3, 5, channels_last=last), rois(3, 1, 20)
 
@@ -302,6 +308,7 @@ def _roi_cases() -> list[Case]:
             exact: dict = {"tolerance": tolerance} if call is not pool or dtype.itemsize < 4 else {}
             add(f"{name}-vectors-{dtype}", call, lambda last, d=dtype: vectors(last, d), **exact)
     add("roi_align-adaptive", align_adaptive, small)
+    add("roi_align-full-round", align, full_round)
     add("roi_align-wide", align_wide, wide, tolerance=1e-4)
     add("roi_align-many-bins", align_many_bins, few)
     add("roi_pool-many-bins", pool_many_bins, few, tolerance=2e-5)
