@@ -45,12 +45,6 @@ _COMMON = (
     "runtime.log_every=1",
     "runtime.tensorboard=false",
 )
-# Smaller batches, where 20 steps of the recipe's would take most of an hour of a busy machine.
-_SMALLER = {
-    "fast_rcnn_voc": ("data.batch_size=1",),
-    "faster_rcnn_coco": ("data.batch_size=2",),
-    "faster_rcnn_roipool": ("data.batch_size=2",),
-}
 DATA = {
     "localizer_csv": "csv",
     "fast_rcnn_pennfudan": "PennFudanPed",
@@ -64,7 +58,7 @@ def first_steps(name: str, data: Path, pictures: Path | None) -> dict[str, Any]:
     """Trains a recipe for some steps."""
     started = time.monotonic()
     # Four times all images; where there are fewer, as of the localizer's, as many as there are.
-    overrides = [*_COMMON, *_SMALLER.get(name, ())]
+    overrides = [*_COMMON]
     batch = load_recipe(name, overrides).data.batch_size
     # Of Penn-Fudan the images of one step only. With box_bg_iou_low an image gives as many samples
     # as there are, so that the mean depends on which images meet in a step, too.

@@ -53,7 +53,7 @@ def make_environment(name: str, requirements: list[list[str]]) -> Path:
 
 
 def test(python: Path, wheel: Path) -> None:
-    """The operator tests on an installed wheel, away from the source tree so that the installed package is imported."""
+    """The operator tests on an installed wheel, away from the source so that it is imported."""
     run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", wheel)
     folder = python.parents[1] / "tests"
     shutil.rmtree(folder, ignore_errors=True)
