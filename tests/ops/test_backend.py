@@ -21,6 +21,8 @@ OPERATORS = [
     "multiscale_roi_align_backward",
     "nms",
     "batched_nms",
+    "nms_padded",
+    "batched_nms_padded",
     "soft_nms",
     "batched_soft_nms",
     "generate_proposals",
@@ -64,6 +66,8 @@ def _use_all() -> None:
     ops.match_boxes(boxes, boxes, 0.5, 0.2)
     ops.nms(boxes, make_scores(6), 0.5)
     ops.batched_nms(boxes, make_scores(6), torch.zeros(6), 0.5)
+    ops.nms_padded(boxes, make_scores(6), 0.5, 3)
+    ops.batched_nms_padded(boxes, make_scores(6), torch.zeros(6), 0.5, 3)
     ops.soft_nms(boxes, make_scores(6))
     ops.batched_soft_nms(boxes, make_scores(6), torch.zeros(6))
     make_pyramid().run(torch.device("cpu"))
