@@ -80,7 +80,8 @@ struct Sorted {
   Tensor values, indices;
 };
 
-// Along an axis; equal values keep their order, NaN counts as the largest number.
+// Along an axis; equal values keep their order. NaN counts as the largest number on the CPU; on
+// CUDA the bits of a NaN decide.
 inline Sorted stable_sort(const Tensor& values, int64_t axis, bool descending) {
   std::array<StableIValue, 4> stack{
       torch::stable::detail::from(values), torch::stable::detail::from(std::optional<bool>(true)),

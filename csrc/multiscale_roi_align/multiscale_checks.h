@@ -33,6 +33,9 @@ inline void check_pyramid(const PyramidOptions& options, size_t levels, const ch
              ": expected a spatial_scale for each of the ", levels, " levels, got ",
              options.spatial_scales.size());
   for (const double scale : options.spatial_scales) check_spatial_scale(scale, op);
+  RCNN_CHECK(options.spatial_scales.front() >= options.spatial_scales.back(), op,
+             ": expected the finest level first, got spatial_scales from ",
+             options.spatial_scales.front(), " to ", options.spatial_scales.back());
   check_pooled_size(options.align.pooled_height, options.align.pooled_width, op);
   check_sampling_ratio(options.align.sampling_ratio, op);
   RCNN_CHECK(

@@ -66,10 +66,10 @@ struct KeptBoxes {
   bool* by_score;              // [N], with segments: whether it stays
   const int64_t* score_ranks;  // [N], with segments: the place of a rank in by_score
 
-  // Those of earlier chunks fill the result.
-  __device__ bool is_full(const Chunk& chunk) const {
-    return indices != nullptr && chunk.first > 0 && *count >= most;
-  }
+  // Those found so far fill the result. Not before the first chunk has set their number.
+  __device__ bool is_full() const { return indices != nullptr && *count >= most; }
+  // Those of earlier chunks do.
+  __device__ bool is_full(const Chunk& chunk) const { return chunk.first > 0 && is_full(); }
 };
 
 // Block (x, y): which boxes of group y suppress those of group x.
@@ -240,7 +240,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t next = chunk.first + chunk.size;
   const int64_t segment = ranked.segment(next - 1);
   const int64_t block_first = next + static_cast<int64_t>(blockIdx.x) * kThreads;
-  if (ranked.segment(block_first) != segment || result.is_full(chunk)) return;
+  if (ranked.segment(block_first) != segment || result.is_full()) return;
 
   const int64_t rank = block_first + threadIdx.x;
   bool open = rank < ranked.count && !ranked.suppressed[rank] && ranked.segment(rank) == segment;
@@ -306,7 +306,7 @@ std::tuple<Tensor, Tensor> suppress(const Tensor& boxes, const Tensor& scores, c
   const int64_t chunk_size = most_groups * kGroup;
   const bool one_chunk = count <= chunk_size;
   const SuppressionOrder orders =
-      one_chunk ? order_by_counting(scores, idxs, scope) : order_by_sorting(scores, idxs);
+      one_chunk ? order_by_counting(scores, idxs, scope) : order_by_sorting(scores, idxs, scope);
   const Tensor dense = contiguous_as(boxes, dtype);
   Tensor overlaps =
       empty_on_device_of(boxes, {most_groups, most_groups * kGroup}, ScalarType::Long);

@@ -103,9 +103,39 @@ bool dispatch_scores(const Tensor& scores, Function&& function) {
   return true;
 }
 
+// Signed integers that rise as the scores fall: PyTorch's sort on CUDA goes by the bits of NaNs.
+template <class Score, class Key>
+__global__ void __launch_bounds__(kRankThreads)
+    key_kernel(const Score* scores, int64_t count, Key* keys) {
+  using Unsigned = std::make_unsigned_t<Key>;
+  constexpr Unsigned kSign = Unsigned{1} << (8 * sizeof(Key) - 1);
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kRankThreads + threadIdx.x;
+  if (i >= count) return;
+  keys[i] = static_cast<Key>(descending_key(static_cast<accumulate_t<Score>>(scores[i])) ^ kSign);
+}
+
+Tensor argsort_scores(const Tensor& scores, const CudaScope& scope) {
+  if (!is_floating(scores.scalar_type())) return stable_argsort(scores, /*descending=*/true);
+  const int64_t count = scores.size(0);
+  Tensor keys;
+  dispatch_floating(scores.scalar_type(), "nms", [&](auto tag) {
+    using Score = type_of<decltype(tag)>;
+    using Key = std::conditional_t<std::is_same_v<Score, double>, int64_t, int32_t>;
+    keys = empty_on_device_of(scores, {count},
+                              std::is_same_v<Score, double> ? ScalarType::Long : ScalarType::Int);
+    const Tensor dense = contiguous_as(scores, scores.scalar_type());
+    launch("nms: key", key_kernel<Score, Key>,
+           {dim3(static_cast<unsigned>(ceil_div(count, kRankThreads))), dim3(kRankThreads)}, scope,
+           static_cast<const Score*>(dense.const_data_ptr()), count,
+           static_cast<Key*>(keys.mutable_data_ptr()));
+  });
+  return stable_argsort(keys, /*descending=*/false);
+}
+
 // Any number of boxes, any dtype that PyTorch sorts.
-SuppressionOrder order_by_sorting(const Tensor& scores, const Tensor* idxs) {
-  const Tensor by_score = stable_argsort(scores, /*descending=*/true);
+SuppressionOrder order_by_sorting(const Tensor& scores, const Tensor* idxs,
+                                  const CudaScope& scope) {
+  const Tensor by_score = argsort_scores(scores, scope);
   if (idxs == nullptr) return {by_score, by_score, Tensor(), Tensor()};
   const Tensor idxs_by_score = select_rows(*idxs, by_score);
   const Tensor score_ranks = stable_argsort(idxs_by_score, /*descending=*/false);
@@ -133,7 +163,7 @@ SuppressionOrder order_by_counting(const Tensor& scores, const Tensor* idxs,
            static_cast<int>(count), static_cast<int64_t*>(orders.by_score.mutable_data_ptr()),
            data(orders.order), data(orders.segments), data(orders.score_ranks));
   });
-  if (!ranked) return order_by_sorting(scores, idxs);
+  if (!ranked) return order_by_sorting(scores, idxs, scope);
   if (idxs == nullptr) orders.order = orders.by_score;
   return orders;
 }

@@ -156,7 +156,8 @@ __global__ void __launch_bounds__(kSelectThreads)
     if (chosen) {
       const int place = below + __popc(are_below & lower) + min(equal_before, equal_wanted);
       numbers[place] = i;
-      out[place] = logit;
+      // The NaN without a sign: the sort goes by the bits, and would put others behind the filling.
+      out[place] = logit == logit ? logit : std::numeric_limits<T>::quiet_NaN();
     }
     below += __popc(are_below);
     equal += __popc(are_equal);

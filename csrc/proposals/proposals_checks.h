@@ -109,8 +109,8 @@ inline Pyramid check_generate_proposals(const std::vector<Tensor>& logits,
     check_same_device(map, logits[0], op, "all levels of logits", "the first");
     check_same_device(delta, logits[0], op, "deltas", "logits");
     Level level{map.size(1), map.size(2), map.size(3), pyramid.anchors, 0, pyramid.top};
-    RCNN_CHECK(level.anchors() <= std::numeric_limits<int32_t>::max(), op,
-               ": expected at most 2^31 - 1 anchors in a level, got ", level.anchors());
+    RCNN_CHECK(level.anchors() <= int64_t{1} << 30, op,
+               ": expected at most 2^30 anchors in a level, got ", level.anchors());
     level.top = std::min(pre_nms_top_n, level.anchors());
     pyramid.anchors += level.anchors();
     pyramid.top += level.top;

@@ -221,8 +221,8 @@ void launch_roi_pool(const Stored* input, const accumulate_t<Stored>* rois, int6
   const auto run = [&](auto vector) {
     constexpr int kChannels = decltype(vector)::value;
     const int64_t bins = options.pooled_height * options.pooled_width;
-    RCNN_CHECK(bins <= std::numeric_limits<int32_t>::max(),
-               "roi_pool: expected an output size of at most 2^31 - 1 bins, got ",
+    RCNN_CHECK(bins <= int64_t{1} << 30,
+               "roi_pool: expected an output size of at most 2^30 bins, got ",
                options.pooled_height, " x ", options.pooled_width);
     const PoolPlan plan{options, roi_count, roi_parts(roi_count, shape.channels, bins, kChannels),
                         options.pooled_height + options.pooled_width <= kMostTabulated};

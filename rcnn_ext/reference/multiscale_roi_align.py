@@ -43,6 +43,11 @@ def check_pyramid(
     )
     for scale in spatial_scales:
         check_spatial_scale(scale, op)
+    check(
+        spatial_scales[0] >= spatial_scales[-1],
+        f"{op}: expected the finest level first, got spatial_scales from {spatial_scales[0]:g} "
+        f"to {spatial_scales[-1]:g}",
+    )
     check_pooled_size(pooled_height, pooled_width, op)
     check_sampling_ratio(sampling_ratio, op)
     check(

@@ -10,8 +10,6 @@ from torch import Tensor
 from .checks import check, check_floating, check_same_device, name_of
 from .nms import batched_nms
 
-_INT32 = torch.iinfo(torch.int32)
-
 
 def _check_decoding(weights: Sequence[float], means: Sequence[float], op: str) -> None:
     check(
@@ -83,8 +81,8 @@ def check_generate_proposals(
         check_same_device(in_level, first, op, "all levels of logits", "the first")
         check_same_device(delta, first, op, "deltas", "logits")
         check(
-            k * h * w <= _INT32.max,
-            f"{op}: expected at most 2^31 - 1 anchors in a level, got {k * h * w}",
+            k * h * w <= 2**30,
+            f"{op}: expected at most 2^30 anchors in a level, got {k * h * w}",
         )
     sizes = [in_level.shape[1:].numel() for in_level in logits]
     images, total = first.shape[0], sum(sizes)

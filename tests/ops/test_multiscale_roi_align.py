@@ -259,6 +259,8 @@ def test_operator_errors(backend: Backend) -> None:
     refuses("expected 1 to 32 levels, got 0", [], rois, 2, [])
     refuses("expected 1 to 32 levels, got 33", maps[:1] * 33, rois, 2, [0.25] * 33)
     refuses("positive, finite spatial_scale, got 0", maps, rois, 2, [0.25, 0])
+    coarse_first = [1 / 32, 1 / 8]
+    refuses("finest level first, got .* from 0.03125 to 0.125", maps, rois, 2, coarse_first)
     refuses("canonical_scale, got -1", maps, rois, 2, two, canonical_scale=-1.0)
     refuses("a positive output size, got 0 x 2", maps, rois, (0, 2), two)
     refuses("one dtype, batch size and depth", [maps[0], maps[1][:, :3]], rois, 2, two)

@@ -164,6 +164,20 @@ def test_nan_scores_come_where_sort_puts_them(backend: Backend) -> None:
     assert _nms(backend, boxes, scores, 0.99) == expected
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", WIDE, ids=str)
+@pytest.mark.parametrize("count", [100, 9000])
+def test_nan_scores_of_either_sign_come_first_on_cuda(
+    cuda: torch.device, count: int, dtype: torch.dtype
+) -> None:
+    # PyTorch's sort goes by the bits there: a NaN with a sign would come last.
+    boxes, scores = make_boxes(count, size=3000).to(dtype), make_scores(count).to(dtype)
+    scores[[3, 17, 60]] = math.nan
+    scores[[5, 40]] = -scores[[3, 17]]
+    expected = ops.nms(boxes, scores, 0.6)
+    assert torch.equal(ops.nms(boxes.to(cuda), scores.to(cuda), 0.6).cpu(), expected)
+
+
 @pytest.mark.parametrize("dtype", WIDE, ids=str)
 def test_degenerate_boxes_equal_torchvision(backend: Backend, dtype: torch.dtype) -> None:
     # Inverted in x, in y or in both, points, lines: all the corners of a small grid.
