@@ -12,7 +12,8 @@ import pytest
 import torch
 from emulation.backend import emulated
 from emulation.build import why_not
-from emulation.cases import CASES, Case
+from emulation.case import Case
+from emulation.cases import CASES
 
 from rcnn_ext import _extension
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from emulation.backend import EmulationError, emulated, emulator
 from emulation.build import why_not
-from emulation.cases import CASES, Case, boxes
+from emulation.case import Case, boxes
+from emulation.cases import CASES
 
 from rcnn_ext import ops
 from rcnn_ext.ops import use_backend
