@@ -197,7 +197,7 @@ def edits_of(source: str) -> list[Edit]:
             found.append(
                 Edit(begin, opening + 1 + last, "loop bound", f"(MUTATED ? {weaker} : ", ")")
             )
-        for match in re.finditer(r"\b(?:const bool \w+ =|return)\s+([^;]*);", body):
+        for match in re.finditer(r"\b(?:(?:const )?bool \w+ =|return)\s+([^;]*);", body):
             found += condition_edits(
                 clean, body_begin + match.start(1), body_begin + match.end(1), False
             )

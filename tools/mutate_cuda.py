@@ -5,6 +5,8 @@ of tests/emulation/test_kernels.py on each mutant, first as they are and then un
 AddressSanitizer, and prints a table. Every mutant is in one build, behind a number that is chosen
 at run time; a server that has all loaded forks for each.
 
+With ``--only`` the mutants of some files; the table keeps its rows for the others.
+
 Exit status: 0 when at least 90 in 100 mutants were caught and every survivor is explained below,
 otherwise 1.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import fnmatch
 import json
 import os
 import re
@@ -20,6 +23,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -48,6 +52,7 @@ OPERATORS = {
 }
 ROI_OPERATORS = ("roi_align", "roi_pool", "multiscale_roi_align")
 
+SURVIVES = "**survives**"
 HEADING = """# Mutants of the CUDA kernels
 
 Made by `python tools/mutate_cuda.py --out docs/mutants.md`; what it does is in
@@ -56,13 +61,28 @@ else removed.
 
 """
 
+EXCHANGED = (
+    "the warp meets again, in the exchange of the next bins, before anything is overwritten; that "
+    "does not order memory, which emulation has in order anyway"
+)
+
 # (file, mutated text, which of those in the file) -> why nothing can tell the mutant from the
 # original.
 EXPLAINED = {
+    ("quad.cuh", "i < units", 1): "one more round, of the last channel again, written by nobody",
+    ("quad.cuh", "pass < unit.bins", 1): "one more round, without a bin",
+    (
+        "roi_gather.cuh",
+        "c < Shape::kTileWidth",
+        1,
+    ): "the padding of a row of weights is cleared too",
+    ("roi_gather.cuh", "c < kChannels", 6): "no thread has as many channels: c < place.valid",
     ("roi_gather.cuh", "base < plan.roi_count", 1): "one more round, without a RoI",
     ("roi_gather.cuh", "first < total", 1): "one more round, over no RoI",
     ("roi_gather.cuh", "ph0 < plan.pooled_height", 1): "one more round, without a bin",
     ("roi_gather.cuh", "pw0 < plan.pooled_width", 1): "one more round, without a bin",
+    ("align_forward.cuh", "__syncwarp();", 2): EXCHANGED,
+    ("roi_pool_cuda.cu", "__syncwarp();", 2): EXCHANGED,
     ("align_forward.cuh", "inside", 2): "saves work: there is room, and nobody writes it out",
     ("roi_pool_cuda.cu", "inside", 2): "saves work: there is room, and nobody writes it out",
     ("match_boxes_cuda.cu", "first < image.box_count", 1): "one more round, of the last box again",
@@ -214,27 +234,71 @@ def in_a_few_words(error: BaseException) -> str:
     return text.splitlines()[0][:140]
 
 
-def examine(mutant: Mutant, servers: dict[bool, Server]) -> tuple[Mutant, str | None, bool]:
-    """Who catches a mutant: the message (None: nobody), and whether AddressSanitizer was needed."""
-    operators = OPERATORS.get(mutant.file.name, ROI_OPERATORS)
+def operators_of(mutant: Mutant) -> tuple[str, ...]:
+    """Those whose cases run through the mutant's file."""
+    return OPERATORS.get(mutant.file.name, ROI_OPERATORS)
+
+
+def is_chosen(mutant: Mutant, patterns: list[str], numbers: list[int] | None) -> bool:
+    """Whether the command line asks for a mutant."""
+    file = mutant.file
+    named = any(
+        fnmatch.fnmatch(file.as_posix(), p) or fnmatch.fnmatch(file.name, p) for p in patterns
+    )
+    return named and (not numbers or mutant.number in numbers)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A mutant, and who catches it; None where it survives."""
+
+    mutant: Mutant
+    caught_by: str | None
+
+
+def examine(mutant: Mutant, servers: dict[bool, Server]) -> Row:
+    """Ask the servers in turn, until one catches the mutant."""
+    operators = operators_of(mutant)
     for sanitize, server in servers.items():
         message = server.ask(mutant.number, operators)
         if message is not None:
-            return mutant, message, sanitize
-    return mutant, None, False
+            return Row(mutant, ("AddressSanitizer: " if sanitize else "") + message)
+    return Row(mutant, None)
 
 
-def report(results: list[tuple[Mutant, str | None, bool]]) -> tuple[str, bool]:
+def earlier_rows(table: Path, mutants: list[Mutant]) -> list[Row]:
+    """What a table says of mutants, which are all that their files have.
+
+    Raises:
+        SystemExit: it is of other mutants.
+    """
+    told: dict[str, list[tuple[str, str, str]]] = {}
+    for line in table.read_text().splitlines():
+        cells = [c.strip().replace("\\|", "|") for c in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if len(cells) == 4 and ":" in cells[0]:
+            file, kind, text, verdict = cells[0].rpartition(":")[0], *cells[1:]
+            told.setdefault(file, []).append((kind, text[1:-1], verdict))
+    rows = []
+    for file in sorted({m.file.as_posix() for m in mutants}):
+        its = [m for m in mutants if m.file.as_posix() == file]
+        known = told.get(file, [])
+        if [(m.kind, m.text) for m in its] != [(kind, text) for kind, text, _ in known]:
+            raise SystemExit(f"{table} does not know the mutants of {file}: examine those too")
+        for mutant, (_, _, verdict) in zip(its, known, strict=True):
+            rows.append(Row(mutant, None if verdict.startswith(SURVIVES) else verdict))
+    return rows
+
+
+def report(rows: list[Row]) -> tuple[str, bool]:
     """The table, and whether it is good enough."""
     lines = ["| mutant | kind | removed or weakened | caught by |", "| --- | --- | --- | --- |"]
     unexplained = 0
-    for mutant, message, sanitize in results:
-        if message is None:
+    for row in rows:
+        mutant, verdict = row.mutant, row.caught_by
+        if verdict is None:
             reason = EXPLAINED.get((mutant.file.name, mutant.text, mutant.occurrence))
             unexplained += reason is None
-            verdict = f"**survives**: {reason or 'unexplained'}"
-        else:
-            verdict = ("AddressSanitizer: " if sanitize else "") + message
+            verdict = f"{SURVIVES}: {reason or 'unexplained'}"
         cells = [
             f"{mutant.file.as_posix()}:{mutant.line}",
             mutant.kind,
@@ -248,9 +312,9 @@ def report(results: list[tuple[Mutant, str | None, bool]]) -> tuple[str, bool]:
             f"- {file}: `{text}`: {reason}".replace("|", "\\|")
             for (file, text, _), reason in WORK_SAVED.items()
         ]
-    caught = sum(message is not None for _, message, _ in results)
-    share = caught / len(results)
-    lines += ["", f"{caught} of {len(results)} mutants caught ({share:.1%})."]
+    caught = sum(row.caught_by is not None for row in rows)
+    share = caught / len(rows)
+    lines += ["", f"{caught} of {len(rows)} mutants caught ({share:.1%})."]
     return "\n".join(lines), share >= LEAST_CAUGHT and unexplained == 0
 
 
@@ -258,7 +322,14 @@ def main() -> int:
     """Run the whole of it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--list", action="store_true", help="only list the mutants")
-    parser.add_argument("--only", type=int, nargs="*", help="numbers of mutants to examine")
+    parser.add_argument("--numbers", type=int, nargs="+", help="of mutants to examine alone")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="PATTERN",
+        default=["*"],
+        help="examine the mutants of these files, as 'roi_pool/*'; --out keeps the other rows",
+    )
     parser.add_argument("--out", type=Path, help="write the table to this file too")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--sanitize", action="store_true", help=argparse.SUPPRESS)
@@ -270,10 +341,15 @@ def main() -> int:
     folder = CACHE / "mutants"
     mutants = make_sources(folder)
     mutants = [m for m in mutants if (m.file.name, m.text, m.occurrence) not in WORK_SAVED]
-    if arguments.only:
-        mutants = [m for m in mutants if m.number in arguments.only]
+    if arguments.numbers and arguments.out is not None:
+        parser.error("--out wants whole files: --only, not --numbers")
+    chosen = [m for m in mutants if is_chosen(m, arguments.only, arguments.numbers)]
+    if not chosen:
+        parser.error("no such mutant")
+    others = [m for m in mutants if m not in chosen]
+    kept = earlier_rows(arguments.out, others) if arguments.out is not None and others else []
     if arguments.list:
-        for mutant in mutants:
+        for mutant in chosen:
             print(mutant.number, f"{mutant.file}:{mutant.line}", mutant.kind, mutant.text)
         return 0
     include = ["-include", str(folder / "emulation" / "mutants.h")]
@@ -282,24 +358,24 @@ def main() -> int:
         for sanitize in (False, True)
     }
     servers = {sanitize: Server(library, sanitize) for sanitize, library in libraries.items()}
-    every = tuple(name for names in OPERATORS.values() for name in names)
+    concerned = tuple({name for m in chosen for name in operators_of(m)})
     for server in servers.values():
-        message = server.ask(0, every)
+        message = server.ask(0, concerned)
         if message is not None:
             print(f"the comparisons fail without a mutant: {message}", file=sys.stderr)
             return 1
-    results = []
-    for mutant in mutants:
-        results.append(examine(mutant, servers))
+    rows = []
+    for mutant in chosen:
+        rows.append(examine(mutant, servers))
         print(
-            f"{len(results)}/{len(mutants)} {mutant.file.name}:{mutant.line} {mutant.text[:60]}: "
-            f"{results[-1][1] or 'SURVIVES'}",
+            f"{len(rows)}/{len(chosen)} {mutant.file.name}:{mutant.line} {mutant.text[:60]}: "
+            f"{rows[-1].caught_by or 'SURVIVES'}",
             file=sys.stderr,
             flush=True,
         )
     for server in servers.values():
         server.close()
-    table, good = report(results)
+    table, good = report(sorted(rows + kept, key=lambda row: row.mutant.number))
     print(table)
     if arguments.out is not None:
         arguments.out.write_text(HEADING + table + "\n")
