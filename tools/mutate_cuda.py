@@ -231,7 +231,7 @@ def in_a_few_words(error: BaseException) -> str:
     if "depends on the schedule" in text:
         return "the result depends on the schedule"
     text = re.sub(r" \[seed \d+\]|, block .*?\)(?=, thread)|, thread .*?\)(?=:)", "", text)
-    return text.splitlines()[0][:140]
+    return text.splitlines()[0][:140].rstrip()
 
 
 def operators_of(mutant: Mutant) -> tuple[str, ...]:
