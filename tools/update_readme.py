@@ -1,4 +1,4 @@
-"""Put the newest figures of ``benchmarks/results`` into the README, between its markers.
+"""Put the newest figures of ``benchmarks/results`` into the README, between its pairs of markers.
 
 python tools/update_readme.py           write them
 python tools/update_readme.py --check   exit with 1 where the README does not match
@@ -14,17 +14,18 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
-BEGIN, END = "<!-- operators: begin -->", "<!-- operators: end -->"
 
 
-def newest(device: str, results: Path = RESULTS) -> tuple[Path, dict[str, Any]] | None:
+def newest(
+    device: str, results: Path = RESULTS, suite: str = "operators"
+) -> tuple[Path, dict[str, Any]] | None:
     """The newest comparison on ``cpu`` or ``cuda``, or None."""
     reports = []
     for path in results.glob("*.json"):
         report = json.loads(path.read_text())
         # Those from before the suites had names are of the operators.
-        suite = report.get("suite", "operators" if "results" in report else None)
-        if suite == "operators" and report["environment"]["device"] == device:
+        its_suite = report.get("suite", "operators" if "results" in report else None)
+        if its_suite == suite and report["environment"]["device"] == device:
             reports.append((report["environment"]["date"], path, report))
     return max(reports, key=lambda r: r[0])[1:] if reports else None
 
@@ -44,10 +45,39 @@ def factor(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:.0f}x" if ratio >= 99.5 else f"{ratio:.1f}x"
 
 
-def table(path: Path, report: dict[str, Any]) -> str:
-    """A Markdown table: one row a case, one ratio a thread count."""
-    environment = report["environment"]
+def machine(path: Path, environment: dict[str, Any]) -> str:
+    """The line above a table: what was measured where and when."""
     versions = environment["versions"]
+    return (
+        f"{environment['device_name']}, torch {versions['torch']}, torchvision "
+        f"{versions['torchvision']}, {environment['date'][:10]}, sources "
+        f"`{environment['csrc_hash']}` ([all figures]({path.relative_to(ROOT).as_posix()})):"
+    )
+
+
+def model_table(path: Path, report: dict[str, Any]) -> str:
+    """A Markdown table of detectors: one row a case."""
+    head = ["work", "threads", "rcnn_ext", "torchvision", "ratio", "target"]
+    head += ["memory, rcnn_ext", "memory, torchvision"]
+    lines = [
+        machine(path, report["environment"]),
+        "",
+        "| " + " | ".join(head) + " |",
+        "|" + "---|" * len(head),
+    ]
+    for row in report["results"]:
+        ours, theirs = (row["contenders"][name] for name in ("rcnn_ext", "torchvision"))
+        cells = [row["work"], str(row["threads"]), seconds(ours["median_s"])]
+        cells += [seconds(theirs["median_s"]), f"{ours['ratio_torchvision']:.2f}x"]
+        cells.append("" if row["target"] is None else f"{row['target']:g}x")
+        cells += [f"{side['extra_bytes'] / 2**20:.0f} MiB" for side in (ours, theirs)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def table(path: Path, report: dict[str, Any]) -> str:
+    """A Markdown table of operators: one row a case, one ratio a thread count."""
+    environment = report["environment"]
     threads = sorted({row["threads"] for row in report["results"]})
     cuda = environment["device"] == "cuda"
     columns = [""] if cuda else [f", {n} thread{'s' if n > 1 else ''}" for n in threads]
@@ -56,9 +86,7 @@ def table(path: Path, report: dict[str, Any]) -> str:
     with_avx2 = any(row.get("avx2") for row in report["results"])
     head += [f"AVX2 ratio{column}" for column in columns] * with_avx2
     lines = [
-        f"{environment['device_name']}, torch {versions['torch']}, torchvision "
-        f"{versions['torchvision']}, {environment['date'][:10]}, sources "
-        f"`{environment['csrc_hash']}` ([all figures]({path.relative_to(ROOT).as_posix()})):",
+        machine(path, environment),
         "",
         "| " + " | ".join(head) + " |",
         "|" + "---|" * len(head),
@@ -83,22 +111,27 @@ def table(path: Path, report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def block() -> str:
-    """What belongs between the markers."""
+TABLES = {"operators": table, "models": model_table}  # suite: what its figures become
+
+
+def block(suite: str) -> str:
+    """What belongs between the markers of a suite."""
     parts = []
     for device, name in (("cpu", "CPU"), ("cuda", "CUDA")):
-        found = newest(device)
-        parts.append(
-            f"{name}: unrun; no result in `benchmarks/results`." if found is None else table(*found)
-        )
+        found = newest(device, suite=suite)
+        unrun = f"{name}: unrun; no result in `benchmarks/results`."
+        parts.append(unrun if found is None else TABLES[suite](*found))
     return "\n\n".join(parts)
 
 
 def updated(text: str) -> str:
     """The README with the newest figures."""
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{block()}\n{END}{after}"
+    for suite in TABLES:
+        begin, end = f"<!-- {suite}: begin -->", f"<!-- {suite}: end -->"
+        before, rest = text.split(begin)
+        _, after = rest.split(end)
+        text = f"{before}{begin}\n{block(suite)}\n{end}{after}"
+    return text
 
 
 def main() -> int:

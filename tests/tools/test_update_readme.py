@@ -85,3 +85,12 @@ def test_newest_leaves_other_suites_out(tool, tmp_path):
 )
 def test_seconds(tool, value, text):
     assert tool.seconds(value) == text
+
+
+def test_detectors_have_a_table_with_memory(tool):
+    side = {"median_s": 1.5, "ratio_torchvision": 2.0, "extra_bytes": 3 * 2**20}
+    row = {"work": "inference", "threads": 2, "target": 1.4}
+    row["contenders"] = {"rcnn_ext": side, "torchvision": {**side, "median_s": 3.0}}
+    results = {**report("2026-01-02T00:00:00"), "results": [row]}
+    text = tool.model_table(ROOT / "benchmarks" / "results" / "a.json", results)
+    assert "| inference | 2 | 1.50 s | 3.00 s | 2.00x | 1.4x | 3 MiB | 3 MiB |" in text
