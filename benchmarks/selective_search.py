@@ -6,8 +6,9 @@
 Parts: ``parity`` (regions equal to the package's, image by image; CPU time of one thread, rivals in
 turns), ``speed`` (the same at 600 x 1000), ``recall`` (of annotated boxes), ``threads`` (several
 images at once) and ``growth`` (up to 12 megapixels). Prints tables and writes a JSON into
-``benchmarks/results`` with device, versions, date and the hash of ``csrc/``; a complete run also
-writes the tables into ``docs/selective_search.md``.
+``benchmarks/results`` with device, versions, date and the hash of ``csrc/``, in place of the same
+parts of the same day and sources. Once it has all parts of all images, it also writes the tables
+into ``docs/selective_search.md``.
 
 All 128 images take some 13 minutes on a quiet core, 9 of them for the package (with its own sort
 and with a stable one); recall is of every fourth, since OpenCV's fast mode takes seconds for each.
@@ -422,6 +423,12 @@ def update_docs(lines: list[str]) -> None:
     files.write_text(DOCS, "\n".join([before + BEGIN, *lines, END + after]))
 
 
+def is_of_the_same(earlier: dict[str, Any], results: dict[str, Any]) -> bool:
+    """Whether two results are of the same sources and images."""
+    sources = [result["environment"].get("selective_search_hash") for result in (earlier, results)]
+    return sources[0] == sources[1] and earlier.get("every") == results["every"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=Path, default=Path("../shared/data/coco"))
@@ -446,6 +453,7 @@ def main() -> None:
     for distribution in RIVALS:
         description["versions"][distribution] = environment.installed_version(distribution)
     results: dict[str, Any] = {"environment": description, "parameters": PARAMETERS}
+    results["every"] = [options.every, options.recall_every]
     if "parity" in parts:
         results["parity"] = parity(paths)
         results["stable_parity"] = stable_parity(paths)
@@ -457,11 +465,15 @@ def main() -> None:
         results["threads"] = threads(paths)
     if "growth" in parts:
         results["growth"] = growth(paths)
+    target = options.out / f"{description['date'][:10]}-selective-search.json"
+    if target.is_file():
+        earlier = json.loads(target.read_text())
+        if is_of_the_same(earlier, results):
+            results = {**earlier, **results}
     lines = summary(results)
     print("\n".join(lines))
-    if options.every == 1 and set(parts) == set(PARTS):
+    if options.every == 1 and set(PARTS) <= set(results):
         update_docs(lines)
-    target = options.out / f"{description['date'][:10]}-selective-search.json"
     files.write_json(target, results)
     print(target)
 
