@@ -58,7 +58,8 @@ class Detector(nn.Module):
         """Make evaluation fast, in place; training is no longer possible.
 
         Batch norms go into the convolutions before them, and no gradient is recorded. The model
-        keeps its device; move it before. Detections stay the same within the rounding of `dtype`.
+        keeps its device; move it before. Detections stay the same within the rounding of `dtype`:
+        bfloat16 has two to three digits, so that one near a threshold may come or go.
 
         Args:
             dtype: of weights and feature maps. "auto" is bfloat16 where the device computes in it
