@@ -73,3 +73,13 @@ def tiny_run(tmp_path_factory, one_thread):
     arguments = ["train", "faster_rcnn_synthetic", "--data", str(run.data), "--out", str(run.out)]
     assert main([*arguments, "--max-steps", str(run.steps), *run.overrides]) == 0
     return run
+
+
+@pytest.fixture
+def offline_hub(monkeypatch, tmp_path):
+    """The package `datasets` without the network, and with a cache of the test's own."""
+    config = pytest.importorskip("datasets", reason="datasets comes with the extra hf").config
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(config, "HF_HUB_OFFLINE", True)
+    # Newer versions wait seconds for the threads of an epoch that has ended.
+    monkeypatch.setattr(config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1, raising=False)

@@ -7,6 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from rcnn_ext.ops.proposals import MAX_LOG_RATIO
+from rcnn_ext.reference.proposals import decode
+
 
 def _centres_and_sizes(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Split boxes [..., 4] into (centre x, centre y, width, height), each [...]."""
@@ -40,7 +43,7 @@ class BoxCoder:
     def __init__(
         self,
         weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
-        max_log_ratio: float = math.log(1000.0 / 16),
+        max_log_ratio: float = MAX_LOG_RATIO,
         means: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0),
     ) -> None:
         if len(weights) != 4 or any(not weight > 0 for weight in weights):
@@ -90,24 +93,7 @@ class BoxCoder:
         Returns:
             Tensor [..., 4] (x1, y1, x2, y2), image pixels, not clipped.
         """
-        x, y, width, height = _centres_and_sizes(anchors)
-        if any(self.means):
-            deltas = deltas + self._shift(deltas)
-        weight_x, weight_y, weight_w, weight_h = self.weights
-        dx, dy, dw, dh = deltas.unbind(dim=-1)
-        centre_x = dx / weight_x * width + x
-        centre_y = dy / weight_y * height + y
-        half_width = 0.5 * (torch.exp((dw / weight_w).clamp(max=self.max_log_ratio)) * width)
-        half_height = 0.5 * (torch.exp((dh / weight_h).clamp(max=self.max_log_ratio)) * height)
-        return torch.stack(
-            (
-                centre_x - half_width,
-                centre_y - half_height,
-                centre_x + half_width,
-                centre_y + half_height,
-            ),
-            dim=-1,
-        )
+        return decode(deltas, anchors, self.weights, self.means, self.max_log_ratio)
 
 
 def box_coder_for_targets(

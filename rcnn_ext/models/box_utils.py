@@ -20,20 +20,6 @@ def image_size_tensor(image_sizes: list[tuple[int, int]], like: Tensor) -> Tenso
     return torch.tensor(image_sizes, dtype=like.dtype, device=like.device).reshape(-1, 2)
 
 
-def clip_boxes(boxes: Tensor, image_sizes: Tensor) -> Tensor:
-    """Clip boxes to their images; NaN stays NaN, so that a later comparison drops it.
-
-    Args:
-        boxes: [..., 4] (x1, y1, x2, y2), image pixels.
-        image_sizes: [..., 2] (height, width), broadcast against the leading axes of `boxes`.
-
-    Returns:
-        Tensor [..., 4]. As `torchvision.ops.clip_boxes_to_image`, with one size a box.
-    """
-    limits = image_sizes[..., [1, 0, 1, 0]]  # [..., 4] (width, height, width, height)
-    return torch.minimum(boxes.clamp(min=0), limits)
-
-
 def first_bad_box(boxes: list[Tensor]) -> tuple[int, int] | None:
     """Find a box that is not finite or has no positive width and height.
 

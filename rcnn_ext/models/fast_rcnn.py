@@ -12,7 +12,7 @@ from torchvision.models.detection.transform import resize_boxes
 
 from rcnn_ext.models.backbones import out_channels_of
 from rcnn_ext.models.box_heads import default_box_branch
-from rcnn_ext.models.box_utils import clip_boxes, first_bad_box, image_size_tensor
+from rcnn_ext.models.box_utils import first_bad_box, image_size_tensor
 from rcnn_ext.models.detector import Detector
 from rcnn_ext.models.inputs import (
     backbone_features,
@@ -22,6 +22,7 @@ from rcnn_ext.models.inputs import (
 )
 from rcnn_ext.models.poolers import RoIPooler
 from rcnn_ext.models.roi_heads import RoIHeads
+from rcnn_ext.reference.proposals import clip
 
 
 class FastRCNN(Detector):
@@ -201,5 +202,5 @@ def _resize_proposals(
             "(x1, y1, x2, y2) and need finite coordinates, x1 < x2 and y1 < y2"
         )
     sizes = image_size_tensor(batch.image_sizes, like=resized[0])  # [N, 2]
-    clipped = [clip_boxes(boxes, size) for boxes, size in zip(resized, sizes, strict=True)]
+    clipped = [clip(boxes, size) for boxes, size in zip(resized, sizes, strict=True)]
     return [boxes[(boxes[:, 2:] > boxes[:, :2]).all(dim=1)] for boxes in clipped]

@@ -19,7 +19,7 @@ from rcnn_ext.models.backbones import (
     build_fpn_backbone,
     measure_feature_maps,
 )
-from rcnn_ext.models.box_utils import at_least_float32, clip_boxes, image_size_tensor
+from rcnn_ext.models.box_utils import at_least_float32, image_size_tensor
 from rcnn_ext.models.checkpointing import checkpoint_stages as make_checkpointed
 from rcnn_ext.models.detector import Detector
 from rcnn_ext.models.inputs import (
@@ -29,6 +29,7 @@ from rcnn_ext.models.inputs import (
     prepare_batch,
 )
 from rcnn_ext.models.sharding import loss_denominator
+from rcnn_ext.reference.proposals import clip
 
 LOCALIZER_BACKBONES = ("cnn", *BACKBONES, *(f"{name}_fpn" for name in BACKBONES))
 BOX_LOSSES = ("mse", "giou")
@@ -295,7 +296,7 @@ class Localizer(Detector):
     ) -> list[dict[str, Tensor]]:
         """Turn logits [N, K - 1] and boxes [N, 4], pixels of the resized images, into answers."""
         scores, classes = logits.softmax(dim=1).max(dim=1)  # [N], [N]
-        boxes = clip_boxes(_ordered(boxes), sizes)
+        boxes = clip(_ordered(boxes), sizes)
         answers = [
             {"boxes": box[None], "labels": label[None] + 1, "scores": score[None]}
             for box, label, score in zip(boxes, classes, scores, strict=True)

@@ -19,6 +19,8 @@ from rcnn_ext.errors import UserError
 
 datasets = pytest.importorskip("datasets", reason="datasets comes with the extra hf")
 
+pytestmark = pytest.mark.usefixtures("offline_hub")
+
 NAMES = ["cat", "dog"]
 
 
@@ -53,15 +55,6 @@ FEATURES = datasets.Features(
         },
     }
 )
-
-
-@pytest.fixture(autouse=True)
-def _offline(monkeypatch, tmp_path):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    # Newer versions wait seconds for the threads of an epoch that has ended.
-    name = "SLEEP_TIME_ON_THREADS_SHUTDOWN"
-    monkeypatch.setattr(datasets.config, name, 0.1, raising=False)
 
 
 @pytest.fixture

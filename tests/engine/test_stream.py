@@ -23,7 +23,7 @@ from rcnn_ext.engine.checkpoint import load_checkpoint
 from tests.conftest import TINY
 from tests.engine.test_distributed import torchrun
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "offline_hub")
 
 FEATURES = datasets.Features(
     {
@@ -37,15 +37,6 @@ FEATURES = datasets.Features(
     }
 )
 OVERRIDES = (*TINY, "data.format=hf", "data.hf.shuffle_buffer=4", "evaluation.every=2")
-
-
-@pytest.fixture(autouse=True)
-def _offline(monkeypatch, tmp_path):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    # Newer versions wait seconds for the threads of an epoch that has ended.
-    name = "SLEEP_TIME_ON_THREADS_SHUTDOWN"
-    monkeypatch.setattr(datasets.config, name, 0.1, raising=False)
 
 
 @pytest.fixture(scope="module")

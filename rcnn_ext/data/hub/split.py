@@ -183,6 +183,12 @@ def _numbered(names: tuple[str, ...], class_names: tuple[str, ...] | None) -> Cl
     return ClassList(names, tuple(known[n] if n in known else next(spare) for n in names))
 
 
+def _in_list(feature: Any) -> Any:
+    """What a column's list is of, in any of its notations; the feature itself where it is none."""
+    feature = getattr(feature, "feature", feature)
+    return feature[0] if isinstance(feature, list) else feature
+
+
 def _columns(
     rows: Any, config: DataConfig, source: str
 ) -> tuple[list[str], tuple[str, ...] | None]:
@@ -196,18 +202,13 @@ def _columns(
                 f"{source} has no column {column!r} (data.hf.image, data.hf.objects); it has "
                 f"{', '.join(features)}"
             )
-    objects: Any = features[hub.objects]
     # A list of objects, an object of lists, or the older Sequence of an object.
-    objects = getattr(objects, "feature", objects)
-    objects = objects[0] if isinstance(objects, list) else objects
+    objects = _in_list(features[hub.objects])
     for key in (hub.box, hub.label):
         if key not in objects:
             raise UserError(
                 f"{source}: {hub.objects} has no {key!r} (data.hf.box, data.hf.label); it has "
                 f"{', '.join(objects)}"
             )
-    label: Any = objects[hub.label]
-    label = getattr(label, "feature", label)
-    label = label[0] if isinstance(label, list) else label
-    names = getattr(label, "names", None)
+    names = getattr(_in_list(objects[hub.label]), "names", None)
     return list(features), None if names is None else tuple(names)
