@@ -30,11 +30,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     config = metafunc.config
     device_type = torch.device(config.getoption("--bench-device")).type
     cases = select(suite(quick=not config.getoption("--bench-full")), device_type)
-    metafunc.parametrize("prepared", cases, ids=lambda case: case.name, indirect=True)
-    metafunc.parametrize("contender", (OURS, TORCHVISION, REFERENCE))
+    pairs = [
+        pytest.param(case, name, id=f"{case.name}-{name}")
+        for case in cases
+        for name in (OURS, TORCHVISION, REFERENCE)
+        if case.has_rival or name != TORCHVISION
+    ]
+    metafunc.parametrize(("prepared", "contender"), pairs, indirect=["prepared"])
 
 
-# One case at a time is in memory: its three contenders run one after the other.
+# One case at a time is in memory: its contenders run one after the other.
 @pytest.fixture(scope="module")
 def prepared(request: pytest.FixtureRequest) -> Prepared:
     case: Case = request.param

@@ -76,7 +76,10 @@ def model_table(path: Path, report: dict[str, Any]) -> str:
 
 
 def table(path: Path, report: dict[str, Any]) -> str:
-    """A Markdown table of operators: one row a case, one ratio a thread count."""
+    """A Markdown table of operators: one row a case, one ratio a thread count.
+
+    A row without a rival in torchvision has the reference's time, and no ratio.
+    """
     environment = report["environment"]
     threads = sorted({row["threads"] for row in report["results"]})
     cuda = environment["device"] == "cuda"
@@ -93,22 +96,37 @@ def table(path: Path, report: dict[str, Any]) -> str:
     ]
     cases: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for row in report["results"]:
-        if row["ratio_torchvision"] is not None:
+        without_rival = _has_no_rival(row) and "median_s" in row["contenders"]["rcnn_ext"]
+        if row["ratio_torchvision"] is not None or without_rival:
             cases.setdefault((row["case"], row["dtype"]), {})[row["threads"]] = row
     for (_, dtype), rows in cases.items():
         first = rows.get(threads[0])
         if first is None:
             continue
         work = first["work"] + ("" if dtype == "float32" else f", {dtype}")
-        times = [first["contenders"][name]["median_s"] for name in ("rcnn_ext", "torchvision")]
+        times = [seconds(first["contenders"]["rcnn_ext"]["median_s"]), _rival(first)]
         ratios = [rows[n]["ratio_torchvision"] if n in rows else None for n in threads]
-        cells = [f"`{first['operator']}`", work, *map(seconds, times)]
+        cells = [f"`{first['operator']}`", work, *times]
         cells += [*map(factor, ratios), "" if first["target"] is None else f"{first['target']:g}x"]
         if with_avx2:
             forced = [(rows[n].get("avx2") or {}) if n in rows else {} for n in threads]
             cells += [factor(row.get("ratio_torchvision")) for row in forced]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _has_no_rival(row: dict[str, Any]) -> bool:
+    """Whether torchvision has nothing of the kind; results from before that was noted always do."""
+    return row.get("rival", "torchvision") is None
+
+
+def _rival(row: dict[str, Any]) -> str:
+    """The cell of torchvision's time, and what stands there without one."""
+    if not _has_no_rival(row):
+        return seconds(row["contenders"]["torchvision"]["median_s"])
+    reference = row["contenders"].get("reference", {}).get("median_s")
+    beside = "" if reference is None else f"; our reference {seconds(reference)}"
+    return f"no rival in torchvision{beside}"
 
 
 TABLES = {"operators": table, "models": model_table}  # suite: what its figures become

@@ -158,7 +158,9 @@ def _rows_table(report: Report) -> str:
         row = rows.get(threads[0]) or next(iter(rows.values()))
         cells = [row.case.operator, _work(row)]
         for name in (OURS, TORCHVISION):
-            cells += [_median(row.timings.get(name)), _range(row.timings.get(name))]
+            timing = row.timings.get(name)
+            missing = name == TORCHVISION and not row.case.has_rival
+            cells += ["no rival" if missing else _median(timing), _range(timing)]
         cells += [_median(row.timings.get(REFERENCE))]
         for ours in (OURS, AVX2) if with_avx2 else (OURS,):
             ratios = [rows[n].ratio(TORCHVISION, ours) if n in rows else None for n in threads]
@@ -208,6 +210,8 @@ def _legend(report: Report) -> str:
             f"of copy: {OURS}'s share of the speed of a copy, {report.copy_bandwidth / 1e12:.2f}"
             " TB/s here, if it moved each input and result once."
         ]
+    if not all(row.case.has_rival for row in report.rows):
+        lines += ["no rival: torchvision has nothing of the kind, and the reference stands in."]
     fallback = sorted(name for name, kind in report.backends.items() if kind != "native")
     if fallback:
         lines.append(
@@ -229,6 +233,9 @@ def _summary(report: Report) -> str:
             f"Faster than torchvision in {faster} of {len(ratios)} rows"
             f" (geometric mean {_digits(geometric)}x)."
         )
+    alone = sum(not row.case.has_rival for row in report.rows)
+    if alone:
+        lines.append(f"Rows without a rival in torchvision: {alone}.")
     for ours in (OURS, AVX2):
         reached = [
             found for row in report.rows if (found := _reached(row, device, ours)) is not None
@@ -262,6 +269,7 @@ def _row_json(row: Row, device: str, copy_bandwidth: float | None) -> dict[str, 
         "threads": row.threads,
         "error_is": row.case.measure,
         "contenders": contenders,
+        "rival": TORCHVISION if row.case.has_rival else None,
         "ratio_torchvision": row.ratio(TORCHVISION),
         "ratio_reference": row.ratio(REFERENCE),
         "moved_bytes": row.moved_bytes,

@@ -191,9 +191,8 @@ def run_case(case: Case, dtype: torch.dtype, settings: Settings) -> Iterator[Row
         row = Row(case, dtype, count)
         rivals = [
             rival
-            for name in settings.contenders
-            if (not case.alone or name not in (TORCHVISION, REFERENCE))
-            and (rival := _verified(name, row, sets, check, device)) is not None
+            for name in _contenders_of(case, settings.contenders)
+            if (rival := _verified(name, row, sets, check, device)) is not None
         ]
         if rivals:
             row.timings = time_interleaved(rivals, clock_for(device), settings.rules)
@@ -202,6 +201,16 @@ def run_case(case: Case, dtype: torch.dtype, settings: Settings) -> Iterator[Row
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
+
+
+def _contenders_of(case: Case, names: Sequence[str]) -> tuple[str, ...]:
+    """Which of the contenders take part in a case."""
+    if case.alone:
+        return tuple(name for name in names if name not in (TORCHVISION, REFERENCE))
+    if not case.has_rival:
+        # The reference stands in, once.
+        return tuple(dict.fromkeys(REFERENCE if name == TORCHVISION else name for name in names))
+    return tuple(names)
 
 
 def _verified(
@@ -217,9 +226,11 @@ def _verified(
             if name == OURS:
                 row.moved_bytes = _input_bytes(sets[0]) + memory.bytes_of(result)
             del result
-            # The reference is no rival in memory, and calling it once more may take seconds.
-            extra = None if name == REFERENCE else memory.extra_bytes(calls[0], device)
-            kernels = memory.kernel_count(calls[0], device)
+            extra = kernels = None
+            # The reference is no rival in these, and calling it once more may take seconds.
+            if name != REFERENCE:
+                extra = memory.extra_bytes(calls[0], device)
+                kernels = memory.kernel_count(calls[0], device)
     except Exception as failure:  # whatever it is, it is reported and the suite goes on
         # A rival that lacks a dtype, or runs out of memory, is no failure of ours.
         row.problems[name] = f"{type(failure).__name__}: {_first_line(failure)}"

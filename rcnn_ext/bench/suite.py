@@ -21,6 +21,7 @@ from rcnn_ext.bench.cases import (
     ProposalCase,
     PyramidCase,
     RoiCase,
+    SoftNmsCase,
     Targets,
 )
 from rcnn_ext.errors import UserError
@@ -139,6 +140,15 @@ def _suppression() -> list[Case]:
     return [
         *(_nms(count, targets, devices) for count, targets, devices in plain),
         *(_nms(count, targets, devices, 80) for count, targets, devices in by_class),
+        *_soft_nms(1_000, 5_000),
+    ]
+
+
+def _soft_nms(*counts: int) -> list[SoftNmsCase]:
+    return [
+        SoftNmsCase("soft_nms", count=count, method=method)
+        for count in counts
+        for method in ("linear", "gaussian")
     ]
 
 
@@ -235,6 +245,7 @@ def _quick() -> list[Case]:
         DetectionCase("postprocess_detections", images=1, rois=300, classes=21),
         *(_nms(count) for count in (100, 500, 1_000, 2_000, 5_000)),
         _nms(2_000, classes=80),
+        *_soft_nms(500),
         *(roi("roi_align", rois) for rois in (16, 32, 64, 128)),
         roi("roi_align", sampling_ratio=0),
         roi("roi_align", channels_last=True),
@@ -263,6 +274,7 @@ def tiny() -> list[Case]:
         MatchCase("match_boxes", boxes=300, gts=5, grid=False),
         _nms(300),
         _nms(300, classes=5),
+        *_soft_nms(100),
         roi("roi_align"),
         roi("roi_align", sampling_ratio=0),
         roi("roi_align", channels_last=True),

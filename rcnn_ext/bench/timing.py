@@ -54,14 +54,14 @@ class Rules:
         window: least time of one run, in seconds; shorter calls are repeated within a run.
         budget: time to spend on one case, in seconds, as far as ``MIN_RUNS`` allows.
         max_runs: most runs of one rival.
-        patience: a rival that may be slow is timed in one run only when a call takes longer than
-            this, in seconds.
+        patience: a rival that may be slow is timed in one run only when a call on each of its
+            inputs takes longer than this, in seconds.
     """
 
     window: float = 0.002
     budget: float = 3.0
     max_runs: int = 25
-    patience: float = 2.0
+    patience: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +161,7 @@ def time_interleaved(rivals: Sequence[Rival], clock: Clock, rules: Rules) -> dic
     """
     with _collector_paused():
         estimates = {rival.name: _warm_up(rival, clock, rules) for rival in rivals}
-        single = {r.name for r in rivals if r.may_be_slow and estimates[r.name] > rules.patience}
+        single = {r.name for r in rivals if _is_too_slow(r, estimates[r.name], rules)}
         # What a slow rival's only run gave. It was called before, when its result was compared.
         runs = {name: [seconds] if name in single else [] for name, seconds in estimates.items()}
         counts = {
@@ -180,10 +180,19 @@ def time_interleaved(rivals: Sequence[Rival], clock: Clock, rules: Rules) -> dic
     return {name: Timing(tuple(seconds), counts[name]) for name, seconds in runs.items()}
 
 
+def _is_too_slow(rival: Rival, seconds: float, rules: Rules) -> bool:
+    return rival.may_be_slow and seconds * len(rival.calls) > rules.patience
+
+
 def _warm_up(rival: Rival, clock: Clock, rules: Rules) -> float:
-    """Call a rival on all its inputs and estimate the time of a call."""
+    """Call a rival on all its inputs, unless it is too slow, and estimate the time of a call."""
+    others = rival.calls[1:]
     with rival.context():
-        first = clock.measure(rival.calls, len(rival.calls)) / len(rival.calls)
+        first = clock.measure(rival.calls, 1)
+        if _is_too_slow(rival, first, rules):
+            return first
+        if others:
+            clock.measure(others, len(others))
         if first > rules.patience:
             return first
         again = clock.measure(rival.calls, 1)

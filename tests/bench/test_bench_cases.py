@@ -19,6 +19,7 @@ from rcnn_ext.bench.cases import (
     NmsCase,
     ProposalCase,
     RoiCase,
+    SoftNmsCase,
 )
 from rcnn_ext.bench.cases.base import TOLERANCES, relative_error, worst_error
 from rcnn_ext.bench.cases.matching import pyramid_anchors
@@ -29,7 +30,9 @@ from rcnn_ext.errors import UserError
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("case", tiny(), ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [case for case in tiny() if case.has_rival], ids=lambda case: case.name
+)
 def test_truth_accepts_torchvision(case: Case) -> None:
     """torchvision is independent of the truth, which our reference computes for most cases."""
     inputs = case.make(0, CPU, torch.float32)
@@ -44,7 +47,7 @@ def test_truth_accepts_torchvision(case: Case) -> None:
     [
         case
         for case in tiny()
-        if not isinstance(case, (DetectionCase, MatchCase, NmsCase, ProposalCase))
+        if not isinstance(case, (DetectionCase, MatchCase, NmsCase, ProposalCase, SoftNmsCase))
     ],
     ids=lambda case: case.name,
 )
@@ -84,7 +87,8 @@ def test_suites_hold_every_operator_on_every_device() -> None:
     every = {
         *("box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou"),
         *("generate_proposals", "postprocess_detections"),
-        *("match_boxes", "nms", "batched_nms", "roi_align", "roi_pool", "multi_scale_roi_align"),
+        *("nms", "batched_nms", "soft_nms"),
+        *("match_boxes", "roi_align", "roi_pool", "multi_scale_roi_align"),
     }
     assert {case.operator for case in tiny()} == every
     for quick in (False, True):
@@ -234,6 +238,47 @@ def test_nms_of_no_boxes_is_right() -> None:
     inputs = case.make(0, CPU, torch.float32)
     assert case.check(inputs)(torch.empty(0, dtype=torch.int64)) == 0
     assert math.isinf(case.check(inputs)(torch.tensor([0])))
+
+
+# --- soft suppression ---------------------------------------------------------------------------
+
+
+def _soften(boxes: Tensor, scores: Tensor, method: str) -> tuple[Tensor, Tensor]:
+    """The paper's loop, box by box; it shares no code with the truth of the case."""
+    left = scores.double().tolist()
+    taken: list[tuple[int, float]] = []
+    while left and max(left) >= 0.001:
+        best = left.index(max(left))
+        taken.append((best, left[best]))
+        left[best] = -1.0
+        overlaps = torchvision.ops.box_iou(boxes[best : best + 1].double(), boxes.double())[0]
+        for index, iou in enumerate(overlaps.tolist()):
+            linear = 1 - iou if iou >= 0.3 else 1.0
+            left[index] *= linear if method == "linear" else math.exp(-(iou**2) / 0.5)
+    indices, lowered = zip(*taken, strict=True)
+    return torch.tensor(indices), torch.tensor(lowered, dtype=scores.dtype)
+
+
+@pytest.mark.parametrize("method", ["linear", "gaussian"])
+def test_share_of_boxes_scored_otherwise(method: str) -> None:
+    case = SoftNmsCase("soft_nms", count=250, method=method)
+    inputs = case.make(0, CPU, torch.float32)
+    check = case.check(inputs)
+    kept, lowered = _soften(inputs.boxes, inputs.scores, method)
+    assert check((kept, lowered)) == 0
+    assert (lowered < inputs.scores[kept]).sum() > 50
+    assert check(case.bind(ops, inputs)()) == 0
+    assert check((kept[:-1], lowered[:-1])) == pytest.approx(1 / 250)  # one is missing
+    swapped = kept.clone()
+    swapped[3], swapped[4] = kept[4], kept[3]
+    assert check((swapped, lowered)) == pytest.approx(2 / 250)
+    assert case.tolerance(torch.float32, rival=False) < 1 / 250
+    unknown = lowered.clone()
+    unknown[7] = math.nan
+    assert check((kept, unknown)) == pytest.approx(1 / 250)
+    assert math.isinf(check((kept, lowered.flip(0))))
+    assert math.isinf(check((kept.where(kept != kept[0], kept[1]), lowered)))  # one twice
+    assert math.isinf(check((kept + 1, lowered[:-1])))
 
 
 # --- errors --------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import torch
 
 from rcnn_ext import _extension, bench, ops
 from rcnn_ext.bench import command, runner, suite
-from rcnn_ext.bench.cases import IouCase, NmsCase
+from rcnn_ext.bench.cases import IouCase, NmsCase, SoftNmsCase
 from rcnn_ext.bench.runner import OURS, REFERENCE, TORCHVISION, Settings, run_cases
 from rcnn_ext.bench.timing import Rules
 from rcnn_ext.errors import UserError
@@ -52,6 +52,10 @@ def test_run_prints_and_writes_everything(
         ("nms/300", 2),
         ("batched_nms/300", 1),
         ("batched_nms/300", 2),
+        ("soft_nms/100/linear", 1),
+        ("soft_nms/100/linear", 2),
+        ("soft_nms/100/gaussian", 1),
+        ("soft_nms/100/gaussian", 2),
     ]
     assert (out / "operators.txt").read_text() in printed.out
     (named,) = results.iterdir()
@@ -185,6 +189,15 @@ def test_a_case_too_long_for_rivals_runs_alone() -> None:
     settings = dataclasses.replace(SETTINGS, contenders=(OURS, TORCHVISION, REFERENCE))
     rows, _ = run_cases([NmsCase("nms", count=50, alone=True)], settings, lambda row: None)
     assert set(rows[0].timings) == {OURS}
+
+
+@pytest.mark.parametrize("named", [(TORCHVISION,), (TORCHVISION, REFERENCE), ()])
+def test_reference_stands_in_for_a_rival_that_is_not(named: tuple[str, ...]) -> None:
+    settings = dataclasses.replace(SETTINGS, contenders=(OURS, *named))
+    case = SoftNmsCase("soft_nms", count=20)
+    (row,), _ = run_cases([case], settings, lambda row: None)
+    assert set(row.timings) == {OURS, *([REFERENCE] if named else [])}
+    assert not row.problems
 
 
 def test_growth_spares_torchvision_the_largest_sizes(

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rcnn_ext.bench import plots, report, runner
-from rcnn_ext.bench.cases import NmsCase, Targets
+from rcnn_ext.bench.cases import NmsCase, SoftNmsCase, Targets
 from rcnn_ext.bench.report import Report, format_report, format_seconds, format_table, result_name
 from rcnn_ext.bench.runner import AVX2, OURS, REFERENCE, TORCHVISION, Row, Settings
 from rcnn_ext.bench.timing import Rules, Timing
@@ -126,6 +126,32 @@ def test_table_has_a_line_for_all_threads_and_both_instruction_sets(
     assert "Targets reached with the kernels for AVX2: 0 of 1." in text
 
 
+def _row_without_rival() -> Row:
+    row = Row(SoftNmsCase("soft_nms", count=100), torch.float32, 1)
+    row.timings = {OURS: Timing((0.001,) * 5, 1), REFERENCE: Timing((0.5,), 1)}
+    row.errors = {OURS: 0.0, REFERENCE: 0.0}
+    return row
+
+
+def test_row_without_a_rival_is_compared_with_the_reference() -> None:
+    made = _report([_row(100, 0.002, cpu=4), _row_without_rival()])
+    text = format_report(made)
+    (line,) = (line for line in text.splitlines() if line.startswith("soft_nms"))
+    assert "no rival" in line
+    assert "~500 ms" in line
+    assert "500x" in line
+    assert "no rival: torchvision has nothing of the kind" in text
+    assert "Faster than torchvision in 1 of 1 rows (geometric mean 5.00x)." in text
+    assert "Rows without a rival in torchvision: 1." in text
+    with_rival, without = made.as_json()["results"]
+    assert with_rival["rival"] == TORCHVISION
+    assert without["rival"] is None
+    assert without["ratio_torchvision"] is None
+    assert without["ratio_reference"] == pytest.approx(500)
+    assert without["target_reached"] is None
+    assert "rival" not in format_report(_report([_row(100, 0.002)]))
+
+
 def test_failures_and_fallbacks_stand_out() -> None:
     row = _row(100, 0.002)
     row.problems[OURS] = "IoU beyond the threshold 0.3"
@@ -201,5 +227,6 @@ def test_plots_only_what_there_is(tmp_path: pathlib.Path, monkeypatch: pytest.Mo
     one = [_row(100, 0.002)]
     assert [p.name for p in plots.write_plots(_report(one), tmp_path, "x")] == ["x-ratios.png"]
     assert plots.write_plots(_report([]), tmp_path, "y") == []
+    assert plots.write_plots(_report([_row_without_rival()]), tmp_path, "y") == []
     monkeypatch.setattr(plots, "can_plot", lambda: False)
     assert plots.write_plots(_report(one), tmp_path, "z") == []

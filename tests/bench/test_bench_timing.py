@@ -62,6 +62,23 @@ def test_patience_ends_with_a_rival_that_may_be_slow() -> None:
     assert len(timings["a"].seconds) >= MIN_RUNS
 
 
+def test_patience_counts_all_inputs() -> None:
+    clock = FakeClock()
+    calls = [lambda: ("a", 0.1)] * 20
+    slow = Rival("a", calls, may_be_slow=True)
+    assert len(time_interleaved([slow], clock, Rules(patience=1.0))["a"].seconds) == 1
+    assert clock.runs == [("a", 1)]
+    few = Rival("a", calls[:5], may_be_slow=True)
+    assert len(time_interleaved([few], clock, Rules(patience=1.0))["a"].seconds) >= MIN_RUNS
+
+
+def test_every_input_is_warm_before_the_first_run() -> None:
+    called: list[int] = []
+    calls = [lambda i=i: called.append(i) for i in range(3)]
+    time_interleaved([Rival("a", calls)], WallClock(), Rules(window=0, budget=0))
+    assert called[:3] == [0, 1, 2]
+
+
 def test_context_is_entered_around_every_run() -> None:
     depth = 0
 

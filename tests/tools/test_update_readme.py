@@ -66,6 +66,22 @@ def test_table_has_ratios_with_avx2_where_they_were_measured(tool):
     assert "| 25.0x | 30x | 123x |" in text
 
 
+def test_row_without_a_rival_has_the_references_time_and_no_ratio(tool):
+    measured = report("2026-01-02T00:00:00")
+    row = measured["results"][0]
+    row.update(operator="soft_nms", rival=None, ratio_torchvision=None, target=None)
+    row["contenders"] = {"rcnn_ext": {"median_s": 1e-4}, "reference": {"median_s": 0.25}}
+    path = ROOT / "benchmarks" / "results" / "a.json"
+    cells = (
+        "| `soft_nms` | 1,000 boxes | 100 us | no rival in torchvision; our reference 250 ms |  |"
+    )
+    assert cells in tool.table(path, measured)
+    del row["contenders"]["reference"]
+    assert "| 100 us | no rival in torchvision |  |  |" in tool.table(path, measured)
+    row["contenders"]["rcnn_ext"] = {"problem": "it failed"}
+    assert "soft_nms" not in tool.table(path, measured)
+
+
 def test_newest_leaves_other_suites_out(tool, tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(report("2026-01-02T00:00:00")))
     growth = report("2026-01-03T00:00:00") | {"suite": "growth"}

@@ -5,7 +5,7 @@ from rcnn_ext.bench.cases.boxes import IouCase
 from rcnn_ext.bench.cases.matching import MatchCase
 from rcnn_ext.bench.cases.pooling import PyramidCase, RoiCase
 from rcnn_ext.bench.cases.proposals import DetectionCase, ProposalCase
-from rcnn_ext.bench.cases.suppression import NmsCase
+from rcnn_ext.bench.cases.suppression import NmsCase, SoftNmsCase
 
 __all__ = [
     "Case",
@@ -16,5 +16,6 @@ __all__ = [
     "ProposalCase",
     "PyramidCase",
     "RoiCase",
+    "SoftNmsCase",
     "Targets",
 ]

@@ -78,6 +78,11 @@ class Case(ABC):
         return None
 
     @property
+    def has_rival(self) -> bool:
+        """Whether torchvision does the same work; where not, the reference takes its place."""
+        return True
+
+    @property
     def differentiates(self) -> bool:
         """Whether the timed call runs autograd; the others run without recording a graph."""
         return False

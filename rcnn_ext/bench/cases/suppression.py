@@ -1,4 +1,4 @@
-"""Cases of NMS, and the check that a set of kept boxes is what greedy suppression gives."""
+"""Cases of NMS, hard and soft, and the check that kept boxes are what greedy suppression gives."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rcnn_ext.bench import inputs as draw
-from rcnn_ext.bench.cases.base import Call, Case, Check
+from rcnn_ext.bench.cases.base import TOLERANCES, Call, Case, Check, double_reference
 
 # An IoU this near the threshold may be decided either way: a decision that hangs on rounding is not
 # wrong. Float32 areas round at 6e-8 of their value; half boxes at their own precision.
@@ -112,6 +112,82 @@ class NmsCase(Case):
         return check
 
 
+@dataclasses.dataclass(frozen=True)
+class SoftNmsCase(Case):
+    """Soft NMS, which torchvision does not have.
+
+    Attributes:
+        count: number of boxes.
+        method: ``linear`` or ``gaussian``.
+    """
+
+    count: int = 0
+    method: str = "linear"
+
+    @property
+    def name(self) -> str:
+        """Operator, size and method."""
+        return f"{self.operator}/{self.count}/{self.method}"
+
+    @property
+    def work(self) -> str:
+        """The work in some words."""
+        return f"{self.count:,} boxes, {self.method}"
+
+    @property
+    def has_rival(self) -> bool:
+        """None in torchvision."""
+        return False
+
+    def make(self, seed: int, device: torch.device, dtype: torch.dtype) -> NmsInputs:
+        """Draw boxes and scores."""
+        return NmsCase("nms", count=self.count).make(seed, device, dtype)
+
+    def bind(self, ops: Any, inputs: NmsInputs) -> Call:
+        """Give the call of ``soft_nms``."""
+        boxes, scores, method, function = inputs.boxes, inputs.scores, self.method, ops.soft_nms
+        return lambda: function(boxes, scores, method=method)
+
+    @property
+    def measure(self) -> str:
+        """What the error of a result means."""
+        return "share of boxes scored otherwise"
+
+    def tolerance(self, dtype: torch.dtype, rival: bool) -> float:
+        """Give the share of boxes that may hang on rounding: an IoU at the threshold, a tie."""
+        return 1e-3
+
+    def check(self, inputs: NmsInputs) -> Check:
+        """Run the reference in float64; 0 is the score of a box that was dropped."""
+        count, allowed = self.count, TOLERANCES[inputs.scores.dtype]
+        with double_reference() as ops:
+            kept, lowered = ops.soft_nms(
+                inputs.boxes.double(), inputs.scores.double(), method=self.method
+            )
+        truth = torch.zeros_like(inputs.scores, dtype=torch.float64).index_copy_(0, kept, lowered)
+
+        def check(result: tuple[Tensor, Tensor]) -> float:
+            kept, lowered = result
+            if not _are_distinct(kept, count) or kept.shape != lowered.shape:
+                return math.inf
+            if (lowered.diff() > 0).any():
+                return math.inf
+            scores = torch.zeros_like(truth).index_copy_(0, kept, lowered.double())
+            # NaN is not right, so those that are right are counted.
+            return 1 - ((scores - truth).abs() <= allowed).double().mean().item()
+
+        return check
+
+
+def _are_distinct(kept: Tensor, count: int) -> bool:
+    """Whether a result is a list of different boxes out of ``count``."""
+    if kept.dim() != 1 or kept.dtype != torch.int64:
+        return False
+    if kept.numel() and (int(kept.min()) < 0 or int(kept.max()) >= count):
+        return False
+    return kept.unique().numel() == kept.numel()
+
+
 def greedy_violation(
     boxes: Tensor, scores: Tensor, classes: Tensor, kept: Tensor, threshold: float
 ) -> float:
@@ -133,11 +209,7 @@ def greedy_violation(
         where ``kept`` is out of order, out of range or names a box twice.
     """
     count = boxes.shape[0]
-    if kept.dim() != 1 or kept.dtype != torch.int64:
-        return math.inf
-    if kept.numel() and (int(kept.min()) < 0 or int(kept.max()) >= count):
-        return math.inf
-    if kept.unique().numel() != kept.numel() or (scores[kept].diff() > 0).any():
+    if not _are_distinct(kept, count) or (scores[kept].diff() > 0).any():
         return math.inf
     # Position of a box in the order of suppression, kept boxes first among equal scores: an order
     # among ties that the rival may choose for itself.
