@@ -20,6 +20,7 @@ PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -type f) setup.py
 PYTHON_FILES := setup.py rcnn_ext tests benchmarks tools
+NATIVE_FILES := 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'benchmarks/*.cu'
 
 .PHONY: demo test lint format bench gpu test-compat sanitize mutants clean
 .DELETE_ON_ERROR:
@@ -48,13 +49,13 @@ test: $(VENV)/.installed-test
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check $(PYTHON_FILES)
 	$(BIN)/ruff format --check $(PYTHON_FILES)
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files $(NATIVE_FILES))
 	$(BIN)/mypy
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix $(PYTHON_FILES)
 	$(BIN)/ruff format $(PYTHON_FILES)
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
+	$(BIN)/clang-format -i $$(git ls-files $(NATIVE_FILES))
 
 bench: $(VENV)/.installed-train
 	$(BIN)/rcnn-ext bench $(BENCH_ARGS)
@@ -73,4 +74,4 @@ mutants: $(VENV)/.installed-test
 	$(BIN)/python tools/mutate_cuda.py --out docs/mutants.md
 
 clean:
-	rm -rf build dist *.egg-info rcnn_ext/*.so rcnn_ext/_build_info.json $(VENV)/.installed-*
+	rm -rf build dist *.egg-info rcnn_ext/*.so benchmarks/cuda/*.so rcnn_ext/_build_info.json $(VENV)/.installed-*

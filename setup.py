@@ -8,6 +8,8 @@ Environment variables:
   FORCE_CUDA=1          fail rather than build without CUDA kernels
   RCNN_EXT_NO_CUDA=1    leave the CUDA kernels out even where nvcc is found
   TORCH_CUDA_ARCH_LIST  architectures to compile for, such as "8.0;9.0+PTX"
+  RCNN_EXT_BENCHMARKS=1 build also benchmarks/cuda, what the CUDA kernels are compared with (for a
+                        build in place)
   MAX_JOBS              compilers to run at once
   RCNN_EXT_CXX_FLAGS    more flags for the C++ compiler and linker, such as "-fsanitize=address"
 """
@@ -25,7 +27,7 @@ from pathlib import Path
 
 import torch
 from pybind11.setup_helpers import Pybind11Extension
-from setuptools import setup
+from setuptools import Extension, setup
 from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parent
@@ -145,6 +147,19 @@ def headers() -> list[str]:
     return sorted(str(p) for p in CSRC.rglob("*") if p.suffix in (".h", ".cuh"))
 
 
+def cuda_extension(name: str, files: list[str]) -> Extension:
+    """A module of CUDA kernels."""
+    return cpp_extension.CUDAExtension(
+        name,
+        files,
+        depends=headers(),
+        define_macros=[*DEFINES, ("USE_CUDA", None)],
+        library_dirs=cuda_library_directories(),
+        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
+        py_limited_api=True,
+    )
+
+
 def native_modules() -> tuple[list, dict[str, str]]:
     """The extensions to build, and a line for each module about what becomes of it."""
     extensions = [
@@ -163,17 +178,10 @@ def native_modules() -> tuple[list, dict[str, str]]:
     if reason is None:
         architectures = choose_architectures()
         os.environ["TORCH_CUDA_ARCH_LIST"] = architectures
-        extensions.append(
-            cpp_extension.CUDAExtension(
-                "rcnn_ext._C_cuda",
-                sources("_cuda.cu"),
-                depends=headers(),
-                define_macros=[*DEFINES, ("USE_CUDA", None)],
-                library_dirs=cuda_library_directories(),
-                extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
-                py_limited_api=True,
-            )
-        )
+        extensions.append(cuda_extension("rcnn_ext._C_cuda", sources("_cuda.cu")))
+        if wants("RCNN_EXT_BENCHMARKS"):
+            compared = sorted(str(path) for path in Path("benchmarks/cuda").glob("*.cu"))
+            extensions.append(cuda_extension("benchmarks.cuda._atomic", compared))
         report["_C_cuda"] = f"CUDA kernels for {architectures}"
     elif wants("FORCE_CUDA"):
         raise SystemExit(f"rcnn_ext: FORCE_CUDA is set, but {reason}")

@@ -1,4 +1,4 @@
-"""Reads what pytest, compute-sanitizer and cuobjdump report."""
+"""Reads what compilers, pytest, compute-sanitizer and cuobjdump report."""
 
 from __future__ import annotations
 
@@ -8,6 +8,18 @@ from typing import Any
 
 # Part of the mangled name of every kernel of ours; the sanitizers look at no others.
 KERNEL_NAMES = "rcnn_ext"
+
+
+def last_line(text: str) -> str:
+    """Give the last line that is not empty."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no output"
+
+
+def first_error(text: str) -> str:
+    """Give the first line that speaks of an error, or the last of all."""
+    errors = [line.strip() for line in text.splitlines() if "error" in line.lower()]
+    return errors[0] if errors else last_line(text)
 
 
 def count_tests(junit: str) -> dict[str, int]:

@@ -18,6 +18,8 @@ from gate_reports import (
     KERNEL_NAMES,
     count_sanitizer,
     count_tests,
+    first_error,
+    last_line,
     name_failures,
     parse_resources,
 )
@@ -137,12 +139,6 @@ def find_tool(name: str) -> str | None:
     return None
 
 
-def last_line(text: str) -> str:
-    """Give the last line that is not empty."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "no output"
-
-
 # --- build ------------------------------------------------------------------------------------
 
 
@@ -180,11 +176,28 @@ def judge_build(context: Context, done: Finished) -> Outcome:
     """Look for the CUDA module."""
     modules = sorted(path.name for path in (REPOSITORY / "rcnn_ext").glob("_*.so"))
     if done.code != 0:
-        errors = [line for line in done.output.splitlines() if "error" in line.lower()]
-        return Outcome(FAILED, errors[0].strip() if errors else last_line(done.output))
+        return Outcome(FAILED, first_error(done.output))
     if not any(name.startswith("_C_cuda") for name in modules):
         return Outcome(FAILED, "the build ended well, but there is no _C_cuda")
     return Outcome(PASSED, f"{len(modules)} modules for {context.gpu.capability}")
+
+
+# --- atomic -----------------------------------------------------------------------------------
+
+
+def prepare_atomic(context: Context, limit: float) -> Command:
+    """Build what the backward passes are compared with; a stage of its own, as it may fail."""
+    build = prepare_build(context, limit)
+    return dataclasses.replace(build, environment={**build.environment, "RCNN_EXT_BENCHMARKS": "1"})
+
+
+def judge_atomic(context: Context, done: Finished) -> Outcome:
+    """Look for the module."""
+    if done.code != 0:
+        return Outcome(FAILED, first_error(done.output))
+    if not any((REPOSITORY / "benchmarks" / "cuda").glob("_atomic*.so")):
+        return Outcome(FAILED, "the build ended well, but there is no _atomic")
+    return Outcome(PASSED, f"for {context.gpu.capability}")
 
 
 # --- load -------------------------------------------------------------------------------------
@@ -269,6 +282,9 @@ def judge_compare(context: Context, done: Finished) -> Outcome:
         f"{len(rows)} rows, faster than torchvision in {sum(r >= 1 for r in ratios)} of"
         f" {len(ratios)}, {sum(reached)} of {len(reached)} targets"
     )
+    kept_up = [row["atomic"]["target_reached"] for row in rows if row.get("atomic")]
+    if kept_up:
+        summary += f", {sum(kept_up)} of {len(kept_up)} gradients within reach of atomic ones"
     if report["left_out"]:
         summary += f", {len(report['left_out'])} left out for time"
     if report["failures"]:
@@ -364,6 +380,7 @@ STAGES = (
     Stage("build", 120, prepare_build, judge_build),
     Stage("load", 20, prepare_load, judge_load),
     Stage("tests", 90, prepare_tests, judge_tests),
+    Stage("atomic", 45, prepare_atomic, judge_atomic),
     Stage("compare", 90, prepare_compare, judge_compare),
     sanitizer_stage("memcheck", 60),
     sanitizer_stage("racecheck", 45),

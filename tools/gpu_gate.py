@@ -23,6 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from gate_reports import last_line
 from gate_stages import (
     FAILED,
     MISSING,
@@ -34,7 +35,6 @@ from gate_stages import (
     Gpu,
     Outcome,
     Stage,
-    last_line,
 )
 
 from rcnn_ext._source_hash import csrc_hash

@@ -5,15 +5,21 @@
 #include <cstdint>
 
 #include "scheduler.h"
+#include "vectors.h"
 
 namespace rcnn_emulation {
+
+template <class T>
+void check_aligned(T* address) {
+  if (reinterpret_cast<uintptr_t>(address) % sizeof(T) != 0) {
+    fail("an atomic at an address that is not a multiple of " + std::to_string(sizeof(T)));
+  }
+}
 
 // *address = change(*address); returns what was there.
 template <class T, class Change>
 T exchange_atomically(T* address, Change change) {
-  if (reinterpret_cast<uintptr_t>(address) % sizeof(T) != 0) {
-    fail("an atomic at an address that is not a multiple of " + std::to_string(sizeof(T)));
-  }
+  check_aligned(address);
   may_switch();
   const T old = *address;
   *address = change(old);
@@ -60,6 +66,13 @@ T atomicCAS(T* address, T expected, T value) {
   static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8, "16, 32 or 64 bit");
   return rcnn_emulation::exchange_atomically(address,
                                              [=](T old) { return old == expected ? value : old; });
+}
+
+// From compute capability 9.0 on. Each component is atomic, not all of them together.
+inline float4 atomicAdd(float4* address, float4 value) {
+  rcnn_emulation::check_aligned(address);
+  return {atomicAdd(&address->x, value.x), atomicAdd(&address->y, value.y),
+          atomicAdd(&address->z, value.z), atomicAdd(&address->w, value.w)};
 }
 
 inline void __threadfence() { rcnn_emulation::may_switch(); }

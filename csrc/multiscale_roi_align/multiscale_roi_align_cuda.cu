@@ -4,30 +4,10 @@
 #include "../roi_align/align_forward.cuh"
 #include "../roi_align/align_gradient.cuh"
 #include "multiscale_checks.h"
+#include "pyramid_levels.cuh"
 
 namespace rcnn_ext {
 namespace {
-
-// maps: [N, C, H, W] each, finest first, all dense in one layout
-template <class Element>
-FeatureLevels<Element, kMostLevels> pyramid_levels(const std::vector<Tensor>& maps,
-                                                   const PyramidOptions& options) {
-  FeatureLevels<Element, kMostLevels> levels{};
-  for (size_t level = 0; level < maps.size(); ++level) {
-    if constexpr (std::is_const_v<Element>) {
-      levels.data[level] = static_cast<Element*>(maps[level].const_data_ptr());
-    } else {
-      levels.data[level] = static_cast<Element*>(maps[level].mutable_data_ptr());
-    }
-    levels.heights[level] = maps[level].size(2);
-    levels.widths[level] = maps[level].size(3);
-    levels.spatial_scales[level] = options.spatial_scales[level];
-  }
-  levels.batch_size = maps[0].size(0);
-  levels.channels = maps[0].size(1);
-  levels.rule = options.rule();
-  return levels;
-}
 
 // inputs: [N, C, H, W] each, finest first, rois: [K, 5] (batch index, x1, y1, x2, y2; image pixels)
 // -> [K, C, PH, PW]

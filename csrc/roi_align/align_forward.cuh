@@ -37,17 +37,31 @@ struct AlignTables {
   int* x_counts;        // [PW]
 };
 
-// Tables, and for NCHW what the warps stage.
+// What the warps stage in front of the tables.
 template <class Stored, int kVector>
-size_t align_shared_bytes(const AlignPlan& plan) {
-  using T = accumulate_t<Stored>;
-  const size_t staged = kVector == kContiguous ? kRoiWarps * kQuad * kStagedBins : 0;
-  if (plan.y_slots == 0 || plan.x_slots == 0) return staged * sizeof(Stored);
+constexpr size_t kStagedBytes =
+    kVector == kContiguous ? kRoiWarps * kQuad * kStagedBins * sizeof(Stored) : 0;
+
+template <class T>
+size_t tables_bytes(const AlignPlan& plan) {
+  if (plan.y_slots == 0 || plan.x_slots == 0) return 0;
   const size_t height = static_cast<size_t>(plan.options.pooled_height);
   const size_t width = static_cast<size_t>(plan.options.pooled_width);
-  return staged * sizeof(Stored) +
-         (height * plan.y_slots + width * plan.x_slots) * sizeof(PixelTap<T>) +
+  return (height * plan.y_slots + width * plan.x_slots) * sizeof(PixelTap<T>) +
          (height + width) * sizeof(int);
+}
+
+// memory: of tables_bytes
+template <class T>
+__device__ __forceinline__ AlignTables<T> place_tables(const AlignPlan& plan,
+                                                       unsigned char* memory) {
+  AlignTables<T> tables;
+  tables.y_taps = reinterpret_cast<PixelTap<T>*>(memory);
+  tables.x_taps = tables.y_taps + plan.options.pooled_height * plan.y_slots;
+  tables.y_counts =
+      reinterpret_cast<int*>(tables.x_taps + plan.options.pooled_width * plan.x_slots);
+  tables.x_counts = tables.y_counts + plan.options.pooled_height;
+  return tables;
 }
 
 // The taps of a bin along one axis, with neighbouring samples of one pixel joined.
@@ -251,15 +265,8 @@ __global__ void __launch_bounds__(kRoiThreads, sizeof(accumulate_t<Stored>) == 8
   RCNN_DYNAMIC_SHARED(unsigned char, shared);
   constexpr bool kChannelsLast = kVector != kContiguous;
   constexpr int64_t kBytes = sizeof(Stored);
-  constexpr size_t kStagedBytes =
-      kChannelsLast ? 0 : kRoiWarps * kQuad * kStagedBins * sizeof(Stored);
   const int64_t bins = plan.options.pooled_height * plan.options.pooled_width;
-  AlignTables<T> tables;
-  tables.y_taps = reinterpret_cast<PixelTap<T>*>(shared + kStagedBytes);
-  tables.x_taps = tables.y_taps + plan.options.pooled_height * plan.y_slots;
-  tables.y_counts =
-      reinterpret_cast<int*>(tables.x_taps + plan.options.pooled_width * plan.x_slots);
-  tables.x_counts = tables.y_counts + plan.options.pooled_height;
+  const AlignTables<T> tables = place_tables<T>(plan, shared + kStagedBytes<Stored, kVector>);
 
   for (int64_t task = blockIdx.x; task < plan.roi_count * plan.parts; task += gridDim.x) {
     const int64_t k = task / plan.parts;
@@ -294,18 +301,23 @@ inline int align_slots(int64_t bins, int64_t sampling_ratio) {
   return static_cast<int>(sampling_ratio > 0 ? std::min(room, 2 * sampling_ratio) : room);
 }
 
+// vector: channels in a load, or kContiguous
+inline AlignPlan plan_align(int64_t roi_count, int64_t channels, const AlignOptions& options,
+                            int vector) {
+  const int64_t bins = options.pooled_height * options.pooled_width;
+  return {options, roi_count, roi_parts(roi_count, channels, bins, vector),
+          align_slots(options.pooled_height, options.sampling_ratio),
+          align_slots(options.pooled_width, options.sampling_ratio)};
+}
+
 template <class Stored, int kVector, int kLevels>
 void launch_align_kernel(const char* name, const FeatureLevels<const Stored, kLevels>& levels,
                          const accumulate_t<Stored>* rois, int64_t roi_count,
                          const AlignOptions& options, const CudaScope& scope, Stored* out) {
-  const int parts =
-      roi_parts(roi_count, levels.channels, options.pooled_height * options.pooled_width, kVector);
-  const AlignPlan plan{options, roi_count, parts,
-                       align_slots(options.pooled_height, options.sampling_ratio),
-                       align_slots(options.pooled_width, options.sampling_ratio)};
+  const AlignPlan plan = plan_align(roi_count, levels.channels, options, kVector);
   launch(name, align_kernel<Stored, kVector, kLevels>,
-         {dim3(stride_grid(roi_count * parts, 1)), dim3(kRoiThreads),
-          align_shared_bytes<Stored, kVector>(plan)},
+         {dim3(stride_grid(roi_count * plan.parts, 1)), dim3(kRoiThreads),
+          kStagedBytes<Stored, kVector> + tables_bytes<accumulate_t<Stored>>(plan)},
          scope, levels, rois, plan, out);
 }
 

@@ -8,10 +8,11 @@ import pathlib
 import torch
 
 from rcnn_ext import files
-from rcnn_ext.bench import environment, plots
+from rcnn_ext.bench import atomic, environment, plots
 from rcnn_ext.bench.cases import Case
 from rcnn_ext.bench.report import Report, format_report, format_seconds, result_name
 from rcnn_ext.bench.runner import (
+    ATOMIC,
     CONTENDERS,
     REFERENCE,
     Row,
@@ -102,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         print("\n".join(f"{case.name:<40} {case.work}" for case in cases))
         return 0
+    if ATOMIC in (args.contenders or ()) and (device.type != "cuda" or not atomic.library()):
+        raise UserError(f"--contenders {ATOMIC}: {atomic.HOW}")
     if args.out is not None:
         files.make_folder(args.out)
     target = None if args.json is None else _json_target(args.json)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rcnn_ext.bench.cases.base import MOST_TIMES_OF_ATOMIC
 from rcnn_ext.bench.runner import AVX2, OURS, REFERENCE, TORCHVISION, Row, Settings
 from rcnn_ext.bench.timing import MIN_RUNS, Timing
 
@@ -152,6 +153,8 @@ def _rows_table(report: Report) -> str:
     head += ["min-max", REFERENCE, *(f"vs tv{on}" for on in on_threads), "target"]
     if with_avx2:
         head += [*(f"avx2 vs tv{on}" for on in on_threads), "target"]
+    with_atomic = _has_atomic(report)
+    head += ["of atomic"] * with_atomic
     head += ["vs ref", "extra MiB"] + ["kernels", "of copy"] * (device == "cuda")
     body = []
     for rows in _by_case(report.rows):
@@ -165,6 +168,9 @@ def _rows_table(report: Report) -> str:
         for ours in (OURS, AVX2) if with_avx2 else (OURS,):
             ratios = [rows[n].ratio(TORCHVISION, ours) if n in rows else None for n in threads]
             cells += [*map(_factor, ratios), _target(row, device, ours)]
+        if with_atomic:
+            times = row.times_of_atomic()
+            cells += ["" if times is None else _factor(times) + "*" * bool(_keeps_up(row))]
         cells += [_factor(row.ratio(REFERENCE))]
         pair = (OURS, TORCHVISION)
         cells += [" / ".join(_mebibytes(row.extra_bytes.get(name)) for name in pair)]
@@ -195,6 +201,16 @@ def _reached(row: Row, device: str, ours: str) -> bool | None:
     return None if ratio is None or target is None else ratio >= target
 
 
+def _has_atomic(report: Report) -> bool:
+    return any(row.times_of_atomic() is not None for row in report.rows)
+
+
+def _keeps_up(row: Row) -> bool | None:
+    """Whether a row is as fast as its atomic variant, or nearly; None where that was not timed."""
+    times = row.times_of_atomic()
+    return None if times is None else times <= MOST_TIMES_OF_ATOMIC
+
+
 def _legend(report: Report) -> str:
     lines = [
         f"Times are medians of at least {MIN_RUNS} interleaved runs (~ marks a single run). vs tv,"
@@ -205,6 +221,11 @@ def _legend(report: Report) -> str:
         f" memory beyond the result, {OURS} / torchvision"
         + ("; kernels likewise." if report.settings.device.type == "cuda" else "."),
     ]
+    if _has_atomic(report):
+        lines += [
+            f"of atomic: time of {OURS}, whose gradients have the same bits every time, in times of"
+            f" a variant by atomic additions; * at most {MOST_TIMES_OF_ATOMIC:g}."
+        ]
     if report.copy_bandwidth is not None:
         lines += [
             f"of copy: {OURS}'s share of the speed of a copy, {report.copy_bandwidth / 1e12:.2f}"
@@ -243,6 +264,12 @@ def _summary(report: Report) -> str:
         if reached:
             which = "" if ours == OURS else " with the kernels for AVX2"
             lines.append(f"Targets reached{which}: {sum(reached)} of {len(reached)}.")
+    kept_up = [found for row in report.rows if (found := _keeps_up(row)) is not None]
+    if kept_up:
+        lines.append(
+            f"Within {MOST_TIMES_OF_ATOMIC:g} times the atomic variant's time:"
+            f" {sum(kept_up)} of {len(kept_up)}."
+        )
     return " ".join(lines)
 
 
@@ -282,6 +309,13 @@ def _row_json(row: Row, device: str, copy_bandwidth: float | None) -> dict[str, 
             "target_reached": _reached(row, device, AVX2),
         }
         if AVX2 in row.timings
+        else None,
+        "atomic": {
+            "times": row.times_of_atomic(),
+            "target_at_most": MOST_TIMES_OF_ATOMIC,
+            "target_reached": _keeps_up(row),
+        }
+        if row.times_of_atomic() is not None
         else None,
         "failures": row.failures,
     }

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from rcnn_ext import _extension, ops
-from rcnn_ext.bench import memory
+from rcnn_ext.bench import atomic, memory
 from rcnn_ext.bench.cases import Case
 from rcnn_ext.bench.timing import Rival, Rules, Timing, clock_for, time_interleaved
 
@@ -20,9 +20,11 @@ OURS = "rcnn_ext"
 # Ours with the kernels of an instruction set below the best.
 AVX2 = "rcnn_ext-avx2"
 BASELINE = "rcnn_ext-baseline"
+# Gradients by atomic additions, on CUDA.
+ATOMIC = "atomic"
 TORCHVISION = "torchvision"
 REFERENCE = "reference"
-CONTENDERS = (OURS, AVX2, BASELINE, TORCHVISION, REFERENCE)
+CONTENDERS = (OURS, AVX2, BASELINE, ATOMIC, TORCHVISION, REFERENCE)
 _FORCED = {AVX2: "avx2", BASELINE: "baseline"}
 
 
@@ -32,7 +34,10 @@ def usual_contenders(device_type: str) -> tuple[str, ...]:
     Args:
         device_type: ``cpu`` or ``cuda``.
     """
-    with_avx2 = device_type == "cpu" and _extension.instruction_set() == "avx512"
+    if device_type == "cuda":
+        with_atomic = atomic.library() is not None
+        return (OURS, *([ATOMIC] if with_atomic else []), TORCHVISION, REFERENCE)
+    with_avx2 = _extension.instruction_set() == "avx512"
     return (OURS, *([AVX2] if with_avx2 else []), TORCHVISION, REFERENCE)
 
 
@@ -98,6 +103,11 @@ class Row:
             return None
         return self.timings[rival].median / self.timings[ours].median
 
+    def times_of_atomic(self) -> float | None:
+        """Give ours' time in times of the atomic variant's; None where one was not timed."""
+        faster = self.ratio(ATOMIC)
+        return None if faster is None else 1 / faster
+
     def share_of_copy(self, copy_bandwidth: float | None) -> float | None:
         """Give ours' share of a device's copy bandwidth, in bytes a second; None if unknown."""
         if copy_bandwidth is None or self.moved_bytes is None or OURS not in self.timings:
@@ -124,7 +134,7 @@ def contender_ops(name: str) -> Any:
         import torchvision.ops
 
         return torchvision.ops
-    return ops
+    return atomic.load() if name == ATOMIC else ops
 
 
 @contextlib.contextmanager
@@ -205,6 +215,8 @@ def run_case(case: Case, dtype: torch.dtype, settings: Settings) -> Iterator[Row
 
 def _contenders_of(case: Case, names: Sequence[str]) -> tuple[str, ...]:
     """Which of the contenders take part in a case."""
+    if not case.has_atomic_variant:
+        names = [name for name in names if name != ATOMIC]
     if case.alone:
         return tuple(name for name in names if name not in (TORCHVISION, REFERENCE))
     if not case.has_rival:

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from rcnn_ext import _extension, bench, ops
-from rcnn_ext.bench import command, runner, suite
-from rcnn_ext.bench.cases import IouCase, NmsCase, SoftNmsCase
-from rcnn_ext.bench.runner import OURS, REFERENCE, TORCHVISION, Settings, run_cases
+from rcnn_ext.bench import atomic, command, runner, suite
+from rcnn_ext.bench.cases import IouCase, NmsCase, RoiCase, SoftNmsCase
+from rcnn_ext.bench.runner import ATOMIC, OURS, REFERENCE, TORCHVISION, Settings, run_cases
 from rcnn_ext.bench.timing import Rules
 from rcnn_ext.errors import UserError
 
@@ -198,6 +198,39 @@ def test_reference_stands_in_for_a_rival_that_is_not(named: tuple[str, ...]) -> 
     (row,), _ = run_cases([case], settings, lambda row: None)
     assert set(row.timings) == {OURS, *([REFERENCE] if named else [])}
     assert not row.problems
+
+
+def test_the_atomic_variant_is_a_contender_where_it_is_built(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(atomic, "_FOLDER", tmp_path)
+    assert ATOMIC not in runner.usual_contenders("cuda")
+    (tmp_path / "_atomic.abi3.so").touch()
+    assert ATOMIC in runner.usual_contenders("cuda")
+    assert ATOMIC not in runner.usual_contenders("cpu")
+
+
+def test_the_atomic_variant_takes_part_where_a_gradient_is_the_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(atomic, "load", lambda: ops)
+    settings = dataclasses.replace(SETTINGS, contenders=(OURS, ATOMIC))
+    cases = [
+        RoiCase(operator, rois=3, channels=2, map_size=(9, 9), backward=backward)
+        for operator in ("roi_align", "roi_pool")
+        for backward in (True, False)
+    ]
+    rows, _ = run_cases(cases, settings, lambda row: None)
+    assert [ATOMIC in row.timings for row in rows] == [True, False, False, False]
+    assert all(OURS in row.timings for row in rows)
+
+
+def test_the_atomic_variant_has_to_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atomic, "library", lambda: None)
+    with pytest.raises(UserError, match="RCNN_EXT_BENCHMARKS=1 python setup.py"):
+        bench.run(_arguments("--contenders", "rcnn_ext,atomic"))
+    with pytest.raises(RuntimeError, match="RCNN_EXT_BENCHMARKS=1 python setup.py"):
+        atomic.load()
 
 
 def test_growth_spares_torchvision_the_largest_sizes(

@@ -14,7 +14,7 @@ import torch
 from rcnn_ext.bench import plots, report, runner
 from rcnn_ext.bench.cases import NmsCase, SoftNmsCase, Targets
 from rcnn_ext.bench.report import Report, format_report, format_seconds, format_table, result_name
-from rcnn_ext.bench.runner import AVX2, OURS, REFERENCE, TORCHVISION, Row, Settings
+from rcnn_ext.bench.runner import ATOMIC, AVX2, OURS, REFERENCE, TORCHVISION, Row, Settings
 from rcnn_ext.bench.timing import Rules, Timing
 
 ENVIRONMENT = {
@@ -150,6 +150,24 @@ def test_row_without_a_rival_is_compared_with_the_reference() -> None:
     assert without["ratio_reference"] == pytest.approx(500)
     assert without["target_reached"] is None
     assert "rival" not in format_report(_report([_row(100, 0.002)]))
+
+
+def test_gradients_beside_atomic_ones() -> None:
+    rows = [_row(100, 0.002), _row(1000, 0.002), _row(10, 0.002)]
+    for row, seconds in zip(rows, (0.0025, 0.0016), strict=False):
+        row.timings[ATOMIC] = Timing((seconds,) * 5, 1)
+    made = _report(rows)
+    assert [result["atomic"] for result in made.as_json()["results"]] == [
+        {"times": pytest.approx(0.8), "target_at_most": 1.2, "target_reached": True},
+        {"times": pytest.approx(1.25), "target_at_most": 1.2, "target_reached": False},
+        None,
+    ]
+    text = format_report(made)
+    cells = [line.split()[-5] for line in text.splitlines() if line.startswith("nms")]
+    assert cells[:2] == ["0.800x*", "1.25x"]
+    assert "of atomic" in text
+    assert "Within 1.2 times the atomic variant's time: 1 of 2." in text
+    assert "atomic" not in format_report(_report(rows[2:]))
 
 
 def test_failures_and_fallbacks_stand_out() -> None:

@@ -164,7 +164,7 @@ _CPU_KERNEL = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 class _Emulation(TorchDispatchMode):
     """Runs the emulated kernel in place of the one that the dispatcher would choose."""
 
-    def __init__(self, emulator: Emulator, seeds: tuple[int, ...]) -> None:
+    def __init__(self, emulator: Kernels, seeds: tuple[int, ...]) -> None:
         super().__init__()
         self._emulator = emulator
         self._seeds = seeds
@@ -183,23 +183,27 @@ class _Emulation(TorchDispatchMode):
         return results[0]
 
 
-class Emulator:
-    """The operators' emulated kernels."""
+class Kernels:
+    """A library of emulated kernels, and the operators that they stand for.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the library.
+        names: the operators, with the names under which the library registers its kernels.
+    """
+
+    def __init__(self, path: Path, names: dict[Any, str]) -> None:
         # Schemas first: they are those of rcnn_ext, word for word.
-        for original in _backend.references:
+        for original, name in names.items():
             schema = str(original._schema).partition("(")
-            name = schema[0].partition("::")[2]
             torch.library.define(f"{NAMESPACE}::{name}", schema[1] + schema[2])
         torch.ops.load_library(str(path))
         self.library = Library(path)
-        self.operators = {}
         self.poisoned_outputs = 0  # of the last call; what PyTorch's operators give is not poisoned
-        for original in _backend.references:
-            name = original._schema.name.partition("::")[2]
-            if torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", "CPU"):
-                self.operators[original] = getattr(getattr(torch.ops, NAMESPACE), name).default
+        self.operators = {
+            original: getattr(getattr(torch.ops, NAMESPACE), name).default
+            for original, name in names.items()
+            if torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", "CPU")
+        }
 
     def call(self, kernel: Callable[..., Any], args: tuple, kwargs: dict, seed: int) -> Any:
         """One call of an operator's kernel under the schedule of a seed.
@@ -263,25 +267,29 @@ def _same_bits(a: Any, b: Any) -> bool:
 
 
 @functools.cache
-def emulator() -> Emulator:
+def emulator() -> Kernels:
     """The kernels of csrc, built when first asked for."""
+    names = {original: original._schema.name.partition("::")[2] for original in _backend.references}
     if os.environ.get(LIBRARY):
-        return Emulator(Path(os.environ[LIBRARY]))
-    return Emulator(build(address_sanitizer=bool(os.environ.get(SANITIZE))))
+        return Kernels(Path(os.environ[LIBRARY]), names)
+    return Kernels(build(address_sanitizer=bool(os.environ.get(SANITIZE))), names)
 
 
 @contextlib.contextmanager
-def emulated(seed: int = 0, schedules: int = 2) -> Iterator[Emulator]:
+def emulated(
+    seed: int = 0, schedules: int = 2, kernels: Kernels | None = None
+) -> Iterator[Kernels]:
     """Run this package's operators on emulated CUDA kernels, on CPU tensors.
 
     Args:
         seed: of the schedules.
         schedules: how many each call runs under.
+        kernels: those of csrc by default.
 
     Example:
         >>> with emulated(seed=7):
         ...     keep = ops.nms(boxes, scores, 0.5)
     """
-    instance = emulator()
+    instance = kernels or emulator()
     with _Emulation(instance, tuple(range(seed, seed + schedules))):
         yield instance

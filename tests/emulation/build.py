@@ -81,6 +81,11 @@ def kernel_sources(csrc: Path) -> list[Path]:
     return sorted(csrc.glob("*/*_cuda.cu"))
 
 
+def benchmark_sources() -> list[Path]:
+    """The CUDA files of kernels that those of the package are compared with."""
+    return sorted((REPOSITORY / "benchmarks" / "cuda").glob("*.cu"))
+
+
 def build(
     name: str = "kernels",
     *,

@@ -212,6 +212,7 @@ def test_atomics(toys, seed):
     assert struct.unpack("2e", struct.pack("i", out[8])) == (96.0, 192.0)
     assert struct.unpack("f", b"\0\0" + struct.pack("i", out[9])[:2]) == (96.0,)
     assert out[10] == max(values)
+    assert struct.unpack("4f", struct.pack("4i", *out[12:16])) == (96.0, 192.0, 288.0, 384.0)
 
 
 def test_vectors(toys):
@@ -282,6 +283,7 @@ def test_a_misaligned_vector(toys):
 
 def test_a_misaligned_atomic(toys):
     assert "not a multiple of 8" in toys.error("misaligned_atomic", [0] * 8)
+    assert "not a multiple of 16" in toys.error("misaligned_vector_atomic", [0] * 8)
 
 
 @pytest.mark.parametrize(

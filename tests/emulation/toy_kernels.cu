@@ -121,6 +121,7 @@ __global__ void atomics_kernel(Buffers b) {
   atomicAdd(reinterpret_cast<unsigned long long*>(&b.out[6]), 0x100000001ull);
   atomicAdd(reinterpret_cast<__half2*>(&b.out[8]), __floats2half2_rn(1.0f, 2.0f));
   atomicAdd(reinterpret_cast<__nv_bfloat162*>(&b.out[9]), __floats2bfloat162_rn(1.0f, 2.0f));
+  atomicAdd(reinterpret_cast<float4*>(&b.out[12]), make_float4(1.0f, 2.0f, 3.0f, 4.0f));
   int seen = b.out[10];  // a maximum by compare and swap
   while (value > seen) {
     const int before = atomicCAS(&b.out[10], seen, value);
@@ -206,6 +207,10 @@ __global__ void misaligned_kernel(Buffers b) {
 
 __global__ void misaligned_atomic_kernel(Buffers b) {
   atomicAdd(reinterpret_cast<unsigned long long*>(b.out + 1), 1ull);
+}
+
+__global__ void misaligned_vector_atomic_kernel(Buffers b) {
+  atomicAdd(reinterpret_cast<float4*>(b.out + 2), make_float4(1.0f, 2.0f, 3.0f, 4.0f));
 }
 
 __global__ void read_behind_kernel(Buffers b) { b.out[0] = b.in[b.count]; }
@@ -299,6 +304,7 @@ extern "C" __attribute__((visibility("default"))) const char* toy_launch(
       TOY(undefined_shuffle),
       TOY(misaligned),
       TOY(misaligned_atomic),
+      TOY(misaligned_vector_atomic),
       TOY(read_behind),
       TOY(read_before),
       TOY(read_far),

@@ -220,6 +220,14 @@ def test_comparison_is_summed_up(context: Context) -> None:
     assert outcome.status == PASSED
     assert outcome.summary.startswith("3 rows, faster than torchvision in 1 of 2, 1 of 2 targets")
     assert "1 left out" in outcome.summary
+    assert "atomic" not in outcome.summary
+    compared: list[dict[str, Any]] = [
+        {**row, "atomic": {"target_reached": reached}}
+        for row, reached in zip(rows, (True, False), strict=False)
+    ]
+    path.write_text(json.dumps({**report, "results": [*compared, {**rows[2], "atomic": None}]}))
+    outcome = gate_stages.judge_compare(context, Finished(0, False, ""))
+    assert ", 1 of 2 gradients within reach of atomic ones, 1 left out" in outcome.summary
     path.write_text(json.dumps({**report, "failures": ["nms: wrong"]}))
     outcome = gate_stages.judge_compare(context, Finished(1, False, ""))
     assert outcome.status == FAILED
@@ -231,6 +239,27 @@ def test_build_failure_names_the_error(context: Context) -> None:
     outcome = gate_stages.judge_build(context, Finished(1, False, output))
     assert outcome.status == FAILED
     assert outcome.summary == "nms_cuda.cu(3): error: expected a ;"
+
+
+def test_what_is_compared_is_built_after_the_package(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = gate_stages.prepare_build(context, 9)
+    atomic = gate_stages.prepare_atomic(context, 9)
+    # Another architecture would build the package's kernels anew.
+    assert atomic.arguments == build.arguments
+    assert atomic.environment == {**build.environment, "RCNN_EXT_BENCHMARKS": "1"}
+    names = [stage.name for stage in gate_stages.STAGES]
+    assert names.index("build") < names.index("atomic") < names.index("compare")
+
+    monkeypatch.setattr(gate_stages, "REPOSITORY", context.scratch)
+    outcome = gate_stages.judge_atomic(context, Finished(1, False, "a.cu(1): error: no\nstopped\n"))
+    assert (outcome.status, outcome.summary) == (FAILED, "a.cu(1): error: no")
+    assert gate_stages.judge_atomic(context, Finished(0, False, "")).status == FAILED
+    folder = context.scratch / "benchmarks" / "cuda"
+    folder.mkdir(parents=True)
+    (folder / "_atomic.abi3.so").touch()
+    assert gate_stages.judge_atomic(context, Finished(0, False, "")).status == PASSED
 
 
 # --- the gate -------------------------------------------------------------------------------------

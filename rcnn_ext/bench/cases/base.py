@@ -16,6 +16,9 @@ from torch import Tensor
 Call = Callable[[], Any]
 Check = Callable[[Any], float]
 
+# What determinism may cost: times of the atomic variant of the same work.
+MOST_TIMES_OF_ATOMIC = 1.2
+
 # Relative error ||result - truth|| / ||truth|| that counts as right. Float32 sampling positions
 # cost some 1e-5 on noise, half types are rounded once or twice on the way.
 TOLERANCES = {
@@ -85,6 +88,11 @@ class Case(ABC):
     @property
     def differentiates(self) -> bool:
         """Whether the timed call runs autograd; the others run without recording a graph."""
+        return False
+
+    @property
+    def has_atomic_variant(self) -> bool:
+        """Whether :mod:`rcnn_ext.bench.atomic` does the same work."""
         return False
 
     @property

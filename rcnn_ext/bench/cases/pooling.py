@@ -73,6 +73,11 @@ class PoolingCase(Case):
         """Whether the timed call runs autograd."""
         return self.backward
 
+    @property
+    def has_atomic_variant(self) -> bool:
+        """Whether the gradient can be summed by atomic additions."""
+        return self.backward and self.operator != "roi_pool"
+
     def tolerance(self, dtype: torch.dtype, rival: bool) -> float:
         """Give the largest relative error that counts as right."""
         half = dtype in (torch.float16, torch.bfloat16)
