@@ -98,7 +98,7 @@ void suppress_in_rounds(const Stored* boxes, const uint32_t* order, int64_t coun
   }
 }
 
-// keep[order[r]] for the boxes of one segment, which come in order of score.
+// keep[r] for the box order[r] of one segment, in order of score.
 template <class T, class Stored>
 void suppress_segment(const Stored* boxes, const uint32_t* order, int64_t count,
                       const SuppressionRule<T>& rule, Workspace<T>& work, bool with_threads,
@@ -119,8 +119,9 @@ void suppress_segment(const Stored* boxes, const uint32_t* order, int64_t count,
   }
 }
 
-// keep[b] for every box b. `order` sorts by segment, then by score; `starts` are the first ranks of
-// the segments, and the number of boxes at the end.
+// keep[r] for every box order[r]. `order` sorts by segment, then by score; `starts` are the first
+// ranks of the segments, and the number of boxes at the end. By rank, as threads that write here
+// and there among the same bytes would take them from each other every time.
 template <class Stored>
 void suppress_segments(const Stored* boxes, const uint32_t* order,
                        const std::vector<int64_t>& starts, double iou_threshold, char* keep) {
@@ -129,13 +130,15 @@ void suppress_segments(const Stored* boxes, const uint32_t* order,
   const int64_t count = starts.back();
   const auto segments = static_cast<int64_t>(starts.size()) - 1;
   if (rule.keeps_all()) {
-    for (int64_t b = 0; b < count; ++b) keep[b] = is_finite(load_box<T>(boxes + 4 * b));
+    for (int64_t rank = 0; rank < count; ++rank) {
+      keep[rank] = is_finite(load_box<T>(boxes + 4 * int64_t{order[rank]}));
+    }
     return;
   }
   const int64_t threads = count < kParallelFrom ? 1 : torch::stable::get_num_threads();
   const auto run = [&](int64_t s, bool with_threads, Workspace<T>& work) {
     suppress_segment(boxes, order + starts[s], starts[s + 1] - starts[s], rule, work, with_threads,
-                     keep);
+                     keep + starts[s]);
   };
   // A segment that alone would keep one thread busy after all others have finished.
   const auto is_long = [&](int64_t s) {
@@ -159,7 +162,7 @@ void suppress_segments(const Stored* boxes, const uint32_t* order,
 // Which boxes stay, and in what order they are to be given.
 struct Survivors {
   Order by_score;
-  std::unique_ptr<char[]> keep;  // by index
+  std::unique_ptr<char[]> keep;  // in the same order
   int64_t kept = 0;
 
   // The first `most` indices, by score.
@@ -168,7 +171,7 @@ struct Survivors {
     // written behind the result.
     for (int64_t rank = 0, at = 0; at < most; ++rank) {
       out[at] = by_score[rank];
-      at += keep[by_score[rank]];
+      at += keep[rank];
     }
   }
 };
@@ -191,7 +194,14 @@ Survivors suppress(const Tensor& boxes, const Tensor& scores, const Tensor* idxs
     suppress_segments(static_cast<const Stored*>(dense.const_data_ptr()), order, starts,
                       iou_threshold, survivors.keep.get());
   });
-  for (int64_t b = 0; b < count; ++b) survivors.kept += survivors.keep[b];
+  if (idxs != nullptr) {
+    const auto by_index = uninitialized<char>(count);
+    for (int64_t rank = 0; rank < count; ++rank) by_index[order[rank]] = survivors.keep[rank];
+    for (int64_t rank = 0; rank < count; ++rank) {
+      survivors.keep[rank] = by_index[survivors.by_score[rank]];
+    }
+  }
+  for (int64_t rank = 0; rank < count; ++rank) survivors.kept += survivors.keep[rank];
   return survivors;
 }
 

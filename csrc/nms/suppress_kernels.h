@@ -89,21 +89,20 @@ inline bool is_suppressed(const BlockList<T>& list, const Candidate<T>& c, T bou
   return false;
 }
 
-// keep[b] for the boxes b of one segment, which `order` gives in order of score. All kept boxes are
-// in one list.
+// keep[r] for the box order[r] of one segment; `order` is that of score. All kept boxes are in one
+// list.
 template <class T, class Stored>
 void suppress_with_list(const Stored* boxes, const uint32_t* order, int64_t count,
                         const SuppressionRule<T>& rule, BlockPool& pool, char* keep) {
   BlockList<T> kept;
   for (int64_t rank = 0; rank < count; ++rank) {
-    const int64_t b = order[rank];
-    const Candidate<T> c = load_candidate(boxes + 4 * b, rule);
+    const Candidate<T> c = load_candidate(boxes + 4 * int64_t{order[rank]}, rule);
     if (!c.takes_part) {
-      keep[b] = is_finite(c.box);
+      keep[rank] = is_finite(c.box);
       continue;
     }
-    keep[b] = !is_suppressed(kept, c, rule.bound, 0);
-    if (keep[b]) kept.add(c.box, c.limit, pool);
+    keep[rank] = !is_suppressed(kept, c, rule.bound, 0);
+    if (keep[rank]) kept.add(c.box, c.limit, pool);
   }
 }
 
@@ -113,17 +112,16 @@ void suppress_exactly(const Stored* boxes, const uint32_t* order, int64_t count,
                       const SuppressionRule<T>& rule, BlockPool& pool, char* keep) {
   BlockList<T> kept;
   for (int64_t rank = 0; rank < count; ++rank) {
-    const int64_t b = order[rank];
     Candidate<T> c;
-    c.box = load_box<T>(boxes + 4 * b);
+    c.box = load_box<T>(boxes + 4 * int64_t{order[rank]});
     c.area = area(c.box);
     bool suppressed = !is_finite(c.box);
     for (const Block<T>* block = kept.newest; block != nullptr && !suppressed;
          block = block->next) {
       suppressed = does_suppress(*block, c, rule.bound);
     }
-    keep[b] = !suppressed;
-    if (keep[b]) kept.add(c.box, T(0), pool);
+    keep[rank] = !suppressed;
+    if (keep[rank]) kept.add(c.box, T(0), pool);
   }
 }
 
@@ -189,14 +187,13 @@ void suppress_with_grid(const Stored* boxes, const uint32_t* order, int64_t coun
                         const SuppressionRule<T>& rule, Grid<T>& grid, BlockPool& pool,
                         char* keep) {
   for (int64_t rank = 0; rank < count; ++rank) {
-    const int64_t b = order[rank];
-    const Candidate<T> c = load_candidate(boxes + 4 * b, rule);
+    const Candidate<T> c = load_candidate(boxes + 4 * int64_t{order[rank]}, rule);
     if (!c.takes_part) {
-      keep[b] = is_finite(c.box);
+      keep[rank] = is_finite(c.box);
       continue;
     }
-    keep[b] = !is_suppressed(grid, pool, c, rule.bound, 0);
-    if (keep[b]) enter(grid, pool, c, rule, 0);
+    keep[rank] = !is_suppressed(grid, pool, c, rule.bound, 0);
+    if (keep[rank]) enter(grid, pool, c, rule, 0);
   }
 }
 
@@ -207,9 +204,8 @@ void survive_grid(const Stored* boxes, const uint32_t* order, int64_t begin, int
                   const SuppressionRule<T>& rule, Grid<T>& grid, const BlockPool& pool,
                   char* keep) {
   for (int64_t rank = begin; rank < end; ++rank) {
-    const int64_t b = order[rank];
-    const Candidate<T> c = load_candidate(boxes + 4 * b, rule);
-    keep[b] = c.takes_part ? !is_suppressed(grid, pool, c, rule.bound, 0) : is_finite(c.box);
+    const Candidate<T> c = load_candidate(boxes + 4 * int64_t{order[rank]}, rule);
+    keep[rank] = c.takes_part ? !is_suppressed(grid, pool, c, rule.bound, 0) : is_finite(c.box);
   }
 }
 
@@ -220,11 +216,10 @@ void resolve_survivors(const Stored* boxes, const uint32_t* order, int64_t begin
                        const SuppressionRule<T>& rule, Grid<T>& grid, BlockPool& pool, int round,
                        char* keep) {
   for (int64_t rank = begin; rank < end; ++rank) {
-    const int64_t b = order[rank];
-    if (!keep[b]) continue;
-    const Candidate<T> c = load_candidate(boxes + 4 * b, rule);
+    if (!keep[rank]) continue;
+    const Candidate<T> c = load_candidate(boxes + 4 * int64_t{order[rank]}, rule);
     if (!c.takes_part) continue;
-    keep[b] = !is_suppressed(grid, pool, c, rule.bound, round);
-    if (keep[b]) enter(grid, pool, c, rule, round);
+    keep[rank] = !is_suppressed(grid, pool, c, rule.bound, round);
+    if (keep[rank]) enter(grid, pool, c, rule, round);
   }
 }
