@@ -31,9 +31,9 @@ def run(*command: str | Path, cwd: Path = ROOT) -> None:
     subprocess.run(list(map(str, command)), cwd=cwd, check=True)
 
 
-def build_wheel(python: str | Path = sys.executable) -> Path:
-    """A wheel of the source tree, built against the torch of an interpreter."""
-    folder = WORK / "wheel"
+def build_wheel(name: str, python: str | Path = sys.executable) -> Path:
+    """A wheel of the source tree, built against the torch of an interpreter, in its own folder."""
+    folder = WORK / name
     shutil.rmtree(folder, ignore_errors=True)
     pip = [python, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     run(*pip, "--wheel-dir", folder, ROOT)
@@ -85,13 +85,13 @@ def main() -> int:
     }
     start = time.monotonic()
     try:
-        wheel = arguments.wheel or build_wheel()
+        wheel = arguments.wheel or build_wheel("wheel")
         for name, requirements in environments.items():
             if arguments.only in (None, name):
                 python = make_environment(name, requirements)
                 test(python, wheel)
                 if name == "oldest":
-                    test(python, build_wheel(python))
+                    test(python, build_wheel("oldest-wheel", python))
     except subprocess.CalledProcessError as error:
         print(f"test-compat: failed: {shlex.join(map(str, error.cmd))}", file=sys.stderr)
         return 1

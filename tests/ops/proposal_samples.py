@@ -83,6 +83,7 @@ class Pyramid:
 
     def torchvision(self) -> list[tuple[Tensor, Tensor]]:
         """torchvision's boxes and scores of each image, half types in float32."""
+        assert torchvision.ops  # skips where it can't be imported
         from torchvision.models.detection import rpn
 
         dtype = torch.promote_types(self.logits[0].dtype, torch.float32)
@@ -159,6 +160,7 @@ class Heads:
 
     def torchvision(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         """torchvision's boxes, scores and labels of each image, half types in float32."""
+        assert torchvision.ops  # skips where it can't be imported
         from torchvision.models.detection.roi_heads import RoIHeads
 
         dtype = torch.promote_types(self.logits.dtype, torch.float32)

@@ -189,8 +189,8 @@ def test_inputs_are_not_changed(backend: Backend) -> None:
 
 
 def test_deterministic_for_any_number_of_threads(native: Backend) -> None:
-    boxes, scores = make_boxes(3000, size=60), torch.randint(0, 50, (3000,)) / 50
-    idxs = torch.randint(0, 30, (3000,))
+    boxes, scores = make_boxes(6000, size=60), torch.randint(0, 50, (6000,)) / 50
+    idxs = torch.randint(0, 30, (6000,))
     threads = torch.get_num_threads()
     try:
         results = []

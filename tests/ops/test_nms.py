@@ -253,7 +253,7 @@ def test_inputs_are_not_changed_and_may_require_gradients(backend: Backend) -> N
 
 
 def test_deterministic_for_any_number_of_threads(native: Backend) -> None:
-    boxes, scores = make_boxes(3000, size=200), torch.randint(0, 50, (3000,)) / 50
+    boxes, scores = make_boxes(6000, size=200), torch.randint(0, 50, (6000,)) / 50
     threads = torch.get_num_threads()
     try:
         results = []
