@@ -8,6 +8,7 @@ Lightning.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -125,6 +126,7 @@ def load_checkpoint(path: Path) -> SavedDetector:
     entry = content.get(ENTRY) if isinstance(content, dict) else None
     if not isinstance(entry, dict):
         raise UserError(f"{path} was not written by rcnn-ext train")
+    _check_keys(path, content, ("state_dict",))
     weights = {
         name.removeprefix(_PREFIX): value
         for name, value in content["state_dict"].items()
@@ -137,13 +139,15 @@ def read_entry(path: Path, entry: dict[str, Any]) -> dict[str, Any]:
     """What :func:`describe` stored, as arguments of :class:`SavedDetector`.
 
     Raises:
-        UserError: A newer version wrote it, or its recipe is no longer one.
+        UserError: A newer version wrote it, something is missing, or its recipe is no longer one.
     """
+    _check_keys(path, entry, ("format", "version"))
     if entry["format"] > _FORMAT:
         raise UserError(
             f"{path} was written by rcnn_ext {entry['version']}, which is newer than this one "
             f"({__version__}): pip install --upgrade rcnn-ext"
         )
+    _check_keys(path, entry, ("recipe", "class_names", "category_ids", "step", "state"))
     try:
         recipe = recipe_from_dict(entry["recipe"])
     except UserError as error:
@@ -154,3 +158,9 @@ def read_entry(path: Path, entry: dict[str, Any]) -> dict[str, Any]:
         "step": entry["step"],
         "state": RunState(**entry["state"]),
     }
+
+
+def _check_keys(path: Path, content: dict[str, Any], keys: Sequence[str]) -> None:
+    missing = ", ".join(repr(key) for key in keys if key not in content)
+    if missing:
+        raise UserError(f"{path} has no {missing}: is it damaged, or edited?")
