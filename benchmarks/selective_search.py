@@ -17,7 +17,6 @@ and with a stable one); recall is of every fourth, since OpenCV's fast mode take
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import statistics
@@ -34,11 +33,12 @@ import numpy as np
 import selectivesearch
 import torch
 from PIL import Image
+from selective_search_tables import IDENTITY, RIVALS, summary, update_docs
 from skimage.segmentation import _felzenszwalb_cy
 
 from rcnn_ext import files, ops
 from rcnn_ext._source_hash import csrc_hash
-from rcnn_ext.bench import environment
+from rcnn_ext.bench import environment, memory
 from rcnn_ext.proposals import (
     ProposalFilter,
     Regions,
@@ -51,9 +51,6 @@ from rcnn_ext.proposals.images import UNIT, gaussian_weights
 
 PARTS = ("parity", "speed", "recall", "threads", "growth")
 ROOT = Path(__file__).resolve().parents[1]
-DOCS = ROOT / "docs" / "selective_search.md"
-BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
-RIVALS = ("selectivesearch", "scikit-image", "scipy", "opencv-contrib-python-headless")
 PARAMETERS = (500, 0.9, 10)  # scale, sigma, min_size
 NATIVE = SearchSettings.of()
 OPENCV = SearchSettings.of(backend="opencv", scale=200, sigma=0.8)  # OpenCV's own parameters
@@ -135,9 +132,6 @@ def tied_edges(image: np.ndarray) -> int:
     costs = np.concatenate([np.sqrt(((a - b) ** 2).sum(axis=-1)).ravel() for a, b in pairs])
     _, counts = np.unique(costs, return_counts=True)
     return int(counts[counts > 1].sum())
-
-
-IDENTITY = ("same_label_image", "same_rects", "same_sizes", "same_labels")
 
 
 def parity(paths: list[Path]) -> dict[str, Any]:
@@ -272,12 +266,13 @@ def growth(paths: list[Path]) -> dict[str, Any]:
         # Often where it takes little: a glance from the side weighs most there.
         runs = 3 if image.size > 3e6 else 12
         seconds = best_of(runs, lambda image=image: find_regions(image, NATIVE))
+        peak = memory.resident_peak(lambda image=image: find_regions(image, NATIVE))
         segments, pairs = count_pairs(image)
         rows.append(
             {
                 "megapixels": image.shape[0] * image.shape[1] / 1e6,
                 "native_s": seconds,
-                "peak_bytes": peak_memory(lambda image=image: find_regions(image, NATIVE)),
+                "peak_bytes": None if peak is None else peak.highest - peak.before,
                 "segments": segments,
                 "pairs": pairs,
             }
@@ -315,112 +310,8 @@ def count_pairs(image: np.ndarray) -> tuple[int, int]:
     return segments, pairs
 
 
-def peak_memory(call: Callable[[], Any]) -> int | None:
-    """Bytes that a call needs at most beyond what was there, or None where Linux does not tell."""
-
-    def resident(key: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
-
-    try:
-        # What the C library keeps of earlier calls would hide what this one needs.
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        before = resident("VmRSS:")
-        call()
-        return resident("VmHWM:") - before
-    except (OSError, AttributeError, StopIteration):
-        return None
-
-
 def read(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
-
-
-def ratios(rows: list[dict[str, Any]], rival: str) -> str:
-    values = sorted(row[f"{rival}_s"] / row["native_s"] for row in rows)
-    return f"{statistics.median(values):.0f}x ({values[0]:.0f}x, {values[-1]:.0f}x)"
-
-
-def summary(results: dict[str, Any]) -> list[str]:
-    """Tables in Markdown."""
-    machine = results["environment"]
-    versions = ", ".join(
-        f"{name} {machine['versions'][name]}" for name in ("numpy", *RIVALS, "rcnn_ext")
-    )
-    lines = [
-        f"{machine['device_name']}, {machine['date'][:10]}, `csrc/selective_search` at "
-        f"`{machine['selective_search_hash']}`, {versions}."
-    ]
-    if "parity" in results:
-        lines += ["", "| equal to the package | images |", "|---|---|"]
-        for name, sort in (("parity", "as installed"), ("stable_parity", "with a stable argsort")):
-            rows = results[name]["rows"]
-            equal = sum(all(row[key] for key in IDENTITY) for row in rows)
-            lines.append(f"| {sort} | {equal} of {len(rows)} |")
-        for row in results["parity"]["rows"]:
-            if "stable" in row:
-                same = "equal" if all(row["stable"].values()) else "different too"
-                lines.append(
-                    f"| not: {row['image']}, {row['tied_edges']} edges with ties | {same} with a "
-                    "stable argsort |"
-                )
-    timed_parts = [name for name in ("parity", "speed") if name in results]
-    if timed_parts:
-        lines += [
-            "",
-            "| images | native, median | against the package: median (least, most) "
-            "| against OpenCV's single strategy |",
-            "|---|---|---|---|",
-        ]
-        for name in timed_parts:
-            rows = results[name]["rows"]
-            size = "as they are, about 640 x 480" if name == "parity" else "at 600 x 1000"
-            native = statistics.median(row["native_s"] for row in rows) * 1e3
-            lines.append(
-                f"| {len(rows)} {size} | {native:.0f} ms | {ratios(rows, 'package')} "
-                f"| {ratios(rows, 'opencv')} |"
-            )
-    if "recall" in results:
-        found = results["recall"]
-        lines += [
-            "",
-            f"{found['boxes']} boxes in {found['images']} images:",
-            "",
-            "| search | proposals | recall at 0.5 | at 0.7 | ABO | at 0.5, first 2000 | time |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for name, row in found["searches"].items():
-            lines.append(
-                f"| {name} | {row['proposals']:.0f} | {row['recall_50']:.3f} "
-                f"| {row['recall_70']:.3f} | {row['average_best_overlap']:.3f} "
-                f"| {row['recall_50_first_2000']:.3f} | {row['median_s'] * 1e3:.0f} ms |"
-            )
-    if "threads" in results:
-        rates = results["threads"]["images_per_s"]
-        lines += ["", "| threads | images a second |", "|---|---|"]
-        lines += [f"| {count} | {rate:.1f} |" for count, rate in rates.items()]
-    if "growth" in results:
-        lines += [
-            "",
-            "| megapixels | native | a megapixel | memory | segments | pairs compared |",
-            "|---|---|---|---|---|---|",
-        ]
-        for row in results["growth"]["rows"]:
-            each = row["native_s"] / row["megapixels"] * 1e3
-            peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f} MB"
-            lines.append(
-                f"| {row['megapixels']:.1f} | {row['native_s']:.2f} s | {each:.0f} ms | {peak} "
-                f"| {row['segments']:,} | {row['pairs']:,} |"
-            )
-    return lines
-
-
-def update_docs(lines: list[str]) -> None:
-    text = DOCS.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    files.write_text(DOCS, "\n".join([before + BEGIN, *lines, END + after]))
 
 
 def is_of_the_same(earlier: dict[str, Any], results: dict[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import pathlib
 import sys
 from collections.abc import Callable
@@ -33,10 +34,10 @@ def extra_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
         result = call()
         peak = torch.cuda.max_memory_allocated(device)
     else:
-        found = _resident_peak(call)
+        found = resident_peak(call)
         if found is None:
             return None
-        before, peak, result = found
+        before, peak, result = found.before, found.highest, found.result
     return max(0, peak - before - bytes_of(result))
 
 
@@ -63,7 +64,17 @@ def bytes_of(result: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _resident_peak(call: Callable[[], Any]) -> tuple[int, int, Any] | None:
+@dataclasses.dataclass(frozen=True)
+class ResidentPeak:
+    """The resident size of the process around a call, in bytes, and what the call gave."""
+
+    before: int
+    highest: int
+    result: Any
+
+
+def resident_peak(call: Callable[[], Any]) -> ResidentPeak | None:
+    """Call and watch the resident size of the process; None where the system does not tell."""
     if sys.platform != "linux":
         return None
     try:
@@ -73,7 +84,7 @@ def _resident_peak(call: Callable[[], Any]) -> tuple[int, int, Any] | None:
         pathlib.Path("/proc/self/clear_refs").write_text("5")
         before = _status_bytes("VmRSS")
         result = call()
-        return before, _status_bytes("VmHWM"), result
+        return ResidentPeak(before, _status_bytes("VmHWM"), result)
     except (OSError, AttributeError, KeyError):
         return None
 
