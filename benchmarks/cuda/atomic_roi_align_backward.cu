@@ -159,26 +159,28 @@ __global__ void __launch_bounds__(kRoiThreads, sizeof(accumulate_t<Stored>) == 8
   const int64_t bins = plan.options.pooled_height * plan.options.pooled_width;
   const AlignTables<T> tables = place_tables<T>(plan, shared);
 
-  for (int64_t task = blockIdx.x; task < plan.roi_count * plan.parts; task += gridDim.x) {
-    const int64_t k = task / plan.parts;
-    const int part = static_cast<int>(task % plan.parts);
-    const int level = levels.level_of(rois + 5 * k);
-    const FeatureShape shape = levels.shape(level);
-    const AlignRoi<T> roi =
-        make_align_roi(rois + 5 * k, plan.options, levels.spatial_scale(level), shape);
-    if (roi.batch < 0) continue;  // the whole block does
+  __shared__ AlignTask<T> task;
+  for (int64_t index = blockIdx.x; index < plan.roi_count * plan.parts; index += gridDim.x) {
+    if (threadIdx.x == 0) task = find_align_task(levels, rois, plan, index);
+    __syncthreads();
+    const FeatureShape& shape = task.shape;
     const int64_t pixels = shape.height * shape.width;
     const MapStrides target = MapStrides::of(kChannelsLast, shape.channels, pixels);
     const int64_t row_stride = shape.width * target.pixel;
-    T* const image = levels.map(level) + roi.batch * shape.channels * pixels;
-    const Stored* const roi_grad = grad + k * shape.channels * bins;
-    if (!tabulate_roi(roi, plan, row_stride * kBytes, target.pixel * kBytes, tables)) {
-      scatter_without_tables(roi, plan, part, shape.channels, target, row_stride,
-                             MapStrides::of(kChannelsLast, shape.channels, bins), roi_grad, image);
-    } else if constexpr (kChannelsLast) {
-      scatter_channels_last<kVector>(tables, plan, part, shape.channels, roi_grad, image);
-    } else {
-      scatter_contiguous(tables, plan, part, shape.channels, pixels, roi_grad, image);
+    const bool tabulated =
+        tabulate_roi(task.roi, plan, row_stride * kBytes, target.pixel * kBytes, tables);
+    if (task.roi.batch >= 0) {
+      T* const image = levels.map(task.level) + task.roi.batch * shape.channels * pixels;
+      const Stored* const roi_grad = grad + task.k * shape.channels * bins;
+      if (!tabulated) {
+        scatter_without_tables(task.roi, plan, task.part, shape.channels, target, row_stride,
+                               MapStrides::of(kChannelsLast, shape.channels, bins), roi_grad,
+                               image);
+      } else if constexpr (kChannelsLast) {
+        scatter_channels_last<kVector>(tables, plan, task.part, shape.channels, roi_grad, image);
+      } else {
+        scatter_contiguous(tables, plan, task.part, shape.channels, pixels, roi_grad, image);
+      }
     }
     __syncthreads();  // the next RoI overwrites the tables
   }

@@ -88,9 +88,16 @@ __device__ __forceinline__ void weigh_bin(const Pooling& pooling, const typename
     pooling.visit_y(roi, first_bin + bin, task.tile_y, task.tile_y + kTileHeight,
                     [&](int64_t pixel, T weight) {
                       if (pixel < task.tile_y || pixel >= task.tile_y + kTileHeight) return;
-                      any = true;
-                      if constexpr (Pooling::kSeparable) row[pixel - task.tile_y] += weight;
+                      if constexpr (Pooling::kSeparable) {
+                        row[pixel - task.tile_y] += weight;
+                      } else {
+                        any = true;
+                      }
                     });
+    if constexpr (Pooling::kSeparable) {
+      // Read back instead of noted on the way: a register less in that loop.
+      for (int r = 0; r < kTileHeight; ++r) any |= row[r] > T(0);
+    }
     if (!any) return;
     if constexpr (Pooling::kSeparable) {
       const T divisor = pooling.divisor(roi);

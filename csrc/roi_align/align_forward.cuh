@@ -255,6 +255,29 @@ __device__ __forceinline__ void pool_contiguous(const AlignTables<T>& tables, co
   });
 }
 
+// What a block does at a time: a RoI, or a part of it.
+template <class T>
+struct AlignTask {
+  int64_t k;
+  int part, level;
+  FeatureShape shape;  // of the level
+  AlignRoi<T> roi;
+};
+
+template <class T, class Stored, int kLevels>
+__device__ __forceinline__ AlignTask<T> find_align_task(
+    const FeatureLevels<Stored, kLevels>& levels, const T* rois, const AlignPlan& plan,
+    int64_t index) {
+  AlignTask<T> task;
+  task.k = index / plan.parts;
+  task.part = static_cast<int>(index % plan.parts);
+  const T* const roi = rois + 5 * task.k;
+  task.level = levels.level_of(roi);
+  task.shape = levels.shape(task.level);
+  task.roi = make_align_roi(roi, plan.options, levels.spatial_scale(task.level), task.shape);
+  return task;
+}
+
 // rois: [K, 5], out: [K, C, PH, PW]; maps in NCHW (kVector: kContiguous) or channels-last, with
 // kVector channels in a load.
 template <class Stored, int kVector, int kLevels>
@@ -268,27 +291,27 @@ __global__ void __launch_bounds__(kRoiThreads, sizeof(accumulate_t<Stored>) == 8
   const int64_t bins = plan.options.pooled_height * plan.options.pooled_width;
   const AlignTables<T> tables = place_tables<T>(plan, shared + kStagedBytes<Stored, kVector>);
 
-  for (int64_t task = blockIdx.x; task < plan.roi_count * plan.parts; task += gridDim.x) {
-    const int64_t k = task / plan.parts;
-    const int part = static_cast<int>(task % plan.parts);
-    const int level = levels.level_of(rois + 5 * k);
-    const FeatureShape shape = levels.shape(level);
-    const AlignRoi<T> roi =
-        make_align_roi(rois + 5 * k, plan.options, levels.spatial_scale(level), shape);
+  __shared__ AlignTask<T> task;  // read where needed, instead of kept in registers
+  for (int64_t index = blockIdx.x; index < plan.roi_count * plan.parts; index += gridDim.x) {
+    if (threadIdx.x == 0) task = find_align_task(levels, rois, plan, index);
+    __syncthreads();
+    const FeatureShape& shape = task.shape;
     const int64_t pixels = shape.height * shape.width;
     const MapStrides source = MapStrides::of(kChannelsLast, shape.channels, pixels);
     const int64_t row_stride = shape.width * source.pixel;
+    const bool tabulated =
+        tabulate_roi(task.roi, plan, row_stride * kBytes, source.pixel * kBytes, tables);
     const Stored* const image =
-        levels.map(level) + max(roi.batch, int64_t{0}) * shape.channels * pixels;
-    Stored* const target = out + k * shape.channels * bins;
-    if (!tabulate_roi(roi, plan, row_stride * kBytes, source.pixel * kBytes, tables)) {
-      pool_without_tables(roi, plan, part, shape.channels, source, row_stride,
+        levels.map(task.level) + max(task.roi.batch, int64_t{0}) * shape.channels * pixels;
+    Stored* const target = out + task.k * shape.channels * bins;
+    if (!tabulated) {
+      pool_without_tables(task.roi, plan, task.part, shape.channels, source, row_stride,
                           MapStrides::of(kChannelsLast, shape.channels, bins), image, target);
     } else if constexpr (kChannelsLast) {
-      pool_channels_last<kVector>(tables, plan, part, shape.channels, image, target);
+      pool_channels_last<kVector>(tables, plan, task.part, shape.channels, image, target);
     } else {
       const auto staged = reinterpret_cast<Staged<Stored>>(shared);
-      pool_contiguous(tables, plan, part, shape.channels, pixels, image,
+      pool_contiguous(tables, plan, task.part, shape.channels, pixels, image,
                       staged + threadIdx.x / kWarpSize * kQuad, target);
     }
     __syncthreads();  // the next RoI overwrites the tables
