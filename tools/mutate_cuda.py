@@ -41,7 +41,7 @@ OPERATORS = {
     "box_iou_cuda.cu": ("box_iou", "generalized", "distance", "complete"),
     "match_boxes_cuda.cu": ("match_boxes",),
     "multiscale_roi_align_cuda.cu": ("multiscale_roi_align",),
-    "nms_cuda.cu": ("nms", "batched_nms"),
+    "suppress_chunk.cuh": ("nms", "batched_nms"),
     "soft_nms_cuda.cu": ("soft_nms", "batched_soft_nms"),
     "generate_proposals_cuda.cu": ("generate_proposals",),
     "postprocess_detections_cuda.cu": ("postprocess_detections",),
@@ -72,7 +72,7 @@ EXPLAINED = {
     ("quad.cuh", "i < units", 1): "one more round, of the last channel again, written by nobody",
     ("quad.cuh", "pass < unit.bins", 1): "one more round, without a bin",
     (
-        "roi_gather.cuh",
+        "gather_weights.cuh",
         "c < Shape::kTileWidth",
         1,
     ): "the padding of a row of weights is cleared too",
@@ -89,8 +89,12 @@ EXPLAINED = {
     ("match_boxes_cuda.cu", "first < image.box_count", 2): "one more round, of the last box again",
     ("match_boxes_cuda.cu", "tile < image.gt_count", 1): "one more round, over an empty tile",
     ("match_boxes_cuda.cu", "tile < image.gt_count", 2): "one more round, over an empty tile",
-    ("nms_cuda.cu", "first < kept_count", 1): "one more round, over an empty tile",
-    ("nms_cuda.cu", "first < size && found < result.most", 1): "one more round, without a flag",
+    ("suppress_chunk.cuh", "first < kept_count", 1): "one more round, over an empty tile",
+    (
+        "suppress_chunk.cuh",
+        "first < size && found < result.most",
+        1,
+    ): "one more round, without a flag",
     ("suppress_row.cuh", "column < size", 1): (
         "saves work: bits of columns beyond the group are not looked at"
     ),
@@ -116,21 +120,25 @@ WORK_SAVED = {
     ("roi_gather.cuh", "task.key > span.y", 1): "a round without the tile's image",
     ("roi_reach.cuh", "box.y < box.y_end", 1): "no tile reaches an empty box",
     ("roi_reach.cuh", "box.x < box.x_end", 1): "no tile reaches an empty box",
-    ("nms_cuda.cu", "row_group > column_group", 1): "the words of such a block are not read",
+    ("suppress_chunk.cuh", "row_group > column_group", 1): "the words of such a block are not read",
     (
-        "nms_cuda.cu",
+        "suppress_chunk.cuh",
         "!(intersection_area(box, other) > limits[0][row] + limits[1][column])",
         1,
     ): "a filter before the exact test",
     (
-        "nms_cuda.cu",
+        "suppress_chunk.cuh",
         "intersection_area(tile[k], mine) > limits[k] + my_limit",
         1,
     ): "a filter before the exact test",
-    ("nms_cuda.cu", "atomicMin(&end, first_one);", 1): (
+    ("suppress_chunk.cuh", "atomicMin(&end, first_one);", 1): (
         "each block goes on to the end, and finds what others find"
     ),
-    ("nms_cuda.cu", "total >= result.most", 1): "what comes after a full result is not stored",
+    (
+        "suppress_chunk.cuh",
+        "total >= result.most",
+        1,
+    ): "what comes after a full result is not stored",
     ("soft_nms_cuda.cu", "before < T(0)", 1): "what is out stays out",
     ("match_boxes_cuda.cu", "bits > tile_peaks[g]", 1): (
         "an atomic maximum with less changes nothing"

@@ -1,8 +1,10 @@
-// How a gather (roi_gather.cuh) divides feature maps into tasks: a tile and some of its channels.
+// How a gather (roi_gather.cuh) divides its work: feature maps into tasks, which are a tile and
+// some of its channels, and what a task does at a time.
 #pragma once
 
 #include "cuda_utils.cuh"
 #include "feature_levels.cuh"
+#include "map_strides.h"
 #include "roi_reach.cuh"
 
 namespace rcnn_ext {
@@ -20,6 +22,19 @@ struct GatherShape {
   static constexpr int kBlockChannels =
       kThreadChannels * (kLanesAreChannels ? kWarpSize : kGatherWarps);
   static constexpr int kWeightStride = kTileWidth + 1;  // or bins would share a memory bank
+};
+
+// How a launch divides the work.
+struct GatherPlan {
+  int64_t roi_count;
+  int64_t tasks;
+  int pooled_height, pooled_width;
+  int level_count;
+  int hits;            // RoIs whose weights are in shared memory at a time
+  int y_bins, x_bins;  // bins, likewise
+  MapStrides pooled;
+  bool channels_last;  // the gradients written
+  bool packs;          // and in vectors of channels
 };
 
 // A tile of the task's level, and its channels.
