@@ -6,6 +6,7 @@
 #include "../common/dispatch.h"
 #include "../common/stable_ops.h"
 #include "best_of_image.h"
+#include "detection_tensors.h"
 #include "proposals_checks.h"
 
 namespace rcnn_ext {
@@ -42,32 +43,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> postprocess_detections_cpu(
   const int64_t classes = logits.size(1);
   const int64_t images = image_sizes.size(0);
   const int64_t most = std::min(detections_per_image, count * (classes - 1));
-  const ScalarType dtype = logits.scalar_type();
-  const ScalarType computed = accumulate_dtype(dtype);
-  Tensor boxes = empty_on_device_of(logits, {images, most, 4}, computed);
-  Tensor scores = empty_on_device_of(logits, {images, most}, computed);
-  Tensor labels = empty_on_device_of(logits, {images, most}, ScalarType::Long);
-  Tensor roi_ids = empty_on_device_of(logits, {images, most}, ScalarType::Long);
-  Tensor counts = empty_on_device_of(logits, {images}, ScalarType::Long);
-  auto* count_of = static_cast<int64_t*>(counts.mutable_data_ptr());
+  const DetectionTensors out = empty_detections(logits, images, most);
+  auto* count_of = static_cast<int64_t*>(out.counts.mutable_data_ptr());
   if (most == 0 || images == 0) {
     std::fill(count_of, count_of + images, int64_t{0});
-    return {boxes, scores, labels, roi_ids, counts};
+    return out.all();
   }
-  const Tensor dense_deltas = contiguous_as(deltas, dtype);
-  const Tensor dense_rois = contiguous_as(rois, computed);
-  const Tensor dense_ids = contiguous_as(image_ids, ScalarType::Long);
-  const Tensor sizes = contiguous_as(image_sizes, computed);
-  const Tensor probabilities = softmax(contiguous_as(logits, computed));
+  const DetectionInputs in = dense_inputs(logits, deltas, rois, image_ids, image_sizes);
 
-  dispatch_floating(dtype, "postprocess_detections", [&](auto tag) {
+  dispatch_floating(logits.scalar_type(), "postprocess_detections", [&](auto tag) {
     using Stored = type_of<decltype(tag)>;
     using T = accumulate_t<Stored>;
-    const auto* score_of = static_cast<const T*>(probabilities.const_data_ptr());
-    const auto* image_of = static_cast<const int64_t*>(dense_ids.const_data_ptr());
-    const auto* delta_of = static_cast<const Stored*>(dense_deltas.const_data_ptr());
-    const auto* roi_of = static_cast<const T*>(dense_rois.const_data_ptr());
-    const auto* size_of = static_cast<const T*>(sizes.const_data_ptr());
+    const auto* score_of = static_cast<const T*>(in.probabilities.const_data_ptr());
+    const auto* image_of = static_cast<const int64_t*>(in.image_ids.const_data_ptr());
+    const auto* delta_of = static_cast<const Stored*>(in.deltas.const_data_ptr());
+    const auto* roi_of = static_cast<const T*>(in.rois.const_data_ptr());
+    const auto* size_of = static_cast<const T*>(in.sizes.const_data_ptr());
     std::vector<uint32_t> found;
     RCNN_ON_THIS_CPU(collect_above(score_of, count, classes, static_cast<T>(score_threshold),
                                    image_of, images, found));
@@ -75,7 +66,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> postprocess_detections_cpu(
     const auto number = static_cast<int64_t>(found.size());
     const bool per_class = deltas.size(1) == 4 * classes;
     const BoxCoding<T> coding = options.coding<T>();
-    Tensor log_ratios = empty_on_device_of(logits, {number, 2}, computed);
+    Tensor log_ratios = empty_on_device_of(logits, {number, 2}, in.sizes.scalar_type());
     auto* logarithms = static_cast<T*>(log_ratios.mutable_data_ptr());
     std::vector<BoxChange<T>> changes(number);
     for (int64_t i = 0; i < number; ++i) {
@@ -88,10 +79,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> postprocess_detections_cpu(
     const Tensor ratios = exponential(log_ratios);
     const auto* ratio_of = static_cast<const T*>(ratios.const_data_ptr());
     const auto least_side = static_cast<T>(min_size);
-    auto* out_boxes = static_cast<Box<T>*>(boxes.mutable_data_ptr());
-    auto* out_scores = static_cast<T*>(scores.mutable_data_ptr());
-    auto* out_labels = static_cast<int64_t*>(labels.mutable_data_ptr());
-    auto* out_rois = static_cast<int64_t*>(roi_ids.mutable_data_ptr());
+    auto* out_boxes = static_cast<Box<T>*>(out.boxes.mutable_data_ptr());
+    auto* out_scores = static_cast<T*>(out.scores.mutable_data_ptr());
+    auto* out_labels = static_cast<int64_t*>(out.labels.mutable_data_ptr());
+    auto* out_rois = static_cast<int64_t*>(out.rois.mutable_data_ptr());
 
     torch::stable::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
       BestOfImage<T> best(iou_threshold, classes);
@@ -125,7 +116,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> postprocess_detections_cpu(
       }
     });
   });
-  return {boxes, scores, labels, roi_ids, counts};
+  return out.all();
 }
 
 }  // namespace

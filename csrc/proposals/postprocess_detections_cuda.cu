@@ -10,6 +10,7 @@
 #include "../common/dispatch.h"
 #include "../common/stable_ops.h"
 #include "../nms/suppress_row.cuh"
+#include "detection_tensors.h"
 #include "proposals_checks.h"
 
 namespace rcnn_ext {
@@ -181,40 +182,32 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> postprocess_detections_cuda(
   const int64_t classes = logits.size(1) - 1;
   const int64_t images = image_sizes.size(0);
   const int64_t most = std::min(detections_per_image, count * classes);
-  const ScalarType dtype = logits.scalar_type();
-  const ScalarType computed = accumulate_dtype(dtype);
-  Tensor boxes = empty_on_device_of(logits, {images, most, 4}, computed);
-  Tensor scores = empty_on_device_of(logits, {images, most}, computed);
-  Tensor labels = empty_on_device_of(logits, {images, most}, ScalarType::Long);
-  Tensor roi_ids = empty_on_device_of(logits, {images, most}, ScalarType::Long);
-  Tensor counts = empty_on_device_of(logits, {images}, ScalarType::Long);
+  const ScalarType computed = accumulate_dtype(logits.scalar_type());
+  DetectionTensors out = empty_detections(logits, images, most);
   if (images * most == 0) {
-    torch::stable::zero_(counts);
-    return {boxes, scores, labels, roi_ids, counts};
+    torch::stable::zero_(out.counts);
+    return out.all();
   }
-  const Tensor dense_deltas = contiguous_as(deltas, dtype);
-  const Tensor dense_rois = contiguous_as(rois, computed);
-  const Tensor dense_ids = contiguous_as(image_ids, ScalarType::Long);
-  const Tensor sizes = contiguous_as(image_sizes, computed);
-  const Tensor probabilities = softmax(contiguous_as(logits, computed));
+  const DetectionInputs in = dense_inputs(logits, deltas, rois, image_ids, image_sizes);
   const int64_t room = std::min(most, count);  // for what a class of an image may keep
   Tensor by_class = empty_on_device_of(logits, {classes, count}, computed);
   Tensor kept_scores = empty_on_device_of(logits, {count * classes}, computed);
   Tensor kept = empty_on_device_of(logits, {classes * images, room, 4}, computed);
 
-  dispatch_floating(dtype, "postprocess_detections", [&](auto tag) {
+  dispatch_floating(logits.scalar_type(), "postprocess_detections", [&](auto tag) {
     using Stored = type_of<decltype(tag)>;
     using T = accumulate_t<Stored>;
-    const Predictions<Stored> predictions{static_cast<const T*>(probabilities.const_data_ptr()),
-                                          static_cast<const Stored*>(dense_deltas.const_data_ptr()),
-                                          static_cast<const T*>(dense_rois.const_data_ptr()),
-                                          static_cast<const int64_t*>(dense_ids.const_data_ptr()),
-                                          static_cast<const T*>(sizes.const_data_ptr()),
-                                          options.coding<T>(),
-                                          images,
-                                          count,
-                                          classes,
-                                          deltas.size(1) / 4};
+    const Predictions<Stored> predictions{
+        static_cast<const T*>(in.probabilities.const_data_ptr()),
+        static_cast<const Stored*>(in.deltas.const_data_ptr()),
+        static_cast<const T*>(in.rois.const_data_ptr()),
+        static_cast<const int64_t*>(in.image_ids.const_data_ptr()),
+        static_cast<const T*>(in.sizes.const_data_ptr()),
+        options.coding<T>(),
+        images,
+        count,
+        classes,
+        deltas.size(1) / 4};
     launch("postprocess_detections: score", score_kernel<Stored>,
            {dim3(stride_grid(count * classes, kThreads)), dim3(kThreads)}, scope, predictions,
            static_cast<T>(score_threshold), static_cast<T>(min_size),
@@ -232,13 +225,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> postprocess_detections_cuda(
            {dim3(static_cast<unsigned>(images)), dim3(kThreads)}, scope, predictions,
            static_cast<const T*>(best.values.const_data_ptr()),
            static_cast<const int64_t*>(best.indices.const_data_ptr()), most,
-           static_cast<Box<T>*>(boxes.mutable_data_ptr()),
-           static_cast<T*>(scores.mutable_data_ptr()),
-           static_cast<int64_t*>(labels.mutable_data_ptr()),
-           static_cast<int64_t*>(roi_ids.mutable_data_ptr()),
-           static_cast<int64_t*>(counts.mutable_data_ptr()));
+           static_cast<Box<T>*>(out.boxes.mutable_data_ptr()),
+           static_cast<T*>(out.scores.mutable_data_ptr()),
+           static_cast<int64_t*>(out.labels.mutable_data_ptr()),
+           static_cast<int64_t*>(out.rois.mutable_data_ptr()),
+           static_cast<int64_t*>(out.counts.mutable_data_ptr()));
   });
-  return {boxes, scores, labels, roi_ids, counts};
+  return out.all();
 }
 
 }  // namespace
