@@ -71,6 +71,7 @@ EXCHANGED = (
 EXPLAINED = {
     ("quad.cuh", "i < units", 1): "one more round, of the last channel again, written by nobody",
     ("quad.cuh", "pass < unit.bins", 1): "one more round, without a bin",
+    ("gather_weights.cuh", "r < kTileHeight", 2): "a bin more in the mask, whose weights are all 0",
     (
         "gather_weights.cuh",
         "c < Shape::kTileWidth",
