@@ -43,7 +43,7 @@ from rcnn_ext.files import write_json
 # A log keeps its beginning and its end; a sanitizer that finds much writes gigabytes.
 _LOG_HALF = 2 << 20
 # The stages that need no GPU.
-WITHOUT_DEVICE = ("build", "resources")
+WITHOUT_DEVICE = ("build", "atomic", "resources")
 _PROBE = (
     "import json, torch; p = torch.cuda.get_device_properties(0);"
     "print(json.dumps({'name': p.name, 'capability': f'{p.major}.{p.minor}'}))"

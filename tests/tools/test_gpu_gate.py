@@ -15,6 +15,7 @@ import pytest
 from gate_stages import FAILED, MISSING, PASSED, Command, Context, Finished, Gpu, Outcome, Stage
 
 GPU = Gpu("NVIDIA H200", "9.0")
+WITHOUT_DEVICE = ["build", "atomic", "resources"]
 MEMCHECK_CLEAN = (
     "========= COMPUTE-SANITIZER\nWORKLOAD: 8 of 9 calls\n========= ERROR SUMMARY: {}\n"
 )
@@ -372,16 +373,22 @@ def test_no_gpu_is_one_line_and_status_2(
     assert not (tmp_path / "gpu").exists()
 
 
-def test_dry_run_names_every_stage(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [([], [stage.name for stage in gate_stages.STAGES]), (["--no-device"], WITHOUT_DEVICE)],
+)
+def test_dry_run_names_every_stage(
+    tmp_path: pathlib.Path, options: list[str], expected: list[str]
+) -> None:
     done = subprocess.run(
-        [sys.executable, "tools/gpu_gate.py", "--out", str(tmp_path / "x"), "--dry-run"],
+        [sys.executable, "tools/gpu_gate.py", "--out", str(tmp_path / "x"), "--dry-run", *options],
         capture_output=True,
         text=True,
         check=True,
         cwd=gate_stages.REPOSITORY,
     )
     names = [line.split(" ", 1)[0] for line in done.stdout.splitlines()]
-    assert names == [stage.name for stage in gate_stages.STAGES]
+    assert names == expected
     assert not (tmp_path / "x").exists()
 
 
