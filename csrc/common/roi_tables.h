@@ -50,4 +50,16 @@ std::vector<RoiPlace> sort_by_place(const T* rois, int64_t count, MapOf&& map_of
   return order;
 }
 
+// Some of the RoIs of one image on one feature map, in that order.
+template <class Roi, class Stored>
+struct RoiRun {
+  const Roi *begin, *end;
+  const Stored* image;  // [C, H, W]
+  int64_t height, width;
+  bool covers;  // whether together they read about all of it
+};
+
+// Bytes of a result of which the caches would not keep much.
+constexpr int64_t kLargeResult = int64_t{1} << 24;
+
 }  // namespace rcnn_ext

@@ -4,7 +4,10 @@
 // transposed to that where RoIs cover them, each pixel once for all RoIs. Maxima are kept with the
 // pixels that they come from, in numbers of the same width; among equals the first pixel stays. A
 // NaN counts as the largest number: where there may be one, bins are taken channel by channel.
+// clang-format off: the second needs the first.
 #include "../common/isa_packs.h"
+#include "../common/channel_tile.h"
+// clang-format on
 
 template <class T>
 using PixelOf = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
@@ -15,10 +18,8 @@ struct Maxima {
   Pack<T, N> value;
   Pack<PixelOf<T>, N> pixel;
 
-  // Pixels base + offset come in ascending order.
-  RCNN_HOST_DEVICE void add(const Pack<T, N>& other, const Pack<PixelOf<T>, N>& base,
-                            PixelOf<T> offset) {
-    const Pack<PixelOf<T>, N> at = base + splat<N>(offset);
+  // Pixels come in ascending order.
+  RCNN_HOST_DEVICE void add(const Pack<T, N>& other, const Pack<PixelOf<T>, N>& at) {
 #if defined(__GNUC__)
     pixel = other > value ? at : pixel;
 #else
@@ -44,44 +45,12 @@ inline void pool_exactly(const RoiBins& bins, const Stored* plane, int64_t width
   }
 }
 
-// Adds the pixels of a bin. kColumns: its width, or 0 for any
-template <int kN, int kPacks, int kColumns, bool kWatch, class T, class Stored>
-RCNN_HOST_DEVICE void add_pixels(const PixelRange& ys, const PixelRange& xs, const Stored* image,
-                                 int64_t width, int64_t step, Maxima<T, kN> (&maxima)[kPacks],
-                                 Pack<T, kN> (&sum)[kPacks]) {
-  using Pixel = PixelOf<T>;
-  const auto add = [&](const Stored* pixel, const Pack<Pixel, kN>& base, int column) {
-    for (int p = 0; p < kPacks; ++p) {
-      const auto value = load<T, kN>(pixel + p * kN);
-      if (kWatch) sum[p] += value;
-      maxima[p].add(value, base, column);
-    }
-  };
-  for (int64_t y = ys.first; y < ys.last; ++y) {
-    const int64_t first = y * width + xs.first;
-    const Stored* pixel = image + first * step;
-    Pack<Pixel, kN> base = splat<kN>(static_cast<Pixel>(first));
-    if (kColumns > 0) {
-#if defined(__GNUC__)
-#pragma GCC unroll 8
-#endif
-      for (int column = 0; column < kColumns; ++column) add(pixel + column * step, base, column);
-      continue;
-    }
-    for (int64_t x = xs.first; x < xs.last; ++x) {
-      add(pixel, base, 0);
-      pixel += step;
-      base += splat<kN>(Pixel(1));
-    }
-  }
-}
-
 // kPacks packs of channels of one bin. image: at the first of them, [H, W, `step` elements]
-// Whether there may be a NaN, if kWatch.
-template <int kN, int kPacks, bool kWatch, class T, class Stored, class Out, class OutPixel>
+// Whether there may be a NaN.
+template <int kN, int kPacks, class T, class Stored>
 RCNN_HOST_DEVICE bool pool_bin_packs(const PixelRange& ys, const PixelRange& xs,
-                                     const Stored* image, int64_t width, int64_t step, Out* out,
-                                     OutPixel* argmax) {
+                                     const Stored* image, int64_t width, int64_t step, Stored* out,
+                                     int32_t* argmax) {
   using Pixel = PixelOf<T>;
   if (RCNN_UNLIKELY(ys.first >= ys.last || xs.first >= xs.last)) {
     for (int p = 0; p < kPacks; ++p) {
@@ -97,177 +66,128 @@ RCNN_HOST_DEVICE bool pool_bin_packs(const PixelRange& ys, const PixelRange& xs,
     sum[p] = Pack<T, kN>{};
     maxima[p] = {load<T, kN>(image + begin * step + p * kN), splat<kN>(static_cast<Pixel>(begin))};
   }
-  const auto add = [&](auto columns) {
-    add_pixels<kN, kPacks, decltype(columns)::value, kWatch, T>(ys, xs, image, width, step, maxima,
-                                                                sum);
-  };
-  // A short loop of unknown length costs more than what it does; several packs make up for it.
-  switch (kPacks > 1 ? 0 : xs.last - xs.first) {
-    case 1: add(std::integral_constant<int, 1>()); break;
-    case 2: add(std::integral_constant<int, 2>()); break;
-    case 3: add(std::integral_constant<int, 3>()); break;
-    case 4: add(std::integral_constant<int, 4>()); break;
-    case 5: add(std::integral_constant<int, 5>()); break;
-    case 6: add(std::integral_constant<int, 6>()); break;
-    case 7: add(std::integral_constant<int, 7>()); break;
-    case 8: add(std::integral_constant<int, 8>()); break;
-    default: add(std::integral_constant<int, 0>());
+  for (int64_t y = ys.first; y < ys.last; ++y) {
+    const int64_t first = y * width + xs.first;
+    const Stored* pixel = image + first * step;
+    Pack<Pixel, kN> at = splat<kN>(static_cast<Pixel>(first));
+    for (int64_t x = xs.first; x < xs.last; ++x) {
+      for (int p = 0; p < kPacks; ++p) {
+        const auto value = load<T, kN>(pixel + p * kN);
+        sum[p] += value;
+        maxima[p].add(value, at);
+      }
+      pixel += step;
+      at += splat<kN>(Pixel(1));
+    }
   }
   bool special = false;
   for (int p = 0; p < kPacks; ++p) {
     store<kN, T>(out + p * kN, maxima[p].value);
     store<kN, Pixel>(argmax + p * kN, maxima[p].pixel);
-    if (kWatch) special |= !all_zero<kN, T>(sum[p] * Pack<T, kN>{});
+    special |= !all_zero<kN, T>(sum[p] * Pack<T, kN>{});
   }
   return special;
 }
 
-// Memory on a cache line, with no value yet.
-template <class T>
-class Buffer {
- public:
-  explicit Buffer(int64_t count)
-      : memory_(new char[count * sizeof(T) + kLine]),
-        data_(reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory_.get()) + kLine - 1) /
-                                   kLine * kLine)) {}
-  T* data() const { return data_; }
-
- private:
-  static constexpr size_t kLine = 64;
-  std::unique_ptr<char[]> memory_;
-  T* data_;
-};
-
-// A register's number of channels of an image, pixel by pixel; transposed when first asked for.
-template <class T, class Stored>
-class ChannelTile {
- public:
-  static constexpr int kN = kLanes<T>;
-
-  ChannelTile(int64_t pixels, int64_t width)
-      : pixels_(pixels), ahead_(2 * width), tile_(pixels * kN), states_((pixels + kN - 1) / kN) {}
-
-  // planes: [count, H, W], 1 <= count <= kN
-  void begin(const Stored* planes, int64_t count) {
-    for (int c = 0; c < kN; ++c) planes_[c] = planes + std::min<int64_t>(c, count - 1) * pixels_;
-    std::fill(states_.begin(), states_.end(), kAbsent);
+// A register's number of channels of kBins neighbouring bins, none of them empty, of which no
+// pixel is a NaN. tile: [H, W, kLanes], columns: [count, PW] at the first bin, value and pixel: of
+// the bins, [kLanes] each
+//
+// The bins advance side by side: one after the other they would wait for their own maxima, and for
+// loops whose lengths the processor can't foresee.
+template <int kBins, class T>
+RCNN_HOST_DEVICE void pool_row_bins(const PixelRange& ys, const int32_t* columns, int64_t count,
+                                    int64_t pooled_width, const T* tile, int64_t width, T* value,
+                                    PixelOf<T>* pixel) {
+  using Pixel = PixelOf<T>;
+  constexpr int kN = kLanes<T>;
+  Maxima<T, kN> maxima[kBins];
+  for (int b = 0; b < kBins; ++b) {
+    maxima[b] = {splat<kN>(-std::numeric_limits<T>::infinity()), Pack<Pixel, kN>{}};
   }
-
-  // Makes pixels [first, last) ready. Whether a NaN is near them.
-  RCNN_HOST_DEVICE bool ready(int64_t first, int64_t last) {
-    uint8_t all = 0;
-    for (int64_t run = first / kN; run * kN < last; ++run) {
-      if (RCNN_UNLIKELY(states_[run] == kAbsent)) states_[run] = fetch(run);
-      all |= states_[run];
-    }
-    return (all & kHasNan) != 0;
-  }
-
-  const T* data() const { return tile_.data(); }
-
- private:
-  enum State : uint8_t { kAbsent = 0, kPresent = 1, kHasNan = 2 };
-
-  uint8_t fetch(int64_t run) {
-    bool nan = false;
-    if (pixels_ < kN) {
-      for (int64_t p = 0; p < pixels_; ++p) {
-        for (int c = 0; c < kN; ++c) {
-          const T value = static_cast<T>(planes_[c][p]);
-          nan |= value != value;
-          tile_.data()[p * kN + c] = value;
-        }
+  // Counted from the first pixel of a bin, pixels of all bins have one number.
+  for (int64_t y = ys.first; y < ys.last; ++y) {
+    const T* const row = tile + y * width * kN;
+    Pack<Pixel, kN> at = splat<kN>(static_cast<Pixel>((y - ys.first) * width));
+    for (const int32_t* column = columns; column != columns + count * pooled_width;
+         column += pooled_width) {
+      for (int b = 0; b < kBins; ++b) {
+        maxima[b].add(load<T, kN>(row + static_cast<int64_t>(column[b]) * kN), at);
       }
-      return nan ? kHasNan : kPresent;
+      at += splat<kN>(Pixel(1));
     }
-    const int64_t first = std::min(run * kN, pixels_ - kN);
-    Pack<T, kN> packs[kN];
-    for (int c = 0; c < kN; ++c) packs[c] = load<T, kN>(planes_[c] + first);
-#if defined(__GNUC__)
-    // So many planes at once are beyond the processor's own guesses: most RoIs go on downwards.
-    const int64_t soon = std::min(first + ahead_, pixels_ - 1);
-    for (int c = 0; c < kN; ++c) __builtin_prefetch(planes_[c] + soon);
-#endif
-    transpose(packs);
-    // An infinity passes for a NaN too.
-    Pack<T, kN> sum{};
-    for (int p = 0; p < kN; ++p) {
-      sum += packs[p];
-      store<kN, T>(tile_.data() + (first + p) * kN, packs[p]);
-    }
-    return all_zero<kN, T>(sum * Pack<T, kN>{}) ? kPresent : kHasNan;
   }
-
-  int64_t pixels_;
-  int64_t ahead_;                // pixels that are prefetched before they are fetched
-  Buffer<T> tile_;               // [H * W, kN]
-  std::vector<uint8_t> states_;  // of runs of kN pixels
-  const Stored* planes_[kN] = {};
-};
-
-// From [bins, kN] to `count` rows that are `row` elements apart.
-template <int kN, class T, class Stored>
-inline void store_by_channel(const T* from, int64_t bins, int64_t count, Stored* to, int64_t row) {
-  for (int64_t bin = 0; bin < bins; bin += kN) {
-    // The last block reaches back over bins that are stored already, where there are enough.
-    const int64_t first = bins >= kN ? std::min(bin, bins - kN) : 0;
-    Pack<T, kN> packs[kN];
-    for (int b = 0; b < kN; ++b) packs[b] = load<T, kN>(from + (first + b) * kN);
-    transpose(packs);
-    for (int c = 0; c < kN; ++c) {
-      if (c < count) store_first<kN, T>(to + c * row + first, packs[c], bins - first);
-    }
+  for (int b = 0; b < kBins; ++b) {
+    const auto first = static_cast<Pixel>(ys.first * width + columns[b]);
+    store<kN, T>(value + b * kN, maxima[b].value);
+    store<kN, Pixel>(pixel + b * kN, maxima[b].pixel + splat<kN>(first));
   }
 }
 
-// The channels of a task, NCHW: RoIs [begin, end), at most kPoolChannels channels from `first` on.
-// input: [N, C, H, W], out and argmax: [K, C, PH, PW]
+// As many bins at once as registers hold.
+constexpr int kBinsAtOnce = RCNN_ISA >= 2 ? 8 : 4;
+
+// A row of bins of a RoI, as above.
+template <int kBins, class T>
+RCNN_HOST_DEVICE void pool_row(const PixelRange& ys, const RoiBins& bins, int64_t first,
+                               const T* tile, int64_t width, T* value, PixelOf<T>* pixel) {
+  const auto pooled_width = static_cast<int64_t>(bins.x.size());
+  const int64_t left = pooled_width - first;
+  if constexpr (kBins > 1) {
+    if (left < kBins) return pool_row<kBins - 1>(ys, bins, first, tile, width, value, pixel);
+  }
+  pool_row_bins<kBins>(ys, bins.columns.data() + first, bins.column_count, pooled_width, tile,
+                       width, value + first * kLanes<T>, pixel + first * kLanes<T>);
+  if (left > kBins) pool_row<kBins>(ys, bins, first + kBins, tile, width, value, pixel);
+}
+
+// Runs of RoIs, NCHW, for channels [first, last). out and argmax: [K, C, PH, PW]
 template <class T, class Stored>
-void pool_channels(const RoiBins* begin, const RoiBins* end, const Stored* input,
-                   const FeatureShape& shape, int64_t bins, int64_t first, int64_t last,
-                   Stored* out, int32_t* argmax) {
+void pool_channels(const std::vector<RoiRun<RoiBins, Stored>>& runs, int64_t channels, int64_t bins,
+                   int64_t first, int64_t last, bool large, Stored* out, int32_t* argmax) {
   using Pixel = PixelOf<T>;
   constexpr int kN = kLanes<T>;
-  const int64_t pixels = shape.height * shape.width;
-  ChannelTile<T, Stored> tile(pixels, shape.width);
-  Buffer<T> values((bins + kN) * kN);
-  Buffer<Pixel> places((bins + kN) * kN);
-  std::memset(values.data(), 0, (bins + kN) * kN * sizeof(T));
-  std::memset(places.data(), 0, (bins + kN) * kN * sizeof(Pixel));
-  for (int64_t c = first; c < last; c += kN) {
-    const int64_t count = std::min<int64_t>(kN, last - c);
-    int64_t image = -1;
-    for (const RoiBins* roi = begin; roi != end; ++roi) {
-      const Stored* const planes = input + (roi->batch * shape.channels + c) * pixels;
-      if (roi->batch != image) tile.begin(planes, count);
-      image = roi->batch;
-      bool special = false;
-      const int64_t left = roi->x.front().first;
-      const int64_t right = roi->x.back().last;
-      for (int64_t y = roi->y.front().first; left < right && y < roi->y.back().last; ++y) {
-        special |= tile.ready(y * shape.width + left, y * shape.width + right);
-      }
-      const int64_t target = (roi->roi * shape.channels + c) * bins;
-      if (RCNN_UNLIKELY(special)) {
-        for (int64_t i = 0; i < count; ++i) {
-          pool_exactly<T>(*roi, planes + i * pixels, shape.width, 1, out + target + i * bins,
-                          argmax + target + i * bins, 1);
+  ChannelResults<T, Stored> values(bins, large);
+  ChannelResults<Pixel, int32_t> places(bins, large);
+  const auto rows = static_cast<int64_t>(runs.front().begin->y.size());
+  for_each_tile<T>(
+      runs, first, last, rows,
+      [&](const RoiBins& roi, const auto& run, auto& tile, int64_t c, int64_t count, auto& ahead) {
+        bool special = false;
+        const int64_t left = roi.x.front().first;
+        const int64_t right = roi.x.back().last;
+        for (int64_t y = roi.y.front().first; left < right && y < roi.y.back().last; ++y) {
+          special |= tile.ready(y * run.width + left, y * run.width + right);
         }
-        continue;
-      }
-      T* value = values.data();
-      Pixel* place = places.data();
-      for (const PixelRange& ys : roi->y) {
-        for (const PixelRange& xs : roi->x) {
-          pool_bin_packs<kN, 1, false, T>(ys, xs, tile.data(), shape.width, kN, value, place);
-          value += kN;
-          place += kN;
+        const int64_t target = (roi.roi * channels + c) * bins;
+        if (RCNN_UNLIKELY(special)) {
+          const int64_t plane = run.height * run.width;
+          for (int64_t i = 0; i < count; ++i) {
+            pool_exactly<T>(roi, run.image + (c + i) * plane, run.width, 1, out + target + i * bins,
+                            argmax + target + i * bins, 1);
+          }
+          return;
         }
-      }
-      store_by_channel<kN>(values.data(), bins, count, out + target, bins);
-      store_by_channel<kN>(places.data(), bins, count, argmax + target, bins);
-    }
-  }
+        const auto row_size = static_cast<int64_t>(roi.x.size()) * kN;
+        T* value = values.data();
+        Pixel* place = places.data();
+        for (const PixelRange& ys : roi.y) {
+          values.send(rows);
+          places.send(rows);
+          ahead.fetch();
+          if (roi.column_count > 0) {
+            pool_row<kBinsAtOnce>(ys, roi, 0, tile.data(), run.width, value, place);
+          }
+          value += row_size;
+          place += row_size;
+        }
+        for (const int64_t bin : roi.empty) {
+          store<kN, T>(values.data() + bin * kN, Pack<T, kN>{});
+          store<kN, Pixel>(places.data() + bin * kN, splat<kN>(Pixel(-1)));
+        }
+        values.put(count, out + target);
+        places.put(count, argmax + target);
+      });
 }
 
 // RoIs, NHWC. input: [N, H, W, C], out and argmax: [K, PH, PW, C]
@@ -290,11 +210,11 @@ void pool_pixels(const RoiBins* begin, const RoiBins* end, const Stored* input,
         const PixelRange& ys = roi->y[bin / roi->x.size()];
         const PixelRange& xs = roi->x[bin % roi->x.size()];
         if (count > kN) {
-          special |= pool_bin_packs<kN, kPacks, true, T>(ys, xs, image, shape.width, channels,
-                                                         out + at, argmax + at);
+          special |= pool_bin_packs<kN, kPacks, T>(ys, xs, image, shape.width, channels, out + at,
+                                                   argmax + at);
         } else {
-          special |= pool_bin_packs<kN, 1, true, T>(ys, xs, image, shape.width, channels, out + at,
-                                                    argmax + at);
+          special |=
+              pool_bin_packs<kN, 1, T>(ys, xs, image, shape.width, channels, out + at, argmax + at);
         }
         at += channels;
       }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <type_traits>
 #include <utility>
@@ -22,6 +23,26 @@
 
 namespace rcnn_ext {
 namespace {
+
+// The RoIs of every image among tables [begin, end). data: [N, C, H, W]
+template <class Stored>
+std::vector<RoiRun<RoiBins, Stored>> runs_of(const RoiBins* begin, const RoiBins* end,
+                                             const Stored* data, const FeatureShape& shape) {
+  std::vector<RoiRun<RoiBins, Stored>> runs;
+  while (begin != end) {
+    const RoiBins* stop = begin;
+    int64_t read = 0;
+    for (; stop != end && stop->batch == begin->batch; ++stop) {
+      read += (stop->y.back().last - stop->y.front().first) *
+              (stop->x.back().last - stop->x.front().first);
+    }
+    const int64_t plane = shape.height * shape.width;
+    runs.push_back({begin, stop, data + begin->batch * shape.channels * plane, shape.height,
+                    shape.width, read >= plane});
+    begin = stop;
+  }
+  return runs;
+}
 
 // input: [N, C, H, W], rois: [K, 5] (batch index, x1, y1, x2, y2; image pixels)
 // -> maxima [K, C, PH, PW] and their pixels y * W + x, int32 [K, C, PH, PW] (-1: empty bin)
@@ -65,18 +86,20 @@ std::tuple<Tensor, Tensor> roi_pool_cpu(const Tensor& input, const Tensor& rois,
     }
     // Where channels are few, threads share out the RoIs too.
     const int64_t channel_tasks = (channels + kPoolChannels - 1) / kPoolChannels;
-    constexpr int64_t kFewTasks = 32;
-    const int64_t parts = std::max<int64_t>(1, std::min(roi_count / 16, kFewTasks / channel_tasks));
+    const int64_t parts = std::max<int64_t>(
+        1, std::min<int64_t>(roi_count / 16, 4 * torch::stable::get_num_threads() / channel_tasks));
+    const bool large = output.numel() * static_cast<int64_t>(sizeof(Stored)) > kLargeResult;
     torch::stable::parallel_for(0, channel_tasks * parts, 1, [&](int64_t first, int64_t last) {
       while (first < last) {
         // Neighbouring channels of the same RoIs at once.
         const int64_t part = first / channel_tasks;
         const int64_t stop = std::min(last, (part + 1) * channel_tasks);
-        RCNN_ON_THIS_CPU(pool_channels<T>(
-            tables.data() + roi_count * part / parts,
-            tables.data() + roi_count * (part + 1) / parts, data, shape, bins,
-            (first - part * channel_tasks) * kPoolChannels,
-            std::min(channels, (stop - part * channel_tasks) * kPoolChannels), out, out_argmax));
+        const auto runs = runs_of(tables.data() + roi_count * part / parts,
+                                  tables.data() + roi_count * (part + 1) / parts, data, shape);
+        RCNN_ON_THIS_CPU(
+            pool_channels<T>(runs, channels, bins, (first - part * channel_tasks) * kPoolChannels,
+                             std::min(channels, (stop - part * channel_tasks) * kPoolChannels),
+                             large, out, out_argmax));
         first = stop;
       }
     });
