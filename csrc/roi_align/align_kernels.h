@@ -1,7 +1,8 @@
 // RoIAlign on one CPU core: what a thread does. A source of for_each_isa.h.
-// clang-format off: the second needs the first.
+// clang-format off: the others need the first.
 #include "align_forward_kernels.h"
 #include "align_backward_kernels.h"
+#include "align_tile_kernels.h"
 // clang-format on
 
 constexpr int64_t kRoisAhead = 2;  // that fetch_lines() runs before the work

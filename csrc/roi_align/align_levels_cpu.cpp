@@ -5,8 +5,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
+#include <memory>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "../common/dispatch.h"
 #include "../common/host_device.h"
@@ -23,6 +26,8 @@
 namespace rcnn_ext {
 namespace {
 
+constexpr int64_t kTileChannels = 16;  // that a task has
+
 // About the number of cycles for which a second thread pays.
 constexpr int64_t kTaskCycles = 100000;
 
@@ -38,7 +43,6 @@ template <class T>
 AlignTables<T> tabulate(const Tensor& rois, const std::vector<LevelShape>& levels,
                         int64_t batch_size, const AlignRequest& request, TableForm form) {
   const auto* data = static_cast<const T*>(rois.const_data_ptr());
-  check_batch_indices(data, rois.size(0), batch_size, request.op);
   return AlignTables<T>(data, rois.size(0),
                         request.level_of.empty() ? nullptr : request.level_of.data(), levels,
                         batch_size, request.options, form);
@@ -63,6 +67,59 @@ int64_t widest(const std::vector<LevelShape>& levels) {
   return width;
 }
 
+// Feature pixels of a side of a RoI, within a map of `extent` pixels; 0 for NaN.
+template <class T>
+double pixels_of_side(T low, T high, double scale, int64_t extent) {
+  const double first = std::max(0.0, static_cast<double>(low) * scale);
+  const double last = std::min<double>(extent, static_cast<double>(high) * scale + 1);
+  return last > first ? last - first : 0;
+}
+
+// Whether RoIs read the maps that they lie on several times over, so that turning each pixel once
+// pays. rois: [K, 5]
+template <class T>
+bool read_often(const T* rois, int64_t count, const AlignRequest& request,
+                const std::vector<LevelShape>& levels, int64_t batch_size) {
+  constexpr double kOften = 2;
+  std::vector<bool> met(levels.size() * batch_size, false);
+  double read = 0;
+  double there = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    const T* const roi = rois + 5 * k;
+    const int64_t level = request.level_of.empty() ? 0 : request.level_of[k];
+    const LevelShape& map = levels[level];
+    const int64_t group = level * batch_size + static_cast<int64_t>(roi[0]);
+    if (!met[group]) there += static_cast<double>(map.height) * map.width;
+    met[group] = true;
+    read += pixels_of_side(roi[1], roi[3], map.spatial_scale, map.width) *
+            pixels_of_side(roi[2], roi[4], map.spatial_scale, map.height);
+  }
+  return read >= kOften * there;
+}
+
+// Calls function(first channel, last channel, begin, end) with blocks of `size` channels and a part
+// of the tables; where channels are few, threads share out the RoIs too.
+template <class T, class Function>
+void for_each_share(const AlignTables<T>& tables, int64_t channels, int64_t size, int64_t parts,
+                    int64_t cycles, Function&& function) {
+  const int64_t channel_tasks = (channels + size - 1) / size;
+  parts = std::max<int64_t>(1, std::min(tables.size() / 16, parts / channel_tasks));
+  torch::stable::parallel_for(0, channel_tasks * parts,
+                              grain(cycles * size * tables.size() / parts),
+                              [&](int64_t first, int64_t last) {
+                                while (first < last) {
+                                  // Neighbouring channels of the same RoIs at once.
+                                  const int64_t part = first / channel_tasks;
+                                  const int64_t stop = std::min(last, (part + 1) * channel_tasks);
+                                  function((first - part * channel_tasks) * size,
+                                           std::min(channels, (stop - part * channel_tasks) * size),
+                                           tables.begin(0, 0) + tables.size() * part / parts,
+                                           tables.begin(0, 0) + tables.size() * (part + 1) / parts);
+                                  first = stop;
+                                }
+                              });
+}
+
 template <class Stored>
 void align(const std::vector<Tensor>& maps, const Tensor& rois,
            const std::vector<LevelShape>& levels, bool channels_last, const AlignRequest& request,
@@ -72,8 +129,16 @@ void align(const std::vector<Tensor>& maps, const Tensor& rois,
   const PooledShape pooled{maps[0].size(1), request.options.pooled_height,
                            request.options.pooled_width};
   auto* const out = static_cast<Stored*>(output.mutable_data_ptr());
+  const auto* const roi_data = static_cast<const T*>(rois.const_data_ptr());
+  check_batch_indices(roi_data, rois.size(0), batch_size, request.op);
+  // Short registers turn pixels at a loss, unless those have to be converted too.
+  constexpr bool kConverts = !std::is_same_v<T, Stored>;
+  const bool tiles = !channels_last && pooled.channels >= kTileChannels &&
+                     (kConverts || active_isa() != Isa::kBaseline) &&
+                     read_often(roi_data, rois.size(0), request, levels, batch_size);
   const bool permutes = std::is_same_v<T, float> && active_isa() == Isa::kAvx512;
   const TableForm form = channels_last ? TableForm::kTaps
+                         : tiles       ? TableForm::kBinPixels
                          : permutes    ? TableForm::kBinLanes
                                        : TableForm::kBinColumns;
   const auto tables = tabulate<T>(rois, levels, batch_size, request, form);
@@ -83,7 +148,17 @@ void align(const std::vector<Tensor>& maps, const Tensor& rois,
     return static_cast<const Stored*>(maps[level].const_data_ptr()) +
            image * pooled.channels * levels[level].height * levels[level].width;
   };
-  const int64_t level_count = static_cast<int64_t>(levels.size());
+  // Calls function(begin, end, level, image) for the tables of each map among [first, last).
+  const auto for_maps_within = [&](const RoiTable<T>* first, const RoiTable<T>* last,
+                                   auto&& function) {
+    for_each_map(
+        tables, static_cast<int64_t>(levels.size()), batch_size,
+        [&](const RoiTable<T>* begin, const RoiTable<T>* end, int64_t level, int64_t image) {
+          begin = std::max(begin, first);
+          end = std::min(end, last);
+          if (begin < end) function(begin, end, level, image);
+        });
+  };
   // For a RoI and a channel, about.
   const int64_t cycles = 60 + 4 * pooled.bins();
 
@@ -91,50 +166,51 @@ void align(const std::vector<Tensor>& maps, const Tensor& rois,
     torch::stable::parallel_for(
         0, tables.size(), grain(cycles * pooled.channels), [&](int64_t first, int64_t last) {
           std::vector<PixelTap<T>> taps;
-          for_each_map(
-              tables, level_count, batch_size,
+          for_maps_within(
+              tables.begin(0, 0) + first, tables.begin(0, 0) + last,
               [&](const RoiTable<T>* begin, const RoiTable<T>* end, int64_t level, int64_t image) {
-                begin = std::max(begin, tables.begin(0, 0) + first);
-                end = std::min(end, tables.begin(0, 0) + last);
-                if (begin >= end) return;
                 RCNN_ON_THIS_CPU(align_whole_pixels(begin, end, image_of(level, image),
                                                     levels[level].width, pooled, taps, out));
               });
         });
     return;
   }
-  // Channels meet all RoIs of an image before the next ones, so that their planes stay in the
-  // cache; where channels are few, threads share out the RoIs too.
-  const int64_t channel_tasks = (pooled.channels + kPlanesAtOnce - 1) / kPlanesAtOnce;
-  constexpr int64_t kFewTasks = 32;
-  const int64_t parts =
-      std::max<int64_t>(1, std::min(tables.size() / 16, kFewTasks / channel_tasks));
-  torch::stable::parallel_for(
-      0, channel_tasks * parts, grain(cycles * kPlanesAtOnce * tables.size() / parts),
-      [&](int64_t first, int64_t last) {
-        AlignScratch<T> scratch(widest(levels));
-        while (first < last) {
-          // Neighbouring channels of the same RoIs at once.
-          const int64_t part = first / channel_tasks;
-          const int64_t stop = std::min(last, (part + 1) * channel_tasks);
-          const int64_t first_channel = (first - part * channel_tasks) * kPlanesAtOnce;
-          const int64_t last_channel =
-              std::min(pooled.channels, (stop - part * channel_tasks) * kPlanesAtOnce);
-          const RoiTable<T>* const part_begin = tables.begin(0, 0) + tables.size() * part / parts;
-          const RoiTable<T>* const part_end =
-              tables.begin(0, 0) + tables.size() * (part + 1) / parts;
-          for_each_map(
-              tables, level_count, batch_size,
-              [&](const RoiTable<T>* begin, const RoiTable<T>* end, int64_t level, int64_t image) {
-                begin = std::max(begin, part_begin);
-                end = std::min(end, part_end);
-                if (begin >= end) return;
-                RCNN_ON_THIS_CPU(align_channels(begin, end, image_of(level, image),
-                                                levels[level].height, levels[level].width, pooled,
-                                                first_channel, last_channel, scratch, out));
+  if (tiles) {
+    const bool large = output.numel() * static_cast<int64_t>(sizeof(Stored)) > kLargeResult;
+    const int64_t parts = 4 * static_cast<int64_t>(torch::stable::get_num_threads());
+    for_each_share(
+        tables, pooled.channels, kTileChannels, parts, cycles,
+        [&](int64_t first, int64_t last, const RoiTable<T>* begin, const RoiTable<T>* end) {
+          std::vector<RoiRun<RoiTable<T>, Stored>> runs;
+          for_maps_within(
+              begin, end,
+              [&](const RoiTable<T>* from, const RoiTable<T>* to, int64_t level, int64_t image) {
+                const LevelShape& map = levels[level];
+                int64_t read = 0;
+                for (const RoiTable<T>* table = from; table != to; ++table) {
+                  read += table->rows * table->widths;
+                }
+                runs.push_back({from, to, image_of(level, image), map.height, map.width,
+                                read >= map.height * map.width});
               });
-          first = stop;
-        }
+          RCNN_ON_THIS_CPU(align_tiles<T>(runs, pooled, first, last, large, out));
+        });
+    return;
+  }
+  // Channels meet all RoIs of an image before the next ones, so that their planes stay in the
+  // cache.
+  constexpr int64_t kFewTasks = 32;
+  for_each_share(
+      tables, pooled.channels, kPlanesAtOnce, kFewTasks, cycles,
+      [&](int64_t first, int64_t last, const RoiTable<T>* begin, const RoiTable<T>* end) {
+        AlignScratch<T> scratch(widest(levels));
+        for_maps_within(
+            begin, end,
+            [&](const RoiTable<T>* from, const RoiTable<T>* to, int64_t level, int64_t image) {
+              RCNN_ON_THIS_CPU(align_channels(from, to, image_of(level, image),
+                                              levels[level].height, levels[level].width, pooled,
+                                              first, last, scratch, out));
+            });
       });
 }
 
@@ -147,6 +223,8 @@ void spread(const Tensor& grad, const Tensor& rois, const std::vector<LevelShape
   const PooledShape pooled{grad.size(1), grad.size(2), grad.size(3)};
   const int64_t channels = pooled.channels;
   const auto* const upstream = static_cast<const Stored*>(grad.const_data_ptr());
+  check_batch_indices(static_cast<const T*>(rois.const_data_ptr()), rois.size(0), batch_size,
+                      request.op);
   const auto tables =
       tabulate<T>(rois, levels, batch_size, request,
                   channels_last ? TableForm::kGradient : TableForm::kGradientBlocks);

@@ -45,7 +45,7 @@ struct BinBlock {
   // Step by step: the column that all lanes read ("columns"), or one a lane ("lanes"), counted from
   // the RoI's first column.
   const int32_t* columns;
-  const T* weights;  // [steps, kBinBlock]
+  const T* weights;  // [steps, kBinBlock], or [steps, PW] where all bins are one block
 };
 
 // Weights of a block of columns in the bins [first_bin, last_bin) that reach them.
@@ -60,6 +60,7 @@ enum class TableForm {
   kTaps,           // y, x
   kBinColumns,     // and bin blocks whose lanes read the same columns
   kBinLanes,       // and, up to kLaneColumns columns, bin blocks whose lanes read their own taps
+  kBinPixels,      // and one block of all bins, each with its own taps, for any number of columns
   kGradient,       // row lists and column lists
   kGradientBlocks  // row lists and column blocks
 };
@@ -73,7 +74,7 @@ struct RoiTable {
   int64_t first_x, widths;              // columns that a bin reaches
   TapLists<T> by_row, by_column;        // by pixel, from first_row and first_x: bins
   bool lanes;                           // how bin_blocks are read
-  const BinBlock<T>* bin_blocks;        // [ceil(PW / kBinBlock)]
+  const BinBlock<T>* bin_blocks;        // [ceil(PW / kBinBlock)], or 1
   const ColumnBlock<T>* column_blocks;  // [ceil(columns / kColumnBlock)]
 };
 
@@ -142,6 +143,10 @@ class TableMaker {
       case TableForm::kTaps: break;
       case TableForm::kBinColumns:
       case TableForm::kBinLanes: make_bin_blocks(table); break;
+      case TableForm::kBinPixels:
+        table.bin_blocks =
+            bin_blocks_.keep({lanes(table, 0, options_.pooled_width, options_.pooled_width)});
+        break;
       case TableForm::kGradient:
         table.by_row = transposed(table.y, options_.pooled_height, rows);
         table.by_column = transposed(table.x, options_.pooled_width, columns);
@@ -213,24 +218,27 @@ class TableMaker {
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t first = block * kBinBlock;
       const int64_t last = std::min(bins, first + kBinBlock);
-      made[block] = table.lanes ? lanes(table, first, last) : columns(table, first, last);
+      made[block] =
+          table.lanes ? lanes(table, first, last, kBinBlock) : columns(table, first, last);
     }
     table.bin_blocks = made;
   }
 
-  BinBlock<T> lanes(const RoiTable<T>& table, int64_t first, int64_t last) {
+  // stride: of the rows of columns and weights
+  BinBlock<T> lanes(const RoiTable<T>& table, int64_t first, int64_t last, int64_t stride) {
     int32_t steps = 0;
     for (int64_t bin = first; bin < last; ++bin) {
       steps = std::max(steps, table.x.starts[bin + 1] - table.x.starts[bin]);
     }
-    int32_t* const columns = integers_.take(steps * kBinBlock);
-    T* const weights = weights_.take(steps * kBinBlock);
-    std::fill_n(columns, steps * kBinBlock, 0);
-    std::fill_n(weights, steps * kBinBlock, T(0));
+    int32_t* const columns = integers_.take(steps * stride);
+    T* const weights = weights_.take(steps * stride);
+    // Beyond its last tap a bin reads, with no weight, a column that others read too.
+    std::fill_n(columns, steps * stride, static_cast<int32_t>(table.first_x - table.first_column));
+    std::fill_n(weights, steps * stride, T(0));
     for (int64_t bin = first; bin < last; ++bin) {
       const int32_t start = table.x.starts[bin];
       for (int32_t t = start; t < table.x.starts[bin + 1]; ++t) {
-        const int64_t at = (t - start) * kBinBlock + bin - first;
+        const int64_t at = (t - start) * stride + bin - first;
         columns[at] = table.x.taps[t].place - static_cast<int32_t>(table.first_column);
         weights[at] = table.x.taps[t].weight;
       }

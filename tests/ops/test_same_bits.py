@@ -76,11 +76,16 @@ def test_same_bits(
                 assert torch.equal(_bits(a), _bits(b)), f"{isa}, {threads} threads"
 
 
+# Few channels are taken plane by plane, more in the lanes of registers.
+@pytest.mark.parametrize("channels", [4, 20])
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
-def test_special_values_are_the_same_everywhere(operator: Callable[..., Tensor]) -> None:
-    x = torch.randn(1, 4, 40, 60)
+def test_special_values_are_the_same_everywhere(
+    operator: Callable[..., Tensor], channels: int
+) -> None:
+    x = torch.randn(1, channels, 40, 60)
     special = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0])
-    x.view(-1)[::97] = special.repeat(25)[: x.view(-1)[::97].numel()]
+    places = x.view(-1)[: 4 * 40 * 60 : 97]
+    places.copy_(special.repeat(25)[: places.numel()])
     rois = make_rois(60, 1, size=200)
     for features in (x, channels_last(x)):
         with _extension.use_instruction_set("baseline"):
@@ -92,3 +97,22 @@ def test_special_values_are_the_same_everywhere(operator: Callable[..., Tensor])
                 actual = operator(features, rois, 7)
             assert torch.equal(actual.isnan(), expected.isnan()), isa
             assert torch.equal(_bits(actual.nan_to_num(7)), _bits(expected.nan_to_num(7))), isa
+
+
+# Of which rows end on a line of the cache, and of which they do not.
+@pytest.mark.parametrize("channels", [48, 50])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
+def test_a_large_result_is_that_of_its_parts(
+    operator: Callable[..., Tensor], dtype: torch.dtype, channels: int
+) -> None:
+    x = torch.randn(2, channels, 30, 40).to(dtype)
+    count = 1 + (1 << 24) // (channels * 49 * dtype.itemsize)  # beyond 16 MiB
+    rois = make_rois(count, 2, size=200)
+    for isa in _extension.instruction_sets():
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            with _extension.use_instruction_set(isa):
+                whole = operator(x, rois, 7)
+                parts = torch.cat([operator(x, part, 7) for part in rois.split(count // 2)])
+            assert torch.equal(_bits(whole), _bits(parts)), f"{isa}, {threads} threads"
