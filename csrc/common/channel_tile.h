@@ -199,6 +199,30 @@ class ChannelResults {
   int64_t left_ = 0, units_ = 0;
 };
 
+// Calls function(number, first) with the `left` last bins of a row.
+template <int kMost, class Function>
+RCNN_HOST_DEVICE void last_bins(int64_t left, int64_t first, Function&& function) {
+  if constexpr (kMost > 0) {
+    if (left == kMost) {
+      function(std::integral_constant<int, kMost>(), first);
+    } else {
+      last_bins<kMost - 1>(left, first, function);
+    }
+  }
+}
+
+// Calls function(number, first) for groups of neighbouring bins that advance side by side: as many
+// as registers hold, and their number is known to the compiler.
+template <class Function>
+RCNN_HOST_DEVICE void side_by_side(int64_t bins, Function&& function) {
+  constexpr int kMost = RCNN_ISA >= 2 ? 8 : 4;
+  int64_t first = 0;
+  for (; first + kMost <= bins; first += kMost) {
+    function(std::integral_constant<int, kMost>(), first);
+  }
+  last_bins<kMost - 1>(bins - first, first, function);
+}
+
 // Brings memory into the cache a part at a time.
 template <class Stored>
 class LinesAhead {

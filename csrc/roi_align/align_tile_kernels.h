@@ -6,10 +6,9 @@
 // kBins neighbouring bins of a row. tile: [H, W, kLanes], columns and weights: [steps, PW] at the
 // first bin, out: of the bins, [kLanes] each. Adds 0 for every sum that is finite, else NaN.
 template <int kBins, class T>
-RCNN_HOST_DEVICE void align_row_bins(const Tap<T>* begin, const Tap<T>* end,
-                                     const BinBlock<T>& block, int64_t first, int64_t pooled_width,
-                                     const T* tile, int64_t width, T* out,
-                                     Pack<T, kLanes<T>>& zeros) {
+RCNN_HOST_DEVICE void align_bins(const Tap<T>* begin, const Tap<T>* end, const BinBlock<T>& block,
+                                 int64_t first, int64_t pooled_width, const T* tile, int64_t width,
+                                 T* out, Pack<T, kLanes<T>>& zeros) {
   constexpr int kN = kLanes<T>;
   Pack<T, kN> total[kBins];
   for (int b = 0; b < kBins; ++b) total[b] = Pack<T, kN>{};
@@ -33,22 +32,17 @@ RCNN_HOST_DEVICE void align_row_bins(const Tap<T>* begin, const Tap<T>* end,
   }
 }
 
-// A row of bins, as above.
-template <int kBins, class T>
-RCNN_HOST_DEVICE void align_row(const Tap<T>* begin, const Tap<T>* end, const BinBlock<T>& block,
-                                int64_t first, int64_t pooled_width, const T* tile, int64_t width,
-                                T* out, Pack<T, kLanes<T>>& zeros) {
-  const int64_t left = pooled_width - first;
-  if constexpr (kBins > 1) {
-    if (left < kBins) {
-      return align_row<kBins - 1>(begin, end, block, first, pooled_width, tile, width, out, zeros);
-    }
-  }
-  align_row_bins<kBins>(begin, end, block, first, pooled_width, tile, width,
-                        out + first * kLanes<T>, zeros);
-  if (left > kBins) {
-    align_row<kBins>(begin, end, block, first + kBins, pooled_width, tile, width, out, zeros);
-  }
+// A row of bins, as above. Zeros for finite sums.
+template <class T>
+RCNN_HOST_DEVICE Pack<T, kLanes<T>> align_row(const Tap<T>* begin, const Tap<T>* end,
+                                              const BinBlock<T> block, int64_t pooled_width,
+                                              const T* tile, int64_t width, T* out) {
+  Pack<T, kLanes<T>> zeros{};
+  side_by_side(pooled_width, [=, &zeros](auto number, int64_t bin) {
+    align_bins<decltype(number)::value>(begin, end, block, bin, pooled_width, tile, width,
+                                        out + bin * kLanes<T>, zeros);
+  });
+  return zeros;
 }
 
 // Runs of RoIs for channels [first, last). out: [K, C, PH, PW]
@@ -56,39 +50,37 @@ template <class T, class Stored>
 void align_tiles(const std::vector<RoiRun<RoiTable<T>, Stored>>& runs, const PooledShape& pooled,
                  int64_t first, int64_t last, bool large, Stored* out) {
   constexpr int kN = kLanes<T>;
-  constexpr int kBinsAtOnce = RCNN_ISA >= 2 ? 8 : 4;
   const int64_t bins = pooled.bins();
   ChannelResults<T, Stored> results(bins, large);
-  for_each_tile<T>(runs, first, last, pooled.height,
-                   [&](const RoiTable<T>& table, const auto& run, auto& tile, int64_t c,
-                       int64_t count, auto& ahead) {
-                     const TapLists<T>& y = table.y;
-                     bool special = false;
-                     for (int32_t t = 0; table.widths > 0 && t < y.starts[pooled.height]; ++t) {
-                       const int64_t row = y.taps[t].place * run.width + table.first_x;
-                       special |= tile.ready(row, row + table.widths);
-                     }
-                     Stored* const target = out + (table.roi * pooled.channels + c) * bins;
-                     if (!special) {
-                       Pack<T, kN> zeros{};
-                       for (int64_t ph = 0; ph < pooled.height; ++ph) {
-                         results.send(pooled.height);
-                         ahead.fetch();
-                         align_row<kBinsAtOnce>(y.taps + y.starts[ph], y.taps + y.starts[ph + 1],
-                                                *table.bin_blocks, 0, pooled.width,
-                                                tile.data() + table.first_column * kN, run.width,
-                                                results.data() + ph * pooled.width * kN, zeros);
-                       }
-                       special = !all_zero<kN, T>(zeros);
-                     }
-                     if (RCNN_UNLIKELY(special)) {
-                       const int64_t plane = run.height * run.width;
-                       for (int64_t i = 0; i < count; ++i) {
-                         align_exactly(table, run.image + (c + i) * plane, run.width, pooled,
-                                       target + i * bins);
-                       }
-                       return;
-                     }
-                     results.put(count, target);
-                   });
+  for_each_tile<T>(
+      runs, first, last, pooled.height,
+      [&](const RoiTable<T>& table, const auto& run, auto& tile, int64_t c, int64_t count,
+          auto& ahead) {
+        const TapLists<T>& y = table.y;
+        bool special = false;
+        for (int32_t t = 0; table.widths > 0 && t < y.starts[pooled.height]; ++t) {
+          const int64_t row = y.taps[t].place * run.width + table.first_x;
+          special |= tile.ready(row, row + table.widths);
+        }
+        Stored* const target = out + (table.roi * pooled.channels + c) * bins;
+        if (!special) {
+          Pack<T, kN> zeros{};
+          for (int64_t ph = 0; ph < pooled.height; ++ph) {
+            results.send(pooled.height);
+            ahead.fetch();
+            zeros += align_row(y.taps + y.starts[ph], y.taps + y.starts[ph + 1], *table.bin_blocks,
+                               pooled.width, tile.data() + table.first_column * kN, run.width,
+                               results.data() + ph * pooled.width * kN);
+          }
+          special = !all_zero<kN, T>(zeros);
+        }
+        if (RCNN_UNLIKELY(special)) {
+          const int64_t plane = run.height * run.width;
+          for (int64_t i = 0; i < count; ++i) {
+            align_exactly(table, run.image + (c + i) * plane, run.width, pooled, target + i * bins);
+          }
+          return;
+        }
+        results.put(count, target);
+      });
 }

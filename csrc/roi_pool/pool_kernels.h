@@ -96,9 +96,9 @@ RCNN_HOST_DEVICE bool pool_bin_packs(const PixelRange& ys, const PixelRange& xs,
 // The bins advance side by side: one after the other they would wait for their own maxima, and for
 // loops whose lengths the processor can't foresee.
 template <int kBins, class T>
-RCNN_HOST_DEVICE void pool_row_bins(const PixelRange& ys, const int32_t* columns, int64_t count,
-                                    int64_t pooled_width, const T* tile, int64_t width, T* value,
-                                    PixelOf<T>* pixel) {
+RCNN_HOST_DEVICE void pool_bins(const PixelRange& ys, const int32_t* columns, int64_t count,
+                                int64_t pooled_width, const T* tile, int64_t width, T* value,
+                                PixelOf<T>* pixel) {
   using Pixel = PixelOf<T>;
   constexpr int kN = kLanes<T>;
   Maxima<T, kN> maxima[kBins];
@@ -124,21 +124,15 @@ RCNN_HOST_DEVICE void pool_row_bins(const PixelRange& ys, const int32_t* columns
   }
 }
 
-// As many bins at once as registers hold.
-constexpr int kBinsAtOnce = RCNN_ISA >= 2 ? 8 : 4;
-
-// A row of bins of a RoI, as above.
-template <int kBins, class T>
-RCNN_HOST_DEVICE void pool_row(const PixelRange& ys, const RoiBins& bins, int64_t first,
-                               const T* tile, int64_t width, T* value, PixelOf<T>* pixel) {
-  const auto pooled_width = static_cast<int64_t>(bins.x.size());
-  const int64_t left = pooled_width - first;
-  if constexpr (kBins > 1) {
-    if (left < kBins) return pool_row<kBins - 1>(ys, bins, first, tile, width, value, pixel);
-  }
-  pool_row_bins<kBins>(ys, bins.columns.data() + first, bins.column_count, pooled_width, tile,
-                       width, value + first * kLanes<T>, pixel + first * kLanes<T>);
-  if (left > kBins) pool_row<kBins>(ys, bins, first + kBins, tile, width, value, pixel);
+// A row of bins, as above.
+template <class T>
+RCNN_HOST_DEVICE void pool_row(const PixelRange ys, const int32_t* columns, int64_t count,
+                               int64_t pooled_width, const T* tile, int64_t width, T* value,
+                               PixelOf<T>* pixel) {
+  side_by_side(pooled_width, [=](auto number, int64_t bin) {
+    pool_bins<decltype(number)::value>(ys, columns + bin, count, pooled_width, tile, width,
+                                       value + bin * kLanes<T>, pixel + bin * kLanes<T>);
+  });
 }
 
 // Runs of RoIs, NCHW, for channels [first, last). out and argmax: [K, C, PH, PW]
@@ -168,7 +162,7 @@ void pool_channels(const std::vector<RoiRun<RoiBins, Stored>>& runs, int64_t cha
           }
           return;
         }
-        const auto row_size = static_cast<int64_t>(roi.x.size()) * kN;
+        const auto pooled_width = static_cast<int64_t>(roi.x.size());
         T* value = values.data();
         Pixel* place = places.data();
         for (const PixelRange& ys : roi.y) {
@@ -176,10 +170,11 @@ void pool_channels(const std::vector<RoiRun<RoiBins, Stored>>& runs, int64_t cha
           places.send(rows);
           ahead.fetch();
           if (roi.column_count > 0) {
-            pool_row<kBinsAtOnce>(ys, roi, 0, tile.data(), run.width, value, place);
+            pool_row(ys, roi.columns.data(), roi.column_count, pooled_width, tile.data(), run.width,
+                     value, place);
           }
-          value += row_size;
-          place += row_size;
+          value += pooled_width * kN;
+          place += pooled_width * kN;
         }
         for (const int64_t bin : roi.empty) {
           store<kN, T>(values.data() + bin * kN, Pack<T, kN>{});
