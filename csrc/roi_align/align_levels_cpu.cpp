@@ -75,12 +75,12 @@ double pixels_of_side(T low, T high, double scale, int64_t extent) {
   return last > first ? last - first : 0;
 }
 
-// Whether RoIs read the maps that they lie on several times over, so that turning each pixel once
-// pays. rois: [K, 5]
+// Whether RoIs read the maps that they lie on so many times over that turning each pixel once pays.
+// rois: [K, 5]
 template <class T>
 bool read_often(const T* rois, int64_t count, const AlignRequest& request,
                 const std::vector<LevelShape>& levels, int64_t batch_size) {
-  constexpr double kOften = 2;
+  constexpr double kOften = 4.5;  // as measured: 3.3 readings lost, 5.6 and 6.2 gained
   std::vector<bool> met(levels.size() * batch_size, false);
   double read = 0;
   double there = 0;

@@ -10,6 +10,7 @@ import torch
 from rcnn_ext import files
 from rcnn_ext.bench import atomic, environment, plots
 from rcnn_ext.bench.cases import Case
+from rcnn_ext.bench.memory import keep_freed_memory
 from rcnn_ext.bench.report import Report, format_report, format_seconds, result_name
 from rcnn_ext.bench.runner import (
     ATOMIC,
@@ -188,9 +189,10 @@ def compare(settings: Settings, cases: list[Case], name: str = "operators") -> R
         for case in cases
     )
     with Progress("Comparing", total, "row") as progress:
+        allocator = keep_freed_memory() if settings.device.type == "cpu" else None
         rows, left_out = run_cases(cases, settings, lambda row: progress.advance(note=_note(row)))
     backends = environment.operator_backends(settings.device.type)
-    description = environment.describe(settings.device)
+    description = environment.describe(settings.device) | {"allocator": allocator}
     ceiling = copy_bandwidth(settings.device)
     return Report(description, settings, rows, left_out, backends, name, ceiling)
 

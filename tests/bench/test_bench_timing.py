@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -149,3 +151,26 @@ def test_extra_memory_is_what_the_result_does_not_hold() -> None:
 
 def test_kernels_are_counted_on_cuda_only() -> None:
     assert memory.kernel_count(lambda: None, torch.device("cpu")) is None
+
+
+_TAKE_AND_TAKE_AGAIN = """
+import resource, torch
+from rcnn_ext.bench.memory import keep_freed_memory
+print(keep_freed_memory() is not None)
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(6):
+    before = faults()
+    taken = [torch.ones(5 << 20) for _ in range(4)]
+    print(faults() - before)
+    del taken
+"""
+
+
+def test_freed_memory_is_kept() -> None:
+    command = [sys.executable, "-c", _TAKE_AND_TAKE_AGAIN]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    kept, *counts = done.stdout.split()
+    if kept != "True":
+        pytest.skip("the C library is not glibc")
+    # Of 20,000 pages of 4 KiB, once there has been enough to keep.
+    assert max(map(int, counts[-2:])) < 1000
