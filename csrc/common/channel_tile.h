@@ -18,7 +18,8 @@ class Buffer {
   T* data_;
 };
 
-// Channels of an image, pixel by pixel; transposed when first asked for, and once for all RoIs.
+// Channels of an image, pixel by pixel; transposed when first asked for or all at once, and once
+// for all RoIs.
 template <class T, class Stored>
 class ChannelTile {
  public:
@@ -34,7 +35,17 @@ class ChannelTile {
     ahead_ = 2 * width;
     for (int c = 0; c < kN; ++c) planes_[c] = planes + std::min<int64_t>(c, count - 1) * pixels_;
     std::fill_n(states_.begin(), (pixels_ + kN - 1) / kN, kAbsent);
+    plain_ = false;
   }
+
+  void fetch_all() {
+    uint8_t all = 0;
+    for (int64_t run = 0; run * kN < pixels_; ++run) all |= states_[run] = fetch(run);
+    plain_ = all == kPresent;
+  }
+
+  // Whether all pixels are ready, without a NaN or an infinity.
+  bool plain() const { return plain_; }
 
   // Makes pixels [first, last) ready. Whether a NaN or an infinity is near them.
   RCNN_HOST_DEVICE bool ready(int64_t first, int64_t last) {
@@ -77,7 +88,7 @@ class ChannelTile {
     Pack<T, kN> packs[kN];
     for (int c = 0; c < kN; ++c) packs[c] = load<T, kN>(planes_[c] + first);
 #if defined(__GNUC__)
-    // So many planes at once are beyond the processor's own guesses: most RoIs go on downwards.
+    // So many planes at once are beyond the processor's own guesses: most go on downwards.
     const int64_t soon = std::min(first + ahead_, pixels_ - 1);
     for (int c = 0; c < kN; ++c) __builtin_prefetch(planes_[c] + soon);
 #endif
@@ -91,6 +102,7 @@ class ChannelTile {
   }
 
   int64_t pixels_ = 0;
+  bool plain_ = false;
   int64_t ahead_ = 0;  // pixels that are prefetched before they are fetched
   Buffer<T> tile_;
   std::vector<uint8_t> states_;  // of runs of kN pixels
@@ -258,11 +270,12 @@ void for_each_tile(const std::vector<RoiRun<Roi, Stored>>& runs, int64_t first, 
     for (size_t r = 0; r < runs.size(); ++r) {
       const auto& run = runs[r];
       tile.begin(run.image + c * run.height * run.width, count, run.height, run.width);
+      if (run.whole) tile.fetch_all();
       const bool stays = r + 1 < runs.size();
       const auto& next = runs[stays ? r + 1 : 0];
       const int64_t next_first = stays ? c : c + kN;
       const int64_t next_count =
-          next.covers ? std::max<int64_t>(0, std::min<int64_t>(kN, last - next_first)) : 0;
+          next.whole ? std::max<int64_t>(0, std::min<int64_t>(kN, last - next_first)) : 0;
       const int64_t next_plane = next.height * next.width;
       LinesAhead<Stored> ahead(next.image + (next_count > 0 ? next_first * next_plane : 0),
                                next_count * next_plane, (run.end - run.begin) * parts);

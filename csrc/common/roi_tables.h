@@ -1,4 +1,4 @@
-// The order in which CPU kernels take RoIs.
+// The order in which CPU kernels take RoIs, and how threads share them out.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -56,10 +56,54 @@ struct RoiRun {
   const Roi *begin, *end;
   const Stored* image;  // [C, H, W]
   int64_t height, width;
-  bool covers;  // whether together they read about all of it
+  bool whole;  // whether they read so much of it that all of it is brought
 };
 
+// About the number of cycles for which a second thread pays.
+constexpr int64_t kTaskCycles = 100000;
+
+// How many tasks of so many cycles a thread takes at least.
+inline int64_t grain(int64_t cycles) {
+  return std::max<int64_t>(1, kTaskCycles / std::max<int64_t>(1, cycles));
+}
+
+// Blocks of `size` channels of all RoIs; where they are fewer than `shares`, parts of the RoIs too.
+struct Sharing {
+  int64_t channels, size, rois;
+  int64_t blocks, parts;
+
+  Sharing(int64_t channels, int64_t size, int64_t rois, int64_t shares)
+      : channels(channels),
+        size(size),
+        rois(rois),
+        blocks(std::max<int64_t>(1, (channels + size - 1) / size)) {
+    constexpr int64_t kFewestRois = 16;
+    parts = std::max<int64_t>(1, std::min(rois / kFewestRois, (shares + blocks - 1) / blocks));
+  }
+};
+
+// Calls function(first channel, last channel, first RoI, last RoI) for all shares, on all threads.
+// cycles: of a channel of a RoI, about
+template <class Function>
+void for_each_share(const Sharing& sharing, int64_t cycles, Function&& function) {
+  const int64_t blocks = sharing.blocks;
+  const int64_t parts = sharing.parts;
+  torch::stable::parallel_for(
+      0, blocks * parts, grain(cycles * sharing.size * sharing.rois / parts),
+      [&](int64_t first, int64_t last) {
+        while (first < last) {
+          // Neighbouring channels of the same RoIs at once.
+          const int64_t part = first / blocks;
+          const int64_t stop = std::min(last, (part + 1) * blocks);
+          function((first - part * blocks) * sharing.size,
+                   std::min(sharing.channels, (stop - part * blocks) * sharing.size),
+                   sharing.rois * part / parts, sharing.rois * (part + 1) / parts);
+          first = stop;
+        }
+      });
+}
+
 // Bytes of a result of which the caches would not keep much.
-constexpr int64_t kLargeResult = int64_t{1} << 24;
+constexpr int64_t kLargeResult = int64_t{1} << 23;
 
 }  // namespace rcnn_ext

@@ -18,44 +18,48 @@ RCNN_HOST_DEVICE void fetch_lines(const Stored* from, int64_t count) {
 #endif
 }
 
-// All RoIs of an image for channels [first, last), NCHW. image: [C, H, W], out: [K, C, PH, PW]
-template <class T, class Stored>
-void align_channels(const RoiTable<T>* begin, const RoiTable<T>* end, const Stored* image,
-                    int64_t height, int64_t width, const PooledShape& pooled, int64_t first,
-                    int64_t last, AlignScratch<T>& scratch, Stored* out) {
-  const int64_t plane = height * width;
+// kPlanes channels at a time.
+template <int kPlanes, class T, class Stored>
+void align_channels_by(const RoiRun<RoiTable<T>, Stored>& run, const PooledShape& pooled,
+                       int64_t first, int64_t last, AlignScratch<T>& scratch, Stored* out) {
+  const int64_t plane = run.height * run.width;
   const int64_t bins = pooled.bins();
-  // RoIs that together cover the planes will want the next ones entirely: a share of them for each.
-  int64_t covered = 0;
-  for (const RoiTable<T>* table = begin; table != end; ++table) {
-    covered += (table->y.starts[pooled.height]) * table->columns;
-  }
-  constexpr int64_t kLine = 64 / sizeof(Stored);
-  const int64_t share =
-      covered < plane ? 0 : (kPlanesAtOnce * plane + kLine * (end - begin) - 1) / (end - begin);
-  for (int64_t c = first; c < last; c += kPlanesAtOnce) {
-    const Stored* const planes = image + c * plane;
-    const Stored* next = planes + kPlanesAtOnce * plane;
-    const Stored* const next_end = image + std::min(last, c + 2 * kPlanesAtOnce) * plane;
-    for (const RoiTable<T>* table = begin; table != end; ++table) {
-#if defined(__GNUC__)
-      const Stored* const until = std::min(next + share, next_end);
-      for (; next < until; next += kLine) __builtin_prefetch(next, 0, 2);
-#endif
+  for (int64_t c = first; c < last; c += kPlanes) {
+    const Stored* const planes = run.image + c * plane;
+    const int64_t count = std::min<int64_t>(kPlanes, last - c);
+    const int64_t next_count = run.whole ? std::min<int64_t>(kPlanes, last - c - count) : 0;
+    LinesAhead<Stored> ahead(planes + (next_count > 0 ? count * plane : 0), next_count * plane,
+                             run.end - run.begin);
+    for (const RoiTable<T>* table = run.begin; table != run.end; ++table) {
+      ahead.fetch();
       Stored* const target = out + (table->roi * pooled.channels + c) * bins;
-      if (end - table > kRoisAhead) {
-        fetch_lines<true>(out + (table[kRoisAhead].roi * pooled.channels + c) * bins,
-                          std::min<int64_t>(kPlanesAtOnce, last - c) * bins);
+      if (run.end - table > kRoisAhead) {
+        fetch_lines<true>(out + (table[kRoisAhead].roi * pooled.channels + c) * bins, count * bins);
       }
-      if (c + kPlanesAtOnce <= last) {
-        align_planes<kPlanesAtOnce>(*table, planes, plane, width, pooled, scratch, target);
+      if (count == kPlanes) {
+        align_planes<kPlanes>(*table, planes, plane, run.width, pooled, scratch, target);
       } else {
-        for (int64_t i = c; i < last; ++i) {
-          align_planes<1>(*table, image + i * plane, plane, width, pooled, scratch,
-                          target + (i - c) * bins);
+        for (int64_t i = 0; i < count; ++i) {
+          align_planes<1>(*table, planes + i * plane, plane, run.width, pooled, scratch,
+                          target + i * bins);
         }
       }
     }
+  }
+}
+
+// All RoIs of a run for channels [first, last), NCHW. out: [K, C, PH, PW]
+template <class T, class Stored>
+void align_channels(const RoiRun<RoiTable<T>, Stored>& run, const PooledShape& pooled,
+                    int64_t first, int64_t last, AlignScratch<T>& scratch, Stored* out) {
+  // With few RoIs, planes come no faster than they are used: those in use and the next ones should
+  // fit the cache. With many, the weights of a RoI should serve several planes.
+  constexpr int64_t kBytesARoi = 1000;
+  const int64_t bytes = run.height * run.width * static_cast<int64_t>(sizeof(Stored));
+  if (bytes > kBytesARoi * (run.end - run.begin)) {
+    align_channels_by<1>(run, pooled, first, last, scratch, out);
+  } else {
+    align_channels_by<kPlanesAtOnce>(run, pooled, first, last, scratch, out);
   }
 }
 

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <memory>
 #include <type_traits>
 #include <utility>
@@ -28,35 +27,29 @@ namespace {
 
 constexpr int64_t kTileChannels = 16;  // that a task has
 
-// About the number of cycles for which a second thread pays.
-constexpr int64_t kTaskCycles = 100000;
-
-int64_t grain(int64_t cycles) {
-  return std::max<int64_t>(1, kTaskCycles / std::max<int64_t>(1, cycles));
-}
-
 void advise_on(Tensor& fresh) {
   advise_huge_pages(fresh.mutable_data_ptr(), fresh.numel() * fresh.element_size());
 }
 
-template <class T>
+template <class T, class FormOf>
 AlignTables<T> tabulate(const Tensor& rois, const std::vector<LevelShape>& levels,
-                        int64_t batch_size, const AlignRequest& request, TableForm form) {
+                        int64_t batch_size, const AlignRequest& request, FormOf&& form_of) {
   const auto* data = static_cast<const T*>(rois.const_data_ptr());
   return AlignTables<T>(data, rois.size(0),
                         request.level_of.empty() ? nullptr : request.level_of.data(), levels,
-                        batch_size, request.options, form);
+                        batch_size, request.options, form_of);
 }
 
-// Calls function(begin, end, level, image) for every run of tables[begin, end) of one map.
+// Calls function(begin, end, level, image) for the tables of each map among those in [first, last).
 template <class T, class Function>
-void for_each_map(const AlignTables<T>& tables, int64_t levels, int64_t batch_size,
-                  Function&& function) {
+void for_each_map(const AlignTables<T>& tables, int64_t levels, int64_t batch_size, int64_t first,
+                  int64_t last, Function&& function) {
+  const RoiTable<T>* const all = tables.begin(0, 0);
   for (int64_t level = 0; level < levels; ++level) {
     for (int64_t image = 0; image < batch_size; ++image) {
-      const RoiTable<T>* const begin = tables.begin(level, image);
-      const RoiTable<T>* const end = tables.end(level, image);
-      if (begin != end) function(begin, end, level, image);
+      const RoiTable<T>* const begin = std::max(tables.begin(level, image), all + first);
+      const RoiTable<T>* const end = std::min(tables.end(level, image), all + last);
+      if (begin < end) function(begin, end, level, image);
     }
   }
 }
@@ -67,57 +60,10 @@ int64_t widest(const std::vector<LevelShape>& levels) {
   return width;
 }
 
-// Feature pixels of a side of a RoI, within a map of `extent` pixels; 0 for NaN.
-template <class T>
-double pixels_of_side(T low, T high, double scale, int64_t extent) {
-  const double first = std::max(0.0, static_cast<double>(low) * scale);
-  const double last = std::min<double>(extent, static_cast<double>(high) * scale + 1);
-  return last > first ? last - first : 0;
-}
-
-// Whether RoIs read the maps that they lie on so many times over that turning each pixel once pays.
-// rois: [K, 5]
-template <class T>
-bool read_often(const T* rois, int64_t count, const AlignRequest& request,
-                const std::vector<LevelShape>& levels, int64_t batch_size) {
-  constexpr double kOften = 4.5;  // as measured: 3.3 readings lost, 5.6 and 6.2 gained
-  std::vector<bool> met(levels.size() * batch_size, false);
-  double read = 0;
-  double there = 0;
-  for (int64_t k = 0; k < count; ++k) {
-    const T* const roi = rois + 5 * k;
-    const int64_t level = request.level_of.empty() ? 0 : request.level_of[k];
-    const LevelShape& map = levels[level];
-    const int64_t group = level * batch_size + static_cast<int64_t>(roi[0]);
-    if (!met[group]) there += static_cast<double>(map.height) * map.width;
-    met[group] = true;
-    read += pixels_of_side(roi[1], roi[3], map.spatial_scale, map.width) *
-            pixels_of_side(roi[2], roi[4], map.spatial_scale, map.height);
-  }
-  return read >= kOften * there;
-}
-
-// Calls function(first channel, last channel, begin, end) with blocks of `size` channels and a part
-// of the tables; where channels are few, threads share out the RoIs too.
-template <class T, class Function>
-void for_each_share(const AlignTables<T>& tables, int64_t channels, int64_t size, int64_t parts,
-                    int64_t cycles, Function&& function) {
-  const int64_t channel_tasks = (channels + size - 1) / size;
-  parts = std::max<int64_t>(1, std::min(tables.size() / 16, parts / channel_tasks));
-  torch::stable::parallel_for(0, channel_tasks * parts,
-                              grain(cycles * size * tables.size() / parts),
-                              [&](int64_t first, int64_t last) {
-                                while (first < last) {
-                                  // Neighbouring channels of the same RoIs at once.
-                                  const int64_t part = first / channel_tasks;
-                                  const int64_t stop = std::min(last, (part + 1) * channel_tasks);
-                                  function((first - part * channel_tasks) * size,
-                                           std::min(channels, (stop - part * channel_tasks) * size),
-                                           tables.begin(0, 0) + tables.size() * part / parts,
-                                           tables.begin(0, 0) + tables.size() * (part + 1) / parts);
-                                  first = stop;
-                                }
-                              });
+// Whether turning every pixel of a map pays.
+bool turning_pays(const LevelShape& map, int64_t rois, int64_t bins) {
+  constexpr int64_t kPixelsABin = 5;  // as measured: 4.8 gained, 9.7 lost
+  return map.height * map.width <= kPixelsABin * rois * bins;
 }
 
 template <class Stored>
@@ -131,34 +77,29 @@ void align(const std::vector<Tensor>& maps, const Tensor& rois,
   auto* const out = static_cast<Stored*>(output.mutable_data_ptr());
   const auto* const roi_data = static_cast<const T*>(rois.const_data_ptr());
   check_batch_indices(roi_data, rois.size(0), batch_size, request.op);
-  // Short registers turn pixels at a loss, unless those have to be converted too.
-  constexpr bool kConverts = !std::is_same_v<T, Stored>;
-  const bool tiles = !channels_last && pooled.channels >= kTileChannels &&
-                     (kConverts || active_isa() != Isa::kBaseline) &&
-                     read_often(roi_data, rois.size(0), request, levels, batch_size);
+  const int64_t roi_count = rois.size(0);
+  const int64_t threads = torch::stable::get_num_threads();
+  // Each part of the RoIs turns its own pixels.
+  const Sharing by_tiles(pooled.channels, kTileChannels, roi_count, threads);
   const bool permutes = std::is_same_v<T, float> && active_isa() == Isa::kAvx512;
-  const TableForm form = channels_last ? TableForm::kTaps
-                         : tiles       ? TableForm::kBinPixels
-                         : permutes    ? TableForm::kBinLanes
-                                       : TableForm::kBinColumns;
-  const auto tables = tabulate<T>(rois, levels, batch_size, request, form);
+  bool turns = false;
+  const auto tables =
+      tabulate<T>(rois, levels, batch_size, request, [&](int64_t level, int64_t count) {
+        if (channels_last) return TableForm::kTaps;
+        if (pooled.channels >= kTileChannels &&
+            turning_pays(levels[level], count / by_tiles.parts, pooled.bins())) {
+          turns = true;
+          return TableForm::kBinPixels;
+        }
+        return permutes ? TableForm::kBinLanes : TableForm::kBinColumns;
+      });
   if (output.numel() == 0) return;
   advise_on(output);
   const auto image_of = [&](int64_t level, int64_t image) {
     return static_cast<const Stored*>(maps[level].const_data_ptr()) +
            image * pooled.channels * levels[level].height * levels[level].width;
   };
-  // Calls function(begin, end, level, image) for the tables of each map among [first, last).
-  const auto for_maps_within = [&](const RoiTable<T>* first, const RoiTable<T>* last,
-                                   auto&& function) {
-    for_each_map(
-        tables, static_cast<int64_t>(levels.size()), batch_size,
-        [&](const RoiTable<T>* begin, const RoiTable<T>* end, int64_t level, int64_t image) {
-          begin = std::max(begin, first);
-          end = std::min(end, last);
-          if (begin < end) function(begin, end, level, image);
-        });
-  };
+  const auto level_count = static_cast<int64_t>(levels.size());
   // For a RoI and a channel, about.
   const int64_t cycles = 60 + 4 * pooled.bins();
 
@@ -166,8 +107,8 @@ void align(const std::vector<Tensor>& maps, const Tensor& rois,
     torch::stable::parallel_for(
         0, tables.size(), grain(cycles * pooled.channels), [&](int64_t first, int64_t last) {
           std::vector<PixelTap<T>> taps;
-          for_maps_within(
-              tables.begin(0, 0) + first, tables.begin(0, 0) + last,
+          for_each_map(
+              tables, level_count, batch_size, first, last,
               [&](const RoiTable<T>* begin, const RoiTable<T>* end, int64_t level, int64_t image) {
                 RCNN_ON_THIS_CPU(align_whole_pixels(begin, end, image_of(level, image),
                                                     levels[level].width, pooled, taps, out));
@@ -175,42 +116,31 @@ void align(const std::vector<Tensor>& maps, const Tensor& rois,
         });
     return;
   }
-  if (tiles) {
-    const bool large = output.numel() * static_cast<int64_t>(sizeof(Stored)) > kLargeResult;
-    const int64_t parts = 4 * static_cast<int64_t>(torch::stable::get_num_threads());
-    for_each_share(
-        tables, pooled.channels, kTileChannels, parts, cycles,
-        [&](int64_t first, int64_t last, const RoiTable<T>* begin, const RoiTable<T>* end) {
-          std::vector<RoiRun<RoiTable<T>, Stored>> runs;
-          for_maps_within(
-              begin, end,
-              [&](const RoiTable<T>* from, const RoiTable<T>* to, int64_t level, int64_t image) {
-                const LevelShape& map = levels[level];
-                int64_t read = 0;
-                for (const RoiTable<T>* table = from; table != to; ++table) {
-                  read += table->rows * table->widths;
-                }
-                runs.push_back({from, to, image_of(level, image), map.height, map.width,
-                                read >= map.height * map.width});
-              });
-          RCNN_ON_THIS_CPU(align_tiles<T>(runs, pooled, first, last, large, out));
-        });
-    return;
-  }
-  // Channels meet all RoIs of an image before the next ones, so that their planes stay in the
-  // cache.
-  constexpr int64_t kFewTasks = 32;
+  const bool large = output.numel() * static_cast<int64_t>(sizeof(Stored)) > kLargeResult;
   for_each_share(
-      tables, pooled.channels, kPlanesAtOnce, kFewTasks, cycles,
-      [&](int64_t first, int64_t last, const RoiTable<T>* begin, const RoiTable<T>* end) {
-        AlignScratch<T> scratch(widest(levels));
-        for_maps_within(
-            begin, end,
-            [&](const RoiTable<T>* from, const RoiTable<T>* to, int64_t level, int64_t image) {
-              RCNN_ON_THIS_CPU(align_channels(from, to, image_of(level, image),
-                                              levels[level].height, levels[level].width, pooled,
-                                              first, last, scratch, out));
+      turns ? by_tiles : Sharing(pooled.channels, kPlanesAtOnce, roi_count, 4 * threads), cycles,
+      [&](int64_t first, int64_t last, int64_t first_roi, int64_t last_roi) {
+        std::vector<RoiRun<RoiTable<T>, Stored>> tiles, planes;
+        for_each_map(
+            tables, level_count, batch_size, first_roi, last_roi,
+            [&](const RoiTable<T>* begin, const RoiTable<T>* end, int64_t level, int64_t image) {
+              const LevelShape& map = levels[level];
+              int64_t read = 0;
+              for (const RoiTable<T>* table = begin; table != end; ++table) {
+                read += table->rows * table->columns;
+              }
+              const bool tiled = tables.form(level, image) == TableForm::kBinPixels;
+              const bool whole = tiled || 4 * read >= map.height * map.width;
+              (tiled ? tiles : planes)
+                  .push_back({begin, end, image_of(level, image), map.height, map.width, whole});
             });
+        if (!tiles.empty()) {
+          RCNN_ON_THIS_CPU(align_tiles<T>(tiles, pooled, first, last, large, out));
+        }
+        AlignScratch<T> scratch(planes.empty() ? 0 : widest(levels));
+        for (const auto& run : planes) {
+          RCNN_ON_THIS_CPU(align_channels(run, pooled, first, last, scratch, out));
+        }
       });
 }
 
@@ -225,9 +155,9 @@ void spread(const Tensor& grad, const Tensor& rois, const std::vector<LevelShape
   const auto* const upstream = static_cast<const Stored*>(grad.const_data_ptr());
   check_batch_indices(static_cast<const T*>(rois.const_data_ptr()), rois.size(0), batch_size,
                       request.op);
-  const auto tables =
-      tabulate<T>(rois, levels, batch_size, request,
-                  channels_last ? TableForm::kGradient : TableForm::kGradientBlocks);
+  const auto tables = tabulate<T>(rois, levels, batch_size, request, [&](int64_t, int64_t) {
+    return channels_last ? TableForm::kGradient : TableForm::kGradientBlocks;
+  });
   for (size_t level = 0; level < levels.size(); ++level) {
     if (results[level].numel() == 0) continue;
     advise_on(results[level]);

@@ -117,10 +117,10 @@ class Pool {
 template <class T>
 class TableMaker {
  public:
-  TableMaker(const AlignOptions& options, TableForm form) : options_(options), form_(form) {}
+  explicit TableMaker(const AlignOptions& options) : options_(options) {}
 
   // box: (x1, y1, x2, y2), image pixels
-  RoiTable<T> make(int64_t roi, const T* box, const LevelShape& level) {
+  RoiTable<T> make(int64_t roi, const T* box, const LevelShape& level, TableForm form) {
     const T scale = static_cast<T>(level.spatial_scale);
     const auto y = make_align_axis(box[1], box[3], scale, options_.pooled_height,
                                    options_.sampling_ratio, options_.aligned, level.height);
@@ -139,10 +139,10 @@ class TableMaker {
     table.columns =
         std::min((columns.size() + kColumnBlock - 1) / kColumnBlock * kColumnBlock, level.width);
     table.first_column = std::min(columns.first, level.width - table.columns);
-    switch (form_) {
+    switch (form) {
       case TableForm::kTaps: break;
       case TableForm::kBinColumns:
-      case TableForm::kBinLanes: make_bin_blocks(table); break;
+      case TableForm::kBinLanes: make_bin_blocks(table, form); break;
       case TableForm::kBinPixels:
         table.bin_blocks =
             bin_blocks_.keep({lanes(table, 0, options_.pooled_width, options_.pooled_width)});
@@ -210,11 +210,11 @@ class TableMaker {
     return {starts, taps};
   }
 
-  void make_bin_blocks(RoiTable<T>& table) {
+  void make_bin_blocks(RoiTable<T>& table, TableForm form) {
     const int64_t bins = options_.pooled_width;
     const int64_t blocks = (bins + kBinBlock - 1) / kBinBlock;
     BinBlock<T>* const made = bin_blocks_.take(blocks);
-    table.lanes = form_ == TableForm::kBinLanes && table.columns <= kLaneColumns;
+    table.lanes = form == TableForm::kBinLanes && table.columns <= kLaneColumns;
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t first = block * kBinBlock;
       const int64_t last = std::min(bins, first + kBinBlock);
@@ -297,7 +297,6 @@ class TableMaker {
   }
 
   AlignOptions options_;
-  TableForm form_;
   Pool<int32_t> integers_;
   Pool<T> weights_;
   Pool<Tap<T>> tap_pool_;
@@ -313,10 +312,12 @@ class TableMaker {
 template <class T>
 class AlignTables {
  public:
-  // rois: [K, 5] with valid batch indices; level_of: [K], or null for a single level
+  // rois: [K, 5] with valid batch indices; level_of: [K], or null for a single level;
+  // form_of(level, number of RoIs) -> TableForm of the tables of a map
+  template <class FormOf>
   AlignTables(const T* rois, int64_t count, const int32_t* level_of,
               const std::vector<LevelShape>& levels, int64_t batch_size,
-              const AlignOptions& options, TableForm form)
+              const AlignOptions& options, FormOf&& form_of)
       : batch_size_(batch_size), group_starts_(levels.size() * batch_size + 1, 0) {
     const std::vector<RoiPlace> order = sort_by_place(rois, count, [&](int64_t k) {
       const int64_t level = level_of ? level_of[k] : 0;
@@ -324,17 +325,20 @@ class AlignTables {
       ++group_starts_[group + 1];
       return LevelPlace{group, levels[level].spatial_scale};
     });
+    for (size_t group = 0; group + 1 < group_starts_.size(); ++group) {
+      forms_.push_back(form_of(static_cast<int64_t>(group) / batch_size, group_starts_[group + 1]));
+    }
     std::partial_sum(group_starts_.begin(), group_starts_.end(), group_starts_.begin());
     constexpr int64_t kRoisPerTask = 64;
     const int64_t tasks = (count + kRoisPerTask - 1) / kRoisPerTask;
     tables_.resize(count);
     makers_.reserve(tasks);
-    for (int64_t t = 0; t < tasks; ++t) makers_.emplace_back(options, form);
+    for (int64_t t = 0; t < tasks; ++t) makers_.emplace_back(options);
     torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin * kRoisPerTask; i < std::min(count, end * kRoisPerTask); ++i) {
         const RoiPlace& key = order[i];
-        tables_[i] = makers_[i / kRoisPerTask].make(key.roi, rois + 5 * key.roi + 1,
-                                                    levels[key.group / batch_size]);
+        tables_[i] = makers_[i / kRoisPerTask].make(
+            key.roi, rois + 5 * key.roi + 1, levels[key.group / batch_size], forms_[key.group]);
       }
     });
   }
@@ -347,10 +351,12 @@ class AlignTables {
   const RoiTable<T>* end(int64_t level, int64_t image) const {
     return tables_.data() + group_starts_[level * batch_size_ + image + 1];
   }
+  TableForm form(int64_t level, int64_t image) const { return forms_[level * batch_size_ + image]; }
 
  private:
   int64_t batch_size_;
   std::vector<int64_t> group_starts_;
+  std::vector<TableForm> forms_;
   std::vector<TableMaker<T>> makers_;
   std::vector<RoiTable<T>> tables_;
 };

@@ -3,8 +3,8 @@
 // its bits.
 #include "../common/channel_tile.h"
 
-// kBins neighbouring bins of a row. tile: [H, W, kLanes], columns and weights: [steps, PW] at the
-// first bin, out: of the bins, [kLanes] each. Adds 0 for every sum that is finite, else NaN.
+// kBins neighbouring bins of a row. tile: [H, W, kLanes], out: of the bins, [kLanes] each. Adds 0
+// for every sum that is finite, else NaN.
 template <int kBins, class T>
 RCNN_HOST_DEVICE void align_bins(const Tap<T>* begin, const Tap<T>* end, const BinBlock<T>& block,
                                  int64_t first, int64_t pooled_width, const T* tile, int64_t width,
@@ -16,13 +16,19 @@ RCNN_HOST_DEVICE void align_bins(const Tap<T>* begin, const Tap<T>* end, const B
     const int32_t* const columns = block.columns + s * pooled_width + first;
     const T* const weights = block.weights + s * pooled_width + first;
     Pack<T, kN> column[kBins];
-    for (int b = 0; b < kBins; ++b) column[b] = Pack<T, kN>{};
+    const T* top[kBins];
+    for (int b = 0; b < kBins; ++b) {
+      column[b] = Pack<T, kN>{};
+      top[b] = tile + static_cast<int64_t>(columns[b]) * kN;
+#if defined(__GNUC__)
+      // Otherwise compilers hold indices, and work out an address for every load.
+      __asm__("" : "+r"(top[b]));
+#endif
+    }
     for (const Tap<T>* tap = begin; tap != end; ++tap) {
-      const T* const row = tile + tap->place * width * kN;
+      const int64_t row = tap->place * width * kN;
       const Pack<T, kN> weight = splat<kN>(tap->weight);
-      for (int b = 0; b < kBins; ++b) {
-        column[b] += weight * load<T, kN>(row + static_cast<int64_t>(columns[b]) * kN);
-      }
+      for (int b = 0; b < kBins; ++b) column[b] += weight * load<T, kN>(top[b] + row);
     }
     for (int b = 0; b < kBins; ++b) total[b] += splat<kN>(weights[b]) * column[b];
   }
@@ -45,7 +51,7 @@ RCNN_HOST_DEVICE Pack<T, kLanes<T>> align_row(const Tap<T>* begin, const Tap<T>*
   return zeros;
 }
 
-// Runs of RoIs for channels [first, last). out: [K, C, PH, PW]
+// Whole runs of RoIs for channels [first, last). out: [K, C, PH, PW]
 template <class T, class Stored>
 void align_tiles(const std::vector<RoiRun<RoiTable<T>, Stored>>& runs, const PooledShape& pooled,
                  int64_t first, int64_t last, bool large, Stored* out) {
@@ -57,24 +63,17 @@ void align_tiles(const std::vector<RoiRun<RoiTable<T>, Stored>>& runs, const Poo
       [&](const RoiTable<T>& table, const auto& run, auto& tile, int64_t c, int64_t count,
           auto& ahead) {
         const TapLists<T>& y = table.y;
-        bool special = false;
-        for (int32_t t = 0; table.widths > 0 && t < y.starts[pooled.height]; ++t) {
-          const int64_t row = y.taps[t].place * run.width + table.first_x;
-          special |= tile.ready(row, row + table.widths);
-        }
         Stored* const target = out + (table.roi * pooled.channels + c) * bins;
-        if (!special) {
-          Pack<T, kN> zeros{};
-          for (int64_t ph = 0; ph < pooled.height; ++ph) {
-            results.send(pooled.height);
-            ahead.fetch();
-            zeros += align_row(y.taps + y.starts[ph], y.taps + y.starts[ph + 1], *table.bin_blocks,
-                               pooled.width, tile.data() + table.first_column * kN, run.width,
-                               results.data() + ph * pooled.width * kN);
-          }
-          special = !all_zero<kN, T>(zeros);
+        Pack<T, kN> zeros{};
+        for (int64_t ph = 0; ph < pooled.height; ++ph) {
+          results.send(pooled.height);
+          ahead.fetch();
+          zeros += align_row(y.taps + y.starts[ph], y.taps + y.starts[ph + 1], *table.bin_blocks,
+                             pooled.width, tile.data() + table.first_column * kN, run.width,
+                             results.data() + ph * pooled.width * kN);
         }
-        if (RCNN_UNLIKELY(special)) {
+        const bool finite = all_zero<kN, T>(zeros);
+        if (RCNN_UNLIKELY(!finite)) {
           const int64_t plane = run.height * run.width;
           for (int64_t i = 0; i < count; ++i) {
             align_exactly(table, run.image + (c + i) * plane, run.width, pooled, target + i * bins);

@@ -150,7 +150,8 @@ void pool_channels(const std::vector<RoiRun<RoiBins, Stored>>& runs, int64_t cha
         bool special = false;
         const int64_t left = roi.x.front().first;
         const int64_t right = roi.x.back().last;
-        for (int64_t y = roi.y.front().first; left < right && y < roi.y.back().last; ++y) {
+        const int64_t bottom = left < right && !tile.plain() ? roi.y.back().last : 0;
+        for (int64_t y = roi.y.front().first; y < bottom; ++y) {
           special |= tile.ready(y * run.width + left, y * run.width + right);
         }
         const int64_t target = (roi.roi * channels + c) * bins;

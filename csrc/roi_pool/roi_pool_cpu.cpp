@@ -38,7 +38,7 @@ std::vector<RoiRun<RoiBins, Stored>> runs_of(const RoiBins* begin, const RoiBins
     }
     const int64_t plane = shape.height * shape.width;
     runs.push_back({begin, stop, data + begin->batch * shape.channels * plane, shape.height,
-                    shape.width, read >= plane});
+                    shape.width, 2 * read >= plane});
     begin = stop;
   }
   return runs;
@@ -84,25 +84,15 @@ std::tuple<Tensor, Tensor> roi_pool_cpu(const Tensor& input, const Tensor& rois,
       });
       return;
     }
-    // Where channels are few, threads share out the RoIs too.
-    const int64_t channel_tasks = (channels + kPoolChannels - 1) / kPoolChannels;
-    const int64_t parts = std::max<int64_t>(
-        1, std::min<int64_t>(roi_count / 16, 4 * torch::stable::get_num_threads() / channel_tasks));
     const bool large = output.numel() * static_cast<int64_t>(sizeof(Stored)) > kLargeResult;
-    torch::stable::parallel_for(0, channel_tasks * parts, 1, [&](int64_t first, int64_t last) {
-      while (first < last) {
-        // Neighbouring channels of the same RoIs at once.
-        const int64_t part = first / channel_tasks;
-        const int64_t stop = std::min(last, (part + 1) * channel_tasks);
-        const auto runs = runs_of(tables.data() + roi_count * part / parts,
-                                  tables.data() + roi_count * (part + 1) / parts, data, shape);
-        RCNN_ON_THIS_CPU(
-            pool_channels<T>(runs, channels, bins, (first - part * channel_tasks) * kPoolChannels,
-                             std::min(channels, (stop - part * channel_tasks) * kPoolChannels),
-                             large, out, out_argmax));
-        first = stop;
-      }
-    });
+    const int64_t cycles = 60 + 8 * bins;  // for a RoI and a channel, about
+    for_each_share(Sharing(channels, kPoolChannels, roi_count, torch::stable::get_num_threads()),
+                   cycles, [&](int64_t first, int64_t last, int64_t first_roi, int64_t last_roi) {
+                     const auto runs =
+                         runs_of(tables.data() + first_roi, tables.data() + last_roi, data, shape);
+                     RCNN_ON_THIS_CPU(pool_channels<T>(runs, channels, bins, first, last, large,
+                                                       out, out_argmax));
+                   });
   });
   return {output, argmax};
 }

@@ -107,7 +107,7 @@ def test_a_large_result_is_that_of_its_parts(
     operator: Callable[..., Tensor], dtype: torch.dtype, channels: int
 ) -> None:
     x = torch.randn(2, channels, 30, 40).to(dtype)
-    count = 1 + (1 << 24) // (channels * 49 * dtype.itemsize)  # beyond 16 MiB
+    count = 1 + (1 << 23) // (channels * 49 * dtype.itemsize)  # beyond 8 MiB
     rois = make_rois(count, 2, size=200)
     for isa in _extension.instruction_sets():
         for threads in (1, 2):
@@ -116,3 +116,31 @@ def test_a_large_result_is_that_of_its_parts(
                 whole = operator(x, rois, 7)
                 parts = torch.cat([operator(x, part, 7) for part in rois.split(count // 2)])
             assert torch.equal(_bits(whole), _bits(parts)), f"{isa}, {threads} threads"
+
+
+# Many RoIs have the pixels of their map turned, few have not, and neither have few channels.
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+def test_maps_with_few_rois_and_with_many(dtype: torch.dtype) -> None:
+    fine = torch.randn(2, 21, 120, 160).to(dtype)
+    coarse = torch.randn(2, 21, 60, 80).to(dtype)
+    rois = make_rois(200, 2, size=600)
+    rois[:, 3:] = rois[:, 1:3] + 150 + torch.rand(200, 2) * 200
+    rois[:7, 3:] = rois[:7, 1:3] + 10 + torch.rand(7, 2) * 50
+    few = torch.arange(7)
+
+    def pool(channels: slice) -> Tensor:
+        maps = [fine[:, channels], coarse[:, channels]]
+        scales = [0.25, 0.125]
+        return ops.multiscale_roi_align(
+            maps, rois, 7, scales, 2, canonical_scale=100.0, canonical_level=3
+        )
+
+    for isa in _extension.instruction_sets():
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            with _extension.use_instruction_set(isa):
+                whole = pool(slice(None))
+                parts = torch.cat([pool(slice(c, c + 7)) for c in (0, 7, 14)], 1)
+                alone = ops.roi_align(fine, rois[few], 7, 0.25, 2)
+            assert torch.equal(_bits(whole), _bits(parts)), f"{isa}, {threads} threads"
+            assert torch.equal(_bits(whole[few]), _bits(alone)), f"{isa}, {threads} threads"
