@@ -1,28 +1,29 @@
 // Matching of boxes to ground truth on the CPU. Contract: rcnn_ext/ops/match_boxes.py.
 //
 // One pass over blocks of boxes keeps the best ground truth of each box and the best IoU of each
-// ground truth, and notes the blocks that may hold the latter. Only those are looked at again for
+// ground truth, and notes the blocks that may hold the latter. Only those are matched again, for
 // low-quality matches. No N x M matrix: memory is O(N + M).
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <mutex>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
+#include "../common/dispatch.h"
+#include "../common/intrinsics.h"
 #include "../common/isa.h"
 #include "../common/stable_ops.h"
 #include "match_math.h"
 
-#if RCNN_HAS_X86_ISAS
-#include <immintrin.h>
-#endif
-
 namespace rcnn_ext {
 namespace {
 
-constexpr int kBlock = 128;  // boxes
+constexpr int kBlock = 128;   // boxes
+constexpr int kGtBlock = 16;  // ground truths
 // Blocks times ground truth that one thread takes at least.
 constexpr int64_t kBlockPairsPerTask = 256;
 
@@ -43,6 +44,8 @@ template <class T>
 struct GroundTruth {
   std::vector<Box<T>> boxes;
   std::vector<T> areas;
+  // Column by column, in whole blocks, with a box at the end that is nowhere.
+  std::vector<T> x1, y1, x2, y2;
   int32_t count;
   bool regular = true;
 
@@ -52,6 +55,16 @@ struct GroundTruth {
       boxes.push_back(load_box<T>(coordinates + 4 * g));
       areas.push_back(area(boxes.back()));
       regular = regular && is_regular(boxes.back(), areas.back());
+    }
+    const int64_t room = (count + kGtBlock - 1) / kGtBlock * kGtBlock;
+    for (std::vector<T>* column : {&x1, &y1, &x2, &y2}) column->assign(room, T(0));
+    for (int64_t g = 0; g < room; ++g) {
+      constexpr T kFar = std::numeric_limits<T>::max();
+      const Box<T> box = g < count ? boxes[g] : Box<T>{kFar, kFar, -kFar, -kFar};
+      x1[g] = box.x1;
+      y1[g] = box.y1;
+      x2[g] = box.x2;
+      y2[g] = box.y2;
     }
   }
 };
@@ -141,15 +154,13 @@ class Peaks {
   int64_t room_;
 };
 
-// Inputs and outputs, contiguous: boxes [P, 4]; matches and best [R]; regular: one a block of all
-// images, whether it and its ground truth are.
+// Inputs and outputs, contiguous: boxes [P, 4]; matches and best [R].
 template <class Stored>
 struct MatchTask {
   using Iou = MatchIou_t<Stored>;
   const Stored* boxes;
   int64_t* matches;
   Iou* best;
-  uint8_t* regular;
   MatchThresholds<Iou> thresholds;
 };
 
@@ -221,7 +232,7 @@ void match_images_with_low_quality(const MatchTask<Stored>& task,
   });
   for (ImageWork<Stored>& work : works) work.peaks.finish();
   for_blocks(works, [&](ImageWork<Stored>& work, int64_t begin, int64_t end) {
-    RCNN_ON_THIS_CPU(settle_blocks(task, work, begin, end));
+    RCNN_ON_THIS_CPU(claim_blocks(task, work, begin, end));
   });
 }
 
@@ -256,12 +267,10 @@ std::tuple<Tensor, Tensor> match_boxes_cpu(const Tensor& gt_boxes, std::vector<i
       works.emplace_back(image, static_cast<const Stored*>(dense_gts.const_data_ptr()), blocks);
       blocks += works.back().block_count;
     }
-    std::vector<uint8_t> regular(allow_low_quality_matches ? blocks : 0);
     const MatchTask<Stored> task{
         static_cast<const Stored*>(dense_boxes.const_data_ptr()),
         match_data,
         best_data,
-        regular.data(),
         {static_cast<Iou>(high_threshold), static_cast<Iou>(low_threshold)}};
     if (allow_low_quality_matches) {
       match_images_with_low_quality(task, works);

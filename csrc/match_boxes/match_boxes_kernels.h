@@ -1,8 +1,6 @@
 // The loops of match_boxes_cpu.cpp, once for each instruction set (for_each_isa.h).
 
-// Values that a loop takes at a time, so that the compiler makes one vector of them.
-template <class T>
-constexpr int kLanes = RCNN_VECTOR_BYTES / static_cast<int>(sizeof(T));
+#include "../common/isa_packs.h"
 
 // The boxes of a block column by column, with what is known of them so far.
 template <class T, class Iou>
@@ -25,30 +23,87 @@ inline T fold(T* lanes, const Choose& choose) {
   }
 }
 
-// The same of all values of a block.
-template <class T, class Choose>
-inline T reduce(const T* values, const Choose& choose) {
-  T lanes[kLanes<T>];
-  for (int k = 0; k < kLanes<T>; ++k) lanes[k] = values[k];
-  for (int first = kLanes<T>; first < kBlock; first += kLanes<T>) {
-    for (int k = 0; k < kLanes<T>; ++k) lanes[k] = choose(lanes[k], values[first + k]);
+// The greatest of the lanes, which are numbers.
+template <int N, class T>
+RCNN_HOST_DEVICE T greatest_of(const Pack<T, N>& pack) {
+  if constexpr (N == 2) {
+    return larger(pack[0], pack[1]);
+  } else {
+    Pack<T, N / 2> halves[2];
+    std::memcpy(halves, &pack, sizeof(halves));
+    return greatest_of<N / 2, T>(greater_of<N / 2, T>(halves[0], halves[1]));
   }
-  return fold<kLanes<T>>(lanes, choose);
+}
+
+// The bounds of the boxes of a block, all regular.
+template <class T, class Iou>
+inline Box<T> bounds_of(const Block<T, Iou>& block) {
+  constexpr int kN = kLanes<T>;
+  Pack<T, kN> ends[4];
+  for (int first = 0; first < kBlock; first += kN) {
+    const Pack<T, kN> sides[] = {-load<T, kN>(block.x1 + first), -load<T, kN>(block.y1 + first),
+                                 load<T, kN>(block.x2 + first), load<T, kN>(block.y2 + first)};
+    for (int c = 0; c < 4; ++c) {
+      ends[c] = first == 0 ? sides[c] : greater_of<kN, T>(sides[c], ends[c]);
+    }
+  }
+  return {-greatest_of<kN, T>(ends[0]), -greatest_of<kN, T>(ends[1]), greatest_of<kN, T>(ends[2]),
+          greatest_of<kN, T>(ends[3])};
+}
+
+// The coordinates of kLanes boxes column by column: x1, y1, x2, y2 [kLanes] each.
+// boxes: [kLanes, 4]
+template <class T, class Stored, int... kLane>
+inline void load_columns(const Stored* boxes, T* x1, T* y1, T* x2, T* y2,
+                         std::integer_sequence<int, kLane...>) {
+#if defined(RCNN_HAS_SHUFFLEVECTOR)
+  if constexpr (!std::is_integral_v<Stored>) {
+    constexpr int kN = sizeof...(kLane);
+    Pack<T, kN> packs[4];
+    for (int p = 0; p < 4; ++p) packs[p] = load<T, kN>(boxes + p * kN);
+    // First corners and second ones, of half of the boxes each; then their coordinates.
+    const auto first_of = [](const Pack<T, kN>& a, const Pack<T, kN>& b) {
+      return __builtin_shufflevector(a, b, (kLane / 2 * 4 + kLane % 2)...);
+    };
+    const auto second_of = [](const Pack<T, kN>& a, const Pack<T, kN>& b) {
+      return __builtin_shufflevector(a, b, (kLane / 2 * 4 + kLane % 2 + 2)...);
+    };
+    const auto x_of = [](const Pack<T, kN>& a, const Pack<T, kN>& b) {
+      return __builtin_shufflevector(a, b, (2 * kLane)...);
+    };
+    const auto y_of = [](const Pack<T, kN>& a, const Pack<T, kN>& b) {
+      return __builtin_shufflevector(a, b, (2 * kLane + 1)...);
+    };
+    const Pack<T, kN> first[] = {first_of(packs[0], packs[1]), first_of(packs[2], packs[3])};
+    const Pack<T, kN> second[] = {second_of(packs[0], packs[1]), second_of(packs[2], packs[3])};
+    store<kN, T>(x1, x_of(first[0], first[1]));
+    store<kN, T>(y1, y_of(first[0], first[1]));
+    store<kN, T>(x2, x_of(second[0], second[1]));
+    store<kN, T>(y2, y_of(second[0], second[1]));
+    return;
+  }
+#endif
+  ((x1[kLane] = static_cast<T>(boxes[4 * kLane]), y1[kLane] = static_cast<T>(boxes[4 * kLane + 1]),
+    x2[kLane] = static_cast<T>(boxes[4 * kLane + 2]),
+    y2[kLane] = static_cast<T>(boxes[4 * kLane + 3])),
+   ...);
 }
 
 // boxes: [count, 4]. The rest of the block repeats the last box, which adds nothing new to maxima.
 template <class T, class Iou, class Stored>
 inline void load_block(const Stored* boxes, int64_t count, Block<T, Iou>& block) {
-  const auto load = [&](int64_t k, const Stored* box) {
-    block.x1[k] = static_cast<T>(box[0]);
-    block.y1[k] = static_cast<T>(box[1]);
-    block.x2[k] = static_cast<T>(box[2]);
-    block.y2[k] = static_cast<T>(box[3]);
-  };
-  if (count == kBlock) {
-    for (int k = 0; k < kBlock; ++k) load(k, boxes + 4 * k);
-  } else {
-    for (int64_t k = 0; k < kBlock; ++k) load(k, boxes + 4 * std::min(k, count - 1));
+  Stored repeated[4 * kBlock];
+  if (count < kBlock) {
+    std::copy_n(boxes, 4 * count, repeated);
+    for (int64_t k = count; k < kBlock; ++k) {
+      std::copy_n(boxes + 4 * (count - 1), 4, repeated + 4 * k);
+    }
+    boxes = repeated;
+  }
+  constexpr int kN = kLanes<T>;
+  for (int k = 0; k < kBlock; k += kN) {
+    load_columns<T>(boxes + 4 * k, block.x1 + k, block.y1 + k, block.x2 + k, block.y2 + k,
+                    std::make_integer_sequence<int, kN>());
   }
   int irregular = 0;
   for (int k = 0; k < kBlock; ++k) {
@@ -57,10 +112,7 @@ inline void load_block(const Stored* boxes, int64_t count, Block<T, Iou>& block)
     irregular += is_regular(box, block.area[k]) ? 0 : 1;
   }
   block.regular = irregular == 0;
-  if (block.regular) {
-    block.bounds = {reduce(block.x1, smaller<T>), reduce(block.y1, smaller<T>),
-                    reduce(block.x2, larger<T>), reduce(block.y2, larger<T>)};
-  }
+  if (block.regular) block.bounds = bounds_of(block);
 }
 
 // Whether a lane is at least `bar`, or either is NaN.
@@ -111,19 +163,34 @@ inline bool touches(const Box<T>& gt, const Box<T>& bounds) {
   return (gt.x2 > bounds.x1) & (gt.x1 < bounds.x2) & (gt.y2 > bounds.y1) & (gt.y1 < bounds.y2);
 }
 
+// Finds the regular ground truths that may overlap boxes within bounds. Returns their number.
+template <class T>
+inline int32_t find_near(const GroundTruth<T>& gts, const Box<T>& bounds,
+                         std::vector<int32_t>& near) {
+  int32_t count = 0;
+  for (int32_t first = 0; first < gts.count; first += kGtBlock) {
+    int32_t found[kGtBlock];
+    for (int k = 0; k < kGtBlock; ++k) {
+      const int g = first + k;
+      found[k] = touches({gts.x1[g], gts.y1[g], gts.x2[g], gts.y2[g]}, bounds);
+    }
+    for (int k = 0; k < kGtBlock; ++k) {
+      near[count] = first + k;
+      count += found[k];
+    }
+  }
+  return count;
+}
+
 // Regular boxes and ground truth.
 template <bool kLowQuality, class T, class Iou>
 inline void match_regular(const GroundTruth<T>& gts, int64_t number, Block<T, Iou>& block,
                           Peaks<Iou>& of_gts, std::vector<int32_t>& near) {
-  int32_t count = 0;
-  for (int32_t g = 0; g < gts.count; ++g) {
-    near[count] = g;
-    count += touches(gts.boxes[g], block.bounds) ? 1 : 0;
-  }
   for (int k = 0; k < kBlock; ++k) {
     block.best[k] = 0;
     block.index[k] = 0;
   }
+  const int32_t count = find_near(gts, block.bounds, near);
   for (int32_t n = 0; n < count; ++n) {
     const int32_t g = near[n];
     // An IoU of 0 claims no box here: Peaks::zero does.
@@ -148,35 +215,42 @@ inline void match_irregular(const GroundTruth<T>& gts, int64_t number, Block<T, 
   }
 }
 
-// Finds the best ground truth of the boxes in the blocks [begin, end) of an image. With kLowQuality
-// matches are left without thresholds, and of_gts learns of the best boxes.
+// Finds the best ground truth of the boxes of a loaded block. Whether it and its ground truth are
+// regular.
+template <bool kLowQuality, class T, class Iou>
+inline bool match_block(const GroundTruth<T>& gts, int64_t number, Block<T, Iou>& block,
+                        Peaks<Iou>& of_gts, std::vector<int32_t>& near) {
+  const bool regular = block.regular && gts.regular;
+  if (regular) {
+    match_regular<kLowQuality>(gts, number, block, of_gts, near);
+  } else {
+    match_irregular<kLowQuality>(gts, number, block, of_gts);
+  }
+  return regular;
+}
+
+// Matches the boxes in the blocks [begin, end) of an image. With kLowQuality, of_gts learns of the
+// best boxes of each ground truth, which are left to claim_blocks().
 template <bool kLowQuality, class Stored>
 void match_blocks(const MatchTask<Stored>& task, const ImageWork<Stored>& work, int64_t begin,
                   int64_t end, Peaks<MatchIou_t<Stored>>& of_gts) {
   using T = accumulate_t<Stored>;
   using Iou = MatchIou_t<Stored>;
   const MatchImage& image = work.image;
-  const GroundTruth<T>& gts = work.gts;
-  std::vector<int32_t> near(gts.count + 1);
+  std::vector<int32_t> near(work.gts.count + kGtBlock);
   Block<T, Iou> block;
   for (int64_t number = begin; number < end; ++number) {
     const int64_t first = number * kBlock;
     const int count = static_cast<int>(std::min<int64_t>(kBlock, image.box_count - first));
     load_block(task.boxes + 4 * (image.first_box + first), count, block);
-    const bool regular = block.regular && gts.regular;
-    if (regular) {
-      match_regular<kLowQuality>(gts, number, block, of_gts, near);
-      if (kLowQuality) of_gts.any_regular = true;
-    } else {
-      match_irregular<kLowQuality>(gts, number, block, of_gts);
-    }
+    const bool regular = match_block<kLowQuality>(work.gts, number, block, of_gts, near);
+    if (kLowQuality && regular) of_gts.any_regular = true;
     int64_t* __restrict matches = task.matches + image.first_result + first;
     Iou* __restrict best = task.best + image.first_result + first;
     for (int k = 0; k < count; ++k) {
       best[k] = block.best[k];
-      matches[k] = kLowQuality ? block.index[k] : task.thresholds(block.best[k], block.index[k]);
+      matches[k] = task.thresholds(block.best[k], block.index[k]);
     }
-    if (kLowQuality) task.regular[work.first_block + number] = regular;
   }
 }
 
@@ -191,31 +265,32 @@ inline void claim(const Box<T>& gt, T gt_area, Iou best, const Block<T, Iou>& bl
   }
 }
 
-// Applies the thresholds to the boxes that no ground truth claims, in the blocks [begin, end) of an
-// image.
+// Matches the boxes that a ground truth overlaps best, in the blocks [begin, end) of an image,
+// whatever their IoU.
 template <class Stored>
-void settle_blocks(const MatchTask<Stored>& task, const ImageWork<Stored>& work, int64_t begin,
-                   int64_t end) {
+void claim_blocks(const MatchTask<Stored>& task, ImageWork<Stored>& work, int64_t begin,
+                  int64_t end) {
   using T = accumulate_t<Stored>;
   using Iou = MatchIou_t<Stored>;
   const MatchImage& image = work.image;
   const GroundTruth<T>& gts = work.gts;
   const Peaks<Iou>& peaks = work.peaks;
+  const bool all = peaks.zero || !peaks.anywhere.empty();
+  std::vector<int32_t> near(gts.count + kGtBlock);
+  Peaks<Iou> none(0, 0);
+  Block<T, Iou> block;
+  alignas(64) int32_t hits[kBlock];
   auto next =
       std::lower_bound(peaks.claims.begin(), peaks.claims.end(), begin,
                        [](const Claim& claim, int64_t block) { return claim.block < block; });
-  Block<T, Iou> block;
-  alignas(64) int32_t hits[kBlock];
-  for (int64_t number = begin; number < end; ++number) {
+  for (int64_t number = begin;; ++number) {
+    if (!all) number = next != peaks.claims.end() ? next->block : end;
+    if (number >= end) return;
     const int64_t first = number * kBlock;
     const int count = static_cast<int>(std::min<int64_t>(kBlock, image.box_count - first));
-    const bool regular = task.regular[work.first_block + number];
-    const int32_t all = regular && peaks.zero ? -1 : 0;
-    for (int k = 0; k < kBlock; ++k) hits[k] = all;
-    const bool claims = next != peaks.claims.end() && next->block == number;
-    if (claims || !peaks.anywhere.empty()) {
-      load_block(task.boxes + 4 * (image.first_box + first), count, block);
-    }
+    load_block(task.boxes + 4 * (image.first_box + first), count, block);
+    const bool regular = match_block<false>(gts, number, block, none, near);
+    for (int k = 0; k < kBlock; ++k) hits[k] = regular && peaks.zero ? -1 : 0;
     for (const int32_t g : peaks.anywhere) {
       if (regular && peaks.best[g] > 0 && !touches(gts.boxes[g], block.bounds)) continue;
       claim(gts.boxes[g], gts.areas[g], peaks.best[g], block, hits);
@@ -224,9 +299,6 @@ void settle_blocks(const MatchTask<Stored>& task, const ImageWork<Stored>& work,
       claim(gts.boxes[next->gt], gts.areas[next->gt], peaks.best[next->gt], block, hits);
     }
     int64_t* __restrict matches = task.matches + image.first_result + first;
-    const Iou* __restrict best = task.best + image.first_result + first;
-    for (int k = 0; k < count; ++k) {
-      matches[k] = hits[k] ? matches[k] : task.thresholds(best[k], matches[k]);
-    }
+    for (int k = 0; k < count; ++k) matches[k] = hits[k] ? block.index[k] : matches[k];
   }
 }
