@@ -163,6 +163,32 @@ inline bool touches(const Box<T>& gt, const Box<T>& bounds) {
   return (gt.x2 > bounds.x1) & (gt.x1 < bounds.x2) & (gt.y2 > bounds.y1) & (gt.y1 < bounds.y2);
 }
 
+// Bit k: whether flags[k], all bits or none, is set.
+inline uint32_t bits_of(const int32_t (&flags)[kGtBlock]) {
+#if RCNN_ISA == 2
+  const __m512i all = _mm512_loadu_si512(flags);
+  return _mm512_test_epi32_mask(all, all);
+#elif RCNN_ISA == 1
+  const __m256 lower = _mm256_castsi256_ps(_mm256_loadu_si256((const __m256i*)flags));
+  const __m256 upper = _mm256_castsi256_ps(_mm256_loadu_si256((const __m256i*)(flags + 8)));
+  return _mm256_movemask_ps(lower) | _mm256_movemask_ps(upper) << 8;
+#else
+  uint32_t bits = 0;
+  for (int k = 0; k < kGtBlock; ++k) bits |= static_cast<uint32_t>(flags[k] & 1) << k;
+  return bits;
+#endif
+}
+
+inline int lowest_bit(uint32_t bits) {
+#if defined(__GNUC__)
+  return __builtin_ctz(bits);
+#else
+  int k = 0;
+  while (!(bits >> k & 1)) ++k;
+  return k;
+#endif
+}
+
 // Finds the regular ground truths that may overlap boxes within bounds. Returns their number.
 template <class T>
 inline int32_t find_near(const GroundTruth<T>& gts, const Box<T>& bounds,
@@ -172,11 +198,12 @@ inline int32_t find_near(const GroundTruth<T>& gts, const Box<T>& bounds,
     int32_t found[kGtBlock];
     for (int k = 0; k < kGtBlock; ++k) {
       const int g = first + k;
-      found[k] = touches({gts.x1[g], gts.y1[g], gts.x2[g], gts.y2[g]}, bounds);
+      found[k] =
+          -static_cast<int32_t>(touches({gts.x1[g], gts.y1[g], gts.x2[g], gts.y2[g]}, bounds));
     }
-    for (int k = 0; k < kGtBlock; ++k) {
-      near[count] = first + k;
-      count += found[k];
+    // Mostly few.
+    for (uint32_t bits = bits_of(found); bits != 0; bits &= bits - 1) {
+      near[count++] = first + lowest_bit(bits);
     }
   }
   return count;
