@@ -3,8 +3,8 @@
 Usage: python benchmarks/memory_floor.py [PATTERN]
 
 For each case of the CPU suite whose name contains PATTERN (default: roi), one thread writes a
-number to every element of fresh memory of the results' size, in huge pages where the system has
-them, and reads every input once. Where RoIs cover the map, a kernel cannot do with less. Times are
+number to every element of memory of the results' size, fresh where the suite's is, in huge pages
+where the system has them, and reads every input once. Where RoIs cover the map, a kernel cannot do with less. Times are
 medians of interleaved runs, in milliseconds; "at most" is the ratio to torchvision that this
 traffic leaves.
 """
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from rcnn_ext.bench.cases.pooling import PoolingCase, PyramidInputs
+from rcnn_ext.bench.memory import keep_freed_memory
 from rcnn_ext.bench.runner import OURS, SEED, TORCHVISION, contender_ops, entered
 from rcnn_ext.bench.suite import select, suite
 from rcnn_ext.bench.timing import Rival, Rules, WallClock, time_interleaved
@@ -34,6 +35,7 @@ def main() -> None:
     """Time the cases and print a line for each."""
     pattern = sys.argv[1] if len(sys.argv) > 1 else "roi"
     torch.set_num_threads(1)
+    keep_freed_memory()
     advise = _advise()
     print(f"{'case':<36}{'floor':>8}{'ours':>8}{'torchvision':>13}{'ratio':>8}{'at most':>9}")
     for case in select(suite(quick=False), "cpu", pattern):
@@ -80,9 +82,14 @@ def _traffic(
             advise(fresh)
             results.append(fresh.fill_(1))
         # The greatest number, since torch adds integers at less than the speed of memory.
-        return [*results, *(tensor.flatten().max() for tensor in read)]
+        return [*results, *(_in_memory_order(tensor).max() for tensor in read)]
 
     return call
+
+
+def _in_memory_order(tensor: Tensor) -> Tensor:
+    """Give all elements of a dense tensor, of any layout, as they lie."""
+    return tensor.as_strided((tensor.numel(),), (1,))
 
 
 def _advise() -> Callable[[Tensor], None]:

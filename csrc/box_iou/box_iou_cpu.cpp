@@ -2,10 +2,14 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <cstring>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "../common/dual.h"
 #include "../common/huge_pages.h"
+#include "../common/intrinsics.h"
 #include "../common/stable_ops.h"
 #include "measures.h"
 

@@ -1,27 +1,103 @@
 // The loops of box_iou_cpu.cpp, once for each instruction set (for_each_isa.h).
+#include "../common/isa_packs.h"
 
-// out[k] = measure(a, columns[k]) for kLanes columns: vector code without a remainder.
-template <int kLanes, class Measure, class T, class Output>
+// out[k] = measure(a, columns[k]) for kCount columns: vector code without a remainder.
+template <int kCount, class Measure, class T, class Output>
 inline void fill_lanes(const Measure& measure, const Box<T>& a, const Prepared<T>& of_a,
                        const BoxColumns<T>& columns, int64_t first, Output* __restrict out) {
-  for (int k = 0; k < kLanes; ++k) {
+  for (int k = 0; k < kCount; ++k) {
     const T value = measure(a, of_a, columns.box(first + k), columns.prepared(first + k));
     out[k] = static_cast<Output>(value);
   }
 }
 
-// The last `count` columns of a row, fewer than kLanes, in the narrowest vector that holds them.
-// Up to kLanes - 1 numbers behind the row are overwritten.
-template <int kLanes, class Measure, class T, class Output>
+// The last `count` columns of a row, fewer than kCount, in the narrowest vector that holds them.
+// Up to kCount - 1 numbers behind the row are overwritten.
+template <int kCount, class Measure, class T, class Output>
 inline void fill_rest(const Measure& measure, const Box<T>& a, const Prepared<T>& of_a,
                       const BoxColumns<T>& columns, int64_t first, int64_t count, Output* out) {
-  if constexpr (kLanes > 8) {
-    if (count <= kLanes / 2) {
-      return fill_rest<kLanes / 2>(measure, a, of_a, columns, first, count, out);
+  if constexpr (kCount > 8) {
+    if (count <= kCount / 2) {
+      return fill_rest<kCount / 2>(measure, a, of_a, columns, first, count, out);
     }
   }
-  fill_lanes<kLanes>(measure, a, of_a, columns, first, out);
+  fill_lanes<kCount>(measure, a, of_a, columns, first, out);
 }
+
+#if defined(RCNN_HAS_SHUFFLEVECTOR)
+// The last columns of rows, no more than kWidth, those of several rows in one vector.
+template <int kWidth, class T>
+class RowEnds {
+ public:
+  static constexpr int kN = kLanes<T>;
+  static constexpr int kRows = kN / kWidth;
+
+  RowEnds(const BoxColumns<T>& columns, int64_t first) {
+    for (int k = 0; k < kN; ++k) {
+      const Box<T> box = columns.box(first + k % kWidth);
+      const Prepared<T> prepared = columns.prepared(first + k % kWidth);
+      const T values[6] = {box.x1, box.y1, box.x2, box.y2, prepared.area, prepared.angle};
+      for (int c = 0; c < 6; ++c) columns_[c][k] = values[c];
+    }
+  }
+
+  // kWidth numbers of each of kRows rows, at `out` and `step` numbers apart: what lies behind the
+  // columns is overwritten. rows: [kN / 4, 4]
+  template <class Measure, class Stored, class Output>
+  RCNN_HOST_DEVICE void fill(const Measure& measure, const Stored* rows, Output* out,
+                             int64_t step) const {
+    fill(measure, rows, out, step, std::make_integer_sequence<int, kN>());
+  }
+
+ private:
+  template <class Measure, class Stored, class Output, int... kLane>
+  RCNN_HOST_DEVICE void fill(const Measure& measure, const Stored* rows, Output* out, int64_t step,
+                             std::integer_sequence<int, kLane...>) const {
+    const Pack<T, kN> boxes = load<T, kN>(rows);
+    T a[4][kN];
+    store<kN, T>(a[0], __builtin_shufflevector(boxes, boxes, (kLane / kWidth * 4)...));
+    store<kN, T>(a[1], __builtin_shufflevector(boxes, boxes, (kLane / kWidth * 4 + 1)...));
+    store<kN, T>(a[2], __builtin_shufflevector(boxes, boxes, (kLane / kWidth * 4 + 2)...));
+    store<kN, T>(a[3], __builtin_shufflevector(boxes, boxes, (kLane / kWidth * 4 + 3)...));
+    Output values[kN];
+    for (int k = 0; k < kN; ++k) {
+      const Box<T> box{a[0][k], a[1][k], a[2][k], a[3][k]};
+      const Box<T> column{columns_[0][k], columns_[1][k], columns_[2][k], columns_[3][k]};
+      values[k] = static_cast<Output>(
+          measure(box, measure.prepare(box), column, Prepared<T>{columns_[4][k], columns_[5][k]}));
+    }
+    for (int r = 0; r < kRows; ++r) {
+      std::memcpy(out + r * step, values + r * kWidth, kWidth * sizeof(Output));
+    }
+  }
+
+  alignas(64) T columns_[6][kN];
+};
+
+// Rows from `begin` on, while there are enough, of `whole` columns in whole vectors and no more
+// than kWidth others. Returns the first row that is left.
+template <int kWidth, class Measure, class T, class Stored, class Output>
+int64_t fill_groups(const Measure& measure, const Stored* rows, int64_t begin, int64_t end,
+                    const BoxColumns<T>& columns, int64_t whole, Output* out) {
+  using Ends = RowEnds<kWidth, T>;
+  const Ends ends(columns, whole);
+  const int64_t count = columns.count();
+  const int64_t last = end * count - (Ends::kRows - 1) * count - whole - kWidth;
+  int64_t i = begin;
+  for (; i + kLanes<T> / 4 <= end && i * count <= last; i += Ends::kRows) {
+    ends.fill(measure, rows + 4 * i, out + i * count + whole, count);
+    if (whole == 0) continue;
+    for (int64_t r = i; r < i + Ends::kRows; ++r) {
+      const Box<T> a = load_box<T>(rows + 4 * r);
+      const Prepared<T> of_a = measure.prepare(a);
+      for (int64_t j = 0; j < whole; j += kLanes<T>) {
+        fill_lanes<kLanes<T>>(measure, a, of_a, columns, j, out + r * count + j);
+      }
+    }
+  }
+  return i;
+}
+#endif
 
 // Rows [begin, end) of one result [N, M]; rows: [N, 4]. A row's last vector runs into the next row,
 // which is written after it, so that short rows are no slower than long ones; at the end of the
@@ -29,23 +105,39 @@ inline void fill_rest(const Measure& measure, const Box<T>& a, const Prepared<T>
 template <class Measure, class T, class Stored, class Output>
 void fill_rows(const Measure& measure, const Stored* rows, int64_t begin, int64_t end,
                const BoxColumns<T>& columns, Output* out) {
-  constexpr int kLanes = RCNN_VECTOR_BYTES / sizeof(T);
+  constexpr int kN = kLanes<T>;
   const int64_t count = columns.count();
-  const int64_t whole = count / kLanes * kLanes;
+  const int64_t whole = count / kN * kN;
+#if defined(RCNN_HAS_SHUFFLEVECTOR)
+  // An angle costs more than is gained.
+  if constexpr (!std::is_integral_v<Stored> && !std::is_same_v<Measure, CompleteIou>) {
+    const int64_t rest = count - whole;
+    if constexpr (kN >= 8) {
+      if (rest > 0 && rest <= 4) {
+        begin = fill_groups<4>(measure, rows, begin, end, columns, whole, out);
+      }
+    }
+    if constexpr (kN >= 16) {
+      if (rest > 4 && rest <= 8) {
+        begin = fill_groups<8>(measure, rows, begin, end, columns, whole, out);
+      }
+    }
+  }
+#endif
   const Output* const out_end = out + end * count;
   for (int64_t i = begin; i < end; ++i) {
     const Box<T> a = load_box<T>(rows + 4 * i);
     const Prepared<T> of_a = measure.prepare(a);
     Output* const row = out + i * count;
-    for (int64_t j = 0; j < whole; j += kLanes) {
-      fill_lanes<kLanes>(measure, a, of_a, columns, j, row + j);
+    for (int64_t j = 0; j < whole; j += kN) {
+      fill_lanes<kN>(measure, a, of_a, columns, j, row + j);
     }
     if (whole == count) continue;
-    if (row + whole + kLanes <= out_end) {
-      fill_rest<kLanes>(measure, a, of_a, columns, whole, count - whole, row + whole);
+    if (row + whole + kN <= out_end) {
+      fill_rest<kN>(measure, a, of_a, columns, whole, count - whole, row + whole);
     } else {
-      Output rest[kLanes];
-      fill_lanes<kLanes>(measure, a, of_a, columns, whole, rest);
+      Output rest[kN];
+      fill_lanes<kN>(measure, a, of_a, columns, whole, rest);
       for (int64_t k = whole; k < count; ++k) row[k] = rest[k - whole];
     }
   }

@@ -233,3 +233,16 @@ def test_half_types_compute_in_float32(backend: Backend, dtype: torch.dtype) -> 
     a = torch.tensor([[0, 0, 1000, 1000]], dtype=dtype, device=backend.device)
     b = torch.tensor([[0, 0, 1000, 2000]], dtype=dtype, device=backend.device)
     assert ops.box_iou(a, b).item() == 0.5
+
+
+# Vectors hold the ends of several rows where those are short, and run into the rows below.
+@pytest.mark.parametrize("dtype", WIDE, ids=str)
+@measures
+def test_every_width_of_a_result(backend: Backend, name: str, dtype: torch.dtype) -> None:
+    boxes1 = make_boxes(2 * 19, seed=4).to(backend.device, dtype).view(2, 19, 4)
+    boxes2 = make_boxes(2 * 35, seed=5).to(backend.device, dtype).view(2, 35, 4)
+    whole = getattr(ops, name)(boxes1, boxes2)
+    for rows in (1, 2, 3, 5, 8, 19):
+        for columns in range(1, 36):
+            part = getattr(ops, name)(boxes1[:, :rows], boxes2[:, :columns])
+            assert torch.equal(part, whole[:, :rows, :columns]), (rows, columns)
