@@ -148,8 +148,8 @@ def copy_bandwidth(device: torch.device, size: int = 1 << 30) -> float | None:
 def time_interleaved(rivals: Sequence[Rival], clock: Clock, rules: Rules) -> dict[str, Timing]:
     """Time rivals in turns, so that what changes on the machine meanwhile meets all of them.
 
-    Each turn starts with another rival: none of them always finds the caches as one certain other
-    left them.
+    Turns start with each rival in turn, and go both ways round: each rival follows each other
+    equally often, so that none finds the caches as one certain other left them.
 
     Args:
         rivals: what to time; each was called before, so that nothing is loaded or compiled now.
@@ -172,12 +172,18 @@ def time_interleaved(rivals: Sequence[Rival], clock: Clock, rules: Rules) -> dic
         turn_time = sum(estimates[rival.name] * counts[rival.name] for rival in in_turns)
         turns = int(rules.budget / turn_time) if turn_time else 0
         for turn in range(min(max(turns, MIN_RUNS), rules.max_runs)):
-            first = turn % max(1, len(in_turns))
-            for rival in (*in_turns[first:], *in_turns[:first]):
+            for rival in _in_turn(in_turns, turn):
                 count = counts[rival.name]
                 with rival.context():
                     runs[rival.name].append(clock.measure(rival.calls, count) / count)
     return {name: Timing(tuple(seconds), counts[name]) for name, seconds in runs.items()}
+
+
+def _in_turn(rivals: Sequence[Rival], turn: int) -> list[Rival]:
+    """Give the order of a turn: one start after the other, forwards and then backwards."""
+    first = turn // 2 % max(1, len(rivals))
+    order = [*rivals[first:], *rivals[:first]]
+    return order if turn % 2 == 0 else order[::-1]
 
 
 def _is_too_slow(rival: Rival, seconds: float, rules: Rules) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -37,8 +39,21 @@ def test_rivals_take_turns_and_each_comes_first() -> None:
     rules = Rules(window=0.1, budget=1, max_runs=6)
     timings = time_interleaved([_rival("a", 0.1), _rival("b", 0.1)], clock, rules)
     timed = [name for name, _ in clock.runs[4:]]  # after the warm-up of both
-    assert timed == ["a", "b", "b", "a", "a", "b", "b", "a", "a", "b"]
+    assert timed == ["a", "b", "b", "a", "b", "a", "a", "b", "a", "b"]
     assert len(timings["a"].seconds) == len(timings["b"].seconds) == 5
+
+
+def test_each_rival_follows_each_other_equally_often() -> None:
+    clock = FakeClock()
+    names = ["a", "b", "c"]
+    time_interleaved(
+        [_rival(name, 0.1) for name in names], clock, Rules(window=0.1, budget=2, max_runs=6)
+    )
+    timed = [name for name, _ in clock.runs[-18:]]
+    pairs = Counter(
+        pair for turn in range(6) for pair in itertools.pairwise(timed[3 * turn : 3 * turn + 3])
+    )
+    assert pairs == dict.fromkeys(itertools.permutations(names, 2), 2)
 
 
 def test_short_calls_are_repeated_within_a_run() -> None:
