@@ -30,6 +30,10 @@ struct PackOf {
       for (int i = 0; i < N; ++i) a.lane[i] += b.lane[i];
       return a;
     }
+    friend type operator-(type a) {
+      for (int i = 0; i < N; ++i) a.lane[i] = -a.lane[i];
+      return a;
+    }
     type& operator+=(const type& b) { return *this = *this + b; }
   };
 };

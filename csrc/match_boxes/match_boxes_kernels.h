@@ -8,6 +8,7 @@ struct alignas(64) Block {
   T x1[kBlock], y1[kBlock], x2[kBlock], y2[kBlock], area[kBlock];
   Iou best[kBlock];
   int32_t index[kBlock];
+  bool overlapped;  // unless all IoUs are 0
   bool regular;
   Box<T> bounds;  // of regular boxes
 };
@@ -169,8 +170,10 @@ inline uint32_t bits_of(const int32_t (&flags)[kGtBlock]) {
   const __m512i all = _mm512_loadu_si512(flags);
   return _mm512_test_epi32_mask(all, all);
 #elif RCNN_ISA == 1
-  const __m256 lower = _mm256_castsi256_ps(_mm256_loadu_si256((const __m256i*)flags));
-  const __m256 upper = _mm256_castsi256_ps(_mm256_loadu_si256((const __m256i*)(flags + 8)));
+  const __m256 lower =
+      _mm256_castsi256_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(flags)));
+  const __m256 upper =
+      _mm256_castsi256_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(flags + 8)));
   return _mm256_movemask_ps(lower) | _mm256_movemask_ps(upper) << 8;
 #else
   uint32_t bits = 0;
@@ -209,15 +212,23 @@ inline int32_t find_near(const GroundTruth<T>& gts, const Box<T>& bounds,
   return count;
 }
 
+// All boxes with ground truth 0 and IoU `best`.
+template <class T, class Iou>
+inline void start(Block<T, Iou>& block, Iou best) {
+  constexpr int kN = kLanes<Iou>;
+  for (int k = 0; k < kBlock; k += kN) {
+    store<kN, Iou>(block.best + k, splat<kN>(best));
+    std::fill_n(block.index + k, kN, 0);
+  }
+}
+
 // Regular boxes and ground truth.
 template <bool kLowQuality, class T, class Iou>
 inline void match_regular(const GroundTruth<T>& gts, int64_t number, Block<T, Iou>& block,
                           Peaks<Iou>& of_gts, std::vector<int32_t>& near) {
-  for (int k = 0; k < kBlock; ++k) {
-    block.best[k] = 0;
-    block.index[k] = 0;
-  }
+  start(block, Iou(0));
   const int32_t count = find_near(gts, block.bounds, near);
+  block.overlapped = count > 0;
   for (int32_t n = 0; n < count; ++n) {
     const int32_t g = near[n];
     // An IoU of 0 claims no box here: Peaks::zero does.
@@ -231,10 +242,8 @@ inline void match_regular(const GroundTruth<T>& gts, int64_t number, Block<T, Io
 template <bool kLowQuality, class T, class Iou>
 inline void match_irregular(const GroundTruth<T>& gts, int64_t number, Block<T, Iou>& block,
                             Peaks<Iou>& of_gts) {
-  for (int k = 0; k < kBlock; ++k) {
-    block.best[k] = -kInfinity<Iou>;
-    block.index[k] = 0;
-  }
+  start(block, -kInfinity<Iou>);
+  block.overlapped = true;
   for (int32_t g = 0; g < gts.count; ++g) {
     const Iou bar = kLowQuality ? of_gts.best[g] : kInfinity<Iou>;
     const Iou peak = compete<false>(gts.boxes[g], gts.areas[g], g, block, bar);
@@ -274,6 +283,11 @@ void match_blocks(const MatchTask<Stored>& task, const ImageWork<Stored>& work, 
     if (kLowQuality && regular) of_gts.any_regular = true;
     int64_t* __restrict matches = task.matches + image.first_result + first;
     Iou* __restrict best = task.best + image.first_result + first;
+    if (!block.overlapped) {
+      std::fill_n(matches, count, task.thresholds(Iou(0), 0));
+      std::fill_n(best, count, Iou(0));
+      continue;
+    }
     for (int k = 0; k < count; ++k) {
       best[k] = block.best[k];
       matches[k] = task.thresholds(block.best[k], block.index[k]);
