@@ -21,9 +21,13 @@ HERE = Path(__file__).parent
 
 # More schedules would touch the same addresses.
 @pytest.mark.parametrize(
-    ("name", "selection"), [("test_emulator.py", ""), ("test_kernels.py", "not schedule")]
+    ("names", "selection"),
+    [
+        (["test_emulator.py", "test_emulator_errors.py"], ""),
+        (["test_kernels.py"], "not schedule"),
+    ],
 )
-def test_passes_under_address_sanitizer(name: str, selection: str) -> None:
+def test_passes_under_address_sanitizer(names: list[str], selection: str) -> None:
     environment = {**address_sanitizer_environment(), SANITIZE: "1"}
     command = [
         sys.executable,
@@ -37,7 +41,7 @@ def test_passes_under_address_sanitizer(name: str, selection: str) -> None:
         selection,
     ]
     done = subprocess.run(
-        [*command, str(HERE / name)],
+        [*command, *(str(HERE / name) for name in names)],
         env=environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     summary = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
