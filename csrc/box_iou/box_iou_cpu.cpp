@@ -39,15 +39,13 @@ class BoxColumns {
   }
   int64_t count() const { return count_; }
 
-  // Readable for kSumLanes boxes behind the last, for a vector that is not full.
+  // x1, y1, x2, y2, then what a measure has prepared: area and angle. Readable for kSumLanes boxes
+  // behind the last, for a vector that is not full.
+  RCNN_HOST_DEVICE const T* column(int64_t c) const { return columns_.data() + c * stride_; }
   RCNN_HOST_DEVICE Box<T> box(int64_t j) const {
-    const T* const at = columns_.data() + j;
-    return {at[0], at[stride_], at[2 * stride_], at[3 * stride_]};
+    return {column(0)[j], column(1)[j], column(2)[j], column(3)[j]};
   }
-  RCNN_HOST_DEVICE Prepared<T> prepared(int64_t j) const {
-    const T* const at = columns_.data() + j;
-    return {at[4 * stride_], at[5 * stride_]};
-  }
+  RCNN_HOST_DEVICE Prepared<T> prepared(int64_t j) const { return {column(4)[j], column(5)[j]}; }
 
  private:
   int64_t count_, stride_;

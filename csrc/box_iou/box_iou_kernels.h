@@ -11,6 +11,14 @@ inline void fill_lanes(const Measure& measure, const Box<T>& a, const Prepared<T
   }
 }
 
+// The first `whole` columns of a row, a multiple of the widest register's.
+template <class Measure, class T, class Output>
+inline void fill_whole(const Measure& measure, const Box<T>& a, const Prepared<T>& of_a,
+                       const BoxColumns<T>& columns, int64_t whole, Output* __restrict out) {
+  constexpr int kN = kLanes<T>;
+  for (int64_t j = 0; j < whole; j += kN) fill_lanes<kN>(measure, a, of_a, columns, j, out + j);
+}
+
 // The last `count` columns of a row, fewer than kCount, in the narrowest vector that holds them.
 // Up to kCount - 1 numbers behind the row are overwritten.
 template <int kCount, class Measure, class T, class Output>
@@ -34,10 +42,7 @@ class RowEnds {
 
   RowEnds(const BoxColumns<T>& columns, int64_t first) {
     for (int k = 0; k < kN; ++k) {
-      const Box<T> box = columns.box(first + k % kWidth);
-      const Prepared<T> prepared = columns.prepared(first + k % kWidth);
-      const T values[6] = {box.x1, box.y1, box.x2, box.y2, prepared.area, prepared.angle};
-      for (int c = 0; c < 6; ++c) columns_[c][k] = values[c];
+      for (int c = 0; c < 6; ++c) columns_[c][k] = columns.column(c)[first + k % kWidth];
     }
   }
 
@@ -89,10 +94,7 @@ int64_t fill_groups(const Measure& measure, const Stored* rows, int64_t begin, i
     if (whole == 0) continue;
     for (int64_t r = i; r < i + Ends::kRows; ++r) {
       const Box<T> a = load_box<T>(rows + 4 * r);
-      const Prepared<T> of_a = measure.prepare(a);
-      for (int64_t j = 0; j < whole; j += kLanes<T>) {
-        fill_lanes<kLanes<T>>(measure, a, of_a, columns, j, out + r * count + j);
-      }
+      fill_whole(measure, a, measure.prepare(a), columns, whole, out + r * count);
     }
   }
   return i;
@@ -110,7 +112,7 @@ void fill_rows(const Measure& measure, const Stored* rows, int64_t begin, int64_
   const int64_t whole = count / kN * kN;
 #if defined(RCNN_HAS_SHUFFLEVECTOR)
   // An angle costs more than is gained.
-  if constexpr (!std::is_integral_v<Stored> && !std::is_same_v<Measure, CompleteIou>) {
+  if constexpr (!!std::is_same_v<Measure, CompleteIou>) {
     const int64_t rest = count - whole;
     if constexpr (kN >= 8) {
       if (rest > 0 && rest <= 4) {
@@ -129,9 +131,7 @@ void fill_rows(const Measure& measure, const Stored* rows, int64_t begin, int64_
     const Box<T> a = load_box<T>(rows + 4 * i);
     const Prepared<T> of_a = measure.prepare(a);
     Output* const row = out + i * count;
-    for (int64_t j = 0; j < whole; j += kN) {
-      fill_lanes<kN>(measure, a, of_a, columns, j, row + j);
-    }
+    fill_whole(measure, a, of_a, columns, whole, row);
     if (whole == count) continue;
     if (row + whole + kN <= out_end) {
       fill_rest<kN>(measure, a, of_a, columns, whole, count - whole, row + whole);

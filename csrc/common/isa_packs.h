@@ -30,6 +30,14 @@ struct PackOf {
       for (int i = 0; i < N; ++i) a.lane[i] += b.lane[i];
       return a;
     }
+    friend type operator-(type a, const type& b) {
+      for (int i = 0; i < N; ++i) a.lane[i] -= b.lane[i];
+      return a;
+    }
+    friend type operator/(type a, const type& b) {
+      for (int i = 0; i < N; ++i) a.lane[i] /= b.lane[i];
+      return a;
+    }
     friend type operator-(type a) {
       for (int i = 0; i < N; ++i) a.lane[i] = -a.lane[i];
       return a;
@@ -162,6 +170,10 @@ RCNN_HOST_DEVICE void store(Stored* to, const Pack<T, N>& pack) {
 // wait for the comparison.
 template <int N, class T>
 RCNN_HOST_DEVICE Pack<T, N> greater_of(const Pack<T, N>& a, const Pack<T, N>& b) {
+#if RCNN_HAS_X86_ISAS
+  if constexpr (sizeof(a) == 16 && sizeof(T) == 4) return (Pack<T, N>)_mm_max_ps(a, b);
+  if constexpr (sizeof(a) == 16 && sizeof(T) == 8) return (Pack<T, N>)_mm_max_pd(a, b);
+#endif
 #if RCNN_ISA >= 1
   if constexpr (sizeof(a) == 32 && sizeof(T) == 4) return (Pack<T, N>)_mm256_max_ps(a, b);
   if constexpr (sizeof(a) == 32 && sizeof(T) == 8) return (Pack<T, N>)_mm256_max_pd(a, b);
@@ -177,6 +189,62 @@ RCNN_HOST_DEVICE Pack<T, N> greater_of(const Pack<T, N>& a, const Pack<T, N>& b)
   for (int i = 0; i < N; ++i) greater[i] = a[i] > b[i] ? a[i] : b[i];
   return greater;
 #endif
+}
+
+// Of each pair the first number where it is smaller, else the second, in the same way.
+template <int N, class T>
+RCNN_HOST_DEVICE Pack<T, N> smaller_of(const Pack<T, N>& a, const Pack<T, N>& b) {
+#if RCNN_HAS_X86_ISAS
+  if constexpr (sizeof(a) == 16 && sizeof(T) == 4) return (Pack<T, N>)_mm_min_ps(a, b);
+  if constexpr (sizeof(a) == 16 && sizeof(T) == 8) return (Pack<T, N>)_mm_min_pd(a, b);
+#endif
+#if RCNN_ISA >= 1
+  if constexpr (sizeof(a) == 32 && sizeof(T) == 4) return (Pack<T, N>)_mm256_min_ps(a, b);
+  if constexpr (sizeof(a) == 32 && sizeof(T) == 8) return (Pack<T, N>)_mm256_min_pd(a, b);
+#endif
+#if RCNN_ISA >= 2
+  if constexpr (sizeof(a) == 64 && sizeof(T) == 4) return (Pack<T, N>)_mm512_min_ps(a, b);
+  if constexpr (sizeof(a) == 64 && sizeof(T) == 8) return (Pack<T, N>)_mm512_min_pd(a, b);
+#endif
+#if defined(__GNUC__)
+  return a < b ? a : b;
+#else
+  Pack<T, N> smaller = b;
+  for (int i = 0; i < N; ++i) smaller[i] = a[i] < b[i] ? a[i] : b[i];
+  return smaller;
+#endif
+}
+
+// greater_of() and smaller_of() of numbers `b` without a sign bit. The bits of such numbers are in
+// their own order as integers too, and whatever has a sign bit, NaN as well, is below: processors
+// have more units for these than for comparing numbers.
+template <int N, class T>
+RCNN_HOST_DEVICE Pack<T, N> greater_of_bits(const Pack<T, N>& a, const Pack<T, N>& b) {
+#if RCNN_ISA >= 1
+  if constexpr (sizeof(a) == 32 && sizeof(T) == 4) {
+    return (Pack<T, N>)_mm256_max_epi32((__m256i)a, (__m256i)b);
+  }
+#endif
+#if RCNN_ISA >= 2
+  if constexpr (sizeof(a) == 64 && sizeof(T) == 4) {
+    return (Pack<T, N>)_mm512_max_epi32((__m512i)a, (__m512i)b);
+  }
+#endif
+  return greater_of<N, T>(a, b);
+}
+template <int N, class T>
+RCNN_HOST_DEVICE Pack<T, N> smaller_of_bits(const Pack<T, N>& a, const Pack<T, N>& b) {
+#if RCNN_ISA >= 1
+  if constexpr (sizeof(a) == 32 && sizeof(T) == 4) {
+    return (Pack<T, N>)_mm256_min_epi32((__m256i)a, (__m256i)b);
+  }
+#endif
+#if RCNN_ISA >= 2
+  if constexpr (sizeof(a) == 64 && sizeof(T) == 4) {
+    return (Pack<T, N>)_mm512_min_epi32((__m512i)a, (__m512i)b);
+  }
+#endif
+  return smaller_of<N, T>(a, b);
 }
 
 // Its first `count` numbers.

@@ -1,11 +1,13 @@
 // Matching of boxes to ground truth on the CPU. Contract: rcnn_ext/ops/match_boxes.py.
 //
-// One pass over blocks of boxes keeps the best ground truth of each box and the best IoU of each
-// ground truth, and notes the blocks that may hold the latter. Only those are matched again, for
-// low-quality matches. No N x M matrix: memory is O(N + M).
+// One pass over blocks of boxes keeps the best IoU of each box and of each ground truth, and notes
+// the blocks that may hold the latter: those are gone through again for low-quality matches. Which
+// ground truth a box has its best IoU with is looked for afterwards, where a match needs to know.
+// No N x M matrix: memory is O(N + M).
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <mutex>
@@ -34,39 +36,38 @@ constexpr Iou kInfinity = std::numeric_limits<Iou>::infinity();
 // overlap of two of those is no larger than either area, so that their union is positive and their
 // IoU a number of at least 0, and exactly 0 where they do not overlap.
 template <class T>
-RCNN_HOST_DEVICE bool is_regular(const Box<T>& box, T area) {
+RCNN_HOST_DEVICE bool is_regular(T width, T height, T area) {
   constexpr T kLargest = std::numeric_limits<T>::max() / 4;
   constexpr T kSmallest = std::numeric_limits<T>::min() / std::numeric_limits<T>::epsilon();
-  return (box.x2 > box.x1) & (box.y2 > box.y1) & (area >= kSmallest) & (area <= kLargest);
+  return (width > 0) & (height > 0) & (area >= kSmallest) & (area <= kLargest);
 }
 
+// Column by column, in whole blocks: the last one repeats the last box.
 template <class T>
 struct GroundTruth {
-  std::vector<Box<T>> boxes;
-  std::vector<T> areas;
-  // Column by column, in whole blocks, with a box at the end that is nowhere.
-  std::vector<T> x1, y1, x2, y2;
+  std::vector<T> x1, y1, x2, y2, area;
+  std::vector<uint8_t> has_sign;  // whether a coordinate has a sign bit
   int32_t count;
   bool regular = true;
 
+  // coordinates: [count, 4], at least one box
   template <class Stored>
   GroundTruth(const Stored* coordinates, int64_t count) : count(static_cast<int32_t>(count)) {
-    for (int64_t g = 0; g < count; ++g) {
-      boxes.push_back(load_box<T>(coordinates + 4 * g));
-      areas.push_back(area(boxes.back()));
-      regular = regular && is_regular(boxes.back(), areas.back());
-    }
     const int64_t room = (count + kGtBlock - 1) / kGtBlock * kGtBlock;
-    for (std::vector<T>* column : {&x1, &y1, &x2, &y2}) column->assign(room, T(0));
     for (int64_t g = 0; g < room; ++g) {
-      constexpr T kFar = std::numeric_limits<T>::max();
-      const Box<T> box = g < count ? boxes[g] : Box<T>{kFar, kFar, -kFar, -kFar};
-      x1[g] = box.x1;
-      y1[g] = box.y1;
-      x2[g] = box.x2;
-      y2[g] = box.y2;
+      const Box<T> box = load_box<T>(coordinates + 4 * std::min(g, count - 1));
+      x1.push_back(box.x1);
+      y1.push_back(box.y1);
+      x2.push_back(box.x2);
+      y2.push_back(box.y2);
+      area.push_back(rcnn_ext::area(box));
+      has_sign.push_back(std::signbit(box.x1) | std::signbit(box.y1) | std::signbit(box.x2) |
+                         std::signbit(box.y2));
+      regular = regular && is_regular(box.x2 - box.x1, box.y2 - box.y1, area.back());
     }
   }
+
+  RCNN_HOST_DEVICE Box<T> box(int64_t g) const { return {x1[g], y1[g], x2[g], y2[g]}; }
 };
 
 // A block of an image, which holds a box that a ground truth overlaps best.
@@ -231,7 +232,7 @@ void match_images_with_low_quality(const MatchTask<Stored>& task,
     work.peaks.merge(peaks);
   });
   for (ImageWork<Stored>& work : works) work.peaks.finish();
-  for_blocks(works, [&](ImageWork<Stored>& work, int64_t begin, int64_t end) {
+  for_blocks(works, [&](const ImageWork<Stored>& work, int64_t begin, int64_t end) {
     RCNN_ON_THIS_CPU(claim_blocks(task, work, begin, end));
   });
 }

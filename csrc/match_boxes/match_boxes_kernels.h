@@ -2,15 +2,17 @@
 
 #include "../common/isa_packs.h"
 
-// The boxes of a block column by column, with what is known of them so far.
+// The boxes of a block column by column, and the best IoU of each so far.
 template <class T, class Iou>
 struct alignas(64) Block {
   T x1[kBlock], y1[kBlock], x2[kBlock], y2[kBlock], area[kBlock];
   Iou best[kBlock];
-  int32_t index[kBlock];
+  int count;        // of boxes; the rest repeats the last one, which adds nothing new to maxima
   bool overlapped;  // unless all IoUs are 0
   bool regular;
   Box<T> bounds;  // of regular boxes
+
+  RCNN_HOST_DEVICE Box<T> box(int k) const { return {x1[k], y1[k], x2[k], y2[k]}; }
 };
 
 // choose() of all lanes, in no particular order, by halves.
@@ -24,7 +26,7 @@ inline T fold(T* lanes, const Choose& choose) {
   }
 }
 
-// The greatest of the lanes, which are numbers.
+// The greatest and the smallest of the lanes, which are numbers.
 template <int N, class T>
 RCNN_HOST_DEVICE T greatest_of(const Pack<T, N>& pack) {
   if constexpr (N == 2) {
@@ -36,63 +38,54 @@ RCNN_HOST_DEVICE T greatest_of(const Pack<T, N>& pack) {
   }
 }
 
-// The bounds of the boxes of a block, all regular.
-template <class T, class Iou>
-inline Box<T> bounds_of(const Block<T, Iou>& block) {
-  constexpr int kN = kLanes<T>;
-  Pack<T, kN> ends[4];
-  for (int first = 0; first < kBlock; first += kN) {
-    const Pack<T, kN> sides[] = {-load<T, kN>(block.x1 + first), -load<T, kN>(block.y1 + first),
-                                 load<T, kN>(block.x2 + first), load<T, kN>(block.y2 + first)};
-    for (int c = 0; c < 4; ++c) {
-      ends[c] = first == 0 ? sides[c] : greater_of<kN, T>(sides[c], ends[c]);
-    }
-  }
-  return {-greatest_of<kN, T>(ends[0]), -greatest_of<kN, T>(ends[1]), greatest_of<kN, T>(ends[2]),
-          greatest_of<kN, T>(ends[3])};
+template <int N, class T>
+RCNN_HOST_DEVICE T smallest_of(const Pack<T, N>& pack) {
+  return -greatest_of<N, T>(-pack);
 }
 
-// The coordinates of kLanes boxes column by column: x1, y1, x2, y2 [kLanes] each.
-// boxes: [kLanes, 4]
+// The columns x1, y1, x2, y2 of as many boxes as a pack has lanes. boxes: [lanes, 4]
 template <class T, class Stored, int... kLane>
-inline void load_columns(const Stored* boxes, T* x1, T* y1, T* x2, T* y2,
+inline void load_columns(const Stored* boxes, Pack<T, sizeof...(kLane)> (&columns)[4],
                          std::integer_sequence<int, kLane...>) {
+  constexpr int kN = sizeof...(kLane);
 #if defined(RCNN_HAS_SHUFFLEVECTOR)
-  if constexpr (!std::is_integral_v<Stored>) {
-    constexpr int kN = sizeof...(kLane);
-    Pack<T, kN> packs[4];
-    for (int p = 0; p < 4; ++p) packs[p] = load<T, kN>(boxes + p * kN);
-    // First corners and second ones, of half of the boxes each; then their coordinates.
-    const auto first_of = [](const Pack<T, kN>& a, const Pack<T, kN>& b) {
-      return __builtin_shufflevector(a, b, (kLane / 2 * 4 + kLane % 2)...);
-    };
-    const auto second_of = [](const Pack<T, kN>& a, const Pack<T, kN>& b) {
-      return __builtin_shufflevector(a, b, (kLane / 2 * 4 + kLane % 2 + 2)...);
-    };
-    const auto x_of = [](const Pack<T, kN>& a, const Pack<T, kN>& b) {
-      return __builtin_shufflevector(a, b, (2 * kLane)...);
-    };
-    const auto y_of = [](const Pack<T, kN>& a, const Pack<T, kN>& b) {
-      return __builtin_shufflevector(a, b, (2 * kLane + 1)...);
-    };
-    const Pack<T, kN> first[] = {first_of(packs[0], packs[1]), first_of(packs[2], packs[3])};
-    const Pack<T, kN> second[] = {second_of(packs[0], packs[1]), second_of(packs[2], packs[3])};
-    store<kN, T>(x1, x_of(first[0], first[1]));
-    store<kN, T>(y1, y_of(first[0], first[1]));
-    store<kN, T>(x2, x_of(second[0], second[1]));
-    store<kN, T>(y2, y_of(second[0], second[1]));
-    return;
+  using P = Pack<T, kN>;
+  P packs[4];
+  for (int p = 0; p < 4; ++p) packs[p] = load<T, kN>(boxes + p * kN);
+  // First corners and second ones, of half of the boxes each; then their coordinates.
+  const auto first_of = [](const P& a, const P& b) {
+    return __builtin_shufflevector(a, b, (kLane / 2 * 4 + kLane % 2)...);
+  };
+  const auto second_of = [](const P& a, const P& b) {
+    return __builtin_shufflevector(a, b, (kLane / 2 * 4 + kLane % 2 + 2)...);
+  };
+  const auto x_of = [](const P& a, const P& b) {
+    return __builtin_shufflevector(a, b, (2 * kLane)...);
+  };
+  const auto y_of = [](const P& a, const P& b) {
+    return __builtin_shufflevector(a, b, (2 * kLane + 1)...);
+  };
+  const P first[] = {first_of(packs[0], packs[1]), first_of(packs[2], packs[3])};
+  const P second[] = {second_of(packs[0], packs[1]), second_of(packs[2], packs[3])};
+  columns[0] = x_of(first[0], first[1]);
+  columns[1] = y_of(first[0], first[1]);
+  columns[2] = x_of(second[0], second[1]);
+  columns[3] = y_of(second[0], second[1]);
+#else
+  for (int c = 0; c < 4; ++c) {
+    const T column[kN] = {static_cast<T>(boxes[4 * kLane + c])...};
+    columns[c] = load<T, kN>(column);
   }
 #endif
-  ((x1[kLane] = static_cast<T>(boxes[4 * kLane]), y1[kLane] = static_cast<T>(boxes[4 * kLane + 1]),
-    x2[kLane] = static_cast<T>(boxes[4 * kLane + 2]),
-    y2[kLane] = static_cast<T>(boxes[4 * kLane + 3])),
-   ...);
 }
 
-// boxes: [count, 4]. The rest of the block repeats the last box, which adds nothing new to maxima.
+// Reads a block of an image. boxes: [P, 4], of all images
 template <class T, class Iou, class Stored>
-inline void load_block(const Stored* boxes, int64_t count, Block<T, Iou>& block) {
+inline void load_block(const Stored* boxes, const MatchImage& image, int64_t number,
+                       Block<T, Iou>& block) {
+  const int64_t first = number * kBlock;
+  const int64_t count = std::min<int64_t>(kBlock, image.box_count - first);
+  boxes += 4 * (image.first_box + first);
   Stored repeated[4 * kBlock];
   if (count < kBlock) {
     std::copy_n(boxes, 4 * count, repeated);
@@ -102,60 +95,110 @@ inline void load_block(const Stored* boxes, int64_t count, Block<T, Iou>& block)
     boxes = repeated;
   }
   constexpr int kN = kLanes<T>;
+  using P = Pack<T, kN>;
+  constexpr T kMost = std::numeric_limits<T>::max();
+  const P most = splat<kN>(kMost), least = splat<kN>(-kMost);
+  P x1 = most, y1 = most, x2 = least, y2 = least;  // bounds
+  P width = most, height = most, low_area = most, high_area = least;
+  P zeros = {};  // or NaN
   for (int k = 0; k < kBlock; k += kN) {
-    load_columns<T>(boxes + 4 * k, block.x1 + k, block.y1 + k, block.x2 + k, block.y2 + k,
-                    std::make_integer_sequence<int, kN>());
+    P columns[4];
+    load_columns<T>(boxes + 4 * k, columns, std::make_integer_sequence<int, kN>());
+    store<kN, T>(block.x1 + k, columns[0]);
+    store<kN, T>(block.y1 + k, columns[1]);
+    store<kN, T>(block.x2 + k, columns[2]);
+    store<kN, T>(block.y2 + k, columns[3]);
+    const P widths = columns[2] - columns[0];
+    const P heights = columns[3] - columns[1];
+    const P areas = widths * heights;
+    store<kN, T>(block.area + k, areas);
+    x1 = smaller_of<kN, T>(columns[0], x1);
+    y1 = smaller_of<kN, T>(columns[1], y1);
+    x2 = greater_of<kN, T>(columns[2], x2);
+    y2 = greater_of<kN, T>(columns[3], y2);
+    width = smaller_of<kN, T>(widths, width);
+    height = smaller_of<kN, T>(heights, height);
+    low_area = smaller_of<kN, T>(areas, low_area);
+    high_area = greater_of<kN, T>(areas, high_area);
+    zeros += areas - areas;
   }
-  int irregular = 0;
-  for (int k = 0; k < kBlock; ++k) {
-    const Box<T> box{block.x1[k], block.y1[k], block.x2[k], block.y2[k]};
-    block.area[k] = area(box);
-    irregular += is_regular(box, block.area[k]) ? 0 : 1;
-  }
-  block.regular = irregular == 0;
-  if (block.regular) block.bounds = bounds_of(block);
+  block.count = static_cast<int>(count);
+  block.regular = all_zero<kN, T>(zeros);
+  const T least_width = smallest_of<kN, T>(width), least_height = smallest_of<kN, T>(height);
+  block.regular = block.regular &&
+                  is_regular(least_width, least_height, smallest_of<kN, T>(low_area)) &&
+                  is_regular(least_width, least_height, greatest_of<kN, T>(high_area));
+  block.bounds = {smallest_of<kN, T>(x1), smallest_of<kN, T>(y1), greatest_of<kN, T>(x2),
+                  greatest_of<kN, T>(y2)};
 }
 
-// Whether a lane is at least `bar`, or either is NaN.
-template <class Iou>
-inline bool reaches(const Iou* peaks, Iou bar) {
-#if RCNN_ISA > 0
+// Whether one of kCount numbers is at least `bar`, or NaN, or `bar` is.
+template <int kCount, class Iou>
+inline bool reaches(const Iou* numbers, Iou bar) {
   // Written out since compilers go from a vector of comparisons to one bit in many steps.
-  if constexpr (std::is_same_v<Iou, float>) {
-#if RCNN_ISA == 2
-    return _mm512_cmp_ps_mask(_mm512_loadu_ps(peaks), _mm512_set1_ps(bar), _CMP_NLT_UQ) != 0;
-#else
+#if RCNN_ISA >= 1
+  if constexpr (std::is_same_v<Iou, float> && kCount == 8) {
     return _mm256_movemask_ps(
-               _mm256_cmp_ps(_mm256_loadu_ps(peaks), _mm256_set1_ps(bar), _CMP_NLT_UQ)) != 0;
+               _mm256_cmp_ps(_mm256_loadu_ps(numbers), _mm256_set1_ps(bar), _CMP_NLT_UQ)) != 0;
+  }
 #endif
+#if RCNN_ISA >= 2
+  if constexpr (std::is_same_v<Iou, float> && kCount == 16) {
+    return _mm512_cmp_ps_mask(_mm512_loadu_ps(numbers), _mm512_set1_ps(bar), _CMP_NLT_UQ) != 0;
   }
 #endif
   bool reached = false;
-  for (int k = 0; k < kLanes<Iou>; ++k) reached |= !(peaks[k] < bar);
+  for (int k = 0; k < kCount; ++k) reached |= !(numbers[k] < bar);
   return reached;
 }
 
-// Lets a ground truth compete for the boxes of a block; returns its best IoU there, or -infinity if
-// that is below `bar`. With kRegular every IoU is a number of at least 0.
-template <bool kRegular, class T, class Iou>
-inline Iou compete(const Box<T>& gt, T gt_area, int32_t index, Block<T, Iou>& block, Iou bar) {
-  const auto better = [](Iou a, Iou b) { return kRegular ? larger(a, b) : beats(a, b) ? a : b; };
+// Raises the best IoUs of the boxes of a block to those with a ground truth; returns the best of
+// these, or -infinity if that is below `bar`. Boxes and ground truth are regular, the latter's
+// coordinates without a sign bit if kUnsigned. An IoU of no more than 0 counts as 0.
+template <bool kUnsigned, class T, class Iou>
+inline Iou compete_regular(const Box<T>& gt, T gt_area, Block<T, Iou>& block, Iou bar) {
+  constexpr int kN = kLanes<T>;
+  using P = Pack<T, kN>;
+  const auto later = [](const P& a, const P& b) {
+    return kUnsigned ? greater_of_bits<kN, T>(a, b) : greater_of<kN, T>(a, b);
+  };
+  const auto earlier = [](const P& a, const P& b) {
+    return kUnsigned ? smaller_of_bits<kN, T>(a, b) : smaller_of<kN, T>(a, b);
+  };
+  const P x1 = splat<kN>(gt.x1), y1 = splat<kN>(gt.y1);
+  const P x2 = splat<kN>(gt.x2), y2 = splat<kN>(gt.y2), of_gt = splat<kN>(gt_area);
+  P peak = {};
+  for (int k = 0; k < kBlock; k += kN) {
+    const P between = earlier(load<T, kN>(block.x2 + k), x2) - later(load<T, kN>(block.x1 + k), x1);
+    const P width = greater_of_bits<kN, T>(between, P{});
+    // Below 0 if they do not overlap, and so the IoU: one of the two at least 0 is enough.
+    const P height = earlier(load<T, kN>(block.y2 + k), y2) - later(load<T, kN>(block.y1 + k), y1);
+    const P intersection = width * height;
+    const P iou = intersection / (of_gt + load<T, kN>(block.area + k) - intersection);
+    store<kN, T>(block.best + k, greater_of_bits<kN, T>(iou, load<T, kN>(block.best + k)));
+    peak = greater_of_bits<kN, T>(iou, peak);
+  }
+  Iou peaks[kN];
+  store<kN, T>(peaks, peak);
+  if (!reaches<kN>(peaks, bar)) return -kInfinity<Iou>;
+  return static_cast<Iou>(greatest_of<kN, T>(peak));
+}
+
+// The same for boxes and ground truth of any kind: the IoU is what torchvision makes of them.
+template <class T, class Iou>
+inline Iou compete_irregular(const Box<T>& gt, T gt_area, Block<T, Iou>& block, Iou bar) {
+  const auto better = [](Iou a, Iou b) { return beats(a, b) ? a : b; };
   Iou peaks[kLanes<Iou>];
-  for (int k = 0; k < kLanes<Iou>; ++k) peaks[k] = kRegular ? Iou(0) : -kInfinity<Iou>;
+  for (int k = 0; k < kLanes<Iou>; ++k) peaks[k] = -kInfinity<Iou>;
   for (int first = 0; first < kBlock; first += kLanes<Iou>) {
     for (int k = 0; k < kLanes<Iou>; ++k) {
       const int i = first + k;
-      const Box<T> box{block.x1[i], block.y1[i], block.x2[i], block.y2[i]};
-      const Iou iou = static_cast<Iou>(iou_with_areas(gt, gt_area, box, block.area[i]));
-      const Iou best = block.best[i];
-      // All bits of `index` or none: what a compiler takes for a choice may become a branch.
-      const int32_t wins = -static_cast<int32_t>(kRegular ? iou > best : beats(iou, best));
-      block.best[i] = better(iou, best);
-      block.index[i] ^= (block.index[i] ^ index) & wins;
+      const Iou iou = static_cast<Iou>(iou_with_areas(gt, gt_area, block.box(i), block.area[i]));
+      block.best[i] = better(iou, block.best[i]);
       peaks[k] = better(iou, peaks[k]);
     }
   }
-  return reaches(peaks, bar) ? fold<kLanes<Iou>>(peaks, better) : -kInfinity<Iou>;
+  return reaches<kLanes<Iou>>(peaks, bar) ? fold<kLanes<Iou>>(peaks, better) : -kInfinity<Iou>;
 }
 
 // Whether a regular ground truth may overlap boxes within bounds; if not, their IoUs are 0.
@@ -192,34 +235,48 @@ inline int lowest_bit(uint32_t bits) {
 #endif
 }
 
+// The first ground truth with which a box has its best IoU. There is one, unless that is a
+// subnormal number which this thread, unlike the one that found it, flushes to 0.
+template <class T, class Iou>
+inline int32_t index_of(Iou best, const Box<T>& box, T box_area, const GroundTruth<T>& gts) {
+  for (int64_t first = 0; first < gts.count; first += kGtBlock) {
+    int32_t found[kGtBlock];
+    for (int k = 0; k < kGtBlock; ++k) {
+      const int64_t g = first + k;
+      const Iou iou = static_cast<Iou>(iou_with_areas(gts.box(g), gts.area[g], box, box_area));
+      found[k] = -static_cast<int32_t>((iou == best) | ((iou != iou) & (best != best)));
+    }
+    const uint32_t bits = bits_of(found);
+    if (bits != 0) return static_cast<int32_t>(first) + lowest_bit(bits);
+  }
+  return 0;
+}
+
 // Finds the regular ground truths that may overlap boxes within bounds. Returns their number.
 template <class T>
 inline int32_t find_near(const GroundTruth<T>& gts, const Box<T>& bounds,
                          std::vector<int32_t>& near) {
   int32_t count = 0;
-  for (int32_t first = 0; first < gts.count; first += kGtBlock) {
+  for (int64_t first = 0; first < gts.count; first += kGtBlock) {
     int32_t found[kGtBlock];
     for (int k = 0; k < kGtBlock; ++k) {
-      const int g = first + k;
-      found[k] =
-          -static_cast<int32_t>(touches({gts.x1[g], gts.y1[g], gts.x2[g], gts.y2[g]}, bounds));
+      found[k] = -static_cast<int32_t>(touches(gts.box(first + k), bounds));
     }
+    uint32_t bits = bits_of(found);
+    if (gts.count - first < kGtBlock) bits &= (1u << (gts.count - first)) - 1;
     // Mostly few.
-    for (uint32_t bits = bits_of(found); bits != 0; bits &= bits - 1) {
-      near[count++] = first + lowest_bit(bits);
+    for (; bits != 0; bits &= bits - 1) {
+      near[count++] = static_cast<int32_t>(first) + lowest_bit(bits);
     }
   }
   return count;
 }
 
-// All boxes with ground truth 0 and IoU `best`.
+// All boxes with IoU `best`.
 template <class T, class Iou>
 inline void start(Block<T, Iou>& block, Iou best) {
   constexpr int kN = kLanes<Iou>;
-  for (int k = 0; k < kBlock; k += kN) {
-    store<kN, Iou>(block.best + k, splat<kN>(best));
-    std::fill_n(block.index + k, kN, 0);
-  }
+  for (int k = 0; k < kBlock; k += kN) store<kN, Iou>(block.best + k, splat<kN>(best));
 }
 
 // Regular boxes and ground truth.
@@ -234,7 +291,9 @@ inline void match_regular(const GroundTruth<T>& gts, int64_t number, Block<T, Io
     // An IoU of 0 claims no box here: Peaks::zero does.
     const Iou bar = kLowQuality ? larger(of_gts.best[g], std::numeric_limits<Iou>::denorm_min())
                                 : kInfinity<Iou>;
-    const Iou peak = compete<true>(gts.boxes[g], gts.areas[g], g, block, bar);
+    const Box<T> gt = gts.box(g);
+    const Iou peak = gts.has_sign[g] ? compete_regular<false>(gt, gts.area[g], block, bar)
+                                     : compete_regular<true>(gt, gts.area[g], block, bar);
     if (kLowQuality && RCNN_UNLIKELY(peak >= bar)) of_gts.add(g, number, peak);
   }
 }
@@ -246,23 +305,45 @@ inline void match_irregular(const GroundTruth<T>& gts, int64_t number, Block<T, 
   block.overlapped = true;
   for (int32_t g = 0; g < gts.count; ++g) {
     const Iou bar = kLowQuality ? of_gts.best[g] : kInfinity<Iou>;
-    const Iou peak = compete<false>(gts.boxes[g], gts.areas[g], g, block, bar);
+    const Iou peak = compete_irregular(gts.box(g), gts.area[g], block, bar);
     if (kLowQuality && !(peak < bar)) of_gts.add(g, number, peak);
   }
 }
 
-// Finds the best ground truth of the boxes of a loaded block. Whether it and its ground truth are
-// regular.
-template <bool kLowQuality, class T, class Iou>
-inline bool match_block(const GroundTruth<T>& gts, int64_t number, Block<T, Iou>& block,
-                        Peaks<Iou>& of_gts, std::vector<int32_t>& near) {
-  const bool regular = block.regular && gts.regular;
-  if (regular) {
-    match_regular<kLowQuality>(gts, number, block, of_gts, near);
-  } else {
-    match_irregular<kLowQuality>(gts, number, block, of_gts);
+// The results of the first `count` boxes of a block, but 0 for the index of a ground truth.
+template <class T, class Iou>
+inline void judge(const Block<T, Iou>& block, const MatchThresholds<Iou>& thresholds, int count,
+                  int64_t* __restrict matches, Iou* __restrict best) {
+  for (int k = 0; k < count; ++k) {
+    best[k] = block.best[k];
+    matches[k] = thresholds.without_index(block.best[k]);
   }
-  return regular;
+}
+
+// The results of a block whose best IoUs are known. matches, best: [count]
+template <class T, class Iou>
+inline void match(const Block<T, Iou>& block, const GroundTruth<T>& gts,
+                  const MatchThresholds<Iou>& thresholds, int64_t* __restrict matches,
+                  Iou* __restrict best) {
+  if (!block.overlapped) {
+    std::fill_n(matches, block.count, thresholds.without_index(Iou(0)));
+    std::fill_n(best, block.count, Iou(0));
+    return;
+  }
+  if (block.count == kBlock) {
+    judge(block, thresholds, kBlock, matches, best);
+  } else {
+    judge(block, thresholds, block.count, matches, best);
+  }
+  // Looking for a ground truth once more where it counts costs less than to keep track of them all.
+  constexpr int kN = kLanes<Iou>;
+  for (int first = 0; first < block.count; first += kN) {
+    if (!reaches<kN>(block.best + first, thresholds.high)) continue;
+    for (int k = first; k < std::min(first + kN, block.count); ++k) {
+      if (block.best[k] < thresholds.high) continue;
+      matches[k] = index_of(block.best[k], block.box(k), block.area[k], gts);
+    }
+  }
 }
 
 // Matches the boxes in the blocks [begin, end) of an image. With kLowQuality, of_gts learns of the
@@ -272,26 +353,18 @@ void match_blocks(const MatchTask<Stored>& task, const ImageWork<Stored>& work, 
                   int64_t end, Peaks<MatchIou_t<Stored>>& of_gts) {
   using T = accumulate_t<Stored>;
   using Iou = MatchIou_t<Stored>;
-  const MatchImage& image = work.image;
   std::vector<int32_t> near(work.gts.count + kGtBlock);
   Block<T, Iou> block;
   for (int64_t number = begin; number < end; ++number) {
-    const int64_t first = number * kBlock;
-    const int count = static_cast<int>(std::min<int64_t>(kBlock, image.box_count - first));
-    load_block(task.boxes + 4 * (image.first_box + first), count, block);
-    const bool regular = match_block<kLowQuality>(work.gts, number, block, of_gts, near);
-    if (kLowQuality && regular) of_gts.any_regular = true;
-    int64_t* __restrict matches = task.matches + image.first_result + first;
-    Iou* __restrict best = task.best + image.first_result + first;
-    if (!block.overlapped) {
-      std::fill_n(matches, count, task.thresholds(Iou(0), 0));
-      std::fill_n(best, count, Iou(0));
-      continue;
+    load_block(task.boxes, work.image, number, block);
+    if (block.regular && work.gts.regular) {
+      match_regular<kLowQuality>(work.gts, number, block, of_gts, near);
+      of_gts.any_regular = true;
+    } else {
+      match_irregular<kLowQuality>(work.gts, number, block, of_gts);
     }
-    for (int k = 0; k < count; ++k) {
-      best[k] = block.best[k];
-      matches[k] = task.thresholds(block.best[k], block.index[k]);
-    }
+    const int64_t result = work.image.first_result + number * kBlock;
+    match(block, work.gts, task.thresholds, task.matches + result, task.best + result);
   }
 }
 
@@ -300,25 +373,21 @@ template <class T, class Iou>
 inline void claim(const Box<T>& gt, T gt_area, Iou best, const Block<T, Iou>& block,
                   int32_t* __restrict hits) {
   for (int k = 0; k < kBlock; ++k) {
-    const Box<T> box{block.x1[k], block.y1[k], block.x2[k], block.y2[k]};
-    const Iou iou = static_cast<Iou>(iou_with_areas(gt, gt_area, box, block.area[k]));
+    const Iou iou = static_cast<Iou>(iou_with_areas(gt, gt_area, block.box(k), block.area[k]));
     hits[k] |= -static_cast<int32_t>(iou == best);
   }
 }
 
 // Matches the boxes that a ground truth overlaps best, in the blocks [begin, end) of an image,
-// whatever their IoU.
+// whatever their IoU, which is known.
 template <class Stored>
-void claim_blocks(const MatchTask<Stored>& task, ImageWork<Stored>& work, int64_t begin,
+void claim_blocks(const MatchTask<Stored>& task, const ImageWork<Stored>& work, int64_t begin,
                   int64_t end) {
   using T = accumulate_t<Stored>;
   using Iou = MatchIou_t<Stored>;
-  const MatchImage& image = work.image;
   const GroundTruth<T>& gts = work.gts;
   const Peaks<Iou>& peaks = work.peaks;
   const bool all = peaks.zero || !peaks.anywhere.empty();
-  std::vector<int32_t> near(gts.count + kGtBlock);
-  Peaks<Iou> none(0, 0);
   Block<T, Iou> block;
   alignas(64) int32_t hits[kBlock];
   auto next =
@@ -327,19 +396,23 @@ void claim_blocks(const MatchTask<Stored>& task, ImageWork<Stored>& work, int64_
   for (int64_t number = begin;; ++number) {
     if (!all) number = next != peaks.claims.end() ? next->block : end;
     if (number >= end) return;
-    const int64_t first = number * kBlock;
-    const int count = static_cast<int>(std::min<int64_t>(kBlock, image.box_count - first));
-    load_block(task.boxes + 4 * (image.first_box + first), count, block);
-    const bool regular = match_block<false>(gts, number, block, none, near);
-    for (int k = 0; k < kBlock; ++k) hits[k] = regular && peaks.zero ? -1 : 0;
+    load_block(task.boxes, work.image, number, block);
+    const bool regular = block.regular && gts.regular;
+    std::fill_n(hits, kBlock, regular && peaks.zero ? -1 : 0);
     for (const int32_t g : peaks.anywhere) {
-      if (regular && peaks.best[g] > 0 && !touches(gts.boxes[g], block.bounds)) continue;
-      claim(gts.boxes[g], gts.areas[g], peaks.best[g], block, hits);
+      if (regular && peaks.best[g] > 0 && !touches(gts.box(g), block.bounds)) continue;
+      claim(gts.box(g), gts.area[g], peaks.best[g], block, hits);
     }
     for (; next != peaks.claims.end() && next->block == number; ++next) {
-      claim(gts.boxes[next->gt], gts.areas[next->gt], peaks.best[next->gt], block, hits);
+      claim(gts.box(next->gt), gts.area[next->gt], peaks.best[next->gt], block, hits);
     }
-    int64_t* __restrict matches = task.matches + image.first_result + first;
-    for (int k = 0; k < count; ++k) matches[k] = hits[k] ? block.index[k] : matches[k];
+    const int64_t result = work.image.first_result + number * kBlock;
+    for (int k = 0; k < block.count; ++k) {
+      // One above the higher threshold is matched already.
+      if (!hits[k] || task.matches[result + k] >= 0) continue;
+      const Iou best = task.best[result + k];
+      const bool none = regular && best == 0;
+      task.matches[result + k] = none ? 0 : index_of(best, block.box(k), block.area[k], gts);
+    }
   }
 }

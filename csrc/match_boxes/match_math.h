@@ -12,8 +12,8 @@
 namespace rcnn_ext {
 
 // What stands in the place of an index (torchvision's Matcher).
-constexpr int64_t kBelowLowThreshold = -1;
-constexpr int64_t kBetweenThresholds = -2;
+constexpr int32_t kBelowLowThreshold = -1;
+constexpr int32_t kBetweenThresholds = -2;
 
 // Whether an IoU takes the place of the best so far, as in torch.max(): NaN is above every number,
 // and of equals the first stays.
@@ -22,15 +22,23 @@ RCNN_HOST_DEVICE bool beats(T iou, T best) {
   return iou > best || (iou != iou && best == best);
 }
 
+// `low` is no higher than `high`.
 template <class T>
 struct MatchThresholds {
   T high, low;
 
+  // The match of a box with its best IoU, but 0 for the index of a ground truth.
+  RCNN_HOST_DEVICE int32_t without_index(T best) const {
+    // All bits or none: what a compiler takes for a choice may become a branch.
+    const int32_t under_high = -static_cast<int32_t>(best < high);
+    const int32_t under_low = -static_cast<int32_t>(best < low);
+    return (under_high & kBetweenThresholds) ^
+           (under_low & (kBetweenThresholds ^ kBelowLowThreshold));
+  }
+
   // The match of a box whose best IoU is with ground truth `index`.
   RCNN_HOST_DEVICE int64_t operator()(T best, int64_t index) const {
-    const bool below = best < low;
-    const bool between = best >= low && best < high;
-    return below ? kBelowLowThreshold : between ? kBetweenThresholds : index;
+    return best < high ? without_index(best) : index;
   }
 };
 

@@ -84,6 +84,14 @@ def test_equals_torchvision(backend: Backend, gts: int, boxes: int, low_quality:
         _check(backend, make_boxes(gts, seed=100 + seed), made, low_quality)
 
 
+@pytest.mark.parametrize("offset", [-30.0, -500.0])
+@low_quality
+def test_coordinates_below_zero(backend: Backend, offset: float, low_quality: bool) -> None:
+    gt = make_boxes(20, seed=2) + offset
+    boxes = make_boxes(300, seed=7) + offset
+    _check(backend, gt, boxes, low_quality)
+
+
 @pytest.mark.parametrize("stride", [8, 5])
 @low_quality
 def test_anchors_in_grid_order(backend: Backend, stride: int, low_quality: bool) -> None:
