@@ -211,16 +211,13 @@ class ChannelResults {
   int64_t left_ = 0, units_ = 0;
 };
 
-// Calls function(number, first) with the `left` last bins of a row.
+// Calls function(number) with a number up to kMost, which the compiler then knows.
 template <int kMost, class Function>
-RCNN_HOST_DEVICE void last_bins(int64_t left, int64_t first, Function&& function) {
+RCNN_HOST_DEVICE void with_known(int64_t number, Function&& function) {
   if constexpr (kMost > 0) {
-    if (left == kMost) {
-      function(std::integral_constant<int, kMost>(), first);
-    } else {
-      last_bins<kMost - 1>(left, first, function);
-    }
+    if (number != kMost) return with_known<kMost - 1>(number, function);
   }
+  function(std::integral_constant<int, kMost>());
 }
 
 // Calls function(number, first) for groups of neighbouring bins that advance side by side: as many
@@ -232,7 +229,8 @@ RCNN_HOST_DEVICE void side_by_side(int64_t bins, Function&& function) {
   for (; first + kMost <= bins; first += kMost) {
     function(std::integral_constant<int, kMost>(), first);
   }
-  last_bins<kMost - 1>(bins - first, first, function);
+  if (first == bins) return;
+  with_known<kMost - 1>(bins - first, [&](auto number) { function(number, first); });
 }
 
 // Brings memory into the cache a part at a time.

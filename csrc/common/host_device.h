@@ -9,6 +9,13 @@
 #define RCNN_HOST_DEVICE inline __attribute__((always_inline))
 #endif
 
+// For a loop that needs all registers: in the midst of its caller it would share them.
+#if defined(_MSC_VER)
+#define RCNN_NO_INLINE __declspec(noinline)
+#else
+#define RCNN_NO_INLINE __attribute__((noinline))
+#endif
+
 // A condition that seldom holds.
 #if defined(__GNUC__)
 #define RCNN_UNLIKELY(condition) __builtin_expect(!!(condition), 0)

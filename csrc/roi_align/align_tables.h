@@ -351,6 +351,10 @@ class AlignTables {
   const RoiTable<T>* end(int64_t level, int64_t image) const {
     return tables_.data() + group_starts_[level * batch_size_ + image + 1];
   }
+  // Whether the tables of a map have this form.
+  bool has(TableForm form) const {
+    return std::find(forms_.begin(), forms_.end(), form) != forms_.end();
+  }
   TableForm form(int64_t level, int64_t image) const { return forms_[level * batch_size_ + image]; }
 
  private:

@@ -3,12 +3,42 @@
 // its bits.
 #include "../common/channel_tile.h"
 
-// kBins neighbouring bins of a row. tile: [H, W, kLanes], out: of the bins, [kLanes] each. Adds 0
-// for every sum that is finite, else NaN.
+// The most taps that a bin has on an axis for kernels that know their number.
+constexpr int kFewTaps = 4;
+
+// A row of bins of kRows taps along y and kColumns along x. tile: [H, W, kLanes], out: [PW, kLanes]
+// Returns the sum of all, which is finite only if they are.
+template <int kRows, int kColumns, class T>
+RCNN_NO_INLINE Pack<T, kLanes<T>> align_few(const Tap<T>* rows, const BinBlock<T>& block,
+                                            int64_t pooled_width, const T* tile, int64_t width,
+                                            T* out) {
+  constexpr int kN = kLanes<T>;
+  Pack<T, kN> row_weights[std::max(kRows, 1)];
+  const T* places[std::max(kRows, 1)];
+  for (int r = 0; r < kRows; ++r) {
+    row_weights[r] = splat<kN>(rows[r].weight);
+    places[r] = tile + rows[r].place * width * kN;
+  }
+  Pack<T, kN> all{};
+  for (int64_t b = 0; b < pooled_width; ++b) {
+    Pack<T, kN> total{};
+    for (int c = 0; c < kColumns; ++c) {
+      const int64_t at = static_cast<int64_t>(block.columns[c * pooled_width + b]) * kN;
+      Pack<T, kN> column{};
+      for (int r = 0; r < kRows; ++r) column += row_weights[r] * load<T, kN>(places[r] + at);
+      total += splat<kN>(block.weights[c * pooled_width + b]) * column;
+    }
+    store<kN, T>(out + b * kN, total);
+    all += total;
+  }
+  return all;
+}
+
+// kBins neighbouring bins of a row, of any number of taps. Adds them up in `all`.
 template <int kBins, class T>
 RCNN_HOST_DEVICE void align_bins(const Tap<T>* begin, const Tap<T>* end, const BinBlock<T>& block,
                                  int64_t first, int64_t pooled_width, const T* tile, int64_t width,
-                                 T* out, Pack<T, kLanes<T>>& zeros) {
+                                 T* out, Pack<T, kLanes<T>>& all) {
   constexpr int kN = kLanes<T>;
   Pack<T, kN> total[kBins];
   for (int b = 0; b < kBins; ++b) total[b] = Pack<T, kN>{};
@@ -33,22 +63,40 @@ RCNN_HOST_DEVICE void align_bins(const Tap<T>* begin, const Tap<T>* end, const B
     for (int b = 0; b < kBins; ++b) total[b] += splat<kN>(weights[b]) * column[b];
   }
   for (int b = 0; b < kBins; ++b) {
-    zeros += total[b] * Pack<T, kN>{};
+    all += total[b];
     store<kN, T>(out + b * kN, total[b]);
   }
 }
 
-// A row of bins, as above. Zeros for finite sums.
+// The same for a row of bins. Returns their sum.
+template <class T>
+RCNN_HOST_DEVICE Pack<T, kLanes<T>> align_many(const Tap<T>* begin, const Tap<T>* end,
+                                               const BinBlock<T>& block, int64_t pooled_width,
+                                               const T* tile, int64_t width, T* out) {
+  Pack<T, kLanes<T>> all{};
+  side_by_side(pooled_width, [=, &all](auto number, int64_t bin) {
+    align_bins<decltype(number)::value>(begin, end, block, bin, pooled_width, tile, width,
+                                        out + bin * kLanes<T>, all);
+  });
+  return all;
+}
+
+// A row of bins, as above.
 template <class T>
 RCNN_HOST_DEVICE Pack<T, kLanes<T>> align_row(const Tap<T>* begin, const Tap<T>* end,
-                                              const BinBlock<T> block, int64_t pooled_width,
+                                              const BinBlock<T>& block, int64_t pooled_width,
                                               const T* tile, int64_t width, T* out) {
-  Pack<T, kLanes<T>> zeros{};
-  side_by_side(pooled_width, [=, &zeros](auto number, int64_t bin) {
-    align_bins<decltype(number)::value>(begin, end, block, bin, pooled_width, tile, width,
-                                        out + bin * kLanes<T>, zeros);
+  if (end - begin > kFewTaps || block.steps > kFewTaps) {
+    return align_many(begin, end, block, pooled_width, tile, width, out);
+  }
+  Pack<T, kLanes<T>> all;
+  with_known<kFewTaps>(end - begin, [&](auto rows) {
+    with_known<kFewTaps>(block.steps, [&](auto columns) {
+      all = align_few<decltype(rows)::value, decltype(columns)::value>(begin, block, pooled_width,
+                                                                       tile, width, out);
+    });
   });
-  return zeros;
+  return all;
 }
 
 // Whole runs of RoIs for channels [first, last). out: [K, C, PH, PW]
@@ -64,16 +112,16 @@ void align_tiles(const std::vector<RoiRun<RoiTable<T>, Stored>>& runs, const Poo
           auto& ahead) {
         const TapLists<T>& y = table.y;
         Stored* const target = out + (table.roi * pooled.channels + c) * bins;
-        Pack<T, kN> zeros{};
+        Pack<T, kN> all{};
         for (int64_t ph = 0; ph < pooled.height; ++ph) {
           results.send(pooled.height);
           ahead.fetch();
-          zeros += align_row(y.taps + y.starts[ph], y.taps + y.starts[ph + 1], *table.bin_blocks,
-                             pooled.width, tile.data() + table.first_column * kN, run.width,
-                             results.data() + ph * pooled.width * kN);
+          all += align_row(y.taps + y.starts[ph], y.taps + y.starts[ph + 1], *table.bin_blocks,
+                           pooled.width, tile.data() + table.first_column * kN, run.width,
+                           results.data() + ph * pooled.width * kN);
         }
-        const bool finite = all_zero<kN, T>(zeros);
-        if (RCNN_UNLIKELY(!finite)) {
+        // A NaN or an infinity among the sums is left in that of all; so it is if that overflows.
+        if (RCNN_UNLIKELY(!(all_zero<kN, T>(all * Pack<T, kN>{})))) {
           const int64_t plane = run.height * run.width;
           for (int64_t i = 0; i < count; ++i) {
             align_exactly(table, run.image + (c + i) * plane, run.width, pooled, target + i * bins);
