@@ -124,11 +124,16 @@ RCNN_HOST_DEVICE void pool_bins(const PixelRange& ys, const int32_t* columns, in
   }
 }
 
-// A row of bins, as above.
+// A row of bins, as above. With 16 registers it needs them all to itself; with 32, what its caller
+// knows is worth more.
 template <class T>
-RCNN_HOST_DEVICE void pool_row(const PixelRange ys, const int32_t* columns, int64_t count,
-                               int64_t pooled_width, const T* tile, int64_t width, T* value,
-                               PixelOf<T>* pixel) {
+#if RCNN_ISA < 2
+RCNN_NO_INLINE void
+#else
+RCNN_HOST_DEVICE void
+#endif
+pool_row(const PixelRange ys, const int32_t* columns, int64_t count, int64_t pooled_width,
+         const T* tile, int64_t width, T* value, PixelOf<T>* pixel) {
   side_by_side(pooled_width, [=](auto number, int64_t bin) {
     pool_bins<decltype(number)::value>(ys, columns + bin, count, pooled_width, tile, width,
                                        value + bin * kLanes<T>, pixel + bin * kLanes<T>);
