@@ -41,18 +41,19 @@ def extra_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
     return max(0, peak - before - bytes_of(result))
 
 
-# Of glibc's malloc.h.
+# Of glibc's malloc.h, and the largest threshold that it takes.
 _M_TRIM_THRESHOLD = -1
-_M_MMAP_MAX = -4
+_M_MMAP_THRESHOLD = -3
+_LARGEST_THRESHOLD = 32 << 20
 
 
 def keep_freed_memory() -> str | None:
-    """Have the C library keep what is freed, of any size.
+    """Have the C library keep what is freed, as a long-running process comes to do by itself.
 
-    By itself it comes to keep up to 32 MiB, and more where the end of the heap is free: the sizes
-    and the order of earlier calls decide whether a result lies in memory at hand or in fresh pages,
-    which the system has to clear. That may cost as much as the work: the same case then takes once
-    and once twice as long, and not for all contenders. The rest of the process keeps the setting.
+    Otherwise the sizes and the order of earlier calls decide whether a result of some megabytes
+    lies in memory at hand or in fresh pages, whose faults may cost as much as the work: the same
+    case then takes once and once twice as long, and not for all contenders. The rest of the process
+    keeps the setting.
 
     Returns:
         What now holds, for the report; None where the C library is not glibc.
@@ -60,8 +61,9 @@ def keep_freed_memory() -> str | None:
     set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if set_option is None:
         return None
-    kept = set_option(_M_MMAP_MAX, 0) and set_option(_M_TRIM_THRESHOLD, 2**31 - 1)
-    return "freed memory kept" if kept else None
+    kept = set_option(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
+    kept = set_option(_M_TRIM_THRESHOLD, 2**31 - 1) and kept
+    return "freed memory kept; results above 32 MiB in fresh pages" if kept else None
 
 
 def kernel_count(call: Callable[[], Any], device: torch.device) -> int | None:
