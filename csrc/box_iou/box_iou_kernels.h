@@ -112,7 +112,7 @@ void fill_rows(const Measure& measure, const Stored* rows, int64_t begin, int64_
   const int64_t whole = count / kN * kN;
 #if defined(RCNN_HAS_SHUFFLEVECTOR)
   // An angle costs more than is gained.
-  if constexpr (!!std::is_same_v<Measure, CompleteIou>) {
+  if constexpr (!std::is_same_v<Measure, CompleteIou>) {
     const int64_t rest = count - whole;
     if constexpr (kN >= 8) {
       if (rest > 0 && rest <= 4) {
