@@ -87,11 +87,9 @@ class ChannelTile {
     const int64_t first = std::min(run * kN, pixels_ - kN);
     Pack<T, kN> packs[kN];
     for (int c = 0; c < kN; ++c) packs[c] = load<T, kN>(planes_[c] + first);
-#if defined(__GNUC__)
     // So many planes at once are beyond the processor's own guesses: most go on downwards.
     const int64_t soon = std::min(first + ahead_, pixels_ - 1);
-    for (int c = 0; c < kN; ++c) __builtin_prefetch(planes_[c] + soon);
-#endif
+    for (int c = 0; c < kN; ++c) prefetch(planes_[c] + soon);
     transpose(packs);
     Pack<T, kN> sum{};
     for (int p = 0; p < kN; ++p) {
@@ -242,10 +240,8 @@ class LinesAhead {
       : next_(from), end_(from + count), share_(count / parts + kLine) {}
 
   RCNN_HOST_DEVICE void fetch() {
-#if defined(__GNUC__)
     const Stored* const until = std::min(next_ + share_, end_);
-    for (; next_ < until; next_ += kLine) __builtin_prefetch(next_, 0, 2);
-#endif
+    for (; next_ < until; next_ += kLine) prefetch<2>(next_);
   }
 
  private:

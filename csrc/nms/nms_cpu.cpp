@@ -13,6 +13,7 @@
 #include "../common/box_math.h"
 #include "../common/dispatch.h"
 #include "../common/intrinsics.h"
+#include "../common/prefetch.h"
 #include "../common/stable_ops.h"
 #include "kept_boxes.h"
 #include "nms_checks.h"

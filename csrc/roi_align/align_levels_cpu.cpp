@@ -15,6 +15,7 @@
 #include "../common/huge_pages.h"
 #include "../common/intrinsics.h"
 #include "../common/isa.h"
+#include "../common/prefetch.h"
 #include "align_levels.h"
 #include "align_scratch.h"
 #include "align_tables.h"

@@ -13,6 +13,7 @@
 #include "../common/host_device.h"
 #include "../common/huge_pages.h"
 #include "../common/intrinsics.h"
+#include "../common/prefetch.h"
 #include "../common/roi_math.h"
 #include "../common/stable_ops.h"
 #include "pool_tables.h"

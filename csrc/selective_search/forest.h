@@ -7,18 +7,10 @@
 #include <utility>
 #include <vector>
 
+#include "../common/prefetch.h"
 #include "edges.h"
 
 namespace rcnn_ext::selective_search {
-
-// Asks for what is about to be read.
-inline void prefetch(const void* address) {
-#if defined(__GNUC__)
-  __builtin_prefetch(address);
-#else
-  (void)address;
-#endif
-}
 
 // What is known of a segment.
 struct Segment {
