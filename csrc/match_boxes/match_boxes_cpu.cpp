@@ -7,10 +7,10 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <limits>
 #include <mutex>
+#include <numeric>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -19,56 +19,20 @@
 #include "../common/intrinsics.h"
 #include "../common/isa.h"
 #include "../common/stable_ops.h"
+#include "ground_truth.h"
 #include "match_math.h"
 
 namespace rcnn_ext {
 namespace {
 
-constexpr int kBlock = 128;   // boxes
-constexpr int kGtBlock = 16;  // ground truths
+constexpr int kBlock = 256;  // boxes
+// Ground truths near a block from which on boxes are put into cells, to leave more of them out.
+constexpr int32_t kCellsFrom = 6;
 // Blocks times ground truth that one thread takes at least.
 constexpr int64_t kBlockPairsPerTask = 256;
 
 template <class Iou>
 constexpr Iou kInfinity = std::numeric_limits<Iou>::infinity();
-
-// Boxes with an extent and areas far from the limits of the type. By monotony of rounding, the
-// overlap of two of those is no larger than either area, so that their union is positive and their
-// IoU a number of at least 0, and exactly 0 where they do not overlap.
-template <class T>
-RCNN_HOST_DEVICE bool is_regular(T width, T height, T area) {
-  constexpr T kLargest = std::numeric_limits<T>::max() / 4;
-  constexpr T kSmallest = std::numeric_limits<T>::min() / std::numeric_limits<T>::epsilon();
-  return (width > 0) & (height > 0) & (area >= kSmallest) & (area <= kLargest);
-}
-
-// Column by column, in whole blocks: the last one repeats the last box.
-template <class T>
-struct GroundTruth {
-  std::vector<T> x1, y1, x2, y2, area;
-  std::vector<uint8_t> has_sign;  // whether a coordinate has a sign bit
-  int32_t count;
-  bool regular = true;
-
-  // coordinates: [count, 4], at least one box
-  template <class Stored>
-  GroundTruth(const Stored* coordinates, int64_t count) : count(static_cast<int32_t>(count)) {
-    const int64_t room = (count + kGtBlock - 1) / kGtBlock * kGtBlock;
-    for (int64_t g = 0; g < room; ++g) {
-      const Box<T> box = load_box<T>(coordinates + 4 * std::min(g, count - 1));
-      x1.push_back(box.x1);
-      y1.push_back(box.y1);
-      x2.push_back(box.x2);
-      y2.push_back(box.y2);
-      area.push_back(rcnn_ext::area(box));
-      has_sign.push_back(std::signbit(box.x1) | std::signbit(box.y1) | std::signbit(box.x2) |
-                         std::signbit(box.y2));
-      regular = regular && is_regular(box.x2 - box.x1, box.y2 - box.y1, area.back());
-    }
-  }
-
-  RCNN_HOST_DEVICE Box<T> box(int64_t g) const { return {x1[g], y1[g], x2[g], y2[g]}; }
-};
 
 // A block of an image, which holds a box that a ground truth overlaps best.
 struct Claim {

@@ -1,136 +1,7 @@
 // The loops of match_boxes_cpu.cpp, once for each instruction set (for_each_isa.h).
 
 #include "../common/isa_packs.h"
-
-// The boxes of a block column by column, and the best IoU of each so far.
-template <class T, class Iou>
-struct alignas(64) Block {
-  T x1[kBlock], y1[kBlock], x2[kBlock], y2[kBlock], area[kBlock];
-  Iou best[kBlock];
-  int count;        // of boxes; the rest repeats the last one, which adds nothing new to maxima
-  bool overlapped;  // unless all IoUs are 0
-  bool regular;
-  Box<T> bounds;  // of regular boxes
-
-  RCNN_HOST_DEVICE Box<T> box(int k) const { return {x1[k], y1[k], x2[k], y2[k]}; }
-};
-
-// choose() of all lanes, in no particular order, by halves.
-template <int kCount, class T, class Choose>
-inline T fold(T* lanes, const Choose& choose) {
-  if constexpr (kCount > 1) {
-    for (int k = 0; k < kCount / 2; ++k) lanes[k] = choose(lanes[k], lanes[k + kCount / 2]);
-    return fold<kCount / 2>(lanes, choose);
-  } else {
-    return lanes[0];
-  }
-}
-
-// The greatest and the smallest of the lanes, which are numbers.
-template <int N, class T>
-RCNN_HOST_DEVICE T greatest_of(const Pack<T, N>& pack) {
-  if constexpr (N == 2) {
-    return larger(pack[0], pack[1]);
-  } else {
-    Pack<T, N / 2> halves[2];
-    std::memcpy(halves, &pack, sizeof(halves));
-    return greatest_of<N / 2, T>(greater_of<N / 2, T>(halves[0], halves[1]));
-  }
-}
-
-template <int N, class T>
-RCNN_HOST_DEVICE T smallest_of(const Pack<T, N>& pack) {
-  return -greatest_of<N, T>(-pack);
-}
-
-// The columns x1, y1, x2, y2 of as many boxes as a pack has lanes. boxes: [lanes, 4]
-template <class T, class Stored, int... kLane>
-inline void load_columns(const Stored* boxes, Pack<T, sizeof...(kLane)> (&columns)[4],
-                         std::integer_sequence<int, kLane...>) {
-  constexpr int kN = sizeof...(kLane);
-#if defined(RCNN_HAS_SHUFFLEVECTOR)
-  using P = Pack<T, kN>;
-  P packs[4];
-  for (int p = 0; p < 4; ++p) packs[p] = load<T, kN>(boxes + p * kN);
-  // First corners and second ones, of half of the boxes each; then their coordinates.
-  const auto first_of = [](const P& a, const P& b) {
-    return __builtin_shufflevector(a, b, (kLane / 2 * 4 + kLane % 2)...);
-  };
-  const auto second_of = [](const P& a, const P& b) {
-    return __builtin_shufflevector(a, b, (kLane / 2 * 4 + kLane % 2 + 2)...);
-  };
-  const auto x_of = [](const P& a, const P& b) {
-    return __builtin_shufflevector(a, b, (2 * kLane)...);
-  };
-  const auto y_of = [](const P& a, const P& b) {
-    return __builtin_shufflevector(a, b, (2 * kLane + 1)...);
-  };
-  const P first[] = {first_of(packs[0], packs[1]), first_of(packs[2], packs[3])};
-  const P second[] = {second_of(packs[0], packs[1]), second_of(packs[2], packs[3])};
-  columns[0] = x_of(first[0], first[1]);
-  columns[1] = y_of(first[0], first[1]);
-  columns[2] = x_of(second[0], second[1]);
-  columns[3] = y_of(second[0], second[1]);
-#else
-  for (int c = 0; c < 4; ++c) {
-    const T column[kN] = {static_cast<T>(boxes[4 * kLane + c])...};
-    columns[c] = load<T, kN>(column);
-  }
-#endif
-}
-
-// Reads a block of an image. boxes: [P, 4], of all images
-template <class T, class Iou, class Stored>
-inline void load_block(const Stored* boxes, const MatchImage& image, int64_t number,
-                       Block<T, Iou>& block) {
-  const int64_t first = number * kBlock;
-  const int64_t count = std::min<int64_t>(kBlock, image.box_count - first);
-  boxes += 4 * (image.first_box + first);
-  Stored repeated[4 * kBlock];
-  if (count < kBlock) {
-    std::copy_n(boxes, 4 * count, repeated);
-    for (int64_t k = count; k < kBlock; ++k) {
-      std::copy_n(boxes + 4 * (count - 1), 4, repeated + 4 * k);
-    }
-    boxes = repeated;
-  }
-  constexpr int kN = kLanes<T>;
-  using P = Pack<T, kN>;
-  constexpr T kMost = std::numeric_limits<T>::max();
-  const P most = splat<kN>(kMost), least = splat<kN>(-kMost);
-  P x1 = most, y1 = most, x2 = least, y2 = least;  // bounds
-  P width = most, height = most, low_area = most, high_area = least;
-  P zeros = {};  // or NaN
-  for (int k = 0; k < kBlock; k += kN) {
-    P columns[4];
-    load_columns<T>(boxes + 4 * k, columns, std::make_integer_sequence<int, kN>());
-    store<kN, T>(block.x1 + k, columns[0]);
-    store<kN, T>(block.y1 + k, columns[1]);
-    store<kN, T>(block.x2 + k, columns[2]);
-    store<kN, T>(block.y2 + k, columns[3]);
-    const P widths = columns[2] - columns[0];
-    const P heights = columns[3] - columns[1];
-    const P areas = widths * heights;
-    store<kN, T>(block.area + k, areas);
-    x1 = smaller_of<kN, T>(columns[0], x1);
-    y1 = smaller_of<kN, T>(columns[1], y1);
-    x2 = greater_of<kN, T>(columns[2], x2);
-    y2 = greater_of<kN, T>(columns[3], y2);
-    width = smaller_of<kN, T>(widths, width);
-    height = smaller_of<kN, T>(heights, height);
-    low_area = smaller_of<kN, T>(areas, low_area);
-    high_area = greater_of<kN, T>(areas, high_area);
-    zeros += areas - areas;
-  }
-  block.count = static_cast<int>(count);
-  block.regular = all_zero<kN, T>(zeros);
-  const T least_width = smallest_of<kN, T>(width), least_height = smallest_of<kN, T>(height);
-  block.regular = block.regular &&
-                  is_regular(least_width, least_height, smallest_of<kN, T>(low_area)) &&
-                  is_regular(least_width, least_height, greatest_of<kN, T>(high_area));
-  block.bounds = {smallest_of<kN, T>(x1), smallest_of<kN, T>(y1), greatest_of<kN, T>(x2),
-                  greatest_of<kN, T>(y2)};
-}
+#include "box_blocks.h"
 
 // Whether one of kCount numbers is at least `bar`, or NaN, or `bar` is.
 template <int kCount, class Iou>
@@ -152,12 +23,24 @@ inline bool reaches(const Iou* numbers, Iou bar) {
   return reached;
 }
 
+inline int lowest_bit(uint32_t bits) {
+#if defined(__GNUC__)
+  return __builtin_ctz(bits);
+#else
+  int k = 0;
+  while (!(bits >> k & 1)) ++k;
+  return k;
+#endif
+}
+
 // Raises the best IoUs of the boxes of a block to those with a ground truth; returns the best of
-// these, or -infinity if that is below `bar`. Boxes and ground truth are regular, the latter's
+// these, or -infinity if that is below `bar`. Only of the groups of boxes that have a bit in
+// `groups`: those without do not overlap it. Boxes and ground truth are regular, the latter's
 // coordinates without a sign bit if kUnsigned. An IoU of no more than 0 counts as 0.
 template <bool kUnsigned, class T, class Iou>
-inline Iou compete_regular(const Box<T>& gt, T gt_area, Block<T, Iou>& block, Iou bar) {
-  constexpr int kN = kLanes<T>;
+inline Iou compete_regular(const Box<T>& gt, T gt_area, uint32_t groups, Block<T, Iou>& block,
+                           Iou bar) {
+  constexpr int kN = kLanes<T> < kGroup ? kLanes<T> : kGroup;
   using P = Pack<T, kN>;
   const auto later = [](const P& a, const P& b) {
     return kUnsigned ? greater_of_bits<kN, T>(a, b) : greater_of<kN, T>(a, b);
@@ -168,15 +51,20 @@ inline Iou compete_regular(const Box<T>& gt, T gt_area, Block<T, Iou>& block, Io
   const P x1 = splat<kN>(gt.x1), y1 = splat<kN>(gt.y1);
   const P x2 = splat<kN>(gt.x2), y2 = splat<kN>(gt.y2), of_gt = splat<kN>(gt_area);
   P peak = {};
-  for (int k = 0; k < kBlock; k += kN) {
-    const P between = earlier(load<T, kN>(block.x2 + k), x2) - later(load<T, kN>(block.x1 + k), x1);
-    const P width = greater_of_bits<kN, T>(between, P{});
-    // Below 0 if they do not overlap, and so the IoU: one of the two at least 0 is enough.
-    const P height = earlier(load<T, kN>(block.y2 + k), y2) - later(load<T, kN>(block.y1 + k), y1);
-    const P intersection = width * height;
-    const P iou = intersection / (of_gt + load<T, kN>(block.area + k) - intersection);
-    store<kN, T>(block.best + k, greater_of_bits<kN, T>(iou, load<T, kN>(block.best + k)));
-    peak = greater_of_bits<kN, T>(iou, peak);
+  for (; groups != 0; groups &= groups - 1) {
+    const int first = kGroup * lowest_bit(groups);
+    for (int k = first; k < first + kGroup; k += kN) {
+      const P between =
+          earlier(load<T, kN>(block.x2 + k), x2) - later(load<T, kN>(block.x1 + k), x1);
+      const P width = greater_of_bits<kN, T>(between, P{});
+      // Below 0 if they do not overlap, and so the IoU: one of the two at least 0 is enough.
+      const P height =
+          earlier(load<T, kN>(block.y2 + k), y2) - later(load<T, kN>(block.y1 + k), y1);
+      const P intersection = width * height;
+      const P iou = intersection / (of_gt + load<T, kN>(block.area + k) - intersection);
+      store<kN, T>(block.best + k, greater_of_bits<kN, T>(iou, load<T, kN>(block.best + k)));
+      peak = greater_of_bits<kN, T>(iou, peak);
+    }
   }
   Iou peaks[kN];
   store<kN, T>(peaks, peak);
@@ -198,7 +86,8 @@ inline Iou compete_irregular(const Box<T>& gt, T gt_area, Block<T, Iou>& block, 
       peaks[k] = better(iou, peaks[k]);
     }
   }
-  return reaches<kLanes<Iou>>(peaks, bar) ? fold<kLanes<Iou>>(peaks, better) : -kInfinity<Iou>;
+  if (!reaches<kLanes<Iou>>(peaks, bar)) return -kInfinity<Iou>;
+  return std::accumulate(peaks, peaks + kLanes<Iou>, -kInfinity<Iou>, better);
 }
 
 // Whether a regular ground truth may overlap boxes within bounds; if not, their IoUs are 0.
@@ -225,16 +114,6 @@ inline uint32_t bits_of(const int32_t (&flags)[kGtBlock]) {
 #endif
 }
 
-inline int lowest_bit(uint32_t bits) {
-#if defined(__GNUC__)
-  return __builtin_ctz(bits);
-#else
-  int k = 0;
-  while (!(bits >> k & 1)) ++k;
-  return k;
-#endif
-}
-
 // The first ground truth with which a box has its best IoU. There is one, unless that is a
 // subnormal number which this thread, unlike the one that found it, flushes to 0.
 template <class T, class Iou>
@@ -252,10 +131,16 @@ inline int32_t index_of(Iou best, const Box<T>& box, T box_area, const GroundTru
   return 0;
 }
 
-// Finds the regular ground truths that may overlap boxes within bounds. Returns their number.
+// A ground truth that may overlap boxes of a block, and the groups that these are in.
+struct Near {
+  int32_t gt;
+  uint32_t groups;
+};
+
+// Finds the regular ground truths that may overlap boxes within bounds, in any group. Returns their
+// number.
 template <class T>
-inline int32_t find_near(const GroundTruth<T>& gts, const Box<T>& bounds,
-                         std::vector<int32_t>& near) {
+inline int32_t find_near(const GroundTruth<T>& gts, const Box<T>& bounds, std::vector<Near>& near) {
   int32_t count = 0;
   for (int64_t first = 0; first < gts.count; first += kGtBlock) {
     int32_t found[kGtBlock];
@@ -266,7 +151,7 @@ inline int32_t find_near(const GroundTruth<T>& gts, const Box<T>& bounds,
     if (gts.count - first < kGtBlock) bits &= (1u << (gts.count - first)) - 1;
     // Mostly few.
     for (; bits != 0; bits &= bits - 1) {
-      near[count++] = static_cast<int32_t>(first) + lowest_bit(bits);
+      near[count++] = {static_cast<int32_t>(first) + lowest_bit(bits), ~uint32_t{0}};
     }
   }
   return count;
@@ -282,18 +167,25 @@ inline void start(Block<T, Iou>& block, Iou best) {
 // Regular boxes and ground truth.
 template <bool kLowQuality, class T, class Iou>
 inline void match_regular(const GroundTruth<T>& gts, int64_t number, Block<T, Iou>& block,
-                          Peaks<Iou>& of_gts, std::vector<int32_t>& near) {
+                          Peaks<Iou>& of_gts, std::vector<Near>& near) {
   start(block, Iou(0));
   const int32_t count = find_near(gts, block.bounds, near);
   block.overlapped = count > 0;
+  if (count >= kCellsFrom) {
+    fill_cells(gts, block);
+    // All before the first is made use of: the end of the loop over groups is seldom foreseen, and
+    // to wait for them each time would take as long as they save.
+    for (int32_t n = 0; n < count; ++n) near[n].groups = groups_near(gts, near[n].gt, block);
+  }
   for (int32_t n = 0; n < count; ++n) {
-    const int32_t g = near[n];
+    const int32_t g = near[n].gt;
     // An IoU of 0 claims no box here: Peaks::zero does.
     const Iou bar = kLowQuality ? larger(of_gts.best[g], std::numeric_limits<Iou>::denorm_min())
                                 : kInfinity<Iou>;
     const Box<T> gt = gts.box(g);
-    const Iou peak = gts.has_sign[g] ? compete_regular<false>(gt, gts.area[g], block, bar)
-                                     : compete_regular<true>(gt, gts.area[g], block, bar);
+    const Iou peak = gts.has_sign[g]
+                         ? compete_regular<false>(gt, gts.area[g], near[n].groups, block, bar)
+                         : compete_regular<true>(gt, gts.area[g], near[n].groups, block, bar);
     if (kLowQuality && RCNN_UNLIKELY(peak >= bar)) of_gts.add(g, number, peak);
   }
 }
@@ -353,7 +245,7 @@ void match_blocks(const MatchTask<Stored>& task, const ImageWork<Stored>& work, 
                   int64_t end, Peaks<MatchIou_t<Stored>>& of_gts) {
   using T = accumulate_t<Stored>;
   using Iou = MatchIou_t<Stored>;
-  std::vector<int32_t> near(work.gts.count + kGtBlock);
+  std::vector<Near> near(work.gts.count + kGtBlock);
   Block<T, Iou> block;
   for (int64_t number = begin; number < end; ++number) {
     load_block(task.boxes, work.image, number, block);
@@ -408,11 +300,12 @@ void claim_blocks(const MatchTask<Stored>& task, const ImageWork<Stored>& work, 
     }
     const int64_t result = work.image.first_result + number * kBlock;
     for (int k = 0; k < block.count; ++k) {
-      // One above the higher threshold is matched already.
-      if (!hits[k] || task.matches[result + k] >= 0) continue;
+      if (!hits[k]) continue;
       const Iou best = task.best[result + k];
-      const bool none = regular && best == 0;
-      task.matches[result + k] = none ? 0 : index_of(best, block.box(k), block.area[k], gts);
+      // No IoU is below 0: where the best is 0 they all are, as with many boxes that overlap
+      // nothing.
+      const int32_t found = best == 0 ? 0 : index_of(best, block.box(k), block.area[k], gts);
+      task.matches[result + k] = found;
     }
   }
 }

@@ -75,7 +75,7 @@ def test_by_hand(backend: Backend) -> None:
     assert matches.tolist() == [0, BETWEEN, 1, LOW]
 
 
-@pytest.mark.parametrize("boxes", [1, 5, 127, 128, 129, 300, 1100])
+@pytest.mark.parametrize("boxes", [1, 5, 128, 255, 256, 257, 300, 1100])
 @pytest.mark.parametrize("gts", [1, 3, 20])
 @low_quality
 def test_equals_torchvision(backend: Backend, gts: int, boxes: int, low_quality: bool) -> None:
@@ -97,6 +97,59 @@ def test_coordinates_below_zero(backend: Backend, offset: float, low_quality: bo
 def test_anchors_in_grid_order(backend: Backend, stride: int, low_quality: bool) -> None:
     gt = make_boxes(12, size=200, seed=3)
     _check(backend, gt, _grid(1700, stride), low_quality)
+
+
+def _tiles(count: int) -> Tensor:
+    """``count * count`` boxes of 8 pixels that share sides and corners, from the origin on."""
+    y, x = torch.meshgrid(torch.arange(count) * 8.0, torch.arange(count) * 8.0, indexing="ij")
+    corners = torch.stack([x, y], dim=-1).view(-1, 2)
+    return torch.cat([corners, corners + 8], dim=-1)
+
+
+@pytest.mark.parametrize("towards", [-math.inf, 0.0, math.inf])
+@low_quality
+def test_overlaps_of_one_rounding(backend: Backend, towards: float, low_quality: bool) -> None:
+    # Boxes that touch one ground truth, or miss or overlap it by the least that numbers can.
+    gt = _tiles(5)
+    gt = gt + 2 * gt[:, [0, 1, 0, 1]] + 16
+    for shift in (0.0, -90.0):  # with and without signs
+        for columns in ([0], [1], [2], [3], [0, 1, 2, 3]):
+            boxes = _tiles(17) + shift
+            if towards:
+                boxes[:, columns] = boxes[:, columns].nextafter(torch.tensor(towards))
+            _check(backend, gt + shift, boxes, low_quality)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-10, 1e-3, 1e4, 1e15])
+@pytest.mark.parametrize("offset", [0.0, 1.0, -1.0, 1e3])
+@low_quality
+def test_sizes_and_places(backend: Backend, scale: float, offset: float, low_quality: bool) -> None:
+    # The offset is in units of the size of the image; far away, coordinates fall together.
+    gt, boxes = make_boxes(20, seed=4), make_boxes(600, seed=5)
+    offset *= float(boxes.max())
+    _check(backend, (gt + offset) * scale, (boxes + offset) * scale, low_quality)
+    # Boxes beyond all ground truth, on every side, and far around it.
+    _check(backend, (gt + offset) * scale, (boxes * 50 - 1000 + offset) * scale, low_quality)
+    around = torch.tensor([-1.0, -1.0, 1.0, 1.0]) * 10.0 ** torch.arange(1.0, 11.0)[:, None]
+    whole = torch.cat([around, around.clamp(min=-offset), around.clamp(max=32 - offset)]) + offset
+    _check(backend, (gt + offset) * scale, whole * scale, low_quality)
+    # One axis that is so much longer than the other.
+    stretch = torch.tensor([1.0, 1 / scale, 1.0, 1 / scale])
+    _check(backend, gt * stretch, boxes * stretch, low_quality)
+
+
+@low_quality
+def test_ends_of_the_number_range(backend: Backend, low_quality: bool) -> None:
+    # Ground truth with regular areas whose distances, and one whose places, no float32 holds.
+    side = torch.tensor([1.0, 2.0, 4.0, 3.0])
+    places = torch.tensor([-3e38, -1e38, -1e30, 0.0, 1e30, 1e38, 3e38])
+    x = torch.cartesian_prod(places, side * 1e31)
+    flat = torch.stack([x[:, 0], side.repeat(7), x[:, 0] + x[:, 1], 9 - side.repeat(7)], dim=-1)
+    for gt in (flat, flat[:, [1, 0, 3, 2]]):
+        _check(backend, gt, gt.repeat(20, 1), low_quality)
+        _check(backend, gt[8:20], gt.repeat(20, 1), low_quality)
+    subnormal = make_boxes(12, seed=8) * torch.tensor([1e-42, 1e12, 1e-42, 1e12])
+    _check(backend, subnormal, make_boxes(300) * torch.tensor([1e-42, 1e12, 1e-42, 1e12]), False)
 
 
 @low_quality
@@ -157,12 +210,12 @@ def test_all_boxes_that_share_the_best_iou(backend: Backend) -> None:
 
 @pytest.mark.parametrize("irregular", [False, True])
 def test_more_best_boxes_than_are_remembered(backend: Backend, irregular: bool) -> None:
-    # On the CPU, blocks of 128 boxes are noted for each ground truth, up to a bound.
-    gt = make_boxes(40, seed=1)
+    # On the CPU, blocks of 256 boxes are noted for each ground truth, up to a bound.
+    gt = make_boxes(100, seed=1)
     boxes = torch.tensor([[8.0, 8, 40, 40]]).repeat(5200, 1)
     boxes[4000:4010] = make_boxes(10)
     if irregular:
-        boxes[::128] = 5  # points
+        boxes[::256] = 5  # points
     _check(backend, gt, boxes, True, high=0.9, low=0.1)
 
 
