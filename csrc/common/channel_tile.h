@@ -19,8 +19,8 @@ class Buffer {
 };
 
 // Channels of an image, pixel by pixel; transposed when first asked for or all at once, and once
-// for all RoIs.
-template <class T, class Stored>
+// for all RoIs. With kFindsNan it says where there are NaNs and infinities.
+template <class T, class Stored, bool kFindsNan>
 class ChannelTile {
  public:
   static constexpr int kN = kLanes<T>;
@@ -45,10 +45,14 @@ class ChannelTile {
   }
 
   // Whether all pixels are ready, without a NaN or an infinity.
-  bool plain() const { return plain_; }
+  bool plain() const {
+    static_assert(kFindsNan);
+    return plain_;
+  }
 
   // Makes pixels [first, last) ready. Whether a NaN or an infinity is near them.
   RCNN_HOST_DEVICE bool ready(int64_t first, int64_t last) {
+    static_assert(kFindsNan);
     const int64_t begin = first / kN;
     const int64_t end = (last - 1) / kN + 1;
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
@@ -91,11 +95,11 @@ class ChannelTile {
     const int64_t soon = std::min(first + ahead_, pixels_ - 1);
     for (int c = 0; c < kN; ++c) prefetch(planes_[c] + soon);
     transpose(packs);
+    for (int p = 0; p < kN; ++p) store<kN, T>(tile_.data() + (first + p) * kN, packs[p]);
+    if constexpr (!kFindsNan) return kPresent;
+    // It stays in their sum. So it does if that overflows, which costs time only.
     Pack<T, kN> sum{};
-    for (int p = 0; p < kN; ++p) {
-      sum += packs[p];
-      store<kN, T>(tile_.data() + (first + p) * kN, packs[p]);
-    }
+    for (int p = 0; p < kN; ++p) sum += packs[p];
     return all_zero<kN, T>(sum * Pack<T, kN>{}) ? kPresent : kHasNan;
   }
 
@@ -252,13 +256,13 @@ class LinesAhead {
 
 // Calls each(roi, run, tile, c, count, ahead) for every RoI of all runs and each block of channels
 // [c, c + count) out of [first, last). `ahead` brings what comes next, in `parts` parts a RoI.
-template <class T, class Roi, class Stored, class Function>
+template <class T, bool kFindsNan, class Roi, class Stored, class Function>
 void for_each_tile(const std::vector<RoiRun<Roi, Stored>>& runs, int64_t first, int64_t last,
                    int64_t parts, Function&& each) {
   constexpr int kN = kLanes<T>;
   int64_t largest = 0;
   for (const auto& run : runs) largest = std::max(largest, run.height * run.width);
-  ChannelTile<T, Stored> tile(largest);
+  ChannelTile<T, Stored, kFindsNan> tile(largest);
   for (int64_t c = first; c < last; c += kN) {
     const int64_t count = std::min<int64_t>(kN, last - c);
     for (size_t r = 0; r < runs.size(); ++r) {

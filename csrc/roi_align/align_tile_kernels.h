@@ -106,7 +106,7 @@ void align_tiles(const std::vector<RoiRun<RoiTable<T>, Stored>>& runs, const Poo
   constexpr int kN = kLanes<T>;
   const int64_t bins = pooled.bins();
   ChannelResults<T, Stored> results(bins, large);
-  for_each_tile<T>(
+  for_each_tile<T, /*kFindsNan=*/false>(
       runs, first, last, pooled.height,
       [&](const RoiTable<T>& table, const auto& run, auto& tile, int64_t c, int64_t count,
           auto& ahead) {

@@ -149,7 +149,7 @@ void pool_channels(const std::vector<RoiRun<RoiBins, Stored>>& runs, int64_t cha
   ChannelResults<T, Stored> values(bins, large);
   ChannelResults<Pixel, int32_t> places(bins, large);
   const auto rows = static_cast<int64_t>(runs.front().begin->y.size());
-  for_each_tile<T>(
+  for_each_tile<T, /*kFindsNan=*/true>(
       runs, first, last, rows,
       [&](const RoiBins& roi, const auto& run, auto& tile, int64_t c, int64_t count, auto& ahead) {
         bool special = false;
