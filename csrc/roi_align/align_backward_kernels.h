@@ -77,6 +77,9 @@ RCNN_HOST_DEVICE void add_rows_of(const Tap<T>* begin, const Tap<T>* end, const 
   for (; i + 4 * kN <= count; i += 4 * kN) {
     add_rows_packs<kN, 4, kTaps>(begin, end, source + i, stride, target + i);
   }
+  for (; i + 2 * kN <= count; i += 2 * kN) {
+    add_rows_packs<kN, 2, kTaps>(begin, end, source + i, stride, target + i);
+  }
   for (; i + kN <= count; i += kN) {
     add_rows_packs<kN, 1, kTaps>(begin, end, source + i, stride, target + i);
   }

@@ -183,17 +183,14 @@ void spread(const Tensor& grad, const Tensor& rois, const std::vector<LevelShape
             });
         continue;
       }
-      const int64_t tasks = (channels + kPlanesAtOnce - 1) / kPlanesAtOnce;
       torch::stable::parallel_for(
-          0, tasks, grain(cycles / tasks), [&](int64_t first, int64_t last) {
+          0, channels, grain(cycles / channels), [&](int64_t first, int64_t last) {
             SpreadScratch<T> scratch(width, pooled);
-            std::vector<T> planes(kInPlace ? 0 : kPlanesAtOnce * height * width);
-            for (int64_t c = first * kPlanesAtOnce; c < std::min(channels, last * kPlanesAtOnce);
-                 c += kPlanesAtOnce) {
-              RCNN_ON_THIS_CPU(spread_channels(begin, end, upstream, height, width, pooled, c,
-                                               std::min<int64_t>(kPlanesAtOnce, channels - c),
-                                               scratch, planes.data(),
-                                               out + image * image_size + c * height * width));
+            std::vector<T> plane(kInPlace ? 0 : height * width);
+            for (int64_t c = first; c < last; ++c) {
+              RCNN_ON_THIS_CPU(spread_channel(begin, end, upstream, height, width, pooled, c,
+                                              scratch, plane.data(),
+                                              out + image * image_size + c * height * width));
             }
           });
     }
