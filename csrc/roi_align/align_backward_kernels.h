@@ -154,11 +154,18 @@ inline void spread_plane(const RoiTable<T>& table, const Stored* stored, const P
     spread_columns(table.column_blocks[block], grad, pooled.height, pooled.width,
                    scratch.rows.data() + block * kColumnBlock, stride);
   }
-  for (int64_t i = 0; i < table.rows; ++i) {
-    const int32_t* const start = table.by_row.starts + i;
-    add_rows(table.by_row.taps + start[0], table.by_row.taps + start[1], scratch.rows.data(),
-             stride, table.columns, plane + (table.first_row + i) * row + table.first_column);
-  }
+  const auto add = [&](int32_t first, int32_t last, auto taps) {
+    for (const int32_t* i = table.row_order.rows + first; i != table.row_order.rows + last; ++i) {
+      const int32_t* const start = table.by_row.starts + *i;
+      add_rows_of<decltype(taps)::value>(table.by_row.taps + start[0], table.by_row.taps + start[1],
+                                         scratch.rows.data(), stride, table.columns,
+                                         plane + (table.first_row + *i) * row + table.first_column);
+    }
+  };
+  const RowOrder& order = table.row_order;
+  add(0, order.ones, std::integral_constant<int, 1>());
+  add(order.ones, order.twos, std::integral_constant<int, 2>());
+  add(order.twos, order.all, std::integral_constant<int, 0>());
 }
 
 // Adds what one RoI gives row y of an image, NHWC. grad: [PH, PW, C], line: [W, C], sums: [PW, C]

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <numeric>
 #include <vector>
@@ -55,6 +56,13 @@ struct ColumnBlock {
   const T* weights;  // [last_bin - first_bin, kColumnBlock]
 };
 
+// Rows of pixels in the order of how many bins reach them, so that a kernel that has a loop for
+// each number goes from one to the next but once: those of one bin, of two, and of more.
+struct RowOrder {
+  const int32_t* rows;
+  int32_t ones, twos, all;  // where they end
+};
+
 // What a kernel reads of a RoI. Only the members of the form asked for are set.
 enum class TableForm {
   kTaps,           // y, x
@@ -62,17 +70,18 @@ enum class TableForm {
   kBinLanes,       // and, up to kLaneColumns columns, bin blocks whose lanes read their own taps
   kBinPixels,      // and one block of all bins, each with its own taps, for any number of columns
   kGradient,       // row lists and column lists
-  kGradientBlocks  // row lists and column blocks
+  kGradientBlocks  // row lists, their order, and column blocks
 };
 
 template <class T>
 struct RoiTable {
-  int64_t roi;                          // its place among the RoIs
-  int64_t first_column, columns;        // a multiple of kColumnBlock unless the map is narrower
-  TapLists<T> y, x;                     // by bin: pixels. y has the average over the samples in it
-  int64_t first_row, rows;              // that a bin reaches
-  int64_t first_x, widths;              // columns that a bin reaches
-  TapLists<T> by_row, by_column;        // by pixel, from first_row and first_x: bins
+  int64_t roi;                    // its place among the RoIs
+  int64_t first_column, columns;  // a multiple of kColumnBlock unless the map is narrower
+  TapLists<T> y, x;               // by bin: pixels. y has the average over the samples in it
+  int64_t first_row, rows;        // that a bin reaches
+  int64_t first_x, widths;        // columns that a bin reaches
+  TapLists<T> by_row, by_column;  // by pixel, from first_row and first_x: bins
+  RowOrder row_order;
   bool lanes;                           // how bin_blocks are read
   const BinBlock<T>* bin_blocks;        // [ceil(PW / kBinBlock)], or 1
   const ColumnBlock<T>* column_blocks;  // [ceil(columns / kColumnBlock)]
@@ -153,6 +162,7 @@ class TableMaker {
         break;
       case TableForm::kGradientBlocks:
         table.by_row = transposed(table.y, options_.pooled_height, rows);
+        table.row_order = ordered(table.by_row, rows.size());
         make_column_blocks(table);
         break;
     }
@@ -208,6 +218,23 @@ class TableMaker {
       }
     }
     return {starts, taps};
+  }
+
+  RowOrder ordered(const TapLists<T>& by_row, int64_t count) {
+    RowOrder order{};
+    int32_t* const rows = integers_.take(count);
+    const auto add = [&](int32_t fewest, int32_t most) {
+      for (int32_t row = 0; row < count; ++row) {
+        const int32_t bins = by_row.starts[row + 1] - by_row.starts[row];
+        if (fewest <= bins && bins <= most) rows[order.all++] = row;
+      }
+      return order.all;
+    };
+    order.rows = rows;
+    order.ones = add(1, 1);
+    order.twos = add(2, 2);
+    add(3, std::numeric_limits<int32_t>::max());
+    return order;
   }
 
   void make_bin_blocks(RoiTable<T>& table, TableForm form) {
