@@ -18,8 +18,9 @@ class Buffer {
   T* data_;
 };
 
-// Channels of an image, pixel by pixel; transposed when first asked for or all at once, and once
-// for all RoIs. With kFindsNan it says where there are NaNs and infinities.
+// Channels of an image, pixel by pixel; transposed once for all RoIs. With kFindsNan it says where
+// there are NaNs and infinities, and pixels may wait until they are first asked for; without, there
+// is only fetch_all().
 template <class T, class Stored, bool kFindsNan>
 class ChannelTile {
  public:
@@ -39,9 +40,13 @@ class ChannelTile {
   }
 
   void fetch_all() {
-    uint8_t all = 0;
-    for (int64_t run = 0; run * kN < pixels_; ++run) all |= states_[run] = fetch(run);
-    plain_ = all == kPresent;
+    if constexpr (kFindsNan) {
+      uint8_t all = 0;
+      for (int64_t run = 0; run * kN < pixels_; ++run) all |= states_[run] = fetch(run);
+      plain_ = all == kPresent;
+    } else {
+      for (int64_t run = 0; run * kN < pixels_; ++run) fetch(run);
+    }
   }
 
   // Whether all pixels are ready, without a NaN or an infinity.
@@ -96,10 +101,11 @@ class ChannelTile {
     for (int c = 0; c < kN; ++c) prefetch(planes_[c] + soon);
     transpose(packs);
     for (int p = 0; p < kN; ++p) store<kN, T>(tile_.data() + (first + p) * kN, packs[p]);
-    if constexpr (!kFindsNan) return kPresent;
-    // It stays in their sum. So it does if that overflows, which costs time only.
+    // A NaN or an infinity stays in the sum of all; one is there too if that overflows.
     Pack<T, kN> sum{};
-    for (int p = 0; p < kN; ++p) sum += packs[p];
+    if constexpr (kFindsNan) {
+      for (int p = 0; p < kN; ++p) sum += packs[p];
+    }
     return all_zero<kN, T>(sum * Pack<T, kN>{}) ? kPresent : kHasNan;
   }
 
@@ -245,7 +251,7 @@ class LinesAhead {
 
   RCNN_HOST_DEVICE void fetch() {
     const Stored* const until = std::min(next_ + share_, end_);
-    for (; next_ < until; next_ += kLine) prefetch<2>(next_);
+    for (; next_ < until; next_ += kLine) prefetch</*kWrite=*/false, 2>(next_);
   }
 
  private:
@@ -268,7 +274,7 @@ void for_each_tile(const std::vector<RoiRun<Roi, Stored>>& runs, int64_t first, 
     for (size_t r = 0; r < runs.size(); ++r) {
       const auto& run = runs[r];
       tile.begin(run.image + c * run.height * run.width, count, run.height, run.width);
-      if (run.whole) tile.fetch_all();
+      if (run.whole || !kFindsNan) tile.fetch_all();
       const bool stays = r + 1 < runs.size();
       const auto& next = runs[stays ? r + 1 : 0];
       const int64_t next_first = stays ? c : c + kN;

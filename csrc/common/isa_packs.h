@@ -127,12 +127,16 @@ struct Convert<float, N, Half> {
     Pack<uint16_t, N> halves;
     std::memcpy(&halves, from, sizeof(halves));
     const auto bits = __builtin_convertvector(halves, Pack<uint32_t, N>);
-    // Exponent and fraction in place, the exponent rebased by a product, which is exact and turns
-    // subnormal numbers into normal ones.
-    const auto magnitude = (bits & 0x7fffu) << 13;
-    const auto finite = (Pack<float, N>)(magnitude) * 0x1p112f;
-    const auto special = (Pack<uint32_t, N>)(magnitude >= 0x7c00u << 13) & 0x7f800000u;
-    const auto result = (Pack<uint32_t, N>)(finite) | special | ((bits & 0x8000u) << 16);
+    // Exponent and fraction in place, the exponent rebased; that of infinities and NaNs to the
+    // last. Subnormal numbers as integers, since a thread may take those of float32 for 0.
+    const auto magnitude = bits & 0x7fffu;
+    const auto special = (Pack<uint32_t, N>)(magnitude >= 0x7c00u) & 0x7f800000u;
+    const auto normal = ((magnitude << 13) + (112u << 23)) | special;
+    const auto number = __builtin_convertvector((Pack<int32_t, N>)(magnitude), Pack<float, N>);
+    const auto subnormal = (Pack<uint32_t, N>)(number * 0x1p-24f);
+    const auto is_subnormal = (Pack<uint32_t, N>)(magnitude < 0x400u);
+    const auto result =
+        (subnormal & is_subnormal) | (normal & ~is_subnormal) | ((bits & 0x8000u) << 16);
     return (Pack<float, N>)(result);
   }
   static RCNN_HOST_DEVICE void store(Half* to, const Pack<float, N>& pack) {

@@ -5,11 +5,12 @@
 
 namespace rcnn_ext {
 
-// Brings the cache line of an address; 2 instead of 3 leaves the first cache alone.
-template <int kLocality = 3>
+// Brings the cache line of an address, to be written or to be read; a locality of 2 instead of 3
+// leaves the first cache alone.
+template <bool kWrite = false, int kLocality = 3>
 RCNN_HOST_DEVICE void prefetch(const void* address) {
 #if defined(__GNUC__)
-  __builtin_prefetch(address, 0, kLocality);
+  __builtin_prefetch(address, kWrite, kLocality);
 #else
   (void)address;
 #endif

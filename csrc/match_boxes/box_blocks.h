@@ -134,7 +134,8 @@ inline void fill_column(const T* __restrict from, const Cells<T>& cells, int8_t*
   if constexpr (std::is_same_v<T, float>) {
     const auto scaled = [&](int k) {
       const Pack<float, 8> at = load<float, 8>(from + k) * cells.scale + cells.offset;
-      // What is below all cells becomes the least integer, and that the lowest cell.
+      // As Cells::of(): NaN becomes the second of the two, and what is below all cells the least
+      // integer, which is packed as the lowest cell.
       return _mm256_cvttps_epi32((__m256)smaller_of<8, float>(at, splat<8>(127.0f)));
     };
     // Packing goes by halves of the registers.

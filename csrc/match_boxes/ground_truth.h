@@ -24,17 +24,17 @@ RCNN_HOST_DEVICE bool is_regular(T width, T height, T area) {
 }
 
 // An axis in 256 cells, -128 to 127, whose numbers stand for coordinates where many are to be
-// compared at once. They ascend with the coordinates, whatever is rounded on the way: where the
-// cell of one is above that of another, so is the coordinate.
+// compared at once. They ascend with the coordinates, whatever is rounded, overflows or underflows
+// on the way: where the cell of one is above that of another, so is the coordinate.
 template <class T>
 struct Cells {
   T scale, offset;
 
-  // What lies outside of [low, high] belongs to the outermost cells. If the distance of the two, or
-  // its inverse, is beyond the range of the type, everything is in one cell.
+  // Cells of one size between `low` and `high`, as far as the type can tell them apart. What lies
+  // outside belongs to the outermost.
   Cells(T low, T high) : scale(255 / (high - low)), offset(-128 - low * scale) {}
 
-  // at: a number
+  // at: a number. What becomes NaN on the way, from infinities, is above all else.
   int8_t of(T at) const {
     const T cell = larger(smaller(at * scale + offset, T(127)), T(-128));
     return static_cast<int8_t>(static_cast<int32_t>(cell));

@@ -8,6 +8,7 @@
 
 #include "../common/box_coding.h"
 #include "../common/intrinsics.h"
+#include "../common/prefetch.h"
 #include "../common/radix_sort.h"
 #include "../nms/kept_boxes.h"
 

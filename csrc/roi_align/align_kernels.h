@@ -11,11 +11,9 @@ constexpr int64_t kRoisAhead = 2;  // that fetch_lines() runs before the work
 // order of place, so that their pooled maps lie anywhere, and the processor guesses none of them.
 template <bool kWrite, class Stored>
 RCNN_HOST_DEVICE void fetch_lines(const Stored* from, int64_t count) {
-#if defined(__GNUC__)
   constexpr int64_t kLine = 64 / sizeof(Stored);
-  for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(from + i, kWrite, 3);
-  __builtin_prefetch(from + count - 1, kWrite, 3);
-#endif
+  for (int64_t i = 0; i < count; i += kLine) prefetch<kWrite>(from + i);
+  prefetch<kWrite>(from + count - 1);
 }
 
 // kPlanes channels at a time.

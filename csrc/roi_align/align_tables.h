@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <limits>
 #include <memory>
 #include <numeric>
 #include <vector>
@@ -34,7 +33,7 @@ struct TapLists {
   const Tap<T>* taps;
 };
 
-constexpr int kPlanesAtOnce = 2;  // channels that share the loads of a table, NCHW
+constexpr int kPlanesAtOnce = 2;  // channels that share the loads of a table, forward, NCHW
 constexpr int kBinBlock = 8;      // bins along x that kernels advance side by side
 constexpr int kColumnBlock = 8;
 constexpr int64_t kLaneColumns = 64;  // most columns that a kernel permutes in registers
@@ -56,10 +55,11 @@ struct ColumnBlock {
   const T* weights;  // [last_bin - first_bin, kColumnBlock]
 };
 
-// Rows of pixels in the order of how many bins reach them, so that a kernel that has a loop for
-// each number goes from one to the next but once: those of one bin, of two, and of more.
+// The rows of pixels that bins reach: first those that one bin does, then those of two, then those
+// of more. A kernel has code for each of these, and between rows in order of place the processor
+// would have to guess each time.
 struct RowOrder {
-  const int32_t* rows;
+  const int32_t* rows;      // from first_row
   int32_t ones, twos, all;  // where they end
 };
 
@@ -221,20 +221,17 @@ class TableMaker {
   }
 
   RowOrder ordered(const TapLists<T>& by_row, int64_t count) {
-    RowOrder order{};
     int32_t* const rows = integers_.take(count);
-    const auto add = [&](int32_t fewest, int32_t most) {
+    int32_t ends[3];
+    int32_t end = 0;
+    for (int32_t kind = 1; kind <= 3; ++kind) {
       for (int32_t row = 0; row < count; ++row) {
         const int32_t bins = by_row.starts[row + 1] - by_row.starts[row];
-        if (fewest <= bins && bins <= most) rows[order.all++] = row;
+        if (std::min(bins, 3) == kind) rows[end++] = row;
       }
-      return order.all;
-    };
-    order.rows = rows;
-    order.ones = add(1, 1);
-    order.twos = add(2, 2);
-    add(3, std::numeric_limits<int32_t>::max());
-    return order;
+      ends[kind - 1] = end;
+    }
+    return {rows, ends[0], ends[1], ends[2]};
   }
 
   void make_bin_blocks(RoiTable<T>& table, TableForm form) {

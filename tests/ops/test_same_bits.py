@@ -144,3 +144,29 @@ def test_maps_with_few_rois_and_with_many(dtype: torch.dtype) -> None:
                 alone = ops.roi_align(fine, rois[few], 7, 0.25, 2)
             assert torch.equal(_bits(whole), _bits(parts)), f"{isa}, {threads} threads"
             assert torch.equal(_bits(whole[few]), _bits(alone)), f"{isa}, {threads} threads"
+
+
+# Those of float16 are numbers that float32 holds without being subnormal.
+@pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
+def test_subnormal_halves_where_subnormal_numbers_are_flushed(
+    operator: Callable[..., Tensor],
+) -> None:
+    x = torch.arange(-1500, 1500, dtype=torch.int16).view(1, 1, 50, 60)
+    x = (x.abs() | (x.sign() << 15)).view(torch.float16).repeat(1, 20, 1, 1)
+    rois = make_rois(40, 1, size=200)
+    boxes = (torch.arange(1, 1401) * 2.0**-24).half()[:, None] * torch.tensor([0, 0, 1, 1]).half()
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor keeps them")
+    try:
+        results = []
+        for isa in _extension.instruction_sets():
+            result, grad = _run(operator, x, rois, 7, isa, threads=1)
+            with _extension.use_instruction_set(isa):
+                _, best = ops.match_boxes(boxes[5::100], boxes, 0.5, 0.3)
+            results.append((isa, result, grad, best))
+    finally:
+        torch.set_flush_denormal(False)
+    assert results[0][1].count_nonzero() > 0
+    for isa, *tensors in results[1:]:
+        for tensor, expected in zip(tensors, results[0][1:], strict=True):
+            assert torch.equal(_bits(tensor), _bits(expected)), isa
