@@ -72,24 +72,28 @@ void align_whole_pixels(const RoiTable<T>* begin, const RoiTable<T>* end, const 
   }
 }
 
-// The gradient of one channel of an image, NCHW: its plane stays in the second cache, as several
-// would not. grad: [K, C, PH, PW], out: [H, W], plane: scratch [H, W] unless T is stored
+// The gradient of `count` channels of an image from channel `first` on, NCHW.
+// grad: [K, C, PH, PW], out: [count, H, W], planes: scratch [count, H, W] unless T is stored
 template <class T, class Stored>
-void spread_channel(const RoiTable<T>* begin, const RoiTable<T>* end, const Stored* grad,
-                    int64_t height, int64_t width, const PooledShape& pooled, int64_t channel,
-                    SpreadScratch<T>& scratch, T* plane, Stored* out) {
-  if constexpr (std::is_same_v<T, Stored>) plane = out;
-  std::fill_n(plane, height * width, T(0));
+void spread_channels(const RoiTable<T>* begin, const RoiTable<T>* end, const Stored* grad,
+                     int64_t height, int64_t width, const PooledShape& pooled, int64_t first,
+                     int64_t count, SpreadScratch<T>& scratch, T* planes, Stored* out) {
+  const int64_t plane = height * width;
+  if constexpr (std::is_same_v<T, Stored>) planes = out;
+  std::fill_n(planes, count * plane, T(0));
   const auto gradient_of = [&](const RoiTable<T>& table) {
-    return grad + (table.roi * pooled.channels + channel) * pooled.bins();
+    return grad + (table.roi * pooled.channels + first) * pooled.bins();
   };
   for (const RoiTable<T>* table = begin; table != end; ++table) {
     if (end - table > kRoisAhead) {
-      fetch_lines<false>(gradient_of(table[kRoisAhead]), pooled.bins());
+      fetch_lines<false>(gradient_of(table[kRoisAhead]), count * pooled.bins());
     }
-    spread_plane(*table, gradient_of(*table), pooled, scratch, plane, width);
+    for (int64_t c = 0; c < count; ++c) {
+      spread_plane(*table, gradient_of(*table) + c * pooled.bins(), pooled, scratch,
+                   planes + c * plane, width);
+    }
   }
-  if constexpr (!std::is_same_v<T, Stored>) store_all(out, plane, height * width);
+  if constexpr (!std::is_same_v<T, Stored>) store_all(out, planes, count * plane);
 }
 
 // The gradient of rows [first, last) of an image, NHWC. grad: [K, PH, PW, C], out: [H, W, C]

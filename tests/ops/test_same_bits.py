@@ -170,3 +170,25 @@ def test_subnormal_halves_where_subnormal_numbers_are_flushed(
     for isa, *tensors in results[1:]:
         for tensor, expected in zip(tensors, results[0][1:], strict=True):
             assert torch.equal(_bits(tensor), _bits(expected)), isa
+
+
+# Of so many RoIs, several channels are spread at once; 6 are not a multiple of that.
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+def test_gradient_of_many_rois(dtype: torch.dtype) -> None:
+    x = torch.randn(1, 6, 20, 24).to(dtype)
+    rois = make_rois(4100, 1, size=100)
+    operator = OPERATORS["roi_align"]
+    runs = [
+        _run(operator, x, rois, 2, isa, threads)[1]
+        for isa in _extension.instruction_sets()
+        for threads in (1, 2)
+    ]
+    for grad in runs[1:]:
+        assert torch.equal(_bits(grad), _bits(runs[0]))
+    exact = x.double().requires_grad_()
+    with ops.use_backend("reference"):
+        result = operator(exact, rois.double(), 2)
+    grad = torch.randn(4100, 6, 2, 2, generator=torch.Generator().manual_seed(7)).to(dtype)
+    (expected,) = torch.autograd.grad(result, exact, grad.double())
+    rounding = torch.finfo(dtype).eps
+    torch.testing.assert_close(runs[0].double(), expected, rtol=4 * rounding, atol=1e-4)
