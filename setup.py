@@ -139,7 +139,7 @@ def choose_architectures() -> str:
 def sources(suffix: str) -> list[str]:
     """Every operator's file for one device, and the module they share."""
     found = sorted(str(path) for path in CSRC.glob(f"*/*{suffix}"))
-    return [str(CSRC / "common" / "module.cpp"), *found]
+    return [str(CSRC / "core" / "module.cpp"), *found]
 
 
 def headers() -> list[str]:
@@ -188,7 +188,7 @@ def native_modules() -> tuple[list, dict[str, str]]:
     else:
         report["_C_cuda"] = f"not built: {reason}"
     selective_search = [
-        str(CSRC / "common" / "isa_cpu.cpp"),
+        str(CSRC / "cpu" / "isa_cpu.cpp"),
         *sorted(str(p) for p in (CSRC / "selective_search").glob("*.cpp")),
     ]
     extensions.append(

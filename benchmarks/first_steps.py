@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from recording import record
 
-from rcnn_ext.engine.logs import LOSSES, read_csv
-from rcnn_ext.engine.train import train
-from rcnn_ext.recipes import load_recipe
+from rcnn_ext.config import load_recipe
+from rcnn_ext.train.logs import LOSSES, read_csv
+from rcnn_ext.train.run import train
 from rcnn_ext.viz import plot_losses
 
 STEPS = 20

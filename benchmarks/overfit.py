@@ -20,15 +20,15 @@ from typing import Any
 import torch
 from recording import record
 
+from rcnn_ext.config import load_recipe
 from rcnn_ext.data.dataset import DetectionDataset
-from rcnn_ext.engine.checkpoint import load_checkpoint
-from rcnn_ext.engine.evaluate import run_on
-from rcnn_ext.engine.proposals import open_proposals
-from rcnn_ext.engine.report import DRAW_SCORE, draw_pairs
-from rcnn_ext.engine.splits import open_split
-from rcnn_ext.engine.tasks import compute_metrics
-from rcnn_ext.engine.train import train
-from rcnn_ext.recipes import load_recipe
+from rcnn_ext.data.splits import open_split
+from rcnn_ext.metrics.evaluate import run_on
+from rcnn_ext.metrics.report import DRAW_SCORE, draw_pairs
+from rcnn_ext.metrics.tasks import compute_metrics
+from rcnn_ext.predict.checkpoint import load_checkpoint
+from rcnn_ext.selective_search.from_config import open_proposals
+from rcnn_ext.train.run import train
 
 # Images in a picture, truth and answer of each.
 _DRAWN = 6

@@ -39,7 +39,7 @@ from skimage.segmentation import _felzenszwalb_cy
 from rcnn_ext import files, ops
 from rcnn_ext._source_hash import csrc_hash
 from rcnn_ext.bench import environment, memory
-from rcnn_ext.proposals import (
+from rcnn_ext.selective_search import (
     ProposalFilter,
     Regions,
     SearchSettings,
@@ -47,7 +47,7 @@ from rcnn_ext.proposals import (
     find_regions,
     native,
 )
-from rcnn_ext.proposals.images import UNIT, gaussian_weights
+from rcnn_ext.selective_search.images import UNIT, gaussian_weights
 
 PARTS = ("parity", "speed", "recall", "threads", "growth")
 ROOT = Path(__file__).resolve().parents[1]

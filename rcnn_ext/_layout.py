@@ -11,7 +11,7 @@ from torch import Tensor
 def is_channels_last(tensor: Tensor) -> bool:
     """Whether an operator reads a map ``[N, C, H, W]`` as channels-last, and answers so.
 
-    The same rule as ``is_channels_last`` in ``csrc/common/stable_ops.h``: a tensor that is dense in
+    The same rule as ``is_channels_last`` in ``csrc/core/stable_ops.h``: a tensor that is dense in
     both senses (one channel, or one pixel) counts as contiguous.
     """
     return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)

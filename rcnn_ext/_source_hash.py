@@ -13,7 +13,7 @@ def csrc_hash(csrc: pathlib.Path) -> str:
     """Hash every file under a source folder, names included.
 
     Hidden files and byte-code caches are left out: an editor's swap file or an import from a
-    source folder does not change what is compiled. So is ``emulation``, which only tests compile.
+    source folder does not change what is compiled.
 
     Args:
         csrc: the folder of native sources.
@@ -44,6 +44,4 @@ def csrc_hash(csrc: pathlib.Path) -> str:
 
 
 def _ignored(relative: pathlib.Path) -> bool:
-    if relative.parts[0] == "emulation":
-        return True
     return any(part.startswith(".") or part == "__pycache__" for part in relative.parts)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from rcnn_ext.errors import UserError
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .data.annotations import ClassList
-from .files import replacing
+from rcnn_ext.data.annotations import ClassList
+from rcnn_ext.files import replacing
 
 Colour = tuple[int, int, int]
 Box = tuple[float, float, float, float]  # (x1, y1, x2, y2), pixels

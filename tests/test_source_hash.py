@@ -52,8 +52,6 @@ def test_what_is_not_compiled_does_not_count(csrc: pathlib.Path) -> None:
     (csrc / ".nms_cpu.cpp.swp").write_text("x")
     (csrc / "__pycache__").mkdir()
     (csrc / "__pycache__" / "x.pyc").write_text("x")
-    (csrc / "emulation").mkdir()
-    (csrc / "emulation" / "fiber.h").write_text("x")
     assert csrc_hash(csrc) == before
 
 

@@ -205,7 +205,7 @@ def judge_atomic(context: Context, done: Finished) -> Outcome:
 
 def prepare_load(context: Context, limit: float) -> Command:
     """Ask the doctor."""
-    return Command([sys.executable, "-m", "rcnn_ext.doctor", "--json"])
+    return Command([sys.executable, "-m", "rcnn_ext.cli.doctor", "--json"])
 
 
 def judge_load(context: Context, done: Finished) -> Outcome:

@@ -27,11 +27,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPOSITORY / "tools"), str(REPOSITORY / "tests"), str(REPOSITORY)]
+sys.path[:0] = [str(REPOSITORY / "tools"), str(REPOSITORY)]
 
 from cuda_mutants import Mutant, mutate  # noqa: E402
-from emulation.backend import LIBRARY  # noqa: E402
-from emulation.build import CACHE, address_sanitizer_environment, build  # noqa: E402
+
+from tests.helpers.emulation.backend import LIBRARY  # noqa: E402
+from tests.helpers.emulation.build import CACHE, address_sanitizer_environment, build  # noqa: E402
 
 TIME_LIMIT = 240  # seconds for one mutant; the comparisons take a few
 LEAST_CAUGHT = 0.9  # the others change nothing: one round more, or less work saved
@@ -152,11 +153,11 @@ def make_sources(folder: Path) -> list[Mutant]:
     """A copy of csrc with all mutants in it."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(REPOSITORY / "csrc", folder)
-    (folder / "emulation" / "mutants.h").write_text(
+    (folder / "mutants.h").write_text(
         '#pragma once\n__attribute__((visibility("default"))) inline int rcnn_active_mutant = 0;\n'
     )
     mutants: list[Mutant] = []
-    files = [*folder.glob("*/*_cuda.cu"), *folder.glob("*/*.cuh"), *folder.glob("common/*.h")]
+    files = [*folder.glob("*/*_cuda.cu"), *folder.glob("*/*.cuh"), *folder.glob("core/*.h")]
     for path in sorted(files):
         changed, made = mutate(path.read_text(), path.relative_to(folder), len(mutants) + 1)
         path.write_text(changed)
@@ -193,8 +194,9 @@ class Server:
 def serve(sanitize: bool) -> None:
     """Answer requests, one line of JSON each, until there are no more."""
     import torch
-    from emulation import test_kernels
-    from emulation.backend import emulator
+
+    from tests.emulation import test_kernels
+    from tests.helpers.emulation.backend import emulator
 
     torch.set_num_threads(1)  # no threads to lose in a fork
     library = emulator().library
@@ -361,7 +363,7 @@ def main() -> int:
         for mutant in chosen:
             print(mutant.number, f"{mutant.file}:{mutant.line}", mutant.kind, mutant.text)
         return 0
-    include = ["-include", str(folder / "emulation" / "mutants.h")]
+    include = ["-include", str(folder / "mutants.h")]
     libraries = {
         sanitize: build("mutants", csrc=folder, address_sanitizer=sanitize, flags=include)
         for sanitize in (False, True)

@@ -1,4 +1,4 @@
-// The backward pass of RoIAlign by atomic additions, which the gather of csrc/common/roi_gather.cuh
+// The backward pass of RoIAlign by atomic additions, which the gather of csrc/cuda/roi_gather/roi_gather.cuh
 // is measured against: made to be fast, but its last bits depend on the order of the threads. No
 // part of the package; `rcnn_ext/bench/atomic.py` loads it.
 //
@@ -13,10 +13,10 @@
 #include <type_traits>
 #include <vector>
 
-#include "../../csrc/common/stable_ops.h"
-#include "../../csrc/multiscale_roi_align/multiscale_checks.h"
-#include "../../csrc/multiscale_roi_align/pyramid_levels.cuh"
-#include "../../csrc/roi_align/align_forward.cuh"
+#include "../../csrc/core/stable_ops.h"
+#include "../../csrc/multiscale_roi_align/multiscale_roi_align.h"
+#include "../../csrc/multiscale_roi_align/multiscale_roi_align_levels.cuh"
+#include "../../csrc/roi_align/roi_align_forward_cuda_kernels.cuh"
 
 namespace rcnn_ext {
 namespace {

@@ -7,11 +7,11 @@
 #include <utility>
 #include <vector>
 
-#include "../common/dual.h"
-#include "../common/huge_pages.h"
-#include "../common/intrinsics.h"
-#include "../common/stable_ops.h"
-#include "measures.h"
+#include "../core/dual.h"
+#include "../core/stable_ops.h"
+#include "../cpu/huge_pages.h"
+#include "../cpu/intrinsics.h"
+#include "box_iou.h"
 
 namespace rcnn_ext {
 namespace {
@@ -86,8 +86,8 @@ struct VariableColumns {
 }  // namespace
 }  // namespace rcnn_ext
 
-#define RCNN_ISA_SOURCE "../box_iou/box_iou_kernels.h"
-#include "../common/for_each_isa.h"
+#define RCNN_ISA_SOURCE "../box_iou/box_iou_cpu-inl.h"
+#include "../cpu/foreach_target.h"
 
 namespace rcnn_ext {
 namespace {

@@ -1,8 +1,8 @@
 // Pairwise measures of boxes on CUDA. Contract: rcnn_ext/ops/box_iou.py.
-#include "../common/cuda_utils.cuh"
-#include "../common/dual.h"
-#include "../common/stable_ops.h"
-#include "measures.h"
+#include "../core/dual.h"
+#include "../core/stable_ops.h"
+#include "../cuda/launch.cuh"
+#include "box_iou.h"
 
 namespace rcnn_ext {
 namespace {

@@ -15,12 +15,12 @@
 #include <utility>
 #include <vector>
 
-#include "../common/dispatch.h"
-#include "../common/intrinsics.h"
-#include "../common/isa.h"
-#include "../common/stable_ops.h"
-#include "ground_truth.h"
-#include "match_math.h"
+#include "../core/dispatch.h"
+#include "../core/stable_ops.h"
+#include "../cpu/intrinsics.h"
+#include "../cpu/isa.h"
+#include "match_boxes.h"
+#include "match_boxes_ground_truth.h"
 
 namespace rcnn_ext {
 namespace {
@@ -148,8 +148,8 @@ struct ImageWork {
 }  // namespace
 }  // namespace rcnn_ext
 
-#define RCNN_ISA_SOURCE "../match_boxes/match_boxes_kernels.h"
-#include "../common/for_each_isa.h"
+#define RCNN_ISA_SOURCE "../match_boxes/match_boxes_cpu-inl.h"
+#include "../cpu/foreach_target.h"
 
 namespace rcnn_ext {
 namespace {

@@ -4,9 +4,9 @@
 // truth in shared memory. For low-quality matches the best IoU of each ground truth is a maximum of
 // ordered bits, which comes out the same in any order; a second kernel then finds the boxes that
 // have it. No N x M matrix and no synchronisation with the host.
-#include "../common/cuda_utils.cuh"
-#include "../common/stable_ops.h"
-#include "match_math.h"
+#include "../core/stable_ops.h"
+#include "../cuda/launch.cuh"
+#include "match_boxes.h"
 
 namespace rcnn_ext {
 namespace {

@@ -2,10 +2,10 @@
 // rcnn_ext/ops/multiscale_roi_align.py.
 #include <torch/csrc/stable/library.h>
 
-#include "../common/dispatch.h"
-#include "../common/stable_ops.h"
-#include "../roi_align/align_levels.h"
-#include "multiscale_checks.h"
+#include "../core/dispatch.h"
+#include "../core/stable_ops.h"
+#include "../roi_align/roi_align_levels_cpu.h"
+#include "multiscale_roi_align.h"
 
 namespace rcnn_ext {
 namespace {

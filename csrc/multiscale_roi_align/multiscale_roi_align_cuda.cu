@@ -1,10 +1,10 @@
 // RoIAlign over the levels of a feature pyramid, on CUDA. Contract:
 // rcnn_ext/ops/multiscale_roi_align.py.
-#include "../common/stable_ops.h"
-#include "../roi_align/align_forward.cuh"
-#include "../roi_align/align_gradient.cuh"
-#include "multiscale_checks.h"
-#include "pyramid_levels.cuh"
+#include "../core/stable_ops.h"
+#include "../roi_align/roi_align_backward_cuda_kernels.cuh"
+#include "../roi_align/roi_align_forward_cuda_kernels.cuh"
+#include "multiscale_roi_align.h"
+#include "multiscale_roi_align_levels.cuh"
 
 namespace rcnn_ext {
 namespace {

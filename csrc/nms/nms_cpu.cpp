@@ -10,17 +10,17 @@
 #include <tuple>
 #include <vector>
 
-#include "../common/box_math.h"
-#include "../common/dispatch.h"
-#include "../common/intrinsics.h"
-#include "../common/prefetch.h"
-#include "../common/stable_ops.h"
-#include "kept_boxes.h"
-#include "nms_checks.h"
-#include "score_order.h"
+#include "../core/box_math.h"
+#include "../core/dispatch.h"
+#include "../core/stable_ops.h"
+#include "../cpu/intrinsics.h"
+#include "../cpu/prefetch.h"
+#include "nms.h"
+#include "nms_grid.h"
+#include "nms_score_order.h"
 
-#define RCNN_ISA_SOURCE "../nms/suppress_kernels.h"
-#include "../common/for_each_isa.h"
+#define RCNN_ISA_SOURCE "../nms/nms_cpu-inl.h"
+#include "../cpu/foreach_target.h"
 
 namespace rcnn_ext {
 namespace {

@@ -5,12 +5,12 @@
 // boxes it kept. Up to a chunk's size, that is three launches in all.
 #include <tuple>
 
-#include "../common/cuda_utils.cuh"
-#include "../common/dispatch.h"
-#include "../common/stable_ops.h"
-#include "nms_checks.h"
-#include "score_order.cuh"
-#include "suppress_chunk.cuh"
+#include "../core/dispatch.h"
+#include "../core/stable_ops.h"
+#include "../cuda/launch.cuh"
+#include "nms.h"
+#include "nms_chunk_cuda_kernels.cuh"
+#include "nms_score_order.cuh"
 
 namespace rcnn_ext {
 namespace {

@@ -1,8 +1,8 @@
 // RoIAlign on the CPU. Contract: rcnn_ext/ops/roi_align.py.
 #include <torch/csrc/stable/library.h>
 
-#include "align_levels.h"
-#include "roi_align_checks.h"
+#include "roi_align.h"
+#include "roi_align_levels_cpu.h"
 
 namespace rcnn_ext {
 namespace {

@@ -1,7 +1,7 @@
 // RoIAlign on CUDA. Contract: rcnn_ext/ops/roi_align.py.
-#include "../common/stable_ops.h"
-#include "align_forward.cuh"
-#include "align_gradient.cuh"
+#include "../core/stable_ops.h"
+#include "roi_align_backward_cuda_kernels.cuh"
+#include "roi_align_forward_cuda_kernels.cuh"
 
 namespace rcnn_ext {
 namespace {

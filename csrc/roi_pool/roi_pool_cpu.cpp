@@ -9,18 +9,18 @@
 #include <utility>
 #include <vector>
 
-#include "../common/dispatch.h"
-#include "../common/host_device.h"
-#include "../common/huge_pages.h"
-#include "../common/intrinsics.h"
-#include "../common/prefetch.h"
-#include "../common/roi_math.h"
-#include "../common/stable_ops.h"
-#include "pool_tables.h"
-#include "roi_pool_checks.h"
+#include "../core/dispatch.h"
+#include "../core/host_device.h"
+#include "../core/roi_math.h"
+#include "../core/stable_ops.h"
+#include "../cpu/huge_pages.h"
+#include "../cpu/intrinsics.h"
+#include "../cpu/prefetch.h"
+#include "roi_pool.h"
+#include "roi_pool_bins_cpu.h"
 
-#define RCNN_ISA_SOURCE "../roi_pool/pool_kernels.h"
-#include "../common/for_each_isa.h"
+#define RCNN_ISA_SOURCE "../roi_pool/roi_pool_cpu-inl.h"
+#include "../cpu/foreach_target.h"
 
 namespace rcnn_ext {
 namespace {

@@ -1,12 +1,12 @@
 // RoIPool on CUDA. Contract: rcnn_ext/ops/roi_pool.py.
-#include "../common/cuda_utils.cuh"
-#include "../common/dispatch.h"
-#include "../common/quad.cuh"
-#include "../common/roi_gather.cuh"
-#include "../common/roi_math.h"
-#include "../common/stable_ops.h"
-#include "../common/vector_access.cuh"
-#include "roi_pool_checks.h"
+#include "../core/dispatch.h"
+#include "../core/roi_math.h"
+#include "../core/stable_ops.h"
+#include "../cuda/launch.cuh"
+#include "../cuda/quad.cuh"
+#include "../cuda/roi_gather/roi_gather.cuh"
+#include "../cuda/vector_access.cuh"
+#include "roi_pool.h"
 
 namespace rcnn_ext {
 namespace {

@@ -4,10 +4,10 @@
 #include <algorithm>
 #include <cmath>
 
-#include "../common/huge_pages.h"
+#include "../cpu/huge_pages.h"
 
-#define RCNN_ISA_SOURCE "../selective_search/edges_kernels.h"
-#include "../common/for_each_isa.h"
+#define RCNN_ISA_SOURCE "../selective_search/edges-inl.h"
+#include "../cpu/foreach_target.h"
 
 namespace rcnn_ext::selective_search {
 std::vector<int> plan_rounds(const RankCounts& counts, int64_t enough) {

@@ -18,7 +18,7 @@
 #include <memory>
 #include <utility>
 
-#include "../common/huge_pages.h"
+#include "../cpu/huge_pages.h"
 #include "edges.h"
 #include "forest.h"
 

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "../common/huge_pages.h"
+#include "../cpu/huge_pages.h"
 
 namespace rcnn_ext::selective_search {
 

@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "../common/prefetch.h"
+#include "../cpu/prefetch.h"
 #include "edges.h"
 
 namespace rcnn_ext::selective_search {

@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "neighbours.h"
+#include "neighbors.h"
 
 namespace rcnn_ext::selective_search {
 

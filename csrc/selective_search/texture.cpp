@@ -3,8 +3,8 @@
 
 #include <cmath>
 
-#define RCNN_ISA_SOURCE "../selective_search/texture_kernels.h"
-#include "../common/for_each_isa.h"
+#define RCNN_ISA_SOURCE "../selective_search/texture-inl.h"
+#include "../cpu/foreach_target.h"
 
 namespace rcnn_ext::selective_search {
 namespace {

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: the command's own parser.
     """
-    from rcnn_ext.bench import command
+    from rcnn_ext.cli import bench as command
 
     command.add_arguments(parser)
 
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: an option asks for something that this machine or the suite does not have.
     """
-    from rcnn_ext.bench import command
+    from rcnn_ext.cli import bench as command
 
     return command.run(args)
 
@@ -52,6 +52,6 @@ def run_quick(out_dir: pathlib.Path) -> pathlib.Path:
     Raises:
         RuntimeError: an operator failed or gave a wrong result.
     """
-    from rcnn_ext.bench import command
+    from rcnn_ext.cli import bench as command
 
     return command.run_quick(out_dir)

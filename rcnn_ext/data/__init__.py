@@ -4,19 +4,19 @@
 one format without a recipe.
 """
 
-from .annotations import AnnotationSet, ClassList, ImageRecord
-from .coco import find_annotations, find_images_folder, read_coco
-from .config import DataConfig
-from .csv_boxes import CsvConfig, read_csv_boxes
-from .dataset import (
+from rcnn_ext.data.annotations import AnnotationSet, ClassList, ImageRecord
+from rcnn_ext.data.coco import find_annotations, find_images_folder, read_coco
+from rcnn_ext.data.config import DataConfig
+from rcnn_ext.data.csv_boxes import CsvConfig, read_csv_boxes
+from rcnn_ext.data.dataset import (
     DetectionDataset,
     TrainingStream,
     collate,
     evaluation_loader,
     training_loader,
 )
-from .formats import detect_format, has_split, open_split
-from .hub import (
+from rcnn_ext.data.formats import detect_format, has_split, open_split
+from rcnn_ext.data.hub import (
     HubSplit,
     HubStream,
     check_stream,
@@ -25,16 +25,16 @@ from .hub import (
     stream_loader,
     stream_splits,
 )
-from .images import find_images, image_size, load_image
-from .partition import partition
-from .pennfudan import read_pennfudan
-from .problems import Problem, Report
-from .samples import ProposalSource
-from .statistics import channel_statistics
-from .synthetic import SyntheticConfig, make_synthetic
-from .transforms import AugmentConfig, build_augmentation
-from .voc import VocConfig, read_voc
-from .yolo import read_yolo
+from rcnn_ext.data.images import find_images, image_size, load_image
+from rcnn_ext.data.partition import partition
+from rcnn_ext.data.pennfudan import read_pennfudan
+from rcnn_ext.data.problems import Problem, Report
+from rcnn_ext.data.samples import ProposalSource
+from rcnn_ext.data.statistics import channel_statistics
+from rcnn_ext.data.synthetic import SyntheticConfig, make_synthetic
+from rcnn_ext.data.transforms import AugmentConfig, build_augmentation
+from rcnn_ext.data.voc import VocConfig, read_voc
+from rcnn_ext.data.yolo import read_yolo
 
 __all__ = [
     "AnnotationSet",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .problems import Problem
+from rcnn_ext.data.problems import Problem
 
 # float32 resolves 5e-4 at coordinate 4096, so that a thinner box could vanish in later
 # arithmetic; and nothing is to be seen in a tenth of a pixel.

@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import UserError
-from .annotations import AnnotationSet, ClassList, ImageRecord, clean_boxes
-from .images import image_size
-from .problems import Report
+from rcnn_ext.data.annotations import AnnotationSet, ClassList, ImageRecord, clean_boxes
+from rcnn_ext.data.images import image_size
+from rcnn_ext.data.problems import Report
+from rcnn_ext.errors import UserError
 
 
 @dataclass(frozen=True)

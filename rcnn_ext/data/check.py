@@ -10,16 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from ..files import write_json
-from ..progress import tracked
-from .annotations import AnnotationSet, ImageRecord
-from .config import DataConfig
-from .formats import FORMATS, SPLITS, detect_format, has_split, open_split
-from .hub import check_stream, copy_split, open_stream, stream_splits
-from .images import load_image
-from .problems import Report
-from .statistics import channel_statistics
+from rcnn_ext.data.annotations import AnnotationSet, ImageRecord
+from rcnn_ext.data.config import DataConfig
+from rcnn_ext.data.formats import FORMATS, SPLITS, detect_format, has_split, open_split
+from rcnn_ext.data.hub import check_stream, copy_split, open_stream, stream_splits
+from rcnn_ext.data.images import load_image
+from rcnn_ext.data.problems import Report
+from rcnn_ext.data.statistics import channel_statistics
+from rcnn_ext.errors import UserError
+from rcnn_ext.files import write_json
+from rcnn_ext.progress import tracked
 
 # Images in the picture of a split.
 _DRAWN = 12
@@ -202,7 +202,7 @@ def draw_split(annotations: AnnotationSet, path: Path, most: int = _DRAWN) -> Pa
         path: The picture to write.
         most: How many images it shows; those that cannot be read are passed over.
     """
-    from ..viz import contact_sheet, draw_boxes, save_picture
+    from rcnn_ext.viz import contact_sheet, draw_boxes, save_picture
 
     pictures: list[Any] = []
     captions: list[str] = []
@@ -230,7 +230,7 @@ def _splits(config: DataConfig, root: Path) -> list[str]:
 
 
 def _config(options: argparse.Namespace) -> DataConfig:
-    from ..recipes import apply_override, load_recipe, recipe_from_dict
+    from rcnn_ext.config import apply_override, load_recipe, recipe_from_dict
 
     if options.recipe is not None:
         config = load_recipe(options.recipe, options.overrides).data

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from ..files import read_json
-from .annotations import AnnotationSet
-from .builder import RawObject, ReadOptions, SetBuilder
-from .json_places import JsonPlaces
-from .problems import Report
+from rcnn_ext.data.annotations import AnnotationSet
+from rcnn_ext.data.builder import RawObject, ReadOptions, SetBuilder
+from rcnn_ext.data.json_places import JsonPlaces
+from rcnn_ext.data.problems import Report
+from rcnn_ext.errors import UserError
+from rcnn_ext.files import read_json
 
 
 def list_annotations(root: Path, split: str) -> list[Path]:

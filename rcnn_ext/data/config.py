@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .csv_boxes import CsvConfig
-from .synthetic import SyntheticConfig
-from .transforms import AugmentConfig
-from .voc import VocConfig
+from rcnn_ext.data.csv_boxes import CsvConfig
+from rcnn_ext.data.synthetic import SyntheticConfig
+from rcnn_ext.data.transforms import AugmentConfig
+from rcnn_ext.data.voc import VocConfig
 
 FormatName = Literal["coco", "voc", "pennfudan", "csv", "yolo", "hf", "synthetic"]
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import UserError
-from .annotations import AnnotationSet
-from .builder import RawObject, ReadOptions, SetBuilder
-from .images import image_size, numeric_ids
-from .problems import Report
+from rcnn_ext.data.annotations import AnnotationSet
+from rcnn_ext.data.builder import RawObject, ReadOptions, SetBuilder
+from rcnn_ext.data.images import image_size, numeric_ids
+from rcnn_ext.data.problems import Report
+from rcnn_ext.errors import UserError
 
 # What columns are called where the recipe does not say; the first that a file has.
 _NAMES: dict[str, tuple[str, ...]] = {

@@ -12,10 +12,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
-from ..errors import UserError
-from .annotations import AnnotationSet, ImageRecord
-from .samples import ProposalSource, RawSample, Sample, finished, raw_sample
-from .transforms import mosaic
+from rcnn_ext.data.annotations import AnnotationSet, ImageRecord
+from rcnn_ext.data.samples import ProposalSource, RawSample, Sample, finished, raw_sample
+from rcnn_ext.data.transforms import mosaic
+from rcnn_ext.errors import UserError
 
 Batch = tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]
 

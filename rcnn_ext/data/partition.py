@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .annotations import AnnotationSet, ImageRecord
-from .problems import Report
+from rcnn_ext.data.annotations import AnnotationSet, ImageRecord
+from rcnn_ext.data.problems import Report
 
 
 def partition(

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..errors import UserError
-from .annotations import AnnotationSet
-from .builder import RawObject, ReadOptions, SetBuilder
-from .images import IMAGE_SUFFIXES, numeric_ids
-from .problems import Report
+from rcnn_ext.data.annotations import AnnotationSet
+from rcnn_ext.data.builder import RawObject, ReadOptions, SetBuilder
+from rcnn_ext.data.images import IMAGE_SUFFIXES, numeric_ids
+from rcnn_ext.data.problems import Report
+from rcnn_ext.errors import UserError
 
 
 def mask_folders(root: Path) -> tuple[Path, Path] | None:

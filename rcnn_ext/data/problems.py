@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ..errors import UserError
+from rcnn_ext.errors import UserError
 
 _MOST_SHOWN = 3
 

@@ -12,9 +12,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from ..errors import UserError
-from .annotations import ImageRecord, clean_boxes
-from .images import load_image
+from rcnn_ext.data.annotations import ImageRecord, clean_boxes
+from rcnn_ext.data.images import load_image
+from rcnn_ext.errors import UserError
 
 # An image [3, H, W], float32 in [0, 1], and its target: boxes float32 [N, 4] (x1, y1, x2, y2) in
 # image pixels, labels int64 [N], areas float32 [N], crowd and difficult bool [N],
@@ -29,7 +29,7 @@ PER_BOX = ("labels", "areas", "crowd", "difficult")
 
 
 class ProposalSource(Protocol):
-    """Where Fast R-CNN gets its proposals, such as :class:`rcnn_ext.proposals.ProposalCache`."""
+    """Where Fast R-CNN gets its boxes, as :class:`rcnn_ext.selective_search.ProposalCache`."""
 
     def boxes(self, image: Path) -> np.ndarray | torch.Tensor:
         """The proposals for a picture.

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
-from .annotations import AnnotationSet, ImageRecord
-from .images import load_image
+from rcnn_ext.data.annotations import AnnotationSet, ImageRecord
+from rcnn_ext.data.images import load_image
+from rcnn_ext.errors import UserError
 
 
 def channel_statistics(

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..errors import UserError
-from ..files import read_json, replacing_folder
+from rcnn_ext.errors import UserError
+from rcnn_ext.files import read_json, replacing_folder
 
 SHAPES = ("circle", "square", "triangle")
 

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UserError
-from .annotations import AnnotationSet
-from .builder import RawObject, ReadOptions, SetBuilder
-from .images import IMAGE_SUFFIXES, numeric_ids
-from .problems import Report
-from .xml_lines import Node, XmlError, read_xml
+from rcnn_ext.data.annotations import AnnotationSet
+from rcnn_ext.data.builder import RawObject, ReadOptions, SetBuilder
+from rcnn_ext.data.images import IMAGE_SUFFIXES, numeric_ids
+from rcnn_ext.data.problems import Report
+from rcnn_ext.data.xml_lines import Node, XmlError, read_xml
+from rcnn_ext.errors import UserError
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Any
 from xml.sax import SAXParseException
 from xml.sax.handler import ContentHandler
 
-from ..errors import UserError
+from rcnn_ext.errors import UserError
 
 
 @dataclass

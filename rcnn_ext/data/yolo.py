@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
-from .annotations import AnnotationSet
-from .builder import RawObject, ReadOptions, SetBuilder
-from .images import IMAGE_SUFFIXES, image_size, numeric_ids
-from .problems import Report
+from rcnn_ext.data.annotations import AnnotationSet
+from rcnn_ext.data.builder import RawObject, ReadOptions, SetBuilder
+from rcnn_ext.data.images import IMAGE_SUFFIXES, image_size, numeric_ids
+from rcnn_ext.data.problems import Report
+from rcnn_ext.errors import UserError
 
 _DESCRIPTIONS = ("data.yaml", "data.yml", "dataset.yaml")
 _NAME_FILES = ("classes.txt", "obj.names", "labels.txt")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .. import _extension
+from rcnn_ext import _extension
 
 Backend = Literal["native", "reference"]
 

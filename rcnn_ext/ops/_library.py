@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from .. import _extension
-from ._backend import references
+from rcnn_ext import _extension
+from rcnn_ext.ops._backend import references
 
 NAMESPACE = "rcnn_ext"
 

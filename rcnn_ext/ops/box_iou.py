@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import reference
-from ..reference.box_iou import COMPLETE, DISTANCE, GENERALIZED, IOU, check_box_iou
-from ._library import define_operator
+from rcnn_ext import reference
+from rcnn_ext.ops._library import define_operator
+from rcnn_ext.reference.box_iou import COMPLETE, DISTANCE, GENERALIZED, IOU, check_box_iou
 
 
 def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:

@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from .. import reference
-from ..reference.match_boxes import check_match_boxes
-from ._library import define_operator
+from rcnn_ext import reference
+from rcnn_ext.ops._library import define_operator
+from rcnn_ext.reference.match_boxes import check_match_boxes
 
 
 def match_boxes(

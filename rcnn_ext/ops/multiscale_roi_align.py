@@ -11,15 +11,15 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from .. import reference
-from .._layout import empty_map, is_channels_last
-from ..reference.multiscale_roi_align import (
+from rcnn_ext import reference
+from rcnn_ext._layout import empty_map, is_channels_last
+from rcnn_ext.ops._library import define_operator
+from rcnn_ext.ops._rois import pair, to_rois
+from rcnn_ext.ops.roi_align import roi_align
+from rcnn_ext.reference.multiscale_roi_align import (
     check_multiscale_roi_align,
     check_multiscale_roi_align_backward,
 )
-from ._library import define_operator
-from ._rois import pair, to_rois
-from .roi_align import roi_align
 
 
 def multiscale_roi_align(

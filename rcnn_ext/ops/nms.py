@@ -8,10 +8,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from .. import reference
-from ..reference.checks import name_of
-from ..reference.nms import check_batched_nms, check_max_output, check_nms
-from ._library import define_operator
+from rcnn_ext import reference
+from rcnn_ext.ops._library import define_operator
+from rcnn_ext.reference.checks import name_of
+from rcnn_ext.reference.nms import check_batched_nms, check_max_output, check_nms
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:

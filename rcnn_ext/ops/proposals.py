@@ -1,7 +1,7 @@
 """From the predictions of a detector to proposals and detections, a whole batch in one call.
 
-Kernels: ``csrc/proposals/generate_proposals_cpu.cpp`` and ``_cuda.cu``,
-``csrc/proposals/postprocess_detections_cpu.cpp`` and ``_cuda.cu``.
+Kernels: ``csrc/generate_proposals/generate_proposals_cpu.cpp`` and ``_cuda.cu``,
+``csrc/postprocess_detections/postprocess_detections_cpu.cpp`` and ``_cuda.cu``.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from .. import reference
-from ..reference.proposals import (
+from rcnn_ext import reference
+from rcnn_ext.ops._library import define_operator
+from rcnn_ext.reference.proposals import (
     check_generate_proposals,
     check_postprocess_detections,
     clip,
     decode,
 )
-from ._library import define_operator
 
 # Lets a box of 16 pixels grow to 1000, as in torchvision and Detectron.
 MAX_LOG_RATIO = math.log(1000.0 / 16)

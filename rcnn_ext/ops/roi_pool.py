@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import reference
-from .._layout import empty_map, is_channels_last
-from ..reference.roi_pool import check_roi_pool, check_roi_pool_backward, gather_at_maxima
-from ._library import define_operator
-from ._rois import pair, to_rois
+from rcnn_ext import reference
+from rcnn_ext._layout import empty_map, is_channels_last
+from rcnn_ext.ops._library import define_operator
+from rcnn_ext.ops._rois import pair, to_rois
+from rcnn_ext.reference.roi_pool import check_roi_pool, check_roi_pool_backward, gather_at_maxima
 
 
 def roi_pool(

@@ -1,6 +1,6 @@
 """Soft non-maximum suppression.
 
-Kernels: ``csrc/nms/soft_nms_cpu.cpp``, ``csrc/nms/soft_nms_cuda.cu``.
+Kernels: ``csrc/soft_nms/soft_nms_cpu.cpp``, ``csrc/soft_nms/soft_nms_cuda.cu``.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import Any, Literal, NoReturn
 import torch
 from torch import Tensor
 
-from .. import reference
-from ..reference.nms import check_segments
-from ..reference.soft_nms import GAUSSIAN, LINEAR, check_soft_nms
-from ._library import define_operator
-from .nms import _integers
+from rcnn_ext import reference
+from rcnn_ext.ops._library import define_operator
+from rcnn_ext.ops.nms import _integers
+from rcnn_ext.reference.nms import check_segments
+from rcnn_ext.reference.soft_nms import GAUSSIAN, LINEAR, check_soft_nms
 
 Method = Literal["linear", "gaussian"]
 

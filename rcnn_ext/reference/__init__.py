@@ -4,14 +4,17 @@ Each function has the name and the arguments of the operator ``torch.ops.rcnn_ex
 stands for; the public functions with torchvision's signatures are in :mod:`rcnn_ext.ops`.
 """
 
-from .box_iou import box_iou, box_iou_backward
-from .match_boxes import match_boxes
-from .multiscale_roi_align import multiscale_roi_align, multiscale_roi_align_backward
-from .nms import batched_nms, batched_nms_padded, nms, nms_padded
-from .proposals import generate_proposals, postprocess_detections
-from .roi_align import roi_align, roi_align_backward
-from .roi_pool import roi_pool, roi_pool_backward
-from .soft_nms import batched_soft_nms, soft_nms
+from rcnn_ext.reference.box_iou import box_iou, box_iou_backward
+from rcnn_ext.reference.match_boxes import match_boxes
+from rcnn_ext.reference.multiscale_roi_align import (
+    multiscale_roi_align,
+    multiscale_roi_align_backward,
+)
+from rcnn_ext.reference.nms import batched_nms, batched_nms_padded, nms, nms_padded
+from rcnn_ext.reference.proposals import generate_proposals, postprocess_detections
+from rcnn_ext.reference.roi_align import roi_align, roi_align_backward
+from rcnn_ext.reference.roi_pool import roi_pool, roi_pool_backward
+from rcnn_ext.reference.soft_nms import batched_soft_nms, soft_nms
 
 __all__ = [
     "batched_nms",

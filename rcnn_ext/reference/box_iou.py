@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from .checks import check, check_floating, check_same_device, name_of
+from rcnn_ext.reference.checks import check, check_floating, check_same_device, name_of
 
-# The numbers of MeasureId in csrc/common/box_math.h.
+# The numbers of MeasureId in csrc/core/box_math.h.
 IOU, GENERALIZED, DISTANCE, COMPLETE = range(4)
 
 

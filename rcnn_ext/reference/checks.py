@@ -1,6 +1,6 @@
 """Argument checks of the references and of the fake kernels, with the native kernels' messages.
 
-The counterpart of ``csrc/common/checks.h``. Every failure is a ``RuntimeError``, as in PyTorch's
+The counterpart of ``csrc/core/checks.h``. Every failure is a ``RuntimeError``, as in PyTorch's
 own operators (a bad batch index an ``IndexError``), that names the operator, the argument, what was
 expected and what was given.
 """

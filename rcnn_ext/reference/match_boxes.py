@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .box_iou import IOU, box_iou
-from .checks import check, check_boxes, check_floating, check_same_device, name_of
+from rcnn_ext.reference.box_iou import IOU, box_iou
+from rcnn_ext.reference.checks import check, check_boxes, check_floating, check_same_device, name_of
 
 # What stands in the place of an index (torchvision's Matcher).
 BELOW_LOW_THRESHOLD = -1

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._layout import empty_map, is_channels_last
-from .checks import (
+from rcnn_ext._layout import empty_map, is_channels_last
+from rcnn_ext.reference.checks import (
     check,
     check_feature_shape,
     check_pooled_gradient,
@@ -20,7 +20,7 @@ from .checks import (
     name_of,
     valid_batch_indices,
 )
-from .roi_align import compute_dtype, roi_align, roi_align_backward
+from rcnn_ext.reference.roi_align import compute_dtype, roi_align, roi_align_backward
 
 _MOST_LEVELS = 32
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .box_iou import IOU, box_iou
-from .checks import check, check_boxes, check_floating, check_per_box, name_of
+from rcnn_ext.reference.box_iou import IOU, box_iou
+from rcnn_ext.reference.checks import check, check_boxes, check_floating, check_per_box, name_of
 
 # Boxes decided at a time: the largest temporary is [kept, _CHUNK].
 _CHUNK = 1024

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .checks import check, check_floating, check_same_device, name_of
-from .nms import batched_nms
+from rcnn_ext.reference.checks import check, check_floating, check_same_device, name_of
+from rcnn_ext.reference.nms import batched_nms
 
 
 def _check_decoding(weights: Sequence[float], means: Sequence[float], op: str) -> None:
@@ -159,7 +159,7 @@ def decode(
 ) -> Tensor:
     """Boxes ``[..., 4]`` of deltas and anchors ``[..., 4]``.
 
-    The counterpart of ``csrc/common/box_coding.h``, in its order of operations.
+    The counterpart of ``csrc/core/box_coding.h``, in its order of operations.
     """
     # As tensors: by a Python number, a GPU would multiply with the rounded inverse.
     weight = torch.tensor(weights, dtype=deltas.dtype, device=deltas.device)

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from .._layout import empty_map, is_channels_last
-from .checks import (
+from rcnn_ext._layout import empty_map, is_channels_last
+from rcnn_ext.reference.checks import (
     check_feature_shape,
     check_pooled_gradient,
     check_pooled_size,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._layout import empty_map, is_channels_last
-from .checks import (
+from rcnn_ext._layout import empty_map, is_channels_last
+from rcnn_ext.reference.checks import (
     check,
     check_feature_shape,
     check_floating,
@@ -18,7 +18,7 @@ from .checks import (
     name_of,
     valid_batch_indices,
 )
-from .roi_align import compute_dtype
+from rcnn_ext.reference.roi_align import compute_dtype
 
 _CHUNK_ELEMENTS = 1 << 24
 

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from .box_iou import IOU, box_iou
-from .checks import check, check_floating
-from .nms import check_nms, check_segments
+from rcnn_ext.reference.box_iou import IOU, box_iou
+from rcnn_ext.reference.checks import check, check_floating
+from rcnn_ext.reference.nms import check_nms, check_segments
 
 LINEAR, GAUSSIAN = 0, 1
 

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from rcnn_ext import _extension, bench, ops
-from rcnn_ext.bench import atomic, command, runner, suite
+from rcnn_ext.bench import atomic, runner, suite
 from rcnn_ext.bench.cases import IouCase, NmsCase, RoiCase, SoftNmsCase
 from rcnn_ext.bench.runner import ATOMIC, OURS, REFERENCE, TORCHVISION, Settings, run_cases
 from rcnn_ext.bench.timing import Rules
+from rcnn_ext.cli import bench as command
 from rcnn_ext.errors import UserError
 
 FAST = Rules(window=1e-4, budget=0.0, max_runs=5)

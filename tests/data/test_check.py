@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from real_data import REAL, needs_real_data
 
-from rcnn_ext.cli import main
+from rcnn_ext.cli.main import main
 from rcnn_ext.data import DataConfig, open_split
 from rcnn_ext.data.statistics import channel_statistics
 from rcnn_ext.errors import UserError
+from tests.helpers.real_data import REAL, needs_real_data
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from real_data import REAL, needs_real_data
 
 from rcnn_ext.data.csv_boxes import CsvConfig, find_csv, listed_images, read_csv_boxes
 from rcnn_ext.data.problems import Report
 from rcnn_ext.errors import UserError
+from tests.helpers.real_data import REAL, needs_real_data
 
 
 @pytest.fixture

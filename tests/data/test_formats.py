@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image
-from real_data import REAL, needs_real_data
 
 from rcnn_ext.data import (
     AnnotationSet,
@@ -18,6 +17,7 @@ from rcnn_ext.data import (
     partition,
 )
 from rcnn_ext.errors import UserError
+from tests.helpers.real_data import REAL, needs_real_data
 
 
 @pytest.fixture

@@ -3,11 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image
-from real_data import REAL, needs_real_data
 
 from rcnn_ext.data.problems import Report
 from rcnn_ext.data.voc import VocConfig, read_voc, voc_set_name
 from rcnn_ext.errors import UserError
+from tests.helpers.real_data import REAL, needs_real_data
 
 pytest.importorskip("defusedxml", reason="defusedxml comes with the extra train")
 

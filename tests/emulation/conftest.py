@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from emulation.build import build
-from emulation.toys import SANITIZED, TOYS, Toys
+
+from tests.helpers.emulation.build import build
+from tests.helpers.emulation.toys import SANITIZED, TOYS, Toys
 
 
 @pytest.fixture(scope="module", params=["native"] if SANITIZED else ["native", "ucontext"])

@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from emulation.backend import SANITIZE
-from emulation.build import address_sanitizer_environment, why_not
+
+from tests.helpers.emulation.backend import SANITIZE
+from tests.helpers.emulation.build import address_sanitizer_environment, why_not
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 

@@ -10,12 +10,12 @@ import os
 
 import pytest
 import torch
-from emulation.backend import emulated
-from emulation.build import why_not
-from emulation.case import Case
-from emulation.cases import CASES
 
 from rcnn_ext import _extension
+from tests.helpers.emulation.backend import emulated
+from tests.helpers.emulation.build import why_not
+from tests.helpers.emulation.case import Case
+from tests.helpers.emulation.cases import CASES
 
 pytestmark = pytest.mark.cuda
 

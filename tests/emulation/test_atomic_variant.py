@@ -11,15 +11,15 @@ import os
 
 import pytest
 import torch
-from emulation.backend import NAMESPACE, SANITIZE, Kernels, emulated
-from emulation.build import benchmark_sources, build, why_not
-from emulation.case import Case
-from emulation.roi_cases import ROI_CASES
 
 from rcnn_ext import ops
 from rcnn_ext.bench.atomic import DERIVATIVES, AtomicOps
 from rcnn_ext.bench.cases import PyramidCase, RoiCase
 from rcnn_ext.ops import use_backend
+from tests.helpers.emulation.backend import NAMESPACE, SANITIZE, Kernels, emulated
+from tests.helpers.emulation.build import benchmark_sources, build, why_not
+from tests.helpers.emulation.case import Case
+from tests.helpers.emulation.roi_cases import ROI_CASES
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import struct
 
 import pytest
-from emulation.build import why_not
-from emulation.toys import SEEDS, signed
+
+from tests.helpers.emulation.build import why_not
+from tests.helpers.emulation.toys import SEEDS, signed
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 

@@ -10,13 +10,13 @@ import functools
 
 import pytest
 import torch
-from emulation.backend import EmulationError, emulated, emulator
-from emulation.build import why_not
-from emulation.case import Case, boxes
-from emulation.cases import CASES
 
 from rcnn_ext import ops
 from rcnn_ext.ops import use_backend
+from tests.helpers.emulation.backend import EmulationError, emulated, emulator
+from tests.helpers.emulation.build import why_not
+from tests.helpers.emulation.case import Case, boxes
+from tests.helpers.emulation.cases import CASES
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 

@@ -1,4 +1,4 @@
-"""An image's samples can be made its own; tests/engine/test_distributed.py has the processes."""
+"""An image's samples can be made its own; tests/train/test_distributed.py has the processes."""
 
 from __future__ import annotations
 

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from backends import BACKENDS, Backend
-from peer import torchvision
+
+from tests.helpers.backends import BACKENDS, Backend
+from tests.helpers.peer import torchvision
 
 CUDA = next(backend for backend in BACKENDS if backend.name == "cuda")
 

@@ -13,8 +13,9 @@ import random
 import sys
 
 import torch
-from backends import running
 from torch import Tensor
+
+from tests.helpers.backends import running
 
 RCNN = torch.ops.rcnn_ext
 FLOATING = [torch.float32, torch.float32, torch.float64, torch.float16, torch.bfloat16]

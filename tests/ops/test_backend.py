@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from proposal_samples import make_heads, make_pyramid
-from samples import make_boxes, make_rois, make_scores
 from torch import Tensor
 
 from rcnn_ext import _extension, ops
 from rcnn_ext.ops import _backend, use_backend
+from tests.helpers.proposal_samples import make_heads, make_pyramid
+from tests.helpers.samples import make_boxes, make_rois, make_scores
 
 OPERATORS = [
     "box_iou",

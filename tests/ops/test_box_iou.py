@@ -3,15 +3,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import brute_force
 import pytest
 import torch
-from backends import Backend
-from peer import torchvision
-from samples import FLOATING, HALF, WIDE, assert_near, make_boxes
 from torch import Tensor
 
 from rcnn_ext import ops
+from tests.helpers import brute_force
+from tests.helpers.backends import Backend
+from tests.helpers.peer import torchvision
+from tests.helpers.samples import FLOATING, HALF, WIDE, assert_near, make_boxes
 
 MEASURES = ["box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou"]
 INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from backends import Backend
-from peer import torchvision
-from samples import HALF, WIDE, assert_near, make_boxes
-from test_box_iou import DEGENERATE, measures
 from torch import Tensor
 
 from rcnn_ext import ops
+from tests.helpers.backends import Backend
+from tests.helpers.peer import torchvision
+from tests.helpers.samples import HALF, WIDE, assert_near, make_boxes
+from tests.ops.test_box_iou import DEGENERATE, measures
 
 
 def _gradients(module: object, name: str, boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:

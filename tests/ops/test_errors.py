@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from backends import Backend
-from bad_box_calls import BOX_ERRORS
-from bad_roi_calls import ROI_ERRORS, align, pool
 
 from rcnn_ext import ops
 from rcnn_ext.ops import use_backend
+from tests.helpers.backends import Backend
+from tests.helpers.bad_box_calls import BOX_ERRORS
+from tests.helpers.bad_roi_calls import ROI_ERRORS, align, pool
 
 RUNTIME_ERRORS = {**BOX_ERRORS, **ROI_ERRORS}
 

@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from run_python import PACKAGE, run_python
+
+from tests.helpers.run_python import PACKAGE, run_python
 
 _NATIVE = (".so", ".pyd", ".dylib")
 

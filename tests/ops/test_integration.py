@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from backends import Backend
-from peer import torchvision
-from proposal_samples import make_heads, make_pyramid
-from samples import HALF, channels_last, make_boxes, make_rois, make_scores
 from torch import Tensor
 
 from rcnn_ext import ops
+from tests.helpers.backends import Backend
+from tests.helpers.peer import torchvision
+from tests.helpers.proposal_samples import make_heads, make_pyramid
+from tests.helpers.samples import HALF, channels_last, make_boxes, make_rois, make_scores
 
 RCNN = torch.ops.rcnn_ext
 

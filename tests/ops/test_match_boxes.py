@@ -3,16 +3,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import brute_force
 import pytest
 import torch
-from backends import Backend
-from peer import torchvision
-from samples import FLOATING, WIDE, make_boxes
-from test_box_iou import DEGENERATE
 from torch import Tensor
 
 from rcnn_ext import ops
+from tests.helpers import brute_force
+from tests.helpers.backends import Backend
+from tests.helpers.peer import torchvision
+from tests.helpers.samples import FLOATING, WIDE, make_boxes
+from tests.ops.test_box_iou import DEGENERATE
 
 LOW, BETWEEN = -1, -2
 

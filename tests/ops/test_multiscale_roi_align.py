@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from backends import Backend
-from peer import torchvision
-from samples import FLOATING, assert_near, make_boxes
 from torch import Tensor
 
 from rcnn_ext import ops
+from tests.helpers.backends import Backend
+from tests.helpers.peer import torchvision
+from tests.helpers.samples import FLOATING, assert_near, make_boxes
 
 IMAGE_SHAPES = [(256, 320), (200, 256)]
 STRIDES = {"0": 4, "1": 8, "2": 16, "3": 32}

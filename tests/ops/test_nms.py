@@ -3,15 +3,15 @@ from __future__ import annotations
 import math
 import time
 
-import brute_force
 import pytest
 import torch
-from backends import Backend
-from peer import torchvision
-from samples import FLOATING, HALF, WIDE, make_boxes, make_scores
 from torch import Tensor
 
 from rcnn_ext import ops
+from tests.helpers import brute_force
+from tests.helpers.backends import Backend
+from tests.helpers.peer import torchvision
+from tests.helpers.samples import FLOATING, HALF, WIDE, make_boxes, make_scores
 
 # Around the numbers of boxes that a kernel takes together (64, and 16 groups of them).
 COUNTS = [1, 2, 63, 64, 65, 1000, 1025, 1100]

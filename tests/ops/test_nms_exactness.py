@@ -10,12 +10,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from backends import Backend
-from peer import torchvision
-from samples import FLOATING, WIDE
 from torch import Tensor
 
 from rcnn_ext import ops
+from tests.helpers.backends import Backend
+from tests.helpers.peer import torchvision
+from tests.helpers.samples import FLOATING, WIDE
 
 COUNT = 1500
 THRESHOLDS = [0.0, 0.02, 1 / 32, 0.1, 0.3, 0.5, 0.7, 0.95, math.nextafter(1, 0)]

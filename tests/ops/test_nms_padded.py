@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 
-import brute_force
 import pytest
 import torch
-from backends import Backend
-from samples import FLOATING, make_boxes, make_scores
 from torch import Tensor
 
 from rcnn_ext import ops
+from tests.helpers import brute_force
+from tests.helpers.backends import Backend
+from tests.helpers.samples import FLOATING, make_boxes, make_scores
 
 # Around the numbers of boxes that a kernel takes together.
 COUNTS = [1, 2, 63, 64, 65, 300, 1025]

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from backends import BACKENDS, Backend
-from peer import torchvision
 from torch import Tensor
 
 from rcnn_ext import ops
+from tests.helpers.backends import BACKENDS, Backend
+from tests.helpers.peer import torchvision
 
 pytest.importorskip("hypothesis")
 

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from backends import Backend
-from proposal_samples import Pyramid, make_pyramid
-from samples import FLOATING
 from torch import Tensor
 
 from rcnn_ext import ops
+from tests.helpers.backends import Backend
+from tests.helpers.proposal_samples import Pyramid, make_pyramid
+from tests.helpers.samples import FLOATING
 
 
 def assert_near(actual: Tensor, expected: Tensor) -> None:

@@ -6,9 +6,9 @@ import inspect
 from typing import Any
 
 import pytest
-from peer import torchvision
 
 import rcnn_ext.ops as ops
+from tests.helpers.peer import torchvision
 
 SHARED = [
     "MultiScaleRoIAlign",

@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from backends import Backend
-from run_python import run_python
+
+from tests.helpers.backends import Backend
+from tests.helpers.run_python import run_python
 
 FUZZ = Path(__file__).with_name("fuzz_operators.py")
 
 _NO_PIXELS = """
 import sys
 import torch
-from backends import running
+from tests.helpers.backends import running
 from rcnn_ext import ops
 
 device, implementation = sys.argv[1:]
@@ -42,7 +43,7 @@ def test_roi_align_of_maps_without_pixels(backend: Backend) -> None:
 _ONE_END_FAR = """
 import sys
 import torch
-from backends import running
+from tests.helpers.backends import running
 from rcnn_ext import ops
 
 device, implementation = sys.argv[1:]

@@ -3,16 +3,24 @@ from __future__ import annotations
 import functools
 import math
 
-import brute_force
 import pytest
 import torch
 import torch.nn.functional as F
-from backends import Backend
-from peer import torchvision
-from samples import FLOATING, HALF, WIDE, assert_near, channels_last, make_boxes, make_rois
 from torch import Tensor
 
 from rcnn_ext import ops
+from tests.helpers import brute_force
+from tests.helpers.backends import Backend
+from tests.helpers.peer import torchvision
+from tests.helpers.samples import (
+    FLOATING,
+    HALF,
+    WIDE,
+    assert_near,
+    channels_last,
+    make_boxes,
+    make_rois,
+)
 
 aligned_or_not = pytest.mark.parametrize("aligned", [False, True], ids=["legacy", "aligned"])
 sampling_ratios = pytest.mark.parametrize("sampling_ratio", [-1, 0, 1, 2, 3])

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from samples import make_rois
 from torch import Tensor
 
 from rcnn_ext import ops
+from tests.helpers.samples import make_rois
 
 pytestmark = pytest.mark.cuda
 

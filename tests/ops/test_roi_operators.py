@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from backends import Backend
-from samples import FLOATING, HALF, assert_near, channels_last, make_boxes, make_rois
 from torch import Tensor
 
 from rcnn_ext import ops
+from tests.helpers.backends import Backend
+from tests.helpers.samples import FLOATING, HALF, assert_near, channels_last, make_boxes, make_rois
 
 OPERATORS: dict[str, Callable[..., Tensor]] = {
     "roi_align": ops.roi_align,

@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import math
 
-import brute_force
 import pytest
 import torch
-from backends import Backend
-from peer import torchvision
-from samples import FLOATING, WIDE, assert_near, channels_last, make_rois
 from torch import Tensor
 
 from rcnn_ext import ops
+from tests.helpers import brute_force
+from tests.helpers.backends import Backend
+from tests.helpers.peer import torchvision
+from tests.helpers.samples import FLOATING, WIDE, assert_near, channels_last, make_rois
 
 
 def _pool(features: Tensor, rois: list, output_size: int | tuple[int, int]) -> list:

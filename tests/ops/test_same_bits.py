@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from samples import FLOATING, channels_last, make_rois
 from torch import Tensor
 
 from rcnn_ext import _extension, ops
+from tests.helpers.samples import FLOATING, channels_last, make_rois
 
 OPERATORS: dict[str, Callable[..., Tensor]] = {
     "roi_align": lambda x, rois, size: ops.roi_align(x, rois, size, 0.25, 2, True),

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import math
 
-import brute_force
 import pytest
 import torch
-from backends import Backend
-from samples import FLOATING, HALF, WIDE, make_boxes, make_scores
 from torch import Tensor
 
 from rcnn_ext import ops
+from tests.helpers import brute_force
+from tests.helpers.backends import Backend
+from tests.helpers.samples import FLOATING, HALF, WIDE, make_boxes, make_scores
 
 METHODS = ["linear", "gaussian"]
 SIGMAS = [0.01, 0.03, 0.5, 7.0, 1e3]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from backends import Backend
-from samples import HALF, make_boxes, make_rois, make_scores
 from torch import Tensor
 
 from rcnn_ext import ops
+from tests.helpers.backends import Backend
+from tests.helpers.samples import HALF, make_boxes, make_rois, make_scores
 
 IOU = {
     "box_iou": ops.box_iou,

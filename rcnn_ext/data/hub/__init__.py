@@ -4,10 +4,10 @@ A row has a picture and ``objects``, lists of boxes and classes, as ``detection-
 others do. Needs the extra ``hf``.
 """
 
-from .check import check_stream
-from .copy import copy_split
-from .split import HubSplit, open_stream, stream_splits
-from .stream import HubStream, stream_loader
+from rcnn_ext.data.hub.check import check_stream
+from rcnn_ext.data.hub.copy import copy_split
+from rcnn_ext.data.hub.split import HubSplit, open_stream, stream_splits
+from rcnn_ext.data.hub.stream import HubStream, stream_loader
 
 __all__ = [
     "HubSplit",

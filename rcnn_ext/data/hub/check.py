@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...errors import UserError
-from ..annotations import AnnotationSet
-from ..problems import Report
-from .rows import RowsBuilder, decode_row, plain_rows
-from .split import HubSplit
+from rcnn_ext.data.annotations import AnnotationSet
+from rcnn_ext.data.hub.rows import RowsBuilder, decode_row, plain_rows
+from rcnn_ext.data.hub.split import HubSplit
+from rcnn_ext.data.problems import Report
+from rcnn_ext.errors import UserError
 
 
 def check_stream(

@@ -12,14 +12,14 @@ from typing import Any
 
 from PIL import Image
 
-from ... import __version__
-from ...errors import UserError
-from ...files import read_json, replacing_folder, write_json
-from ..annotations import AnnotationSet
-from ..coco import read_coco
-from ..problems import Report
-from .rows import DecodedRow, RowsBuilder, decode_row, plain_rows
-from .split import HubSplit
+from rcnn_ext import __version__
+from rcnn_ext.data.annotations import AnnotationSet
+from rcnn_ext.data.coco import read_coco
+from rcnn_ext.data.hub.rows import DecodedRow, RowsBuilder, decode_row, plain_rows
+from rcnn_ext.data.hub.split import HubSplit
+from rcnn_ext.data.problems import Report
+from rcnn_ext.errors import UserError
+from rcnn_ext.files import read_json, replacing_folder, write_json
 
 _ANNOTATIONS, _IMAGES = "annotations.json", "images"
 

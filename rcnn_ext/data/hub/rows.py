@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from torchvision import tv_tensors
 
-from ...errors import UserError
-from ..annotations import ImageRecord
-from ..builder import RawObject, ReadOptions, SetBuilder
-from ..problems import Report
-from ..samples import decode_image
-from .split import HubSplit
+from rcnn_ext.data.annotations import ImageRecord
+from rcnn_ext.data.builder import RawObject, ReadOptions, SetBuilder
+from rcnn_ext.data.hub.split import HubSplit
+from rcnn_ext.data.problems import Report
+from rcnn_ext.data.samples import decode_image
+from rcnn_ext.errors import UserError
 
 Row = Mapping[str, Any]
 

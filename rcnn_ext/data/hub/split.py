@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import UserError
-from ...progress import tracked
-from ..annotations import ClassList
-from ..config import DataConfig, HubConfig
+from rcnn_ext.data.annotations import ClassList
+from rcnn_ext.data.config import DataConfig, HubConfig
+from rcnn_ext.errors import UserError
+from rcnn_ext.progress import tracked
 
 # What a split is also called where it does not have the usual name.
 _OTHER_NAMES = {"validation": ("val", "valid")}

@@ -12,12 +12,12 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torchvision.transforms import v2
 
-from ...errors import UserError
-from ..dataset import collate, ignore_ctrl_c, mixed_seed
-from ..samples import RawSample, Sample, finished, keep_boxes, raw_target
-from ..transforms import mosaic
-from .rows import Row, plain_rows, read_row, useful
-from .split import HubSplit
+from rcnn_ext.data.dataset import collate, ignore_ctrl_c, mixed_seed
+from rcnn_ext.data.hub.rows import Row, plain_rows, read_row, useful
+from rcnn_ext.data.hub.split import HubSplit
+from rcnn_ext.data.samples import RawSample, Sample, finished, keep_boxes, raw_target
+from rcnn_ext.data.transforms import mosaic
+from rcnn_ext.errors import UserError
 
 # Rows that are kept, undecoded, to take the place of broken ones and for mosaics. Where all of
 # them are broken, something other than single rows is wrong.

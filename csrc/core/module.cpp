@@ -1,0 +1,68 @@
+// The Python module: importing it runs the registrations of the operators linked into it. Uses the
+// limited API only, so one build serves every Python 3.10 and later.
+#include <Python.h>
+
+#ifndef USE_CUDA
+#include <stdexcept>
+
+#include "../cpu/isa.h"
+
+namespace {
+
+PyObject* instruction_set(PyObject*, PyObject*) {
+  return PyUnicode_FromString(rcnn_ext::name_of(rcnn_ext::active_isa()));
+}
+
+// The names in ascending order, the best of this processor last.
+PyObject* instruction_sets(PyObject*, PyObject*) {
+  PyObject* names = PyList_New(0);
+  for (int level = 0; names && level <= static_cast<int>(rcnn_ext::best_isa()); ++level) {
+    PyObject* name = PyUnicode_FromString(rcnn_ext::name_of(static_cast<rcnn_ext::Isa>(level)));
+    if (!name || PyList_Append(names, name) != 0) Py_CLEAR(names);
+    Py_XDECREF(name);
+  }
+  return names;
+}
+
+PyObject* use_instruction_set(PyObject*, PyObject* name) {
+  PyObject* utf8 = PyUnicode_AsUTF8String(name);
+  if (!utf8) return nullptr;
+  try {
+    rcnn_ext::use_isa(PyBytes_AsString(utf8));
+  } catch (const std::invalid_argument& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+  }
+  Py_DECREF(utf8);
+  if (PyErr_Occurred()) return nullptr;
+  Py_RETURN_NONE;
+}
+
+PyMethodDef kMethods[] = {
+    {"instruction_set", instruction_set, METH_NOARGS, "The instruction set that kernels use."},
+    {"instruction_sets", instruction_sets, METH_NOARGS, "Those that this processor has."},
+    {"use_instruction_set", use_instruction_set, METH_O, "Chooses one by its name."},
+    {nullptr, nullptr, 0, nullptr}};
+
+}  // namespace
+#define RCNN_METHODS kMethods
+#else
+#define RCNN_METHODS nullptr
+#endif
+
+#define RCNN_CONCATENATE_(a, b) a##b
+#define RCNN_CONCATENATE(a, b) RCNN_CONCATENATE_(a, b)
+#define RCNN_STRINGIFY_(a) #a
+#define RCNN_STRINGIFY(a) RCNN_STRINGIFY_(a)
+
+PyMODINIT_FUNC RCNN_CONCATENATE(PyInit_, TORCH_EXTENSION_NAME)(void) {
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT,
+                                   RCNN_STRINGIFY(TORCH_EXTENSION_NAME),
+                                   nullptr,
+                                   -1,
+                                   RCNN_METHODS,
+                                   nullptr,
+                                   nullptr,
+                                   nullptr,
+                                   nullptr};
+  return PyModule_Create(&definition);
+}

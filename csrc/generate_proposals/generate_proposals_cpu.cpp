@@ -1,0 +1,221 @@
+// Proposals of a whole batch on the CPU. Contract: rcnn_ext/ops/proposals.py.
+//
+// The best anchors of each level are found by their logits alone, in the layout that the head gave;
+// only those are decoded. Exponentials and sigmoids are PyTorch's, so that a result has the bits of
+// torchvision's.
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "../core/dispatch.h"
+#include "../core/stable_ops.h"
+#include "../nms/nms_per_image_cpu.h"
+#include "proposals_checks.h"
+
+namespace rcnn_ext {
+namespace {
+
+// A logit such that at least `top` of all are probably not below it: from a sample. The least of
+// all numbers where that is not worth while.
+template <class T, class Stored>
+T guess_threshold(const Stored* logits, int64_t count, int64_t top, std::vector<KeyOf<T>>& sample) {
+  constexpr int64_t kSample = 2048;
+  constexpr T kLeast = -std::numeric_limits<T>::infinity();
+  // Three standard deviations more than the share of those wanted.
+  const double mean = static_cast<double>(kSample) * top / count;
+  const auto rank = static_cast<int64_t>(mean + 3 * std::sqrt(mean) + 2);
+  if (count < 4 * kSample || rank >= kSample / 2) return kLeast;
+  sample.clear();
+  for (int64_t i = 0; i < kSample; ++i) {
+    const int64_t at = i * count / kSample;
+    sample.push_back(
+        KeyOf<T>::make(descending_key(static_cast<T>(logits[at])), static_cast<uint32_t>(at)));
+  }
+  std::nth_element(sample.begin(), sample.begin() + rank, sample.end());
+  return static_cast<T>(logits[sample[rank].index()]);
+}
+
+// Elements of the `top` best logits, the best first, equal ones by number of anchor.
+template <class T, class Stored>
+void select_top(const Stored* logits, int64_t planes, int64_t plane_size, int64_t top,
+                std::vector<KeyOf<T>>& found) {
+  const int64_t count = planes * plane_size;
+  const T threshold = guess_threshold<T>(logits, count, top, found);
+  const auto collect_from = [&](T least) {
+    found.clear();
+    RCNN_ON_THIS_CPU(collect(logits, planes, plane_size, least, found));
+  };
+  collect_from(threshold);
+  if (static_cast<int64_t>(found.size()) < top) {
+    collect_from(-std::numeric_limits<T>::infinity());
+  }
+  if (static_cast<int64_t>(found.size()) > 4 * top) {
+    // Many equal logits: those that remain are sorted alone.
+    std::nth_element(found.begin(), found.begin() + top, found.end());
+    found.resize(top);
+  }
+  const auto size = static_cast<int64_t>(found.size());
+  found.resize(2 * size);
+  KeyOf<T>* sorted = radix_sort(found.data(), found.data() + size, size);
+  // The sort is by key alone, and equal keys came in the order of memory.
+  for (int64_t begin = 0; begin < size;) {
+    int64_t end = begin + 1;
+    while (end < size && sorted[end].key() == sorted[begin].key()) ++end;
+    if (end - begin > 1) std::sort(sorted + begin, sorted + end);
+    begin = end;
+  }
+  if (sorted != found.data()) std::copy(sorted, sorted + top, found.data());
+  found.resize(top);
+}
+
+struct Strides {
+  int64_t image, channel, row, column;
+  explicit Strides(const Tensor& map)
+      : image(map.strides()[0]),
+        channel(map.strides()[1]),
+        row(map.strides()[2]),
+        column(map.strides()[3]) {}
+};
+
+// What is known of the anchors that are decoded, [N, T] each.
+template <class T>
+struct Chosen {
+  uint32_t* anchors;
+  T* logits;
+  T* dx;
+  T* dy;
+  T* log_ratios;  // [N, T, 2]
+};
+
+template <class Stored>
+void choose(const Pyramid& pyramid, const std::vector<DenseMap>& logits,
+            const std::vector<Tensor>& deltas, const BoxCoding<accumulate_t<Stored>>& coding,
+            const Chosen<accumulate_t<Stored>>& chosen) {
+  using T = accumulate_t<Stored>;
+  const auto levels = static_cast<int64_t>(pyramid.levels.size());
+  torch::stable::parallel_for(0, pyramid.images * levels, 1, [&](int64_t begin, int64_t end) {
+    std::vector<KeyOf<T>> best;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t image = task % pyramid.images;
+      const int64_t l = task / pyramid.images;
+      const Level& level = pyramid.levels[l];
+      if (level.top == 0) continue;
+      const auto* in_level =
+          static_cast<const Stored*>(logits[l].tensor.const_data_ptr()) + image * level.anchors();
+      const int64_t planes = logits[l].channels_last ? 1 : level.shapes;
+      select_top<T>(in_level, planes, level.anchors() / planes, level.top, best);
+
+      const Strides strides(deltas[l]);
+      const auto* changes =
+          static_cast<const Stored*>(deltas[l].const_data_ptr()) + image * strides.image;
+      for (int64_t i = 0; i < level.top; ++i) {
+        const int64_t anchor = best[i].index();
+        const int64_t k = anchor % level.shapes;
+        const int64_t position = anchor / level.shapes;
+        const int64_t row = position / level.width;
+        const int64_t column = position % level.width;
+        const BoxChange<T> change = load_change(
+            changes + 4 * k * strides.channel + row * strides.row + column * strides.column,
+            strides.channel, coding);
+        const int64_t at = image * pyramid.top + level.first_top + i;
+        chosen.anchors[at] = static_cast<uint32_t>(anchor);
+        chosen.logits[at] =
+            static_cast<T>(in_level[planes == 1 ? anchor : k * level.positions() + position]);
+        chosen.dx[at] = change.dx;
+        chosen.dy[at] = change.dy;
+        chosen.log_ratios[2 * at] = change.log_width;
+        chosen.log_ratios[2 * at + 1] = change.log_height;
+      }
+    }
+  });
+}
+
+// logits: [N, K_l, H_l, W_l], deltas: [N, 4 K_l, H_l, W_l], anchors: [A, 4] or [N, A, 4],
+// image_sizes: [N, 2] -> boxes [N, P, 4], scores [N, P], counts [N]
+std::tuple<Tensor, Tensor, Tensor> generate_proposals_cpu(
+    const std::vector<Tensor>& logits, const std::vector<Tensor>& deltas, const Tensor& anchors,
+    const Tensor& image_sizes, int64_t pre_nms_top_n, int64_t post_nms_top_n, double iou_threshold,
+    double score_threshold, double min_size, const std::vector<double>& weights,
+    const std::vector<double>& means, double max_log_ratio) {
+  const DecodingOptions options{weights, means, max_log_ratio, min_size};
+  const Pyramid pyramid = check_generate_proposals(logits, deltas, anchors, image_sizes,
+                                                   pre_nms_top_n, post_nms_top_n, options);
+  const int64_t images = pyramid.images;
+  const int64_t top = pyramid.top;
+  const int64_t most = std::min(post_nms_top_n, top);
+  const ScalarType dtype = logits[0].scalar_type();
+  const ScalarType computed = accumulate_dtype(dtype);
+  Tensor boxes = empty_on_device_of(logits[0], {images, most, 4}, computed);
+  Tensor scores = empty_on_device_of(logits[0], {images, most}, computed);
+  Tensor counts = empty_on_device_of(logits[0], {images}, ScalarType::Long);
+  auto* count_of = static_cast<int64_t*>(counts.mutable_data_ptr());
+  if (most == 0 || images == 0) {
+    std::fill(count_of, count_of + images, int64_t{0});
+    return {boxes, scores, counts};
+  }
+  std::vector<DenseMap> maps;
+  for (const Tensor& map : logits) maps.push_back(dense_map(map));
+  const Tensor all_anchors = contiguous_as(anchors, computed);
+  const Tensor sizes = contiguous_as(image_sizes, computed);
+
+  dispatch_floating(dtype, "generate_proposals", [&](auto tag) {
+    using Stored = type_of<decltype(tag)>;
+    using T = accumulate_t<Stored>;
+    Tensor chosen_logits = empty_on_device_of(logits[0], {images, top}, computed);
+    Tensor log_ratios = empty_on_device_of(logits[0], {images, top, 2}, computed);
+    std::vector<T> shifts(2 * images * top);
+    std::vector<uint32_t> numbers(images * top);
+    const Chosen<T> chosen{numbers.data(), static_cast<T*>(chosen_logits.mutable_data_ptr()),
+                           shifts.data(), shifts.data() + images * top,
+                           static_cast<T*>(log_ratios.mutable_data_ptr())};
+    choose<Stored>(pyramid, maps, deltas, options.coding<T>(), chosen);
+    const Tensor probabilities = sigmoid(chosen_logits);
+    const Tensor ratios = exponential(log_ratios);
+    const auto* score_of = static_cast<const T*>(probabilities.const_data_ptr());
+    const auto* ratio_of = static_cast<const T*>(ratios.const_data_ptr());
+    const auto* size_of = static_cast<const T*>(sizes.const_data_ptr());
+    const int64_t anchor_stride = anchors.dim() == 3 ? 4 * pyramid.anchors : 0;
+    const auto least_score = static_cast<T>(score_threshold);
+    const auto least_side = static_cast<T>(min_size);
+    auto* out_boxes = static_cast<Box<T>*>(boxes.mutable_data_ptr());
+    auto* out_scores = static_cast<T*>(scores.mutable_data_ptr());
+
+    torch::stable::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
+      BestOfImage<T> best(iou_threshold, static_cast<int64_t>(pyramid.levels.size()));
+      for (int64_t n = begin; n < end; ++n) {
+        best.clear();
+        const auto* anchors_of =
+            static_cast<const T*>(all_anchors.const_data_ptr()) + n * anchor_stride;
+        uint32_t group = 0;
+        for (const Level& level : pyramid.levels) {
+          for (int64_t i = 0; i < level.top; ++i) {
+            const int64_t at = n * top + level.first_top + i;
+            if (!(score_of[at] >= least_score)) continue;
+            const BoxChange<T> change{chosen.dx[at], chosen.dy[at], T(0), T(0)};
+            const Box<T> anchor = load_box<T>(anchors_of + 4 * (level.first + chosen.anchors[at]));
+            const Box<T> box =
+                clip_box(decode(anchor, change, ratio_of[2 * at], ratio_of[2 * at + 1]),
+                         size_of[2 * n + 1], size_of[2 * n]);
+            if (has_sides(box, least_side)) best.add(box, score_of[at], group, 0);
+          }
+          ++group;
+        }
+        count_of[n] =
+            best.run(most, [&](int64_t place, const Box<T>& box, T score, uint32_t, uint32_t) {
+              out_boxes[n * most + place] = box;
+              out_scores[n * most + place] = score;
+            });
+        std::fill(out_boxes + n * most + count_of[n], out_boxes + (n + 1) * most, Box<T>{});
+        std::fill(out_scores + n * most + count_of[n], out_scores + (n + 1) * most, T(0));
+      }
+    });
+  });
+  return {boxes, scores, counts};
+}
+
+}  // namespace
+}  // namespace rcnn_ext
+
+STABLE_TORCH_LIBRARY_IMPL(rcnn_ext, CPU, m) {
+  m.impl("generate_proposals", TORCH_BOX(&rcnn_ext::generate_proposals_cpu));
+}

@@ -1,0 +1,127 @@
+// Detections of a whole batch on the CPU. Contract: rcnn_ext/ops/proposals.py.
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "../core/dispatch.h"
+#include "../core/stable_ops.h"
+#include "../generate_proposals/proposals_checks.h"
+#include "../nms/nms_per_image_cpu.h"
+#include "detection_tensors.h"
+
+namespace rcnn_ext {
+namespace {
+
+// Positions in [R, K], those of each image together, and where each image begins.
+struct ByImage {
+  std::vector<uint32_t> positions;
+  std::vector<int64_t> starts;
+
+  ByImage(const std::vector<uint32_t>& found, const int64_t* image_ids, int64_t images,
+          int64_t classes)
+      : positions(found.size()), starts(images + 1) {
+    for (const uint32_t position : found) ++starts[image_ids[position / classes] + 1];
+    for (int64_t n = 0; n < images; ++n) starts[n + 1] += starts[n];
+    std::vector<int64_t> next(starts.begin(), starts.end() - 1);
+    for (const uint32_t position : found) {
+      positions[next[image_ids[position / classes]]++] = position;
+    }
+  }
+};
+
+// logits: [R, K], deltas: [R, 4 K] or [R, 4], rois: [R, 4], image_ids: [R] int64,
+// image_sizes: [N, 2] -> boxes [N, D, 4], scores [N, D], labels [N, D], RoIs [N, D], counts [N]
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> postprocess_detections_cpu(
+    const Tensor& logits, const Tensor& deltas, const Tensor& rois, const Tensor& image_ids,
+    const Tensor& image_sizes, double score_threshold, double iou_threshold,
+    int64_t detections_per_image, double min_size, const std::vector<double>& weights,
+    const std::vector<double>& means, double max_log_ratio) {
+  const DecodingOptions options{weights, means, max_log_ratio, min_size};
+  check_postprocess_detections(logits, deltas, rois, image_ids, image_sizes, detections_per_image,
+                               options);
+  const int64_t count = logits.size(0);
+  const int64_t classes = logits.size(1);
+  const int64_t images = image_sizes.size(0);
+  const int64_t most = std::min(detections_per_image, count * (classes - 1));
+  const DetectionTensors out = empty_detections(logits, images, most);
+  auto* count_of = static_cast<int64_t*>(out.counts.mutable_data_ptr());
+  if (most == 0 || images == 0) {
+    std::fill(count_of, count_of + images, int64_t{0});
+    return out.all();
+  }
+  const DetectionInputs in = dense_inputs(logits, deltas, rois, image_ids, image_sizes);
+
+  dispatch_floating(logits.scalar_type(), "postprocess_detections", [&](auto tag) {
+    using Stored = type_of<decltype(tag)>;
+    using T = accumulate_t<Stored>;
+    const auto* score_of = static_cast<const T*>(in.probabilities.const_data_ptr());
+    const auto* image_of = static_cast<const int64_t*>(in.image_ids.const_data_ptr());
+    const auto* delta_of = static_cast<const Stored*>(in.deltas.const_data_ptr());
+    const auto* roi_of = static_cast<const T*>(in.rois.const_data_ptr());
+    const auto* size_of = static_cast<const T*>(in.sizes.const_data_ptr());
+    std::vector<uint32_t> found;
+    RCNN_ON_THIS_CPU(collect_above(score_of, count, classes, static_cast<T>(score_threshold),
+                                   image_of, images, found));
+    const ByImage candidates(found, image_of, images, classes);
+    const auto number = static_cast<int64_t>(found.size());
+    const bool per_class = deltas.size(1) == 4 * classes;
+    const BoxCoding<T> coding = options.coding<T>();
+    Tensor log_ratios = empty_on_device_of(logits, {number, 2}, in.sizes.scalar_type());
+    auto* logarithms = static_cast<T*>(log_ratios.mutable_data_ptr());
+    std::vector<BoxChange<T>> changes(number);
+    for (int64_t i = 0; i < number; ++i) {
+      const int64_t position = candidates.positions[i];
+      changes[i] =
+          load_change(delta_of + 4 * (per_class ? position : position / classes), 1, coding);
+      logarithms[2 * i] = changes[i].log_width;
+      logarithms[2 * i + 1] = changes[i].log_height;
+    }
+    const Tensor ratios = exponential(log_ratios);
+    const auto* ratio_of = static_cast<const T*>(ratios.const_data_ptr());
+    const auto least_side = static_cast<T>(min_size);
+    auto* out_boxes = static_cast<Box<T>*>(out.boxes.mutable_data_ptr());
+    auto* out_scores = static_cast<T*>(out.scores.mutable_data_ptr());
+    auto* out_labels = static_cast<int64_t*>(out.labels.mutable_data_ptr());
+    auto* out_rois = static_cast<int64_t*>(out.rois.mutable_data_ptr());
+
+    torch::stable::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
+      BestOfImage<T> best(iou_threshold, classes);
+      for (int64_t n = begin; n < end; ++n) {
+        best.clear();
+        for (int64_t i = candidates.starts[n]; i < candidates.starts[n + 1]; ++i) {
+          const int64_t position = candidates.positions[i];
+          const int64_t roi = position / classes;
+          const Box<T> box = clip_box(decode(load_box<T>(roi_of + 4 * roi), changes[i],
+                                             ratio_of[2 * i], ratio_of[2 * i + 1]),
+                                      size_of[2 * n + 1], size_of[2 * n]);
+          if (has_sides(box, least_side)) {
+            best.add(box, score_of[position], static_cast<uint32_t>(position % classes),
+                     static_cast<uint32_t>(roi));
+          }
+        }
+        count_of[n] = best.run(
+            most, [&](int64_t place, const Box<T>& box, T score, uint32_t label, uint32_t roi) {
+              const int64_t at = n * most + place;
+              out_boxes[at] = box;
+              out_scores[at] = score;
+              out_labels[at] = label;
+              out_rois[at] = roi;
+            });
+        const int64_t first = n * most + count_of[n];
+        const int64_t last = (n + 1) * most;
+        std::fill(out_boxes + first, out_boxes + last, Box<T>{});
+        std::fill(out_scores + first, out_scores + last, T(0));
+        std::fill(out_labels + first, out_labels + last, int64_t{0});
+        std::fill(out_rois + first, out_rois + last, int64_t{0});
+      }
+    });
+  });
+  return out.all();
+}
+
+}  // namespace
+}  // namespace rcnn_ext
+
+STABLE_TORCH_LIBRARY_IMPL(rcnn_ext, CPU, m) {
+  m.impl("postprocess_detections", TORCH_BOX(&rcnn_ext::postprocess_detections_cpu));
+}

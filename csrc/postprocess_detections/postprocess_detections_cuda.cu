@@ -1,0 +1,242 @@
+// Detections of a whole batch on CUDA. Contract: rcnn_ext/ops/proposals.py.
+//
+// Scores are sorted class by class; one block for each class of each image suppresses; what remains
+// is sorted once more, and one block for each image takes its best. Every size is known beforehand:
+// nothing synchronises. Boxes are decoded again where they are needed, and never stored for all
+// classes.
+#include <tuple>
+
+#include "../core/dispatch.h"
+#include "../core/stable_ops.h"
+#include "../cuda/launch.cuh"
+#include "../generate_proposals/proposals_checks.h"
+#include "../nms/nms_row_cuda_kernels.cuh"
+#include "detection_tensors.h"
+
+namespace rcnn_ext {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarpSize;
+
+// Scores are probabilities: this marks a box that is none.
+constexpr int kNoScore = -1;
+
+// RoIs and their predictions; a candidate is a RoI and a class from 0, the background left out.
+template <class Stored>
+struct Predictions {
+  using T = accumulate_t<Stored>;
+  const T* probabilities;    // [R, candidate classes + 1]
+  const Stored* deltas;      // [R, delta_boxes, 4]
+  const T* rois;             // [R, 4]
+  const int64_t* image_ids;  // [R]
+  const T* sizes;            // [N, 2]
+  BoxCoding<T> coding;
+  int64_t images, count, classes, delta_boxes;
+
+  RCNN_HOST_DEVICE bool in_batch(int64_t roi) const {
+    return image_ids[roi] >= 0 && image_ids[roi] < images;
+  }
+  // Only for a RoI of the batch.
+  RCNN_HOST_DEVICE Box<T> box(int64_t roi, int64_t label) const {
+    const int64_t which = delta_boxes == 1 ? 0 : label + 1;
+    const BoxChange<T> change = load_change(deltas + 4 * (roi * delta_boxes + which), 1, coding);
+    const T* size = sizes + 2 * image_ids[roi];
+    return clip_box(decode(load_box<T>(rois + 4 * roi), change, std::exp(change.log_width),
+                           std::exp(change.log_height)),
+                    size[1], size[0]);
+  }
+};
+
+// Scores of the candidates that take part, class by class; no candidate is kept yet.
+// by_class: [classes, R], kept_scores: [R, classes]
+template <class Stored>
+__global__ void __launch_bounds__(kThreads)
+    score_kernel(Predictions<Stored> predictions, accumulate_t<Stored> threshold,
+                 accumulate_t<Stored> least_side, accumulate_t<Stored>* by_class,
+                 accumulate_t<Stored>* kept_scores) {
+  using T = accumulate_t<Stored>;
+  const int64_t classes = predictions.classes;
+  const int64_t candidates = predictions.count * classes;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < candidates;
+       i += static_cast<int64_t>(gridDim.x) * kThreads) {
+    const int64_t roi = i / classes;
+    const int64_t label = i % classes;
+    T score = predictions.probabilities[roi * (classes + 1) + label + 1];
+    if (!(score > threshold) || !predictions.in_batch(roi)) {
+      score = T(kNoScore);
+    } else {
+      const Box<T> box = predictions.box(roi, label);
+      if (!has_sides(box, least_side) || !is_finite(box)) score = T(kNoScore);
+    }
+    by_class[label * predictions.count + roi] = score;
+    kept_scores[i] = T(kNoScore);
+  }
+}
+
+// How many of the descending scores are some.
+template <class T>
+__device__ int64_t number_of_scores(const T* scores, int64_t count) {
+  int64_t low = 0;
+  int64_t high = count;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (scores[middle] >= T(0)) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+// One block for each class of each image. scores and order: [classes, R], sorted; kept: [classes *
+// N, room], a workspace; kept_scores: [R, classes]
+template <class Stored>
+__global__ void __launch_bounds__(kThreads)
+    suppress_detections_kernel(Predictions<Stored> predictions, const accumulate_t<Stored>* scores,
+                               const int64_t* order, accumulate_t<Stored> bound, int64_t room,
+                               Box<accumulate_t<Stored>>* kept, accumulate_t<Stored>* kept_scores) {
+  using T = accumulate_t<Stored>;
+  __shared__ RowGroup<T> group;
+  const int64_t label = blockIdx.x / predictions.images;
+  const int64_t image = blockIdx.x % predictions.images;
+  scores += label * predictions.count;
+  order += label * predictions.count;
+  const int64_t count = number_of_scores(scores, predictions.count);
+  const auto load = [&](int64_t rank, Box<T>& box) {
+    const int64_t roi = order[rank];
+    if (predictions.image_ids[roi] != image) {
+      box = Box<T>{};
+      return false;
+    }
+    box = predictions.box(roi, label);
+    return true;
+  };
+  const auto finish = [&](int64_t rank, bool stays, const Box<T>&) {
+    if (stays) kept_scores[order[rank] * predictions.classes + label] = scores[rank];
+  };
+  suppress_row<kThreads>(group, count, room, bound, kept + blockIdx.x * room, load, finish);
+}
+
+// One block for each image: the best of its kept candidates, padded. scores and order: [R *
+// classes], sorted; out: [N, most]
+template <class Stored>
+__global__ void __launch_bounds__(kThreads)
+    gather_detections_kernel(Predictions<Stored> predictions, const accumulate_t<Stored>* scores,
+                             const int64_t* order, int64_t most,
+                             Box<accumulate_t<Stored>>* out_boxes, accumulate_t<Stored>* out_scores,
+                             int64_t* out_labels, int64_t* out_rois, int64_t* counts) {
+  using T = accumulate_t<Stored>;
+  __shared__ int found_of_warp[kWarps];
+  const int64_t image = blockIdx.x;
+  const int64_t first_out = image * most;
+  const int warp = threadIdx.x / kWarpSize;
+  const int lane = threadIdx.x % kWarpSize;
+  const int64_t count = number_of_scores(scores, predictions.count * predictions.classes);
+  int64_t found = 0;
+  for (int64_t base = 0; base < count && found < most; base += kThreads) {
+    const int64_t rank = base + threadIdx.x;
+    const int64_t candidate = rank < count ? order[rank] : 0;
+    const int64_t roi = candidate / predictions.classes;
+    const bool mine = rank < count && predictions.image_ids[roi] == image;
+    const unsigned are_mine = __ballot_sync(kFullWarp, mine);
+    if (lane == 0) found_of_warp[warp] = __popc(are_mine);
+    __syncthreads();
+    int64_t place = found + __popc(are_mine & ((1u << lane) - 1));
+    for (int w = 0; w < kWarps; ++w) {
+      if (w < warp) place += found_of_warp[w];
+      found += found_of_warp[w];
+    }
+    if (mine && place < most) {
+      const int64_t label = candidate % predictions.classes;
+      out_boxes[first_out + place] = predictions.box(roi, label);
+      out_scores[first_out + place] = scores[rank];
+      out_labels[first_out + place] = label + 1;
+      out_rois[first_out + place] = roi;
+    }
+    __syncthreads();  // the next round overwrites the numbers of the warps
+  }
+  found = min(found, most);
+  if (threadIdx.x == 0) counts[image] = found;
+  for (int64_t place = found + threadIdx.x; place < most; place += kThreads) {
+    out_boxes[first_out + place] = Box<T>{};
+    out_scores[first_out + place] = T(0);
+    out_labels[first_out + place] = 0;
+    out_rois[first_out + place] = 0;
+  }
+}
+
+// logits: [R, K], deltas: [R, 4 K] or [R, 4], rois: [R, 4], image_ids: [R] int64,
+// image_sizes: [N, 2] -> boxes [N, D, 4], scores [N, D], labels [N, D], RoIs [N, D], counts [N]
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> postprocess_detections_cuda(
+    const Tensor& logits, const Tensor& deltas, const Tensor& rois, const Tensor& image_ids,
+    const Tensor& image_sizes, double score_threshold, double iou_threshold,
+    int64_t detections_per_image, double min_size, const std::vector<double>& weights,
+    const std::vector<double>& means, double max_log_ratio) {
+  const DecodingOptions options{weights, means, max_log_ratio, min_size};
+  check_postprocess_detections(logits, deltas, rois, image_ids, image_sizes, detections_per_image,
+                               options);
+  const CudaScope scope(logits);
+  const int64_t count = logits.size(0);
+  const int64_t classes = logits.size(1) - 1;
+  const int64_t images = image_sizes.size(0);
+  const int64_t most = std::min(detections_per_image, count * classes);
+  const ScalarType computed = accumulate_dtype(logits.scalar_type());
+  DetectionTensors out = empty_detections(logits, images, most);
+  if (images * most == 0) {
+    torch::stable::zero_(out.counts);
+    return out.all();
+  }
+  const DetectionInputs in = dense_inputs(logits, deltas, rois, image_ids, image_sizes);
+  const int64_t room = std::min(most, count);  // for what a class of an image may keep
+  Tensor by_class = empty_on_device_of(logits, {classes, count}, computed);
+  Tensor kept_scores = empty_on_device_of(logits, {count * classes}, computed);
+  Tensor kept = empty_on_device_of(logits, {classes * images, room, 4}, computed);
+
+  dispatch_floating(logits.scalar_type(), "postprocess_detections", [&](auto tag) {
+    using Stored = type_of<decltype(tag)>;
+    using T = accumulate_t<Stored>;
+    const Predictions<Stored> predictions{
+        static_cast<const T*>(in.probabilities.const_data_ptr()),
+        static_cast<const Stored*>(in.deltas.const_data_ptr()),
+        static_cast<const T*>(in.rois.const_data_ptr()),
+        static_cast<const int64_t*>(in.image_ids.const_data_ptr()),
+        static_cast<const T*>(in.sizes.const_data_ptr()),
+        options.coding<T>(),
+        images,
+        count,
+        classes,
+        deltas.size(1) / 4};
+    launch("postprocess_detections: score", score_kernel<Stored>,
+           {dim3(stride_grid(count * classes, kThreads)), dim3(kThreads)}, scope, predictions,
+           static_cast<T>(score_threshold), static_cast<T>(min_size),
+           static_cast<T*>(by_class.mutable_data_ptr()),
+           static_cast<T*>(kept_scores.mutable_data_ptr()));
+    const auto sorted = stable_sort(by_class, 1, /*descending=*/true);
+    launch("postprocess_detections: suppress", suppress_detections_kernel<Stored>,
+           {dim3(static_cast<unsigned>(classes * images)), dim3(kThreads)}, scope, predictions,
+           static_cast<const T*>(sorted.values.const_data_ptr()),
+           static_cast<const int64_t*>(sorted.indices.const_data_ptr()),
+           suppression_bound<T>(iou_threshold), room, static_cast<Box<T>*>(kept.mutable_data_ptr()),
+           static_cast<T*>(kept_scores.mutable_data_ptr()));
+    const auto best = stable_sort(kept_scores, 0, /*descending=*/true);
+    launch("postprocess_detections: gather", gather_detections_kernel<Stored>,
+           {dim3(static_cast<unsigned>(images)), dim3(kThreads)}, scope, predictions,
+           static_cast<const T*>(best.values.const_data_ptr()),
+           static_cast<const int64_t*>(best.indices.const_data_ptr()), most,
+           static_cast<Box<T>*>(out.boxes.mutable_data_ptr()),
+           static_cast<T*>(out.scores.mutable_data_ptr()),
+           static_cast<int64_t*>(out.labels.mutable_data_ptr()),
+           static_cast<int64_t*>(out.rois.mutable_data_ptr()),
+           static_cast<int64_t*>(out.counts.mutable_data_ptr()));
+  });
+  return out.all();
+}
+
+}  // namespace
+}  // namespace rcnn_ext
+
+RCNN_CUDA_LIBRARY(m) {
+  m.impl("postprocess_detections", TORCH_BOX(&rcnn_ext::postprocess_detections_cuda));
+}

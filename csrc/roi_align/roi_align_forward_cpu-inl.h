@@ -1,0 +1,302 @@
+// RoIAlign on one CPU core, forward. A source of for_each_isa.h; it also defines what
+// align_backward_kernels.h needs.
+//
+// The order of a sum is the same everywhere, so that instruction sets, layouts of registers and
+// numbers of threads do not show: over a bin's rows in ascending order first, then over its
+// columns.
+#include "../cpu/simd-inl.h"
+
+// The rows that a bin row combines, of some channels.
+template <class T, class Stored>
+struct RowSums {
+  const Tap<T>*begin, *end;
+  const Stored* planes;  // at the first column
+  int64_t plane, row;    // elements from channel to channel and from row to row
+  T* sums;
+  int64_t sums_plane;
+};
+
+// sums[c][x] = sum over taps of weight * plane c at (tap's row, x), for the columns of kPacks packs
+// from x on, and of a shorter one where kTail.
+template <int kPlanes, int kPacks, bool kTail, class T, class Stored>
+inline void combine_rows_packs(const RowSums<T, Stored>& rows, int64_t x) {
+  constexpr int kN = kLanes<T>;
+  constexpr int kTailN = kN > kColumnBlock ? kColumnBlock : kN;
+  Pack<T, kN> total[kPlanes][kPacks + 1];
+  Pack<T, kTailN> tail[kPlanes];
+  for (int c = 0; c < kPlanes; ++c) {
+    for (int p = 0; p < kPacks; ++p) total[c][p] = Pack<T, kN>{};
+    tail[c] = Pack<T, kTailN>{};
+  }
+  for (const Tap<T>* tap = rows.begin; tap != rows.end; ++tap) {
+    const Stored* const source = rows.planes + tap->place * rows.row + x;
+    const Pack<T, kN> weight = splat<kN>(tap->weight);
+    for (int c = 0; c < kPlanes; ++c) {
+      for (int p = 0; p < kPacks; ++p) {
+        total[c][p] += weight * load<T, kN>(source + c * rows.plane + p * kN);
+      }
+      if (kTail) {
+        tail[c] +=
+            splat<kTailN>(tap->weight) * load<T, kTailN>(source + c * rows.plane + kPacks * kN);
+      }
+    }
+  }
+  for (int c = 0; c < kPlanes; ++c) {
+    T* const target = rows.sums + c * rows.sums_plane + x;
+    for (int p = 0; p < kPacks; ++p) store<kN, T>(target + p * kN, total[c][p]);
+    if (kTail) store<kTailN, T>(target + kPacks * kN, tail[c]);
+  }
+}
+
+template <int kPlanes, class T, class Stored>
+RCNN_HOST_DEVICE void combine_rows(const RowSums<T, Stored>& rows, int64_t columns) {
+  constexpr int kN = kLanes<T>;
+  constexpr bool kTail = kN > kColumnBlock;
+  constexpr int kTailN = kTail ? kColumnBlock : kN;
+  int64_t x = 0;
+  for (; x + 4 * kN <= columns; x += 4 * kN) combine_rows_packs<kPlanes, 4, false>(rows, x);
+  const int64_t packs = (columns - x) / kN;
+  if (kTail && columns - x - packs * kN >= kTailN) {
+    switch (packs) {
+      case 0: combine_rows_packs<kPlanes, 0, kTail>(rows, x); break;
+      case 1: combine_rows_packs<kPlanes, 1, kTail>(rows, x); break;
+      case 2: combine_rows_packs<kPlanes, 2, kTail>(rows, x); break;
+      default: combine_rows_packs<kPlanes, 3, kTail>(rows, x); break;
+    }
+    x += kTailN;
+  } else {
+    switch (packs) {
+      case 0: break;
+      case 1: combine_rows_packs<kPlanes, 1, false>(rows, x); break;
+      case 2: combine_rows_packs<kPlanes, 2, false>(rows, x); break;
+      default: combine_rows_packs<kPlanes, 3, false>(rows, x); break;
+    }
+  }
+  // Only of a map narrower than a pack.
+  for (x += packs * kN; x < columns; ++x) {
+    for (int c = 0; c < kPlanes; ++c) {
+      T total = T(0);
+      for (const Tap<T>* tap = rows.begin; tap != rows.end; ++tap) {
+        total +=
+            tap->weight * static_cast<T>(rows.planes[c * rows.plane + tap->place * rows.row + x]);
+      }
+      rows.sums[c * rows.sums_plane + x] = total;
+    }
+  }
+}
+
+// Where the bins of a block go: rows of `step` numbers. Lanes beyond the last bin fall on the rows
+// below, which are stored later, if there is room for them before the end of the channel.
+template <class Stored>
+struct BlockTarget {
+  Stored* out;
+  int64_t step;
+  int64_t room;  // numbers from `out` to the end of the channel
+};
+
+// Stores packs of all rows. Whether a NaN or an infinity is among them.
+template <int kN, int kPacks, int kRows, class T, class Stored>
+RCNN_HOST_DEVICE bool store_block(const Pack<T, kN> (&total)[kRows][kPacks],
+                                  const BlockTarget<Stored>& target) {
+  Pack<T, kN> zeros{};
+  for (int r = 0; r < kRows; ++r) {
+    for (int p = 0; p < kPacks; ++p) {
+      zeros += total[r][p] * Pack<T, kN>{};
+      Stored* const to = target.out + r * target.step + p * kN;
+      store_first<kN, T>(to, total[r][p], target.room - r * target.step - p * kN);
+    }
+  }
+  return !all_zero<kN, T>(zeros);
+}
+
+// Bin (r, lane) = sum over steps of weight * rows[r][column], all lanes reading the same columns.
+// rows: [kRows, stride]
+template <int kRows, class T, class Stored>
+RCNN_HOST_DEVICE bool combine_columns(const BinBlock<T>& block, const T* rows, int64_t stride,
+                                      const BlockTarget<Stored>& target) {
+  constexpr int kN = kLanes<T> < kBinBlock ? kLanes<T> : kBinBlock;
+  constexpr int kPacks = kBinBlock / kN;
+  Pack<T, kN> total[kRows][kPacks];
+  for (int r = 0; r < kRows; ++r) {
+    for (int p = 0; p < kPacks; ++p) total[r][p] = Pack<T, kN>{};
+  }
+  for (int32_t s = 0; s < block.steps; ++s) {
+    const T* const source = rows + block.columns[s];
+    Pack<T, kN> weight[kPacks];
+    for (int p = 0; p < kPacks; ++p) {
+      weight[p] = load<T, kN>(block.weights + s * kBinBlock + p * kN);
+    }
+    for (int r = 0; r < kRows; ++r) {
+      const Pack<T, kN> value = splat<kN>(source[r * stride]);
+      for (int p = 0; p < kPacks; ++p) total[r][p] += weight[p] * value;
+    }
+  }
+  return store_block<kN, kPacks, kRows, T>(total, target);
+}
+
+#if RCNN_ISA >= 2
+// The same where each lane reads its own column, out of kRegisters registers a row.
+template <int kRows, int kRegisters, class Stored>
+RCNN_HOST_DEVICE bool combine_lanes(const BinBlock<float>& block, const float* rows, int64_t stride,
+                                    const BlockTarget<Stored>& target) {
+  Pack<float, 8> total[kRows][1];
+  for (int r = 0; r < kRows; ++r) total[r][0] = Pack<float, 8>{};
+  for (int32_t s = 0; s < block.steps; ++s) {
+    const __m256i column =
+        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(block.columns + s * kBinBlock));
+    const __m256 weight = _mm256_loadu_ps(block.weights + s * kBinBlock);
+    const __m512i index = _mm512_castsi256_si512(column);
+    const __mmask8 upper = _mm256_test_epi32_mask(column, _mm256_set1_epi32(32));
+    for (int r = 0; r < kRows; ++r) {
+      const float* const row = rows + r * stride;
+      __m256 value = _mm512_castps512_ps256(
+          kRegisters == 1
+              ? _mm512_permutexvar_ps(index, _mm512_loadu_ps(row))
+              : _mm512_permutex2var_ps(_mm512_loadu_ps(row), index, _mm512_loadu_ps(row + 16)));
+      if (kRegisters > 2) {
+        const __m512 right =
+            _mm512_permutex2var_ps(_mm512_loadu_ps(row + 32), index, _mm512_loadu_ps(row + 48));
+        value = _mm256_mask_blend_ps(upper, value, _mm512_castps512_ps256(right));
+      }
+      total[r][0] += (Pack<float, 8>)_mm256_mul_ps(weight, value);
+    }
+  }
+  return store_block<8, 1, kRows, float>(total, target);
+}
+#endif
+
+template <int kRows, class T, class Stored>
+RCNN_HOST_DEVICE bool combine_block(const RoiTable<T>& table, const BinBlock<T>& block,
+                                    const T* rows, int64_t stride,
+                                    const BlockTarget<Stored>& target) {
+#if RCNN_ISA >= 2
+  if constexpr (sizeof(T) == 4) {
+    if (table.lanes) {
+      if (table.columns <= 16) return combine_lanes<kRows, 1>(block, rows, stride, target);
+      if (table.columns <= 32) return combine_lanes<kRows, 2>(block, rows, stride, target);
+      return combine_lanes<kRows, 4>(block, rows, stride, target);
+    }
+  }
+#endif
+  return combine_columns<kRows>(block, rows, stride, target);
+}
+
+// All bins of one channel, tap by tap: a NaN or an infinite pixel counts only where its weight is
+// not 0.
+template <class T, class Stored>
+inline void align_exactly(const RoiTable<T>& table, const Stored* plane, int64_t row,
+                          const PooledShape& pooled, Stored* out) {
+  for (int64_t ph = 0; ph < pooled.height; ++ph) {
+    for (int64_t pw = 0; pw < pooled.width; ++pw) {
+      T sum = T(0);
+      for (int32_t tx = table.x.starts[pw]; tx < table.x.starts[pw + 1]; ++tx) {
+        const Tap<T> x = table.x.taps[tx];
+        T column = T(0);
+        for (int32_t ty = table.y.starts[ph]; ty < table.y.starts[ph + 1]; ++ty) {
+          const Tap<T> y = table.y.taps[ty];
+          column += y.weight * static_cast<T>(plane[y.place * row + x.place]);
+        }
+        sum += x.weight * column;
+      }
+      *out++ = static_cast<Stored>(sum);
+    }
+  }
+}
+
+// The bins of some rows of one channel. rows: [count, stride], combined; room: bins from `out` to
+// the end of the channel. Whether a NaN or an infinity is among them.
+template <class T, class Stored>
+RCNN_HOST_DEVICE bool combine_bins(const RoiTable<T>& table, const T* rows, int64_t stride,
+                                   int64_t count, int64_t pooled_width, Stored* out, int64_t room) {
+  bool special = false;
+  // The last block first: what it stores beyond the last bin lies in the first block of a row.
+  const int64_t blocks = (pooled_width + kBinBlock - 1) / kBinBlock;
+  for (int64_t b = blocks - 1; b >= 0; --b) {
+    const int64_t bin = b * kBinBlock;
+    const BinBlock<T>& block = table.bin_blocks[b];
+    if (count == kRowBlock) {
+      special |= combine_block<kRowBlock>(table, block, rows, stride,
+                                          BlockTarget<Stored>{out + bin, pooled_width, room - bin});
+      continue;
+    }
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t at = r * pooled_width + bin;
+      special |= combine_block<1>(table, block, rows + r * stride, stride,
+                                  BlockTarget<Stored>{out + at, pooled_width, room - at});
+    }
+  }
+  return special;
+}
+
+// kPlanes channels of one RoI, NCHW. planes: [kPlanes, H, W], out: [kPlanes, PH, PW]
+template <int kPlanes, class T, class Stored>
+inline void align_planes(const RoiTable<T>& table, const Stored* planes, int64_t plane, int64_t row,
+                         const PooledShape& pooled, AlignScratch<T>& scratch, Stored* out) {
+  const int64_t stride = AlignScratch<T>::row_stride(table.columns);
+  bool special[kPlanes] = {};
+  for (int64_t ph = 0; ph < pooled.height; ph += kRowBlock) {
+    const int64_t rows = std::min<int64_t>(kRowBlock, pooled.height - ph);
+    for (int64_t r = 0; r < rows; ++r) {
+      const int32_t* const start = table.y.starts + ph + r;
+      combine_rows<kPlanes>(
+          RowSums<T, Stored>{table.y.taps + start[0], table.y.taps + start[1],
+                             planes + table.first_column, plane, row,
+                             scratch.rows.data() + r * stride, kRowBlock * stride},
+          table.columns);
+    }
+    for (int c = 0; c < kPlanes; ++c) {
+      special[c] |= combine_bins(table, scratch.rows.data() + c * kRowBlock * stride, stride, rows,
+                                 pooled.width, out + c * pooled.bins() + ph * pooled.width,
+                                 pooled.bins() - ph * pooled.width);
+    }
+  }
+  for (int c = 0; c < kPlanes; ++c) {
+    if (RCNN_UNLIKELY(special[c])) {
+      align_exactly(table, planes + c * plane, row, pooled, out + c * pooled.bins());
+    }
+  }
+}
+
+template <int kN, int kPacks, class T, class Stored>
+RCNN_HOST_DEVICE void combine_pixels_packs(const std::vector<PixelTap<T>>& taps,
+                                           const Stored* image, Stored* out) {
+  Pack<T, kN> total[kPacks];
+  for (int p = 0; p < kPacks; ++p) total[p] = Pack<T, kN>{};
+  for (const PixelTap<T>& tap : taps) {
+    const Pack<T, kN> weight = splat<kN>(tap.weight);
+    for (int p = 0; p < kPacks; ++p) {
+      total[p] += weight * load<T, kN>(image + tap.offset + p * kN);
+    }
+  }
+  for (int p = 0; p < kPacks; ++p) store<kN, T>(out + p * kN, total[p]);
+}
+
+// All channels of one RoI, NHWC. image: [H, W, C], out: [PH, PW, C], taps: scratch
+template <class T, class Stored>
+inline void align_pixels(const RoiTable<T>& table, const Stored* image, int64_t width,
+                         const PooledShape& pooled, std::vector<PixelTap<T>>& taps, Stored* out) {
+  constexpr int kN = kLanes<T>;
+  constexpr int kPacks = 8;
+  const int64_t channels = pooled.channels;
+  for (int64_t ph = 0; ph < pooled.height; ++ph) {
+    for (int64_t pw = 0; pw < pooled.width; ++pw) {
+      taps.clear();
+      for (int32_t ty = table.y.starts[ph]; ty < table.y.starts[ph + 1]; ++ty) {
+        const Tap<T> y = table.y.taps[ty];
+        for (int32_t tx = table.x.starts[pw]; tx < table.x.starts[pw + 1]; ++tx) {
+          const Tap<T> x = table.x.taps[tx];
+          taps.push_back({(y.place * width + x.place) * channels, y.weight * x.weight});
+        }
+      }
+      Stored* const target = out + (ph * pooled.width + pw) * channels;
+      int64_t c = 0;
+      for (; c + kPacks * kN <= channels; c += kPacks * kN) {
+        combine_pixels_packs<kN, kPacks>(taps, image + c, target + c);
+      }
+      for (; c + kN <= channels; c += kN) {
+        combine_pixels_packs<kN, 1>(taps, image + c, target + c);
+      }
+      for (; c < channels; ++c) combine_pixels_packs<1, 1>(taps, image + c, target + c);
+    }
+  }
+}

@@ -1,0 +1,252 @@
+// RoIPool on one CPU core. A source of for_each_isa.h.
+//
+// The lanes of a register are channels, so that no bin needs its lanes merged: NCHW planes are
+// transposed to that where RoIs cover them, each pixel once for all RoIs. Maxima are kept with the
+// pixels that they come from, in numbers of the same width; among equals the first pixel stays. A
+// NaN counts as the largest number: where there may be one, bins are taken channel by channel.
+// clang-format off: the second needs the first.
+#include "../cpu/simd-inl.h"
+#include "../cpu/channel_block-inl.h"
+// clang-format on
+
+template <class T>
+using PixelOf = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+
+// Of some bins, or channels of a bin, side by side.
+template <class T, int N>
+struct Maxima {
+  Pack<T, N> value;
+  Pack<PixelOf<T>, N> pixel;
+
+  // Pixels come in ascending order.
+  RCNN_HOST_DEVICE void add(const Pack<T, N>& other, const Pack<PixelOf<T>, N>& at) {
+#if defined(__GNUC__)
+    pixel = other > value ? at : pixel;
+#else
+    for (int i = 0; i < N; ++i) pixel[i] = other[i] > value[i] ? at[i] : pixel[i];
+#endif
+    value = greater_of<N, T>(other, value);
+  }
+};
+
+// Every bin pixel by pixel: for NaN. plane: `step` elements a pixel, out and argmax: `out_step`
+// elements a bin
+template <class T, class Stored>
+inline void pool_exactly(const RoiBins& bins, const Stored* plane, int64_t width, int64_t step,
+                         Stored* out, int32_t* argmax, int64_t out_step) {
+  for (const PixelRange& ys : bins.y) {
+    for (const PixelRange& xs : bins.x) {
+      const BinMaximum<T> maximum = bin_maximum<T>(ys, xs, plane, width, step);
+      *out = static_cast<Stored>(maximum.value);
+      *argmax = maximum.pixel;
+      out += out_step;
+      argmax += out_step;
+    }
+  }
+}
+
+// kPacks packs of channels of one bin. image: at the first of them, [H, W, `step` elements]
+// Whether there may be a NaN.
+template <int kN, int kPacks, class T, class Stored>
+RCNN_HOST_DEVICE bool pool_bin_packs(const PixelRange& ys, const PixelRange& xs,
+                                     const Stored* image, int64_t width, int64_t step, Stored* out,
+                                     int32_t* argmax) {
+  using Pixel = PixelOf<T>;
+  if (RCNN_UNLIKELY(ys.first >= ys.last || xs.first >= xs.last)) {
+    for (int p = 0; p < kPacks; ++p) {
+      store<kN, T>(out + p * kN, Pack<T, kN>{});
+      store<kN, Pixel>(argmax + p * kN, splat<kN>(Pixel(-1)));
+    }
+    return false;
+  }
+  Maxima<T, kN> maxima[kPacks];
+  Pack<T, kN> sum[kPacks];
+  const int64_t begin = ys.first * width + xs.first;
+  for (int p = 0; p < kPacks; ++p) {
+    sum[p] = Pack<T, kN>{};
+    maxima[p] = {load<T, kN>(image + begin * step + p * kN), splat<kN>(static_cast<Pixel>(begin))};
+  }
+  for (int64_t y = ys.first; y < ys.last; ++y) {
+    const int64_t first = y * width + xs.first;
+    const Stored* pixel = image + first * step;
+    Pack<Pixel, kN> at = splat<kN>(static_cast<Pixel>(first));
+    for (int64_t x = xs.first; x < xs.last; ++x) {
+      for (int p = 0; p < kPacks; ++p) {
+        const auto value = load<T, kN>(pixel + p * kN);
+        sum[p] += value;
+        maxima[p].add(value, at);
+      }
+      pixel += step;
+      at += splat<kN>(Pixel(1));
+    }
+  }
+  bool special = false;
+  for (int p = 0; p < kPacks; ++p) {
+    store<kN, T>(out + p * kN, maxima[p].value);
+    store<kN, Pixel>(argmax + p * kN, maxima[p].pixel);
+    special |= !all_zero<kN, T>(sum[p] * Pack<T, kN>{});
+  }
+  return special;
+}
+
+// A register's number of channels of kBins neighbouring bins, none of them empty, of which no
+// pixel is a NaN. tile: [H, W, kLanes], columns: [count, PW] at the first bin, value and pixel: of
+// the bins, [kLanes] each
+//
+// The bins advance side by side: one after the other they would wait for their own maxima, and for
+// loops whose lengths the processor can't foresee.
+template <int kBins, class T>
+RCNN_HOST_DEVICE void pool_bins(const PixelRange& ys, const int32_t* columns, int64_t count,
+                                int64_t pooled_width, const T* tile, int64_t width, T* value,
+                                PixelOf<T>* pixel) {
+  using Pixel = PixelOf<T>;
+  constexpr int kN = kLanes<T>;
+  Maxima<T, kN> maxima[kBins];
+  for (int b = 0; b < kBins; ++b) {
+    maxima[b] = {splat<kN>(-std::numeric_limits<T>::infinity()), Pack<Pixel, kN>{}};
+  }
+  // Counted from the first pixel of a bin, pixels of all bins have one number.
+  for (int64_t y = ys.first; y < ys.last; ++y) {
+    const T* const row = tile + y * width * kN;
+    Pack<Pixel, kN> at = splat<kN>(static_cast<Pixel>((y - ys.first) * width));
+    for (const int32_t* column = columns; column != columns + count * pooled_width;
+         column += pooled_width) {
+      for (int b = 0; b < kBins; ++b) {
+        maxima[b].add(load<T, kN>(row + static_cast<int64_t>(column[b]) * kN), at);
+      }
+      at += splat<kN>(Pixel(1));
+    }
+  }
+  for (int b = 0; b < kBins; ++b) {
+    const auto first = static_cast<Pixel>(ys.first * width + columns[b]);
+    store<kN, T>(value + b * kN, maxima[b].value);
+    store<kN, Pixel>(pixel + b * kN, maxima[b].pixel + splat<kN>(first));
+  }
+}
+
+// A row of bins, as above. With 16 registers it needs them all to itself; with 32, what its caller
+// knows is worth more.
+template <class T>
+#if RCNN_ISA < 2
+RCNN_NO_INLINE void
+#else
+RCNN_HOST_DEVICE void
+#endif
+pool_row(const PixelRange ys, const int32_t* columns, int64_t count, int64_t pooled_width,
+         const T* tile, int64_t width, T* value, PixelOf<T>* pixel) {
+  side_by_side(pooled_width, [=](auto number, int64_t bin) {
+    pool_bins<decltype(number)::value>(ys, columns + bin, count, pooled_width, tile, width,
+                                       value + bin * kLanes<T>, pixel + bin * kLanes<T>);
+  });
+}
+
+// Runs of RoIs, NCHW, for channels [first, last). out and argmax: [K, C, PH, PW]
+template <class T, class Stored>
+void pool_channels(const std::vector<RoiRun<RoiBins, Stored>>& runs, int64_t channels, int64_t bins,
+                   int64_t first, int64_t last, bool large, Stored* out, int32_t* argmax) {
+  using Pixel = PixelOf<T>;
+  constexpr int kN = kLanes<T>;
+  ChannelResults<T, Stored> values(bins, large);
+  ChannelResults<Pixel, int32_t> places(bins, large);
+  const auto rows = static_cast<int64_t>(runs.front().begin->y.size());
+  for_each_tile<T, /*kFindsNan=*/true>(
+      runs, first, last, rows,
+      [&](const RoiBins& roi, const auto& run, auto& tile, int64_t c, int64_t count, auto& ahead) {
+        bool special = false;
+        const int64_t left = roi.x.front().first;
+        const int64_t right = roi.x.back().last;
+        const int64_t bottom = left < right && !tile.plain() ? roi.y.back().last : 0;
+        for (int64_t y = roi.y.front().first; y < bottom; ++y) {
+          special |= tile.ready(y * run.width + left, y * run.width + right);
+        }
+        const int64_t target = (roi.roi * channels + c) * bins;
+        if (RCNN_UNLIKELY(special)) {
+          const int64_t plane = run.height * run.width;
+          for (int64_t i = 0; i < count; ++i) {
+            pool_exactly<T>(roi, run.image + (c + i) * plane, run.width, 1, out + target + i * bins,
+                            argmax + target + i * bins, 1);
+          }
+          return;
+        }
+        const auto pooled_width = static_cast<int64_t>(roi.x.size());
+        T* value = values.data();
+        Pixel* place = places.data();
+        for (const PixelRange& ys : roi.y) {
+          values.send(rows);
+          places.send(rows);
+          ahead.fetch();
+          if (roi.column_count > 0) {
+            pool_row(ys, roi.columns.data(), roi.column_count, pooled_width, tile.data(), run.width,
+                     value, place);
+          }
+          value += pooled_width * kN;
+          place += pooled_width * kN;
+        }
+        for (const int64_t bin : roi.empty) {
+          store<kN, T>(values.data() + bin * kN, Pack<T, kN>{});
+          store<kN, Pixel>(places.data() + bin * kN, splat<kN>(Pixel(-1)));
+        }
+        values.put(count, out + target);
+        places.put(count, argmax + target);
+      });
+}
+
+// RoIs, NHWC. input: [N, H, W, C], out and argmax: [K, PH, PW, C]
+template <class T, class Stored>
+void pool_pixels(const RoiBins* begin, const RoiBins* end, const Stored* input,
+                 const FeatureShape& shape, int64_t bins, Stored* out, int32_t* argmax) {
+  constexpr int kN = kLanes<T>;
+  constexpr int kPacks = 4;
+  const int64_t channels = shape.channels;
+  // Some channels of all RoIs before the next ones, so that RoIs share what is in the cache.
+  for (int64_t c = 0; c < channels;) {
+    const int64_t packs = std::min<int64_t>(kPacks, (channels - c) / kN);
+    const int64_t count = packs == kPacks ? kPacks * kN : packs > 0 ? kN : channels - c;
+    for (const RoiBins* roi = begin; roi != end; ++roi) {
+      const Stored* const image = input + roi->batch * shape.height * shape.width * channels + c;
+      const int64_t target = roi->roi * bins * channels + c;
+      bool special = count < kN;
+      int64_t at = target;
+      for (size_t bin = 0; bin < roi->y.size() * roi->x.size() && count >= kN; ++bin) {
+        const PixelRange& ys = roi->y[bin / roi->x.size()];
+        const PixelRange& xs = roi->x[bin % roi->x.size()];
+        if (count > kN) {
+          special |= pool_bin_packs<kN, kPacks, T>(ys, xs, image, shape.width, channels, out + at,
+                                                   argmax + at);
+        } else {
+          special |=
+              pool_bin_packs<kN, 1, T>(ys, xs, image, shape.width, channels, out + at, argmax + at);
+        }
+        at += channels;
+      }
+      for (int64_t i = 0; i < count && RCNN_UNLIKELY(special); ++i) {
+        pool_exactly<T>(*roi, image + i, shape.width, channels, out + target + i,
+                        argmax + target + i, channels);
+      }
+    }
+    c += count;
+  }
+}
+
+// What RoIs give channels [first, last) of an image, NHWC: bin by bin, in order. grad, argmax:
+// [K, PH, PW, C], target: [H * W] pixels that are `step` elements apart
+template <class T, class Stored>
+void scatter_pixels(const T* rois, int64_t roi_count, int64_t image, const Stored* grad,
+                    const int32_t* argmax, const FeatureShape& shape, int64_t bins, int64_t first,
+                    int64_t last, T* target, int64_t step) {
+  const int64_t pixels = shape.height * shape.width;
+  for (int64_t p = 0; p < pixels; ++p) std::fill_n(target + p * step, last - first, T(0));
+  for (int64_t k = 0; k < roi_count; ++k) {
+    if (roi_batch_index(rois[5 * k], shape.batch_size) != image) continue;
+    for (int64_t bin = k * bins; bin < (k + 1) * bins; ++bin) {
+      const Stored* const from = grad + bin * shape.channels + first;
+      const int32_t* const places = argmax + bin * shape.channels + first;
+      for (int64_t c = 0; c < last - first; ++c) {
+        const int64_t pixel = places[c];
+        // The upper bound keeps an argmax from elsewhere from writing out of bounds.
+        if (pixel < 0 || pixel >= pixels) continue;
+        target[pixel * step + c] += static_cast<T>(from[c]);
+      }
+    }
+  }
+}

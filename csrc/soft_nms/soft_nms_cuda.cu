@@ -1,0 +1,206 @@
+// Soft non-maximum suppression on CUDA. Contract: rcnn_ext/ops/soft_nms.py.
+//
+// One block a segment. Each round takes the best box left and lowers the scores of the others; a
+// thread keeps to its boxes, so only the choice of the best goes through shared memory.
+#include <tuple>
+
+#include "../core/box_math.h"
+#include "../core/dispatch.h"
+#include "../core/stable_ops.h"
+#include "../cuda/launch.cuh"
+#include "soft_nms.h"
+
+namespace rcnn_ext {
+namespace {
+
+constexpr int kThreads = 512;
+constexpr int kWarps = kThreads / kWarpSize;
+
+// A score and the rank of its box; the best has the highest score, among equals the lowest rank.
+template <class T>
+struct Ranked {
+  T score;
+  int rank;
+
+  RCNN_HOST_DEVICE bool before(T other_score, int other_rank) const {
+    return score > other_score || (score == other_score && rank < other_rank);
+  }
+};
+
+template <class T>
+__device__ Ranked<T> best_of_warp(Ranked<T> mine) {
+  for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
+    const T score = __shfl_xor_sync(kFullWarp, mine.score, distance);
+    const int rank = __shfl_xor_sync(kFullWarp, mine.rank, distance);
+    if (!mine.before(score, rank)) mine = {score, rank};
+  }
+  return mine;
+}
+
+// Boxes in order of segment, then of index.
+template <class T>
+struct SegmentedBoxes {
+  const Box<T>* boxes;      // [N], by rank
+  const T* first_scores;    // [N], by rank
+  const int64_t* segments;  // [N], by rank, or null: one segment
+  const int64_t* order;     // [N]: the index of a rank, or null: the rank
+  int count;
+};
+
+// scores: [N], by rank, for the kernel's own use; rescored, keep: [N], by index.
+template <DecayMethod method, class T>
+__global__ void __launch_bounds__(kThreads)
+    soft_nms_kernel(SegmentedBoxes<T> sorted, SoftNmsRule<T> rule, T* scores, T* rescored,
+                    bool* keep) {
+  __shared__ Ranked<T> bests[kWarps];
+  __shared__ Ranked<T> taken;
+  __shared__ int segment_end;
+  const int begin = static_cast<int>(blockIdx.x);
+  const int64_t* segments = sorted.segments;
+  // There is a block for every rank, since the host does not know where segments begin.
+  if (segments != nullptr && begin > 0 && segments[begin] == segments[begin - 1]) return;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int warp = thread / kWarpSize;
+  const int lane = thread % kWarpSize;
+
+  if (thread == 0) {
+    int low = begin;  // in the segment
+    int high = sorted.count;
+    while (segments != nullptr && high - low > 1) {
+      const int middle = low + (high - low) / 2;
+      (segments[middle] == segments[begin] ? low : high) = middle;
+    }
+    segment_end = high;
+  }
+  __syncthreads();
+  const int end = segment_end;
+
+  Ranked<T> mine{kOut<T>, end};
+  for (int rank = begin + thread; rank < end; rank += kThreads) {
+    const T score = first_score(sorted.boxes[rank], sorted.first_scores[rank], rule);
+    scores[rank] = score;
+    const int64_t index = sorted.order == nullptr ? rank : sorted.order[rank];
+    rescored[index] = kOut<T>;
+    keep[index] = false;
+    if (!mine.before(score, rank)) mine = {score, rank};
+  }
+  while (true) {
+    mine = best_of_warp(mine);
+    if (lane == 0) bests[warp] = mine;
+    __syncthreads();
+    if (warp == 0) {
+      mine = lane < kWarps ? bests[lane] : Ranked<T>{kOut<T>, end};
+      mine = best_of_warp(mine);
+      if (lane == 0) {
+        taken = mine;
+        if (mine.score >= T(0)) {
+          const int64_t index = sorted.order == nullptr ? mine.rank : sorted.order[mine.rank];
+          rescored[index] = mine.score;
+          keep[index] = true;
+        }
+      }
+    }
+    __syncthreads();
+    // Written again only after the next round's first barrier.
+    const Ranked<T> best = taken;
+    if (best.score < T(0)) return;
+    const Box<T> box = sorted.boxes[best.rank];
+    const T box_area = area(box);
+    mine = {kOut<T>, end};
+    for (int rank = begin + thread; rank < end; rank += kThreads) {
+      const T before = scores[rank];
+      if (before < T(0)) continue;
+      const Box<T> other = sorted.boxes[rank];
+      const T score = rank == best.rank
+                          ? kOut<T>
+                          : decayed<method>(before, box, box_area, other, area(other), rule);
+      scores[rank] = score;
+      if (!mine.before(score, rank)) mine = {score, rank};
+    }
+  }
+}
+
+// `order` and `segments`: [N] int64, or null for one segment.
+std::tuple<Tensor, Tensor> soft_suppress(const Tensor& boxes, const Tensor& scores,
+                                         const Tensor* order, const Tensor* segments,
+                                         double iou_threshold, double sigma, double score_threshold,
+                                         int64_t method, const CudaScope& scope) {
+  const int64_t count = boxes.size(0);
+  const ScalarType dtype = soft_nms_dtype(boxes, scores);
+  Tensor sorted_boxes = contiguous_as(boxes, dtype);
+  Tensor sorted_scores = contiguous_as(scores, dtype);
+  if (order != nullptr) {
+    sorted_boxes = select_rows(sorted_boxes, *order);
+    sorted_scores = select_rows(sorted_scores, *order);
+  }
+  Tensor workspace = empty_on_device_of(boxes, {count}, dtype);
+  Tensor rescored = empty_on_device_of(boxes, {count}, dtype);
+  Tensor keep = empty_on_device_of(boxes, {count}, ScalarType::Bool);
+  const auto run = [&](auto tag) {
+    using T = type_of<decltype(tag)>;
+    const auto pointer = [](const Tensor* tensor) {
+      return tensor == nullptr ? nullptr : static_cast<const int64_t*>(tensor->const_data_ptr());
+    };
+    const SegmentedBoxes<T> sorted{static_cast<const Box<T>*>(sorted_boxes.const_data_ptr()),
+                                   static_cast<const T*>(sorted_scores.const_data_ptr()),
+                                   pointer(segments), pointer(order), static_cast<int>(count)};
+    const SoftNmsRule<T> rule(iou_threshold, sigma, score_threshold);
+    const unsigned blocks = segments == nullptr ? 1u : static_cast<unsigned>(count);
+    const auto kernel = static_cast<DecayMethod>(method) == DecayMethod::kLinear
+                            ? soft_nms_kernel<DecayMethod::kLinear, T>
+                            : soft_nms_kernel<DecayMethod::kGaussian, T>;
+    launch("soft_nms", kernel, {dim3(blocks), dim3(kThreads)}, scope, sorted, rule,
+           static_cast<T*>(workspace.mutable_data_ptr()),
+           static_cast<T*>(rescored.mutable_data_ptr()),
+           static_cast<bool*>(keep.mutable_data_ptr()));
+  };
+  if (dtype == ScalarType::Double) {
+    run(TypeTag<double>{});
+  } else {
+    run(TypeTag<float>{});
+  }
+  const Tensor by_score = stable_argsort(rescored, /*descending=*/true);
+  const Tensor indices = masked_select(by_score, select_rows(keep, by_score));
+  const Tensor result = select_rows(rescored, indices);
+  return {indices, contiguous_as(result, scores.scalar_type())};
+}
+
+std::tuple<Tensor, Tensor> nothing(const Tensor& boxes, const Tensor& scores) {
+  return {empty_on_device_of(boxes, {0}, ScalarType::Long),
+          empty_on_device_of(boxes, {0}, scores.scalar_type())};
+}
+
+// boxes: [N, 4], scores: [N] -> kept indices, int64, and their scores, by falling score
+std::tuple<Tensor, Tensor> soft_nms_cuda(const Tensor& boxes, const Tensor& scores,
+                                         double iou_threshold, double sigma, double score_threshold,
+                                         int64_t method) {
+  check_soft_nms(boxes, scores, iou_threshold, sigma, score_threshold, method, "soft_nms");
+  const CudaScope scope(boxes);
+  if (boxes.size(0) == 0) return nothing(boxes, scores);
+  return soft_suppress(boxes, scores, nullptr, nullptr, iou_threshold, sigma, score_threshold,
+                       method, scope);
+}
+
+// The same with idxs: [N] int64.
+std::tuple<Tensor, Tensor> batched_soft_nms_cuda(const Tensor& boxes, const Tensor& scores,
+                                                 const Tensor& idxs, double iou_threshold,
+                                                 double sigma, double score_threshold,
+                                                 int64_t method) {
+  constexpr const char* kOp = "batched_soft_nms";
+  check_soft_nms(boxes, scores, iou_threshold, sigma, score_threshold, method, kOp);
+  check_segments(idxs, boxes, kOp);
+  const CudaScope scope(boxes);
+  if (boxes.size(0) == 0) return nothing(boxes, scores);
+  const Tensor order = stable_argsort(idxs, /*descending=*/false);
+  const Tensor segments = select_rows(idxs, order);
+  return soft_suppress(boxes, scores, &order, &segments, iou_threshold, sigma, score_threshold,
+                       method, scope);
+}
+
+}  // namespace
+}  // namespace rcnn_ext
+
+RCNN_CUDA_LIBRARY(m) {
+  m.impl("soft_nms", TORCH_BOX(&rcnn_ext::soft_nms_cuda));
+  m.impl("batched_soft_nms", TORCH_BOX(&rcnn_ext::batched_soft_nms_cuda));
+}

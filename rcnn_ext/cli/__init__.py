@@ -1,0 +1,1 @@
+"""The command ``rcnn-ext``: one module per command."""

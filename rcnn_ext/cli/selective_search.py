@@ -1,0 +1,103 @@
+"""The command ``rcnn-ext proposals``."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from rcnn_ext import files
+from rcnn_ext.data.images import find_images
+from rcnn_ext.errors import UserError
+from rcnn_ext.selective_search.cache import ProposalCache
+from rcnn_ext.selective_search.precompute import precompute
+from rcnn_ext.selective_search.search import BACKENDS
+from rcnn_ext.selective_search.settings import MODES, SearchSettings
+
+_EPILOG = """\
+examples:
+  rcnn-ext proposals VOCdevkit/VOC2007 --out proposals
+  rcnn-ext proposals VOCdevkit/VOC2007 --out proposals --mode fast
+  torchrun --nproc-per-node 4 -m rcnn_ext proposals images/ --out proposals
+
+Stop it whenever you like: the same command goes on from there. Training reads the folder with
+proposals.folder=proposals and the same settings.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``rcnn-ext proposals``."""
+    parser.epilog = _EPILOG
+    parser.add_argument(
+        "dataset",
+        metavar="DATASET",
+        type=Path,
+        nargs="+",
+        help="folders, with all images below them, or image files",
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, required=True, help="folder of the proposals"
+    )
+    parser.add_argument(
+        "--mode",
+        choices=MODES,
+        default="single",
+        help="single: the selectivesearch package's regions; fast, quality: the paper's diversified"
+        " sets (default: single)",
+    )
+    parser.add_argument(
+        "--scale",
+        type=float,
+        nargs="+",
+        metavar="S",
+        help="of the segmentation (default: 500; fast: 50 100; quality: 50 100 150 300)",
+    )
+    parser.add_argument(
+        "--sigma", type=float, help="of the smoothing, in pixels (default: 0.9; other modes: 0.8)"
+    )
+    parser.add_argument(
+        "--min-size", type=int, metavar="N", help="pixels of the smallest segment (default: 10)"
+    )
+    parser.add_argument("--backend", choices=tuple(BACKENDS), default="native", help="who searches")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="searches at a time (default: one a core)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compute the proposals that are missing.
+
+    Args:
+        args: what :func:`add_arguments` declared.
+
+    Returns:
+        0; 1 where an image could not be read.
+    """
+    if args.workers is not None and args.workers < 1:
+        raise UserError(f"--workers: expected at least 1, got {args.workers}")
+    scale = args.scale
+    if scale is not None and len(scale) == 1:
+        (scale,) = scale
+    try:
+        settings = SearchSettings.of(
+            backend=args.backend,
+            mode=args.mode,
+            scale=scale,
+            sigma=args.sigma,
+            min_size=args.min_size,
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error)) from None
+    images = [path for path, _ in find_images(args.dataset)]
+    files.make_folder(args.out)  # now, not after the first search
+    started = time.monotonic()
+    summary = precompute(images, ProposalCache(args.out, settings), args.workers)
+    seconds = time.monotonic() - started
+    done = f"{summary.computed} images searched in {seconds:.1f} s"
+    if summary.computed:
+        done += f", {summary.regions / summary.computed:,.0f} regions each"
+    print(f"{done}; {summary.present} were there; {len(summary.broken)} could not be read")
+    for line in summary.broken:
+        print(f"  {line}")
+    print(f"everything is in {args.out}")
+    return 1 if summary.broken else 0

@@ -1,0 +1,1 @@
+"""Metrics of detectors and localizers, and the report of an evaluation."""

@@ -1,0 +1,77 @@
+"""Metrics of a trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Subset
+
+from rcnn_ext.data.dataset import DetectionDataset, evaluation_loader
+from rcnn_ext.distributed import Processes
+from rcnn_ext.metrics.results import ImageResult, Results
+from rcnn_ext.metrics.tasks import call_model
+from rcnn_ext.progress import Progress
+
+
+def run_on(
+    model: nn.Module,
+    dataset: DetectionDataset,
+    *,
+    device: torch.device,
+    batch_size: int,
+    workers: int,
+    processes: Processes | None = None,
+    after_batch: Callable[[], None] = lambda: None,
+) -> list[ImageResult]:
+    """Runs a model on annotated images, each process on its share.
+
+    Args:
+        model: In evaluation mode and on ``device``.
+        dataset: Images and ground truth.
+        device: Where to run.
+        batch_size: Images in a batch.
+        workers: Worker processes that read images.
+        processes: Those that divide the images among themselves; None means this one alone.
+        after_batch: Called after every batch.
+
+    Returns:
+        Truth and detections of all images, in every process.
+
+    Raises:
+        UserError: A picture is missing or damaged.
+    """
+    processes = processes or Processes()
+    share = range(processes.rank, len(dataset), processes.count)
+    loader: Any = evaluation_loader(
+        Subset(dataset, share),  # type: ignore[arg-type]
+        batch_size,
+        workers,
+        device.type == "cuda",
+    )
+    results = Results()
+    bar = Progress("Evaluating", len(loader), "batch") if processes.first else None
+    with torch.inference_mode():
+        for images, targets in loader:
+            found = call_model(
+                model,
+                [image.to(device) for image in images],
+                [_moved(target, device) for target in targets],
+            )
+            for detections, target in zip(found, targets, strict=True):
+                results.add(share[len(results)], detections, target)
+            after_batch()
+            if bar is not None:
+                bar.advance()
+    if bar is not None:
+        bar.close()
+    return results.gathered(processes, device)
+
+
+def _moved(target: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value
+        for name, value in target.items()
+    }

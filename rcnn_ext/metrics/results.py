@@ -1,0 +1,139 @@
+"""Truth and detections, image by image: what every metric starts from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rcnn_ext.distributed import Processes
+
+_TRUTH_COLUMNS = 9  # image, x1, y1, x2, y2, label, area, crowd, difficult
+_FOUND_COLUMNS = 7  # image, x1, y1, x2, y2, label, score
+
+
+@dataclass(frozen=True, eq=False)
+class ImageResult:
+    """What is in an image and what was found in it. Boxes are (x1, y1, x2, y2), image pixels.
+
+    Attributes:
+        boxes: float64 [N, 4] of the objects.
+        labels: int64 [N], from 1.
+        areas: float64 [N], square pixels.
+        crowd: bool [N]; a box around a group, which is neither missed nor wrong.
+        difficult: bool [N]; an object that VOC does not ask for.
+        found_boxes: float64 [D, 4].
+        found_labels: int64 [D], from 1.
+        scores: float64 [D].
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    areas: np.ndarray
+    crowd: np.ndarray
+    difficult: np.ndarray
+    found_boxes: np.ndarray
+    found_labels: np.ndarray
+    scores: np.ndarray
+
+    @property
+    def ignored(self) -> np.ndarray:
+        """Bool [N]: objects that need not be found."""
+        return self.crowd | self.difficult
+
+
+class Results:
+    """Collects truth and detections, of one process or of several."""
+
+    def __init__(self) -> None:
+        self._images: list[int] = []
+        self._truth: list[np.ndarray] = []
+        self._found: list[np.ndarray] = []
+
+    def __len__(self) -> int:
+        """Number of images so far."""
+        return len(self._images)
+
+    def add(
+        self,
+        image: int,
+        detections: dict[str, torch.Tensor],
+        target: dict[str, torch.Tensor],
+    ) -> None:
+        """Adds an image.
+
+        Args:
+            image: Its place in the data set.
+            detections: ``boxes`` [D, 4] (x1, y1, x2, y2), ``labels`` [D] from 1, ``scores`` [D].
+            target: ``boxes`` [N, 4] in the same pixels and ``labels`` [N]; perhaps ``areas`` [N],
+                ``crowd`` [N] and ``difficult`` [N].
+        """
+        boxes = target["boxes"]
+        sides = boxes[:, 2:] - boxes[:, :2]
+        none = torch.zeros(len(boxes))
+        self._images.append(image)
+        self._truth.append(
+            _rows(
+                image,
+                boxes,
+                target["labels"],
+                target.get("areas", sides.prod(1)),
+                target.get("crowd", none),
+                target.get("difficult", none),
+            )
+        )
+        self._found.append(
+            _rows(image, detections["boxes"], detections["labels"], detections["scores"])
+        )
+
+    def gathered(self, processes: Processes, device: torch.device) -> list[ImageResult]:
+        """The images of all processes, in the order of their places in the data set."""
+        images = np.array(self._images, dtype=np.float64).reshape(-1, 1)
+        images = processes.gather_rows(images, device)[:, 0]
+        truth = processes.gather_rows(_together(self._truth, _TRUTH_COLUMNS), device)
+        found = processes.gather_rows(_together(self._found, _FOUND_COLUMNS), device)
+        order = np.sort(images)
+        return [
+            ImageResult(
+                boxes=of_truth[:, 1:5],
+                labels=of_truth[:, 5].astype(np.int64),
+                areas=of_truth[:, 6],
+                crowd=of_truth[:, 7] > 0,
+                difficult=of_truth[:, 8] > 0,
+                found_boxes=of_found[:, 1:5],
+                found_labels=of_found[:, 5].astype(np.int64),
+                scores=of_found[:, 6],
+            )
+            for of_truth, of_found in zip(
+                _by_image(truth, order), _by_image(found, order), strict=True
+            )
+        ]
+
+
+def box_ious(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """IoU of boxes [N, 4] and [M, 4] as float64 [N, M]; 0 where neither has an area."""
+    low = np.maximum(first[:, None, :2], second[None, :, :2])  # [N, M, 2]
+    high = np.minimum(first[:, None, 2:], second[None, :, 2:])  # [N, M, 2]
+    common = (high - low).clip(0).prod(axis=2)  # [N, M]
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (first, second)]
+    union = areas[0][:, None] + areas[1][None] - common
+    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+
+
+def _rows(image: int, boxes: torch.Tensor, *columns: torch.Tensor) -> np.ndarray:
+    number = torch.full((len(boxes),), image)
+    parts = [number, *boxes.double().cpu().unbind(1), *columns]
+    return torch.stack([part.double().cpu() for part in parts], dim=1).numpy()
+
+
+def _together(tables: list[np.ndarray], columns: int) -> np.ndarray:
+    return np.concatenate([np.zeros((0, columns)), *tables])
+
+
+def _by_image(rows: np.ndarray, images: np.ndarray) -> list[np.ndarray]:
+    """The rows of each image, in their order; ``images`` are sorted."""
+    rows = rows[rows[:, 0].argsort(kind="stable")]
+    edges = np.searchsorted(rows[:, 0], images, side="left")
+    ends = np.searchsorted(rows[:, 0], images, side="right")
+    return [rows[start:end] for start, end in zip(edges, ends, strict=True)]

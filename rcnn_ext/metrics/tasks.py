@@ -1,0 +1,61 @@
+"""What differs between the kinds of models: how they are called and what they are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from rcnn_ext.data.annotations import ClassList
+from rcnn_ext.errors import UserError
+from rcnn_ext.metrics.coco import EvaluationResult, detection_metrics
+from rcnn_ext.metrics.results import ImageResult
+from rcnn_ext.models import FastRCNN, Localizer
+
+# The entry of a target that holds boxes for Fast R-CNN, [P, 4] in pixels of the image.
+PROPOSALS = "proposals"
+
+
+def needs_proposals(model: nn.Module) -> bool:
+    """Whether a model classifies boxes that it is given."""
+    return isinstance(model, FastRCNN) or getattr(model, "takes_proposals", False)
+
+
+def call_model(
+    model: nn.Module, images: Sequence[torch.Tensor], targets: Sequence[dict[str, Any]]
+) -> Any:
+    """Calls a model with what it takes.
+
+    Args:
+        model: In training or evaluation mode.
+        images: N images.
+        targets: For each image what the data set gives, which models use in training only; those
+            that need proposals find them there in evaluation too.
+
+    Returns:
+        The losses by name, or the detections of each image.
+
+    Raises:
+        UserError: The model needs proposals and the data have none.
+    """
+    arguments: list[Any] = [images]
+    if needs_proposals(model):
+        if any(PROPOSALS not in target for target in targets):
+            raise UserError("this model needs proposals, and the data bring none")
+        arguments.append([target[PROPOSALS] for target in targets])
+    if model.training:
+        arguments.append(targets)
+    return model(*arguments)
+
+
+def compute_metrics(
+    model: nn.Module, results: Sequence[ImageResult], classes: ClassList
+) -> EvaluationResult:
+    """The metrics of the kind of model."""
+    if isinstance(model, Localizer) or getattr(model, "localizes", False):
+        from rcnn_ext.metrics.localization import localization_metrics
+
+        return localization_metrics(results, classes)
+    return detection_metrics(results, classes)

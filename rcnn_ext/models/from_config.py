@@ -1,0 +1,96 @@
+"""From the model section of a recipe to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from rcnn_ext import models
+from rcnn_ext.config.schema import ModelConfig
+from rcnn_ext.errors import UserError
+
+# Fields of the model section that the builders do not take, or not by this name.
+_OWN_FIELDS = ("detector", "checkpoint_layers", "channels_last", "weights_backbone", "localizer")
+
+# What a localizer has in common with detectors.
+_LOCALIZER_FIELDS = (
+    "backbone",
+    "trainable_layers",
+    "norm_layer",
+    "image_mean",
+    "image_std",
+    "pool_size",
+    "dropout",
+)
+
+_BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "fast_rcnn": models.fast_rcnn,
+    "faster_rcnn": models.faster_rcnn,
+    "localizer": models.localizer,
+}
+
+
+def build_model(config: ModelConfig, num_classes: int, *, pretrained: bool = True) -> nn.Module:
+    """Builds a detector.
+
+    Args:
+        config: The model section of a recipe.
+        num_classes: Number of classes, the background included.
+        pretrained: Whether to fetch the weights that ``config`` names; False where a checkpoint
+            follows that holds all weights.
+
+    Raises:
+        UserError: The options contradict each other, or weights cannot be fetched.
+    """
+    options: dict[str, Any] = {
+        field.name: getattr(config, field.name)
+        for field in fields(config)
+        if field.name not in _OWN_FIELDS and getattr(config, field.name) is not None
+    }
+    if config.detector == "localizer":
+        options = _localizer_options(config, options)
+    if config.weights_backbone is None:
+        options.pop("trainable_layers", None)
+    elif config.norm_layer == "auto":
+        # Said outright, since without fetching the builder would choose as for no weights.
+        options["norm_layer"] = "frozen"
+    weights = config.weights_backbone if pretrained else None
+    try:
+        model = _BUILDERS[config.detector](
+            num_classes=num_classes,
+            weights_backbone=weights,
+            checkpoint_stages=config.checkpoint_layers,
+            **options,
+        )
+    except UserError as error:
+        raise UserError(
+            f"{error}. On the command line that is model.weights_backbone=null"
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"the model section of the recipe does not fit together: {error}"
+        ) from error
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    return model
+
+
+def _localizer_options(config: ModelConfig, options: dict[str, Any]) -> dict[str, Any]:
+    """What a localizer is built from; ``options`` are those of any model."""
+    defaults = ModelConfig()
+    for name in options:
+        foreign = name not in (*_LOCALIZER_FIELDS, "fixed_size")
+        if foreign and getattr(config, name) != getattr(defaults, name):
+            raise UserError(f"a localizer has no model.{name}")
+    chosen = {name: options[name] for name in _LOCALIZER_FIELDS if name in options}
+    chosen |= {
+        field.name: getattr(config.localizer, field.name) for field in fields(config.localizer)
+    }
+    if config.fixed_size is not None:
+        width, height = config.fixed_size
+        chosen["image_size"] = (height, width)
+    return chosen

@@ -1,0 +1,1 @@
+"""Trained models: checkpoints, detection on pictures, and export."""

@@ -1,0 +1,245 @@
+"""A trained model for elsewhere: its weights as safetensors, or a program of torch.export.
+
+Both files hold the recipe and the names of the classes, and ``rcnn-ext detect`` and ``rcnn-ext
+eval`` take them like a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rcnn_ext.errors import UserError
+from rcnn_ext.files import replacing
+from rcnn_ext.metrics.tasks import needs_proposals
+from rcnn_ext.models import Localizer
+from rcnn_ext.predict.checkpoint import (
+    ENTRY,
+    PROGRAM_SUFFIX,
+    WEIGHTS_SUFFIX,
+    SavedDetector,
+    describe,
+    read_entry,
+)
+
+_FACTS = "rcnn_ext.json"
+# Any number of proposals but 0 and 1, which torch.export would make special cases.
+_EXAMPLE_PROPOSALS = 7
+
+
+def export(saved: SavedDetector, path: Path, size: tuple[int, int] | None = None) -> None:
+    """Writes a trained model in the format of a suffix.
+
+    ``.safetensors``: the weights, for :meth:`SavedDetector.build`; the metadata have the rest.
+    ``.pt2``: a program that runs wherever torch and the operators of this package are (``import
+    rcnn_ext``), without the code of the models. ``torch.export.load(path).module()`` takes an image
+    [3, height, width], float32 in [0, 1], and for Fast R-CNN proposals [P, 4]; it gives boxes
+    [D, 4] in pixels of the image, labels [D] and scores [D], the same as the model.
+
+    Args:
+        saved: The model.
+        path: The file to write.
+        size: Width and height of the images of a program; None takes the recipe's
+            ``model.fixed_size``, or a square of ``model.min_size``.
+
+    Raises:
+        UserError: Another suffix, or a size for weights.
+    """
+    entry = describe(saved.recipe, saved.classes, saved.step, saved.state.as_dict())[ENTRY]
+    if path.suffix == WEIGHTS_SUFFIX:
+        if size is not None:
+            raise UserError("weights have no size of images; --size is for programs (.pt2)")
+        _write_weights(saved, path, entry)
+    elif path.suffix == PROGRAM_SUFFIX:
+        _write_program(saved, path, entry, size or _usual_size(saved))
+    else:
+        raise UserError(
+            f"{path.name} must end in {WEIGHTS_SUFFIX} (weights) or {PROGRAM_SUFFIX} (a program)"
+        )
+
+
+def load_exported(path: Path) -> SavedDetector:
+    """Reads what :func:`export` wrote.
+
+    Raises:
+        UserError: It is damaged, or something else wrote it.
+    """
+    try:
+        return _load_weights(path) if path.suffix == WEIGHTS_SUFFIX else _load_program(path)
+    except (UserError, ModuleNotFoundError):
+        raise
+    except Exception as error:
+        # Each format has exceptions of its own for damaged files.
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{path} was not written by rcnn-ext export, or is damaged: {reason}"
+        ) from (error)
+
+
+@dataclass(frozen=True)
+class SavedProgram(SavedDetector):
+    """What a program file holds.
+
+    Attributes:
+        program: The program, for the CPU.
+        facts: How it was made.
+    """
+
+    program: Any = None
+    facts: Any = None
+
+    def build(self, device: torch.device) -> nn.Module:
+        """The program as a model in evaluation mode."""
+        program = self.program
+        if device.type != "cpu":
+            from torch.export.passes import move_to_device_pass
+
+            program = move_to_device_pass(program, str(device))
+        return ExportedModel(program.module(), **self.facts)
+
+
+class ExportedModel(nn.Module):
+    """Calls a program as a model: with images of any size, which are brought to the program's.
+
+    Args:
+        program: Takes one image of one size.
+        width: Of its images.
+        height: Of its images.
+        takes_proposals: Whether it takes proposals too.
+        localizes: Whether it is a localizer.
+    """
+
+    def __init__(
+        self, program: nn.Module, width: int, height: int, takes_proposals: bool, localizes: bool
+    ) -> None:
+        super().__init__()
+        self.program = program
+        self.size = (height, width)
+        self.takes_proposals = takes_proposals
+        self.localizes = localizes
+        # Programs have no mode, and say so when asked to change it.
+        self.training = False
+
+    def forward(
+        self, images: Sequence[torch.Tensor], proposals: Sequence[torch.Tensor] | None = None
+    ) -> list[dict[str, torch.Tensor]]:
+        """Detects objects, image by image.
+
+        Args:
+            images: N images [3, H_i, W_i], float32 in [0, 1].
+            proposals: For each image [P_i, 4], in its pixels, where the program takes them.
+
+        Returns:
+            For each image ``boxes`` [D_i, 4] in its pixels, ``labels`` [D_i], ``scores`` [D_i].
+        """
+        found = []
+        for index, image in enumerate(images):
+            scale = image.new_tensor(
+                [self.size[1] / image.shape[2], self.size[0] / image.shape[1]] * 2
+            )
+            if image.shape[1:] != self.size:
+                image = F.interpolate(image[None], self.size, mode="bilinear", antialias=True)[0]
+            arguments = [image]
+            if self.takes_proposals:
+                assert proposals is not None
+                arguments.append(proposals[index] * scale)
+            boxes, labels, scores = self.program(*arguments)
+            found.append({"boxes": boxes / scale, "labels": labels, "scores": scores})
+        return found
+
+
+class _OneImage(nn.Module):
+    """A model as a function of one image."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, image: torch.Tensor, proposals: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        arguments: list[Any] = [[image]] if proposals is None else [[image], [proposals]]
+        (found,) = self.model(*arguments)
+        return found["boxes"], found["labels"], found["scores"]
+
+
+def _usual_size(saved: SavedDetector) -> tuple[int, int]:
+    model = saved.recipe.model
+    if model.fixed_size is not None:
+        return model.fixed_size
+    side = model.min_size if isinstance(model.min_size, int) else model.min_size[-1]
+    return side, side
+
+
+def _write_weights(saved: SavedDetector, path: Path, entry: dict[str, Any]) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {name: value.contiguous() for name, value in saved.weights.items()}
+    # The names of the classes by themselves too, for readers that know nothing of recipes.
+    metadata = {ENTRY: json.dumps(entry), "class_names": json.dumps(entry["class_names"])}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def _load_weights(path: Path) -> SavedDetector:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        if ENTRY not in metadata:
+            raise UserError(f"{path} was not written by rcnn-ext export")
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return SavedDetector(
+        path=path, weights=weights, **read_entry(path, json.loads(metadata[ENTRY]))
+    )
+
+
+def _write_program(
+    saved: SavedDetector, path: Path, entry: dict[str, Any], size: tuple[int, int]
+) -> None:
+    width, height = size
+    model = saved.build(torch.device("cpu"))
+    arguments: tuple[torch.Tensor, ...] = (torch.rand(3, height, width),)
+    dynamic: tuple[Any, ...] = (None,)
+    if needs_proposals(model):
+        corners = torch.rand(_EXAMPLE_PROPOSALS, 2) * min(size) / 2
+        arguments += (torch.cat([corners, corners + min(size) / 4], dim=1),)
+        dynamic += ({0: torch.export.Dim.DYNAMIC},)
+    with torch.no_grad():
+        program = torch.export.export(
+            _OneImage(model), arguments, dynamic_shapes=dynamic, strict=False
+        )
+    facts = {
+        "width": width,
+        "height": height,
+        "takes_proposals": needs_proposals(model),
+        "localizes": isinstance(model, Localizer),
+    }
+    with replacing(path) as temporary:
+        torch.export.save(
+            program,
+            temporary,
+            extra_files={_FACTS: json.dumps({"entry": entry, "facts": facts})},
+        )
+
+
+def _load_program(path: Path) -> SavedDetector:
+    extra = {_FACTS: ""}
+    program = torch.export.load(path, extra_files=extra)
+    if not extra[_FACTS]:
+        raise UserError(f"{path} was not written by rcnn-ext export")
+    content = json.loads(extra[_FACTS])
+    return SavedProgram(
+        path=path,
+        weights=dict(program.state_dict),
+        program=program,
+        facts=content["facts"],
+        **read_entry(path, content["entry"]),
+    )

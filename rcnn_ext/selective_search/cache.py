@@ -1,0 +1,179 @@
+"""Proposals on disk: computed once for a data set, read by every run that trains on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rcnn_ext import files
+from rcnn_ext.errors import UserError
+from rcnn_ext.selective_search.filters import ProposalFilter
+from rcnn_ext.selective_search.regions import Regions
+from rcnn_ext.selective_search.settings import SearchSettings
+
+# To be raised when a search gives other regions for the same settings than before.
+_VERSION = 1
+_SUFFIX = ".safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedRegions:
+    """What the cache holds of an image.
+
+    Attributes:
+        regions: all that the search found, in its order.
+        height: of the image, upright, in pixels.
+        width: of the image, upright, in pixels.
+    """
+
+    regions: Regions
+    height: int
+    width: int
+
+
+class ProposalCache:
+    """Regions of images in a folder, one file for each image and each set of settings.
+
+    A file is named by a hash of the image file's content and of the settings: an image that moves
+    or is copied keeps its proposals, one that changes loses them, and searches with other settings
+    lie beside each other. Files are written whole or not at all, so several processes may write and
+    read one folder. They are safetensors: arrays and strings, no code.
+
+    Args:
+        folder: where the files are; made when the first is written.
+        settings: of the search.
+        filters: what :meth:`boxes` leaves out; the files hold all regions.
+
+    Example:
+        >>> cache = ProposalCache(Path("proposals"), SearchSettings(), ProposalFilter(min_side=20))
+        >>> cache.boxes(Path("photo.jpg"))  # [N, 4] float32
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: SearchSettings | None = None,
+        filters: ProposalFilter | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.settings = SearchSettings() if settings is None else settings
+        self.filters = ProposalFilter() if filters is None else filters
+        self._settings_text = json.dumps(
+            {"version": _VERSION, **self.settings.as_dict()}, sort_keys=True
+        )
+
+    def path_for(self, content: bytes) -> Path:
+        """Give the file that holds an image's regions.
+
+        Args:
+            content: of the image file, as it is on disk.
+        """
+        digest = hashlib.sha256(self._settings_text.encode())
+        digest.update(b"\0")
+        digest.update(content)
+        name = digest.hexdigest()
+        # Some file systems are slow with a hundred thousand files in one folder.
+        return self.folder / name[:2] / f"{name}{_SUFFIX}"
+
+    def boxes(self, image: Path) -> np.ndarray:
+        """Give the proposals for an image.
+
+        Args:
+            image: the image file.
+
+        Returns:
+            [N, 4] float32 (x1, y1, x2, y2) in image pixels, filtered: the outer borders of the
+            regions (:meth:`Regions.enclosing_boxes`), as models and RoI operators take boxes.
+
+        Raises:
+            UserError: there are none for this image and these settings, or the file is damaged.
+        """
+        return self.chosen(self.read(image))
+
+    def chosen(self, found: CachedRegions) -> np.ndarray:
+        """Give the boxes that :meth:`boxes` gives for what was found in an image."""
+        return self.filters(found.regions, found.height, found.width).enclosing_boxes()
+
+    def read(self, image: Path) -> CachedRegions:
+        """Give all that the search found in an image.
+
+        Raises:
+            UserError: there is nothing for this image and these settings, or the file is damaged.
+        """
+        path = self.path_for(_content(image))
+        if not path.is_file():
+            raise UserError(
+                f"{self.folder} has no proposals for {image} with {self.settings}; "
+                f"compute them with: rcnn-ext proposals IMAGES --out {self.folder}"
+            )
+        return self._load(path)
+
+    def has(self, content: bytes) -> bool:
+        """Whether the regions of an image are there and whole.
+
+        Args:
+            content: of the image file.
+        """
+        path = self.path_for(content)
+        if not path.is_file():
+            return False
+        try:
+            self._load(path)
+        except UserError:
+            return False
+        return True
+
+    def write(self, content: bytes, found: CachedRegions) -> Path:
+        """Keep the regions of an image.
+
+        Args:
+            content: of the image file.
+            found: what the search gave.
+
+        Returns:
+            The file.
+        """
+        from safetensors.numpy import save_file
+
+        path = self.path_for(content)
+        arrays: dict[str, np.ndarray] = {
+            "boxes": np.ascontiguousarray(found.regions.boxes, dtype=np.int32),
+            "sizes": np.ascontiguousarray(found.regions.sizes, dtype=np.int64),
+        }
+        strings = {
+            "settings": self._settings_text,
+            "height": str(found.height),
+            "width": str(found.width),
+        }
+        with files.replacing(path) as temporary:
+            save_file(arrays, temporary, strings)
+        return path
+
+    def _load(self, path: Path) -> CachedRegions:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="numpy") as opened:
+                strings: dict[str, Any] = opened.metadata() or {}
+                regions = Regions(opened.get_tensor("boxes"), opened.get_tensor("sizes"))
+            height, width = int(strings["height"]), int(strings["width"])
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise UserError(
+                f"the proposals in {path} are damaged ({error}); delete the file and run "
+                "rcnn-ext proposals again"
+            ) from error
+        if regions.boxes.shape != (len(regions.sizes), 4):
+            raise UserError(f"the proposals in {path} are damaged: boxes {regions.boxes.shape}")
+        return CachedRegions(regions, height, width)
+
+
+def _content(image: Path) -> bytes:
+    try:
+        return Path(image).read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"the image {image} does not exist") from None

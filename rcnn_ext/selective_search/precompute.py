@@ -1,0 +1,177 @@
+"""Computes the proposals of a data set with all cores, and goes on where an earlier run stopped."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import concurrent.futures.process
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from rcnn_ext.data.images import load_image
+from rcnn_ext.errors import UserError
+from rcnn_ext.progress import Progress
+from rcnn_ext.selective_search.cache import CachedRegions, ProposalCache
+from rcnn_ext.selective_search.search import find_regions
+
+# Searches in flight for each worker: enough that none waits, few enough that a stop is quick.
+_AHEAD = 2
+
+
+@dataclasses.dataclass
+class Summary:
+    """What became of the images.
+
+    Attributes:
+        computed: searched now.
+        present: there before.
+        regions: found in the images that were searched now.
+        broken: the images that could not be read, and why.
+    """
+
+    computed: int = 0
+    present: int = 0
+    regions: int = 0
+    broken: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """This process among those that share the work, as torchrun numbers them.
+
+    Attributes:
+        rank: of this process, from 0.
+        world_size: number of processes on all nodes.
+        on_this_node: number of processes on this machine, which share its cores.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    on_this_node: int = 1
+
+    @staticmethod
+    def from_environment() -> Shard:
+        """Read what torchrun sets; one process where it did not start this one.
+
+        Raises:
+            UserError: the variables contradict each other.
+        """
+        names = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+        try:
+            rank, world_size, on_this_node = (
+                int(os.environ.get(name, default))
+                for name, default in zip(names, ("0", "1", "1"), strict=True)
+            )
+        except ValueError as error:
+            raise UserError(f"{', '.join(names)}: expected whole numbers ({error})") from None
+        if not (0 <= rank < world_size and on_this_node >= 1):
+            raise UserError(f"RANK={rank} is no rank among WORLD_SIZE={world_size}")
+        return Shard(rank, world_size, on_this_node)
+
+
+def precompute(
+    images: list[Path], cache: ProposalCache, workers: int | None = None, shard: Shard | None = None
+) -> Summary:
+    """Search every image that has no proposals in the cache.
+
+    The native search runs in threads, since it does not hold the GIL; others run in processes,
+    where one that crashes takes nothing else with it.
+
+    Args:
+        images: image files; each process takes every ``world_size``-th of them.
+        cache: where to keep what is found.
+        workers: searches at a time; None for one a core of this process's share.
+        shard: this process among several; None reads torchrun's variables.
+
+    Returns:
+        What was done. An image that cannot be read is named there and does not stop the others.
+
+    Raises:
+        UserError: the backend is not installed.
+    """
+    shard = Shard.from_environment() if shard is None else shard
+    share = images[shard.rank :: shard.world_size]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = workers or max(1, (cores or 1) // shard.on_this_node)
+    name = "Proposals" if shard.world_size == 1 else f"Proposals, rank {shard.rank}"
+    summary = Summary()
+    with _executor(cache, workers) as executor, Progress(name, len(share), "image") as progress:
+        for image, outcome in _in_flight(executor, share, cache, _AHEAD * workers):
+            if isinstance(outcome, UserError):
+                summary.broken.append(str(outcome))
+                progress.message(f"left out: {outcome}")
+            elif outcome is None:
+                summary.present += 1
+            else:
+                summary.computed += 1
+                summary.regions += outcome
+            progress.advance(note=image.name)
+    return summary
+
+
+def compute_one(image: Path, cache: ProposalCache) -> int | UserError | None:
+    """Search one image unless its proposals are there.
+
+    Returns:
+        The number of regions; None where they were there; an error where the image is broken.
+    """
+    try:
+        content = image.read_bytes()
+        if cache.has(content):
+            return None
+        picture = load_image(image)
+    except (OSError, UserError) as error:
+        return error if isinstance(error, UserError) else UserError(f"{image}: {error.strerror}")
+    regions = find_regions(picture, cache.settings)
+    cache.write(content, CachedRegions(regions, picture.height, picture.width))
+    return len(regions)
+
+
+@contextlib.contextmanager
+def _executor(cache: ProposalCache, workers: int) -> Iterator[concurrent.futures.Executor]:
+    executor: concurrent.futures.Executor
+    if cache.settings.backend == "native":
+        executor = concurrent.futures.ThreadPoolExecutor(workers)
+    else:
+        # A fork of a process with threads may hold a lock for good.
+        context = multiprocessing.get_context("spawn")
+        executor = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
+    try:
+        yield executor
+    finally:
+        # After Ctrl-C: what has begun ends, so that its file is whole; nothing else begins.
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _in_flight(
+    executor: concurrent.futures.Executor,
+    images: Iterable[Path],
+    cache: ProposalCache,
+    most: int,
+) -> Iterator[tuple[Path, int | UserError | None]]:
+    """Search images with at most so many begun and not taken, and give each when it is done."""
+    waiting: dict[concurrent.futures.Future[int | UserError | None], Path] = {}
+    for image in images:
+        if len(waiting) >= most:
+            yield from _take_done(waiting)
+        waiting[executor.submit(compute_one, image, cache)] = image
+    while waiting:
+        yield from _take_done(waiting)
+
+
+def _take_done(
+    waiting: dict[concurrent.futures.Future[int | UserError | None], Path],
+) -> Iterator[tuple[Path, int | UserError | None]]:
+    done, _ = concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
+    for future in done:
+        image = waiting.pop(future)
+        try:
+            yield image, future.result()
+        except concurrent.futures.process.BrokenProcessPool:
+            raise UserError(
+                f"the search ended its process, at {image} or another image at that time; "
+                "backend 'native' does not"
+            ) from None

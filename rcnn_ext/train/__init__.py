@@ -1,0 +1,1 @@
+"""Training a model by a recipe, with Lightning."""

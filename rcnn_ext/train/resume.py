@@ -1,0 +1,100 @@
+"""What a run finds in its folder: an earlier run to continue, to replace, or to leave alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rcnn_ext.config import Recipe
+from rcnn_ext.data.annotations import ClassList
+from rcnn_ext.errors import UserError
+from rcnn_ext.files import make_folder
+from rcnn_ext.predict.checkpoint import BEST, LAST, SavedDetector, load_checkpoint
+from rcnn_ext.train.logs import LOSSES, TENSORBOARD, VALIDATION
+from rcnn_ext.train.phases import all_phases
+
+RECIPE, LOSS_CURVE = "recipe.yaml", "losses.png"
+
+
+def prepare_folder(out: Path, resume: bool, overwrite: bool) -> None:
+    """Makes the folder of a run, or checks that a run in it can go on.
+
+    Raises:
+        UserError: There is nothing to resume, or an earlier run is not to be replaced.
+    """
+    make_folder(out)
+    files = (LAST, BEST, LOSSES, VALIDATION, RECIPE, LOSS_CURVE)
+    if resume:
+        if not (out / LAST).is_file():
+            raise UserError(f"nothing to resume: {out / LAST} does not exist")
+        return
+    if any((out / name).exists() for name in files):
+        if not overwrite:
+            raise UserError(
+                f"{out} holds a training run; continue it with --resume, replace it with "
+                "--overwrite, or name another --out"
+            )
+        for name in files:
+            (out / name).unlink(missing_ok=True)
+        shutil.rmtree(out / TENSORBOARD, ignore_errors=True)
+
+
+def check_resumable(out: Path, recipe: Recipe, classes: ClassList) -> SavedDetector:
+    """Reads ``last.ckpt`` and checks that the recipe can go on from there.
+
+    A phase that had done all its steps goes on if the recipe has more for it now.
+
+    Raises:
+        UserError: It does not fit, or nothing is left to train.
+    """
+    path = out / LAST
+    saved = load_checkpoint(path)
+    if saved.classes != classes:
+        raise UserError(f"{path} was trained for other classes: {', '.join(saved.classes.names)}")
+    before, now = _fixed_values(saved.recipe), _fixed_values(recipe)
+    if saved.recipe.refine is None:
+        # A second phase may come after all; nothing depends on it yet.
+        now = {key: value for key, value in now.items() if not key.startswith("refine.")}
+    changed = [key for key in now if now[key] != before.get(key)]
+    if changed:
+        raise UserError(
+            f"a resumed run cannot change {', '.join(changed)}; {out / RECIPE} has what it was "
+            "started with"
+        )
+    phases, state = all_phases(recipe), saved.state
+    if state.phase >= len(phases):
+        raise UserError(f"{path} is in its second phase, and the recipe has none")
+    steps, patience = phases[state.phase].schedule.steps, recipe.evaluation.patience
+    tired = patience is not None and state.stale >= patience
+    state.ended = state.ended and (tired or saved.step >= state.phase_start + steps)
+    if state.ended and state.phase == len(phases) - 1:
+        key = "refine.schedule.steps" if state.phase else "schedule.steps"
+        more = f"a larger {key} than {steps}"
+        if tired:
+            more = f"a larger evaluation.patience than {patience}"
+        raise UserError(f"{path} has {saved.step} steps already; {more} goes on from there")
+    return saved
+
+
+def _fixed_values(recipe: Recipe) -> dict[str, Any]:
+    """What a resumed run cannot change, by dotted keys."""
+    values = {f"model.{key}": value for key, value in dataclasses.asdict(recipe.model).items()}
+    values |= {"data.batch_size": recipe.data.batch_size, "seed": recipe.seed}
+    if recipe.data.format == "hf" and recipe.data.hf.resume == "exact":
+        # Its order depends on these.
+        values["data.workers"] = recipe.data.workers
+        values["data.hf.shuffle_buffer"] = recipe.data.hf.shuffle_buffer
+    optimizers = {"optimizer": recipe.optimizer}
+    if recipe.refine is not None:
+        values["refine.learns"] = recipe.refine.learns
+        optimizers["refine.optimizer"] = recipe.refine.optimizer
+    for section, optimizer in optimizers.items():
+        # These decide how the parameters are grouped, by which the optimiser's state is stored.
+        values |= {
+            f"{section}.name": optimizer.name,
+            f"{section}.frozen": optimizer.frozen,
+            f"{section}.lr_of": optimizer.lr_of,
+        }
+    return values

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from rcnn_ext.config import load_recipe, recipe_from_dict, recipe_names, recipe_to_yaml, with_steps
+from rcnn_ext.config.parse import all_keys
+from rcnn_ext.config.schema import Recipe
+from rcnn_ext.errors import UserError
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "mine.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipes_survive_yaml_and_dictionaries(name, write):
+    recipe = load_recipe(name)
+    assert recipe.description
+    assert load_recipe(write(recipe_to_yaml(recipe))) == recipe
+    assert recipe_from_dict(dataclasses.asdict(recipe)) == recipe
+
+
+def test_the_recipes_are_there():
+    assert recipe_names() == [
+        "fast_rcnn_pennfudan",
+        "fast_rcnn_voc",
+        "faster_rcnn_coco",
+        "faster_rcnn_coco_small",
+        "faster_rcnn_roipool",
+        "faster_rcnn_synthetic",
+        "localizer_csv",
+    ]
+
+
+def test_overrides_reach_every_depth_and_keep_the_rest():
+    plain = load_recipe("faster_rcnn_synthetic")
+    changed = load_recipe(
+        "faster_rcnn_synthetic",
+        [
+            "seed=7",
+            "optimizer.lr=1e-4",
+            "model.weights_backbone=DEFAULT",
+            "model.anchor_sizes=[[8, 16], [32, 64]]",
+            "data.classes=[cat, dog]",
+            "data.augment.zoom=[0.5, 2]",
+            "runtime.precision=16",
+            "evaluation.every=1e3",
+            "optimizer.clip_norm=null",
+        ],
+    )
+    assert changed.seed == 7
+    assert changed.optimizer.lr == 1e-4
+    assert changed.model.weights_backbone == "DEFAULT"
+    assert changed.model.anchor_sizes == [[8, 16], [32, 64]]
+    assert changed.data.classes == ["cat", "dog"]
+    assert changed.data.augment.zoom == (0.5, 2.0)
+    assert changed.runtime.precision == "16"
+    assert changed.evaluation.every == 1000
+    assert changed.optimizer.clip_norm is None
+    assert changed.optimizer.weight_decay == plain.optimizer.weight_decay
+    assert changed.data.augment.horizontal_flip == plain.data.augment.horizontal_flip
+
+
+def test_the_last_of_equal_overrides_counts():
+    assert load_recipe("faster_rcnn_synthetic", ["seed=1", "seed=2"]).seed == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.lrr=1", r"unknown key optimizer\.lrr; did you mean optimizer\.lr\?"),
+        ("batch_size=4", r"did you mean data\.batch_size or evaluation\.batch_size\?"),
+        ("zzz=1", "unknown key zzz; a recipe has description, seed, model, data"),
+        ("data.augment.flip_it=1", "unknown key data.augment.flip_it"),
+        ("optimizer.lr=fast", "optimizer.lr must be a number, not 'fast'"),
+        ("schedule.steps=2.5", "schedule.steps must be a whole number, not 2.5"),
+        ("schedule.steps=true", "schedule.steps must be a whole number, not True"),
+        ("data.keep_empty=1", "data.keep_empty must be true or false, not 1"),
+        ("optimizer.name=adam", "optimizer.name must be one of sgd, adamw, not 'adam'"),
+        ("model.trainable_layers=all", "must be a whole number or null, not 'all'"),
+        ("model.min_size=[1, a]", r"whole number or a list \(a whole number each\)"),
+        ("data.augment.zoom=[1]", r"must be a list of 2 \(a number each\)"),
+        ("model.backbone=null", "model.backbone must be text, not null"),
+        ("model=resnet50", "model must be a section with keys, not 'resnet50'"),
+        ("seed.x=1", "seed must be a whole number"),
+        ("optimizer.lr=0", r"optimizer\.lr must be greater than 0"),
+        ("schedule.steps=0", r"schedule\.steps must be at least 1"),
+        ("data.classes=[]", r"data\.classes must be null or a list of distinct names"),
+        ("data.classes=[a, a]", r"data\.classes must be null or a list of distinct names"),
+        ("data.synthetic.size=3", r"data\.synthetic\..*size >= 32"),
+        ("optimizer.lr", "'optimizer.lr' is not an override; write section.key=value"),
+        (".lr=1", "is not an override"),
+        ("optimizer.lr=[1", "is not valid YAML"),
+    ],
+)
+def test_wrong_overrides_are_named(override, message):
+    with pytest.raises(UserError, match=message):
+        load_recipe("faster_rcnn_synthetic", [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "model:\n  backbone: resnet18\n  backbon: x\n",
+            r"unknown key model\.backbon; did you mean",
+        ),
+        ("seed: 1\nseed: 2\n", "the key seed occurs twice in the section at line 1"),
+        (
+            "model:\n  backbone: a\n  neck: fpn\n  neck: c4\n",
+            "neck occurs twice in the section at line 2",
+        ),
+        ("a: b: c\n", "not valid YAML: .* at line 1, column 5"),
+        ("- 1\n", "its top level has no keys"),
+        ("", "its top level has no keys"),
+    ],
+)
+def test_wrong_files_are_named(write, text, message):
+    path = write(text)
+    with pytest.raises(UserError, match=message) as error:
+        load_recipe(path)
+    assert path in str(error.value)
+
+
+def test_yaml_anchors_and_merges_work(write):
+    text = "data: {augment: &a {color: 0.3}, batch_size: 4}\nmodel: {<<: {backbone: x}, neck: c4}\n"
+    recipe = load_recipe(write(text))
+    assert (recipe.data.augment.color, recipe.data.batch_size) == (0.3, 4)
+    assert (recipe.model.backbone, recipe.model.neck) == ("x", "c4")
+
+
+def test_steps_in_all():
+    """A trial of a recipe with two phases ends after as many steps as were asked for."""
+    two = load_recipe("fast_rcnn_voc")
+    first, second = two.schedule.steps, two.refine.schedule.steps
+    for steps, phases in ((5, (5, None)), (first, (first, None)), (first + 7, (first, 7))):
+        cut = with_steps(two, steps)
+        assert (cut.schedule.steps, cut.refine and cut.refine.schedule.steps) == phases
+    assert (two.schedule.steps, two.refine.schedule.steps) == (first, second)
+    assert with_steps(load_recipe("localizer_csv"), 123_456).schedule.steps == 123_456
+
+
+def test_recipes_that_do_not_exist():
+    with pytest.raises(UserError, match="did you mean faster_rcnn_coco"):
+        load_recipe("faster_rcnn_cocoo")
+    with pytest.raises(UserError, match="there are fast_rcnn_pennfudan, "):
+        load_recipe("zzz")
+
+
+def test_every_value_of_a_recipe_can_be_overridden_by_its_shown_form():
+    """What --show prints can be given back, value by value."""
+    import yaml
+
+    recipe = load_recipe("faster_rcnn_coco", ["refine={}"])
+    shown = yaml.safe_load(recipe_to_yaml(recipe))
+    overrides = []
+    for key in all_keys(Recipe):
+        value = shown
+        for part in key.split("."):
+            value = value[part]
+        overrides.append(f"{key}={yaml.safe_dump(value, default_flow_style=True).strip()}")
+    overrides = [override.removesuffix("...").strip() for override in overrides]
+    assert load_recipe("faster_rcnn_synthetic", overrides) == recipe

@@ -1,8 +1,0 @@
-"""All calls on which the emulated kernels are compared."""
-
-from __future__ import annotations
-
-from emulation.box_cases import BOX_CASES
-from emulation.roi_cases import ROI_CASES
-
-CASES = [*BOX_CASES, *ROI_CASES]

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from rcnn_ext.cli.main import main
+from rcnn_ext.data import ClassList
+from rcnn_ext.errors import UserError
+from rcnn_ext.predict.detect import Detections, coco_results, detect, distinct_names, image_ids
+
+CLASSES = ClassList(("cat", "dog"), (17, 18))
+
+
+class Corner(nn.Module):
+    """Finds one dog in the lower right quarter of every image, and half a cat."""
+
+    def __init__(self):
+        super().__init__()
+        self.batches = []
+
+    def forward(self, images):
+        self.batches.append(len(images))
+        assert all(image.dtype == torch.float32 and image.max() <= 1 for image in images)
+        return [
+            {
+                "boxes": torch.tensor(
+                    [[w / 2, h / 2, float(w), float(h)], [0.0, 0.0, w / 4, h / 4]]
+                ),
+                "labels": torch.tensor([2, 1]),
+                "scores": torch.tensor([0.9, 0.4]),
+            }
+            for _, h, w in (image.shape for image in images)
+        ]
+
+
+def pictures(folder, sizes):
+    result = []
+    for i, size in enumerate(sizes):
+        Image.new("RGB", size, (255, 128, 0)).save(folder / f"{i}.png")
+        result.append((folder / f"{i}.png", Path(f"{i}.png")))
+    return result
+
+
+def run(model, images, **options):
+    options = {"device": torch.device("cpu"), "batch_size": 2, "min_score": 0.5, **options}
+    return list(detect(model, images, **options))
+
+
+def test_batches_scores_and_sizes(tmp_path):
+    model = Corner()
+    found = run(model, pictures(tmp_path, [(40, 20), (60, 30), (20, 20)]))
+    assert model.batches == [2, 1]
+    assert [one.picture.size for one in found] == [(40, 20), (60, 30), (20, 20)]
+    assert [one.boxes.tolist() for one in found] == [
+        [[20, 10, 40, 20]],
+        [[30, 15, 60, 30]],
+        [[10, 10, 20, 20]],
+    ]
+    assert [one.labels.tolist() for one in found] == [[2]] * 3
+    assert len(run(model, pictures(tmp_path, [(8, 8)]), min_score=0.3)[0].labels) == 2
+
+
+def test_an_unreadable_picture_does_not_stop_the_others(tmp_path):
+    images = pictures(tmp_path, [(40, 20), (60, 30), (20, 20)])
+    images[1][0].write_text("no picture")
+    first, second, third = run(Corner(), images)
+    assert isinstance(second, UserError)
+    assert isinstance(first, Detections)
+    assert third.boxes.tolist() == [[10, 10, 20, 20]]
+    for path, _ in images:
+        path.write_text("no picture")
+    model = Corner()
+    assert all(isinstance(one, UserError) for one in run(model, images))
+    assert model.batches == []
+
+
+def test_coco_results_have_category_ids_and_widths(tmp_path):
+    (found,) = run(Corner(), pictures(tmp_path, [(40, 20)]))
+    assert coco_results(found, 139, CLASSES) == [
+        {
+            "image_id": 139,
+            "file_name": "0.png",
+            "category_id": 18,
+            "category_name": "dog",
+            "bbox": [20, 10, 20, 10],
+            "score": 0.9,
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "ids"),
+    [
+        (["000000000139.jpg", "000000000285.jpg"], [139, 285]),
+        (["b.jpg", "7.jpg"], [1, 2]),
+        (["1/5.jpg", "2/5.jpg"], [1, 2]),
+        (["٣.jpg"], [1]),
+    ],
+)
+def test_image_ids(names, ids):
+    assert image_ids([Path(name) for name in names]) == ids
+
+
+def test_names_of_pictures_differ():
+    names = [Path(name) for name in ("a.png", "a.jpg", "x/a.png", "a.jpeg", "a-2.png")]
+    assert [name.as_posix() for name in distinct_names(names)] == [
+        "a.jpg",
+        "a-2.jpg",
+        "x/a.jpg",
+        "a-3.jpg",
+        "a-2-2.jpg",
+    ]
+
+
+def detect_cli(tiny_run, out, *arguments):
+    return main(["detect", str(tiny_run.out), *map(str, arguments), "--out", str(out)])
+
+
+def test_the_command_writes_json_pictures_and_an_overview(tiny_run, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert detect_cli(tiny_run, out, tiny_run.data / "val", "--min-score", "0") == 0
+    results = json.loads((out / "detections.json").read_text())
+    assert f"{len(results)} detections in 4 images" in capsys.readouterr().out
+    assert results
+    for entry in results:
+        x, y, width, height = entry["bbox"]
+        assert entry["file_name"] == f"{entry['image_id']:06d}.png"
+        assert entry["category_name"] == ("circle", "square", "triangle")[entry["category_id"] - 1]
+        assert -0.01 <= x <= x + width <= 64.01
+        assert -0.01 <= y <= y + height <= 64.01
+    assert sorted(os.listdir(out / "pictures")) == [f"00000{i}.jpg" for i in (1, 2, 3, 4)]
+    with Image.open(out / "overview.jpg") as overview:
+        assert overview.width > 4 * 320
+
+
+def test_the_json_is_what_pycocotools_loads(tiny_run, tmp_path):
+    coco = pytest.importorskip("pycocotools.coco")
+    detect_cli(tiny_run, tmp_path, tiny_run.data / "val", "--min-score", "0", "--no-pictures")
+    assert os.listdir(tmp_path) == ["detections.json"]
+    truth = coco.COCO(str(tiny_run.data / "annotations" / "instances_val.json"))
+    loaded = truth.loadRes(str(tmp_path / "detections.json"))
+    assert len(loaded.anns) == len(json.loads((tmp_path / "detections.json").read_text()))
+
+
+def test_the_command_names_unreadable_pictures_and_does_the_others(tiny_run, tmp_path, capsys):
+    good = tiny_run.data / "val" / "000002.png"
+    bad = tmp_path / "bad.png"
+    bad.write_text("no picture")
+    assert detect_cli(tiny_run, tmp_path / "out", bad, good) == 2
+    assert f"{bad} is not an image that Pillow can read; the others are done" in (
+        capsys.readouterr().err
+    )
+    assert os.listdir(tmp_path / "out" / "pictures") == ["000002.jpg"]
+    assert (tmp_path / "out" / "detections.json").exists()

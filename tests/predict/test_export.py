@@ -1,0 +1,145 @@
+"""What is exported finds what the model finds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from rcnn_ext.cli.main import main
+from rcnn_ext.models import fast_rcnn, localizer
+from rcnn_ext.predict.checkpoint import load_checkpoint
+from rcnn_ext.predict.export import _OneImage, export
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", params=["detector.safetensors", "detector.pt2"])
+def exported(request, tiny_run, tmp_path_factory):
+    pytest.importorskip("safetensors", reason="safetensors comes with the extra train")
+    path = tmp_path_factory.mktemp("export") / request.param
+    assert main(["export", str(tiny_run.out), "--out", str(path)]) == 0
+    return path
+
+
+def detections(run, source, out):
+    command = ["detect", str(run), str(source), "--out", str(out), "--min-score", "0"]
+    assert main([*command, "--no-pictures"]) == 0
+    return json.loads((out / "detections.json").read_text())
+
+
+def test_detections_are_those_of_the_checkpoint(tiny_run, exported, tmp_path):
+    images = tiny_run.data / "val"
+    expected = detections(tiny_run.out, images, tmp_path / "expected")
+    found = detections(exported, images, tmp_path / "found")
+    assert len(found) == len(expected) > 10
+    for one, other in zip(found, expected, strict=True):
+        assert one["category_name"] == other["category_name"]
+        assert one["bbox"] == pytest.approx(other["bbox"], abs=0.05)
+        assert one["score"] == pytest.approx(other["score"], abs=1e-4)
+
+
+def test_classes_and_recipe_come_along(tiny_run, exported):
+    saved, expected = load_checkpoint(exported), load_checkpoint(tiny_run.out)
+    assert saved.classes == expected.classes
+    assert saved.recipe == expected.recipe
+    assert saved.step == expected.step
+    assert not saved.build(CPU).training
+
+
+def test_evaluation_takes_it_too(tiny_run, exported, tmp_path):
+    results = []
+    for run, out in ((tiny_run.out, "a"), (exported, "b")):
+        command = ["eval", str(run), "--data", str(tiny_run.data), "--out", str(tmp_path / out)]
+        assert main(command) == 0
+        results.append(json.loads((tmp_path / out / "metrics.json").read_text()))
+    for name in ("AP", "AR100", "VOC_AP"):
+        assert results[1][name] == pytest.approx(results[0][name], abs=1e-3)
+
+
+def test_a_program_needs_the_operators_only_and_any_number_of_detections(tiny_run, tmp_path):
+    path = tmp_path / "detector.pt2"
+    assert main(["export", str(tiny_run.out), "--out", str(path), "--size", "80x48"]) == 0
+    image = torch.rand(3, 48, 80)
+    model = load_checkpoint(tiny_run.out).build(CPU)
+    with torch.inference_mode():
+        (expected,) = model([image])
+    torch.save({"image": image, **expected}, tmp_path / "expected.pt")
+    script = f"""
+import sys, torch, rcnn_ext.ops
+expected = torch.load({str(tmp_path / "expected.pt")!r})
+program = torch.export.load({str(path)!r}).module()
+boxes, labels, scores = program(expected["image"])
+torch.testing.assert_close(boxes, expected["boxes"], atol=1e-3, rtol=1e-4)
+assert torch.equal(labels, expected["labels"])
+torch.testing.assert_close(scores, expected["scores"], atol=1e-5, rtol=1e-4)
+assert not [name for name in sys.modules if name.startswith("rcnn_ext.models")]
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+def test_no_detection_is_an_answer_too(tiny_run, tmp_path):
+    saved = load_checkpoint(tiny_run.out)
+    saved.recipe.model.box_score_thresh = 0.99
+    export(saved, tmp_path / "quiet.pt2")
+    (found,) = load_checkpoint(tmp_path / "quiet.pt2").build(CPU)([torch.zeros(3, 64, 64)])
+    assert {name: tuple(value.shape) for name, value in found.items()} == {
+        "boxes": (0, 4),
+        "labels": (0,),
+        "scores": (0,),
+    }
+
+
+@pytest.mark.parametrize("kind", ["fast_rcnn", "localizer"])
+def test_other_models_become_programs_too(kind):
+    if kind == "localizer":
+        model = localizer("cnn", num_classes=3, image_size=64)
+        arguments, dynamic = (torch.rand(3, 50, 70),), (None,)
+        others = [(torch.rand(3, 50, 70),)]
+    else:
+        options = {"norm_layer": "frozen", "pool_size": 2, "min_size": 64, "max_size": 64}
+        model = fast_rcnn("resnet18", num_classes=3, neck="fpn", **options)
+        boxes = torch.tensor([[1.0, 2, 30, 40], [10, 10, 60, 50], [0, 30, 40, 64]])
+        arguments = (torch.rand(3, 64, 64), boxes)
+        dynamic = (None, {0: torch.export.Dim.DYNAMIC})
+        others = [(torch.rand(3, 64, 64), boxes[:2]), (torch.rand(3, 64, 64), boxes.repeat(4, 1))]
+    one = _OneImage(model.eval())
+    with torch.no_grad():
+        program = torch.export.export(one, arguments, dynamic_shapes=dynamic, strict=False)
+        for other in (arguments, *others):
+            for value, expected in zip(program.module()(*other), one(*other), strict=True):
+                torch.testing.assert_close(value, expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "model.onnx"], "must end in .safetensors (weights) or .pt2 (a program)"),
+        (["--out", "w.safetensors", "--size", "64x64"], "weights have no size of images"),
+    ],
+)
+def test_mistakes_are_told(tiny_run, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", str(tiny_run.out), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["export", str(tiny_run.out), "--out", "w.pt2", "--size", "64"])
+
+
+@pytest.mark.parametrize("name", ["broken.safetensors", "broken.pt2"])
+def test_damaged_files_are_told(tmp_path, capsys, name):
+    (tmp_path / name).write_bytes(b"nothing of the kind")
+    picture = tmp_path / "a.png"
+    picture.write_bytes(b"")
+    assert main(["detect", str(tmp_path / name), str(picture), "--out", str(tmp_path / "o")]) == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_foreign_weights_are_told(tmp_path):
+    torch_files = pytest.importorskip("safetensors.torch")
+    torch_files.save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(Exception, match="was not written by rcnn-ext export"):
+        load_checkpoint(tmp_path / "foreign.safetensors")
