@@ -49,16 +49,16 @@ class RowEnds {
   // kWidth numbers of each of kRows rows, at `out` and `step` numbers apart: what lies behind the
   // columns is overwritten. rows: [kN / 4, 4]
   template <class Measure, class Stored, class Output>
-  RCNN_HOST_DEVICE void fill(const Measure& measure, const Stored* rows, Output* out,
-                             int64_t step) const {
+  RCNN_INLINE void fill(const Measure& measure, const Stored* rows, Output* out,
+                        int64_t step) const {
     fill(measure, rows, out, step, std::make_integer_sequence<int, kN>());
   }
 
  private:
   template <class Measure, class Stored, class Output, int... kLane>
-  RCNN_HOST_DEVICE void fill(const Measure& measure, const Stored* rows, Output* out, int64_t step,
-                             std::integer_sequence<int, kLane...>) const {
-    const Pack<T, kN> boxes = load<T, kN>(rows);
+  RCNN_INLINE void fill(const Measure& measure, const Stored* rows, Output* out, int64_t step,
+                        std::integer_sequence<int, kLane...>) const {
+    const Vec<T, kN> boxes = load<T, kN>(rows);
     T a[4][kN];
     store<kN, T>(a[0], __builtin_shufflevector(boxes, boxes, (kLane / kWidth * 4)...));
     store<kN, T>(a[1], __builtin_shufflevector(boxes, boxes, (kLane / kWidth * 4 + 1)...));

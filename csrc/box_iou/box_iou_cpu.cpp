@@ -41,11 +41,11 @@ class BoxColumns {
 
   // x1, y1, x2, y2, then what a measure has prepared: area and angle. Readable for kSumLanes boxes
   // behind the last, for a vector that is not full.
-  RCNN_HOST_DEVICE const T* column(int64_t c) const { return columns_.data() + c * stride_; }
-  RCNN_HOST_DEVICE Box<T> box(int64_t j) const {
+  RCNN_INLINE const T* column(int64_t c) const { return columns_.data() + c * stride_; }
+  RCNN_INLINE Box<T> box(int64_t j) const {
     return {column(0)[j], column(1)[j], column(2)[j], column(3)[j]};
   }
-  RCNN_HOST_DEVICE Prepared<T> prepared(int64_t j) const { return {column(4)[j], column(5)[j]}; }
+  RCNN_INLINE Prepared<T> prepared(int64_t j) const { return {column(4)[j], column(5)[j]}; }
 
  private:
   int64_t count_, stride_;
@@ -70,7 +70,7 @@ struct VariableColumns {
       }
     }
   }
-  RCNN_HOST_DEVICE Prepared<Dual<T>> prepared(int64_t j) const {
+  RCNN_INLINE Prepared<Dual<T>> prepared(int64_t j) const {
     const Prepared<T> values = boxes.prepared(j);
     Prepared<Dual<T>> result;
     result.area.value = values.area;
@@ -86,7 +86,7 @@ struct VariableColumns {
 }  // namespace
 }  // namespace rcnn_ext
 
-#define RCNN_ISA_SOURCE "../box_iou/box_iou_cpu-inl.h"
+#define RCNN_TARGET_INCLUDE "../box_iou/box_iou_cpu-inl.h"
 #include "../cpu/foreach_target.h"
 
 namespace rcnn_ext {
@@ -126,8 +126,8 @@ Tensor box_iou_cpu(const Tensor& boxes1, const Tensor& boxes2, int64_t measure_i
         const BoxColumns<T> boxes(measure, data2 + b * columns * 4, columns);
         const int64_t grain = std::max<int64_t>(1, kPairsPerTask / columns);
         torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
-          RCNN_ON_THIS_CPU(fill_rows(measure, data1 + b * rows * 4, begin, end, boxes,
-                                     out + b * rows * columns));
+          RCNN_DYNAMIC_DISPATCH(fill_rows(measure, data1 + b * rows * 4, begin, end, boxes,
+                                          out + b * rows * columns));
         });
       });
     });
@@ -162,8 +162,8 @@ void sum_gradients_of(const Measure& measure, const PairwiseShape& shape,
     for (int64_t part = begin; part < end; ++part) {
       const int64_t first = std::min(shape.rows, part * parts.rows_each);
       const int64_t last = std::min(shape.rows, first + parts.rows_each);
-      RCNN_ON_THIS_CPU(sum_gradients(measure, boxes1, first, last, variables, grad, out1,
-                                     column_sums.data() + part * 4 * columns));
+      RCNN_DYNAMIC_DISPATCH(sum_gradients(measure, boxes1, first, last, variables, grad, out1,
+                                          column_sums.data() + part * 4 * columns));
     }
   });
   for (int64_t part = 1; part < parts.count; ++part) {

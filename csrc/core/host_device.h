@@ -9,6 +9,13 @@
 #define RCNN_HOST_DEVICE inline __attribute__((always_inline))
 #endif
 
+// For a small function of the CPU kernels, which is compiled with its caller's instruction set.
+#if defined(_MSC_VER)
+#define RCNN_INLINE __forceinline
+#else
+#define RCNN_INLINE inline __attribute__((always_inline))
+#endif
+
 // For a loop that needs all registers: in the midst of its caller it would share them.
 #if defined(_MSC_VER)
 #define RCNN_NO_INLINE __declspec(noinline)

@@ -22,12 +22,12 @@ class Buffer {
 // there are NaNs and infinities, and pixels may wait until they are first asked for; without, there
 // is only fetch_all().
 template <class T, class Stored, bool kFindsNan>
-class ChannelTile {
+class ChannelBlock {
  public:
   static constexpr int kN = kLanes<T>;
 
   // For maps of at most so many pixels.
-  explicit ChannelTile(int64_t pixels)
+  explicit ChannelBlock(int64_t pixels)
       : tile_(pixels * kN), states_((pixels + kN - 1) / kN + sizeof(uint64_t)) {}
 
   // planes: [count, H, W], 1 <= count <= kN
@@ -56,7 +56,7 @@ class ChannelTile {
   }
 
   // Makes pixels [first, last) ready. Whether a NaN or an infinity is near them.
-  RCNN_HOST_DEVICE bool ready(int64_t first, int64_t last) {
+  RCNN_INLINE bool ready(int64_t first, int64_t last) {
     static_assert(kFindsNan);
     const int64_t begin = first / kN;
     const int64_t end = (last - 1) / kN + 1;
@@ -94,7 +94,7 @@ class ChannelTile {
       return nan ? kHasNan : kPresent;
     }
     const int64_t first = std::min(run * kN, pixels_ - kN);
-    Pack<T, kN> packs[kN];
+    Vec<T, kN> packs[kN];
     for (int c = 0; c < kN; ++c) packs[c] = load<T, kN>(planes_[c] + first);
     // So many planes at once are beyond the processor's own guesses: most go on downwards.
     const int64_t soon = std::min(first + ahead_, pixels_ - 1);
@@ -102,11 +102,11 @@ class ChannelTile {
     transpose(packs);
     for (int p = 0; p < kN; ++p) store<kN, T>(tile_.data() + (first + p) * kN, packs[p]);
     // A NaN or an infinity stays in the sum of all; one is there too if that overflows.
-    Pack<T, kN> sum{};
+    Vec<T, kN> sum{};
     if constexpr (kFindsNan) {
       for (int p = 0; p < kN; ++p) sum += packs[p];
     }
-    return all_zero<kN, T>(sum * Pack<T, kN>{}) ? kPresent : kHasNan;
+    return all_zero<kN, T>(sum * Vec<T, kN>{}) ? kPresent : kHasNan;
   }
 
   int64_t pixels_ = 0;
@@ -131,11 +131,11 @@ inline void store_by_channel(const T* from, int64_t bins, int64_t count, Stored*
     }
     // The last block reaches back over bins that are stored already, where there are enough.
     const int64_t first = bins >= kN ? std::min(bin, bins - kN) : 0;
-    Pack<T, kN> packs[kN];
+    Vec<T, kN> packs[kN];
     for (int b = 0; b < kN; ++b) packs[b] = load<T, kN>(from + (first + b) * kN);
     transpose(packs);
     for (int c = 0; c < kN; ++c) {
-      if (c < count) store_first<kN, T>(to + c * bins + first, packs[c], bins - first);
+      if (c < count) StoreN<kN, T>(to + c * bins + first, packs[c], bins - first);
     }
   }
 }
@@ -144,23 +144,23 @@ inline void store_by_channel(const T* from, int64_t bins, int64_t count, Stored*
 // memory. Where it is late, results go past the caches, which so many of them would only sweep out,
 // and some at a time, so that they leave while the processor computes those of the next RoI.
 template <class T, class Stored>
-class ChannelResults {
+class StreamingWriter {
  public:
   static constexpr int kN = kLanes<T>;
 
-  ChannelResults(int64_t bins, bool late)
+  StreamingWriter(int64_t bins, bool late)
       : bins_(bins), late_(kCanBeLate && late), results_(size()), rows_(late_ ? size() : 0) {
     // The last block of bins may be short.
     std::fill_n(results_.data(), size(), T(0));
   }
-  ~ChannelResults() { finish(); }
-  ChannelResults(const ChannelResults&) = delete;
-  ChannelResults& operator=(const ChannelResults&) = delete;
+  ~StreamingWriter() { finish(); }
+  StreamingWriter(const StreamingWriter&) = delete;
+  StreamingWriter& operator=(const StreamingWriter&) = delete;
 
   T* data() const { return results_.data(); }  // [bins, kN]
 
   // Sends a part of what is under way; `parts` calls send it all.
-  RCNN_HOST_DEVICE void send(int64_t parts) { send_units((units_ + parts - 1) / parts); }
+  RCNN_INLINE void send(int64_t parts) { send_units((units_ + parts - 1) / parts); }
 
   // What data() holds, of the first `count` channels, to `to`, [count, bins].
   void put(int64_t count, Stored* to) {
@@ -181,7 +181,7 @@ class ChannelResults {
 
   int64_t size() const { return (bins_ + kN) * kN; }
 
-  RCNN_HOST_DEVICE void send_units(int64_t count) {
+  RCNN_INLINE void send_units(int64_t count) {
 #if RCNN_ISA >= 1
     count = std::min(count, left_);
     left_ -= count;
@@ -221,9 +221,9 @@ class ChannelResults {
 
 // Calls function(number) with a number up to kMost, which the compiler then knows.
 template <int kMost, class Function>
-RCNN_HOST_DEVICE void with_known(int64_t number, Function&& function) {
+RCNN_INLINE void dispatch_static(int64_t number, Function&& function) {
   if constexpr (kMost > 0) {
-    if (number != kMost) return with_known<kMost - 1>(number, function);
+    if (number != kMost) return dispatch_static<kMost - 1>(number, function);
   }
   function(std::integral_constant<int, kMost>());
 }
@@ -231,25 +231,25 @@ RCNN_HOST_DEVICE void with_known(int64_t number, Function&& function) {
 // Calls function(number, first) for groups of neighbouring bins that advance side by side: as many
 // as registers hold, and their number is known to the compiler.
 template <class Function>
-RCNN_HOST_DEVICE void side_by_side(int64_t bins, Function&& function) {
+RCNN_INLINE void unrolled(int64_t bins, Function&& function) {
   constexpr int kMost = RCNN_ISA >= 2 ? 8 : 4;
   int64_t first = 0;
   for (; first + kMost <= bins; first += kMost) {
     function(std::integral_constant<int, kMost>(), first);
   }
   if (first == bins) return;
-  with_known<kMost - 1>(bins - first, [&](auto number) { function(number, first); });
+  dispatch_static<kMost - 1>(bins - first, [&](auto number) { function(number, first); });
 }
 
 // Brings memory into the cache a part at a time.
 template <class Stored>
-class LinesAhead {
+class Prefetcher {
  public:
   // `parts` calls of fetch() bring `count` elements.
-  LinesAhead(const Stored* from, int64_t count, int64_t parts)
+  Prefetcher(const Stored* from, int64_t count, int64_t parts)
       : next_(from), end_(from + count), share_(count / parts + kLine) {}
 
-  RCNN_HOST_DEVICE void fetch() {
+  RCNN_INLINE void fetch() {
     const Stored* const until = std::min(next_ + share_, end_);
     for (; next_ < until; next_ += kLine) prefetch</*kWrite=*/false, 2>(next_);
   }
@@ -263,12 +263,12 @@ class LinesAhead {
 // Calls each(roi, run, tile, c, count, ahead) for every RoI of all runs and each block of channels
 // [c, c + count) out of [first, last). `ahead` brings what comes next, in `parts` parts a RoI.
 template <class T, bool kFindsNan, class Roi, class Stored, class Function>
-void for_each_tile(const std::vector<RoiRun<Roi, Stored>>& runs, int64_t first, int64_t last,
+void for_each_tile(const std::vector<RoiSpan<Roi, Stored>>& runs, int64_t first, int64_t last,
                    int64_t parts, Function&& each) {
   constexpr int kN = kLanes<T>;
   int64_t largest = 0;
   for (const auto& run : runs) largest = std::max(largest, run.height * run.width);
-  ChannelTile<T, Stored, kFindsNan> tile(largest);
+  ChannelBlock<T, Stored, kFindsNan> tile(largest);
   for (int64_t c = first; c < last; c += kN) {
     const int64_t count = std::min<int64_t>(kN, last - c);
     for (size_t r = 0; r < runs.size(); ++r) {
@@ -281,7 +281,7 @@ void for_each_tile(const std::vector<RoiRun<Roi, Stored>>& runs, int64_t first, 
       const int64_t next_count =
           next.whole ? std::max<int64_t>(0, std::min<int64_t>(kN, last - next_first)) : 0;
       const int64_t next_plane = next.height * next.width;
-      LinesAhead<Stored> ahead(next.image + (next_count > 0 ? next_first * next_plane : 0),
+      Prefetcher<Stored> ahead(next.image + (next_count > 0 ? next_first * next_plane : 0),
                                next_count * next_plane, (run.end - run.begin) * parts);
       for (const Roi* roi = run.begin; roi != run.end; ++roi) {
         each(*roi, run, tile, c, count, ahead);

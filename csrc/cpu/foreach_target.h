@@ -1,12 +1,12 @@
 // Compiles one source of CPU kernels for several instruction sets:
 //
-//   #define RCNN_ISA_SOURCE "../nms/nms_kernels.h"   // a path as seen from this folder
+//   #define RCNN_TARGET_INCLUDE "../nms/nms_kernels.h"   // a path as seen from this folder
 //   #include "foreach_target.h"
 //
 // defines what nms_kernels.h defines in the namespaces rcnn_ext::{baseline, avx2, avx512} of the
 // present file, and
 //
-//   RCNN_ON_THIS_CPU(suppress<float>(boxes, count));
+//   RCNN_DYNAMIC_DISPATCH(suppress<float>(boxes, count));
 //
 // calls the one for the instruction set that is active, and gives its result. All give the same
 // bits: nothing is contracted into fused multiply-adds, and vector code keeps the order of a sum
@@ -20,8 +20,8 @@
 // Not guarded against repetition: a file may include it for several sources.
 #include "isa.h"
 
-#ifndef RCNN_ISA_SOURCE
-#error "define RCNN_ISA_SOURCE before including for_each_isa.h"
+#ifndef RCNN_TARGET_INCLUDE
+#error "define RCNN_TARGET_INCLUDE before including for_each_isa.h"
 #endif
 
 // FMA is in the list since every processor with AVX2 has it, but -ffp-contract=off keeps the
@@ -31,7 +31,7 @@
 namespace rcnn_ext {
 namespace {
 namespace baseline {
-#include RCNN_ISA_SOURCE
+#include RCNN_TARGET_INCLUDE
 }  // namespace baseline
 }  // namespace
 }  // namespace rcnn_ext
@@ -52,7 +52,7 @@ namespace baseline {
 namespace rcnn_ext {
 namespace {
 namespace avx2 {
-#include RCNN_ISA_SOURCE
+#include RCNN_TARGET_INCLUDE
 }  // namespace avx2
 }  // namespace
 }  // namespace rcnn_ext
@@ -79,7 +79,7 @@ namespace avx2 {
 namespace rcnn_ext {
 namespace {
 namespace avx512 {
-#include RCNN_ISA_SOURCE
+#include RCNN_TARGET_INCLUDE
 }  // namespace avx512
 }  // namespace
 }  // namespace rcnn_ext
@@ -92,11 +92,11 @@ namespace avx512 {
 #undef RCNN_VECTOR_BYTES
 
 #endif  // RCNN_HAS_X86_ISAS
-#undef RCNN_ISA_SOURCE
+#undef RCNN_TARGET_INCLUDE
 
-#ifndef RCNN_ON_THIS_CPU
+#ifndef RCNN_DYNAMIC_DISPATCH
 #if RCNN_HAS_X86_ISAS
-#define RCNN_ON_THIS_CPU(...)                                    \
+#define RCNN_DYNAMIC_DISPATCH(...)                               \
   [&]() -> decltype(auto) {                                      \
     switch (::rcnn_ext::active_isa()) {                          \
       case ::rcnn_ext::Isa::kAvx512: return avx512::__VA_ARGS__; \
@@ -105,6 +105,6 @@ namespace avx512 {
     }                                                            \
   }()
 #else
-#define RCNN_ON_THIS_CPU(...) baseline::__VA_ARGS__
+#define RCNN_DYNAMIC_DISPATCH(...) baseline::__VA_ARGS__
 #endif
 #endif

@@ -12,11 +12,11 @@
 namespace rcnn_ext {
 
 // A RoI's feature map, and the tile of it that the RoI's centre lies in.
-struct RoiPlace {
+struct RoiSortKey {
   int64_t group;
   float y, x;
   int64_t roi;
-  bool operator<(const RoiPlace& other) const {
+  bool operator<(const RoiSortKey& other) const {
     return std::tie(group, y, x, roi) < std::tie(other.group, other.y, other.x, other.roi);
   }
 };
@@ -38,8 +38,8 @@ float roi_tile(T twice_centre, double spatial_scale) {
 // The RoIs of one feature map together and neighbours near each other, so that a kernel finds most
 // of what a RoI reads in the cache. rois: [K, 5]; map_of(k) -> LevelPlace
 template <class T, class MapOf>
-std::vector<RoiPlace> sort_by_place(const T* rois, int64_t count, MapOf&& map_of) {
-  std::vector<RoiPlace> order(count);
+std::vector<RoiSortKey> sort_for_locality(const T* rois, int64_t count, MapOf&& map_of) {
+  std::vector<RoiSortKey> order(count);
   for (int64_t k = 0; k < count; ++k) {
     const T* const roi = rois + 5 * k;
     const LevelPlace map = map_of(k);
@@ -52,7 +52,7 @@ std::vector<RoiPlace> sort_by_place(const T* rois, int64_t count, MapOf&& map_of
 
 // Some of the RoIs of one image on one feature map, in that order.
 template <class Roi, class Stored>
-struct RoiRun {
+struct RoiSpan {
   const Roi *begin, *end;
   const Stored* image;  // [C, H, W]
   int64_t height, width;
@@ -68,11 +68,11 @@ inline int64_t grain(int64_t cycles) {
 }
 
 // Blocks of `size` channels of all RoIs; where they are fewer than `shares`, parts of the RoIs too.
-struct Sharing {
+struct WorkGrid {
   int64_t channels, size, rois;
   int64_t blocks, parts;
 
-  Sharing(int64_t channels, int64_t size, int64_t rois, int64_t shares)
+  WorkGrid(int64_t channels, int64_t size, int64_t rois, int64_t shares)
       : channels(channels),
         size(size),
         rois(rois),
@@ -85,7 +85,7 @@ struct Sharing {
 // Calls function(first channel, last channel, first RoI, last RoI) for all shares, on all threads.
 // cycles: of a channel of a RoI, about
 template <class Function>
-void for_each_share(const Sharing& sharing, int64_t cycles, Function&& function) {
+void parallel_for_2d(const WorkGrid& sharing, int64_t cycles, Function&& function) {
   const int64_t blocks = sharing.blocks;
   const int64_t parts = sharing.parts;
   torch::stable::parallel_for(

@@ -1,23 +1,23 @@
 // Packs of numbers that fill a SIMD register, for sources of for_each_isa.h: included inside such a
 // source, so that each instruction set has its own. Arithmetic on packs is that of their numbers.
 //
-//   Pack<T, N>                     N numbers
+//   Vec<T, N>                     N numbers
 //   kLanes<T>                      numbers of the widest register
 //   load<T, N>(from)               N stored numbers, converted to T exactly
 //   store(to, pack)                converted to what is stored, to the nearest and ties to even
-//   splat<N>(value)                N copies
+//   Set<N>(value)                N copies
 //   transpose(rows)                of N packs of N numbers, in place
 //
 // Not guarded against repetition: once in each namespace of for_each_isa.h, after intrinsics.h.
 
 #if defined(__GNUC__)
 template <class T, int N>
-struct PackOf {
+struct VecOf {
   typedef T type __attribute__((vector_size(sizeof(T) * N)));
 };
 #else
 template <class T, int N>
-struct PackOf {
+struct VecOf {
   struct type {
     T lane[N];
     T& operator[](int i) { return lane[i]; }
@@ -47,17 +47,17 @@ struct PackOf {
 };
 #endif
 template <class T, int N>
-using Pack = typename PackOf<T, N>::type;
+using Vec = typename VecOf<T, N>::type;
 
 template <class T>
 constexpr int kLanes = RCNN_VECTOR_BYTES / static_cast<int>(sizeof(T));
 
 template <int N, class T>
-RCNN_HOST_DEVICE Pack<T, N> splat(T value) {
+RCNN_INLINE Vec<T, N> Set(T value) {
 #if defined(__GNUC__)
-  return value - Pack<T, N>{};  // not 0 + value, which would lose the sign of -0
+  return value - Vec<T, N>{};  // not 0 + value, which would lose the sign of -0
 #else
-  Pack<T, N> pack;
+  Vec<T, N> pack;
   for (int i = 0; i < N; ++i) pack[i] = value;
   return pack;
 #endif
@@ -65,24 +65,24 @@ RCNN_HOST_DEVICE Pack<T, N> splat(T value) {
 
 template <class T, int N, class Stored>
 struct Convert {
-  static RCNN_HOST_DEVICE Pack<T, N> load(const Stored* from) {
-    Pack<T, N> pack;
+  static RCNN_INLINE Vec<T, N> load(const Stored* from) {
+    Vec<T, N> pack;
     for (int i = 0; i < N; ++i) pack[i] = static_cast<T>(from[i]);
     return pack;
   }
-  static RCNN_HOST_DEVICE void store(Stored* to, const Pack<T, N>& pack) {
+  static RCNN_INLINE void store(Stored* to, const Vec<T, N>& pack) {
     for (int i = 0; i < N; ++i) to[i] = static_cast<Stored>(pack[i]);
   }
 };
 
 template <class T, int N>
 struct Convert<T, N, T> {
-  static RCNN_HOST_DEVICE Pack<T, N> load(const T* from) {
-    Pack<T, N> pack;
+  static RCNN_INLINE Vec<T, N> load(const T* from) {
+    Vec<T, N> pack;
     std::memcpy(&pack, from, sizeof(pack));
     return pack;
   }
-  static RCNN_HOST_DEVICE void store(T* to, const Pack<T, N>& pack) {
+  static RCNN_INLINE void store(T* to, const Vec<T, N>& pack) {
     std::memcpy(to, &pack, sizeof(pack));
   }
 };
@@ -91,55 +91,55 @@ struct Convert<T, N, T> {
 // bfloat16 is the upper half of a float32.
 template <int N>
 struct Convert<float, N, BFloat16> {
-  static RCNN_HOST_DEVICE Pack<float, N> load(const BFloat16* from) {
-    Pack<uint16_t, N> halves;
+  static RCNN_INLINE Vec<float, N> load(const BFloat16* from) {
+    Vec<uint16_t, N> halves;
     std::memcpy(&halves, from, sizeof(halves));
-    const auto bits = __builtin_convertvector(halves, Pack<uint32_t, N>) << 16;
-    return (Pack<float, N>)(bits);
+    const auto bits = __builtin_convertvector(halves, Vec<uint32_t, N>) << 16;
+    return (Vec<float, N>)(bits);
   }
-  static RCNN_HOST_DEVICE void store(BFloat16* to, const Pack<float, N>& pack) {
-    const auto bits = (Pack<uint32_t, N>)(pack);
+  static RCNN_INLINE void store(BFloat16* to, const Vec<float, N>& pack) {
+    const auto bits = (Vec<uint32_t, N>)(pack);
     const auto rounded = (bits + ((bits >> 16) & 1u) + 0x7fffu) >> 16;
-    const auto is_nan = (Pack<uint32_t, N>)(pack != pack);
+    const auto is_nan = (Vec<uint32_t, N>)(pack != pack);
     const auto halves =
-        __builtin_convertvector((rounded & ~is_nan) | (is_nan & 0x7fc0u), Pack<uint16_t, N>);
+        __builtin_convertvector((rounded & ~is_nan) | (is_nan & 0x7fc0u), Vec<uint16_t, N>);
     std::memcpy(to, &halves, sizeof(halves));
   }
 };
 
 template <int N>
 struct Convert<float, N, Half> {
-  static RCNN_HOST_DEVICE Pack<float, N> load(const Half* from) {
+  static RCNN_INLINE Vec<float, N> load(const Half* from) {
 #if RCNN_ISA >= 1
     if constexpr (N == 8) {
       __m128i halves;
       std::memcpy(&halves, from, sizeof(halves));
-      return (Pack<float, N>)_mm256_cvtph_ps(halves);
+      return (Vec<float, N>)_mm256_cvtph_ps(halves);
     }
 #endif
 #if RCNN_ISA >= 2
     if constexpr (N == 16) {
       __m256i halves;
       std::memcpy(&halves, from, sizeof(halves));
-      return (Pack<float, N>)_mm512_cvtph_ps(halves);
+      return (Vec<float, N>)_mm512_cvtph_ps(halves);
     }
 #endif
-    Pack<uint16_t, N> halves;
+    Vec<uint16_t, N> halves;
     std::memcpy(&halves, from, sizeof(halves));
-    const auto bits = __builtin_convertvector(halves, Pack<uint32_t, N>);
+    const auto bits = __builtin_convertvector(halves, Vec<uint32_t, N>);
     // Exponent and fraction in place, the exponent rebased; that of infinities and NaNs to the
     // last. Subnormal numbers as integers, since a thread may take those of float32 for 0.
     const auto magnitude = bits & 0x7fffu;
-    const auto special = (Pack<uint32_t, N>)(magnitude >= 0x7c00u) & 0x7f800000u;
+    const auto special = (Vec<uint32_t, N>)(magnitude >= 0x7c00u) & 0x7f800000u;
     const auto normal = ((magnitude << 13) + (112u << 23)) | special;
-    const auto number = __builtin_convertvector((Pack<int32_t, N>)(magnitude), Pack<float, N>);
-    const auto subnormal = (Pack<uint32_t, N>)(number * 0x1p-24f);
-    const auto is_subnormal = (Pack<uint32_t, N>)(magnitude < 0x400u);
+    const auto number = __builtin_convertvector((Vec<int32_t, N>)(magnitude), Vec<float, N>);
+    const auto subnormal = (Vec<uint32_t, N>)(number * 0x1p-24f);
+    const auto is_subnormal = (Vec<uint32_t, N>)(magnitude < 0x400u);
     const auto result =
         (subnormal & is_subnormal) | (normal & ~is_subnormal) | ((bits & 0x8000u) << 16);
-    return (Pack<float, N>)(result);
+    return (Vec<float, N>)(result);
   }
-  static RCNN_HOST_DEVICE void store(Half* to, const Pack<float, N>& pack) {
+  static RCNN_INLINE void store(Half* to, const Vec<float, N>& pack) {
 #if RCNN_ISA >= 1
     if constexpr (N == 8) {
       const __m128i halves = _mm256_cvtps_ph((__m256)pack, _MM_FROUND_TO_NEAREST_INT);
@@ -160,12 +160,12 @@ struct Convert<float, N, Half> {
 #endif  // __GNUC__
 
 template <class T, int N, class Stored>
-RCNN_HOST_DEVICE Pack<T, N> load(const Stored* from) {
+RCNN_INLINE Vec<T, N> load(const Stored* from) {
   return Convert<T, N, Stored>::load(from);
 }
 
 template <int N, class T, class Stored>
-RCNN_HOST_DEVICE void store(Stored* to, const Pack<T, N>& pack) {
+RCNN_INLINE void store(Stored* to, const Vec<T, N>& pack) {
   Convert<T, N, Stored>::store(to, pack);
 }
 
@@ -173,23 +173,23 @@ RCNN_HOST_DEVICE void store(Stored* to, const Pack<T, N>& pack) {
 // maximum has it, which the compiler does not see in a comparison and a choice, and which does not
 // wait for the comparison.
 template <int N, class T>
-RCNN_HOST_DEVICE Pack<T, N> greater_of(const Pack<T, N>& a, const Pack<T, N>& b) {
+RCNN_INLINE Vec<T, N> Max(const Vec<T, N>& a, const Vec<T, N>& b) {
 #if RCNN_HAS_X86_ISAS
-  if constexpr (sizeof(a) == 16 && sizeof(T) == 4) return (Pack<T, N>)_mm_max_ps(a, b);
-  if constexpr (sizeof(a) == 16 && sizeof(T) == 8) return (Pack<T, N>)_mm_max_pd(a, b);
+  if constexpr (sizeof(a) == 16 && sizeof(T) == 4) return (Vec<T, N>)_mm_max_ps(a, b);
+  if constexpr (sizeof(a) == 16 && sizeof(T) == 8) return (Vec<T, N>)_mm_max_pd(a, b);
 #endif
 #if RCNN_ISA >= 1
-  if constexpr (sizeof(a) == 32 && sizeof(T) == 4) return (Pack<T, N>)_mm256_max_ps(a, b);
-  if constexpr (sizeof(a) == 32 && sizeof(T) == 8) return (Pack<T, N>)_mm256_max_pd(a, b);
+  if constexpr (sizeof(a) == 32 && sizeof(T) == 4) return (Vec<T, N>)_mm256_max_ps(a, b);
+  if constexpr (sizeof(a) == 32 && sizeof(T) == 8) return (Vec<T, N>)_mm256_max_pd(a, b);
 #endif
 #if RCNN_ISA >= 2
-  if constexpr (sizeof(a) == 64 && sizeof(T) == 4) return (Pack<T, N>)_mm512_max_ps(a, b);
-  if constexpr (sizeof(a) == 64 && sizeof(T) == 8) return (Pack<T, N>)_mm512_max_pd(a, b);
+  if constexpr (sizeof(a) == 64 && sizeof(T) == 4) return (Vec<T, N>)_mm512_max_ps(a, b);
+  if constexpr (sizeof(a) == 64 && sizeof(T) == 8) return (Vec<T, N>)_mm512_max_pd(a, b);
 #endif
 #if defined(__GNUC__)
   return a > b ? a : b;
 #else
-  Pack<T, N> greater = b;
+  Vec<T, N> greater = b;
   for (int i = 0; i < N; ++i) greater[i] = a[i] > b[i] ? a[i] : b[i];
   return greater;
 #endif
@@ -197,63 +197,63 @@ RCNN_HOST_DEVICE Pack<T, N> greater_of(const Pack<T, N>& a, const Pack<T, N>& b)
 
 // Of each pair the first number where it is smaller, else the second, in the same way.
 template <int N, class T>
-RCNN_HOST_DEVICE Pack<T, N> smaller_of(const Pack<T, N>& a, const Pack<T, N>& b) {
+RCNN_INLINE Vec<T, N> Min(const Vec<T, N>& a, const Vec<T, N>& b) {
 #if RCNN_HAS_X86_ISAS
-  if constexpr (sizeof(a) == 16 && sizeof(T) == 4) return (Pack<T, N>)_mm_min_ps(a, b);
-  if constexpr (sizeof(a) == 16 && sizeof(T) == 8) return (Pack<T, N>)_mm_min_pd(a, b);
+  if constexpr (sizeof(a) == 16 && sizeof(T) == 4) return (Vec<T, N>)_mm_min_ps(a, b);
+  if constexpr (sizeof(a) == 16 && sizeof(T) == 8) return (Vec<T, N>)_mm_min_pd(a, b);
 #endif
 #if RCNN_ISA >= 1
-  if constexpr (sizeof(a) == 32 && sizeof(T) == 4) return (Pack<T, N>)_mm256_min_ps(a, b);
-  if constexpr (sizeof(a) == 32 && sizeof(T) == 8) return (Pack<T, N>)_mm256_min_pd(a, b);
+  if constexpr (sizeof(a) == 32 && sizeof(T) == 4) return (Vec<T, N>)_mm256_min_ps(a, b);
+  if constexpr (sizeof(a) == 32 && sizeof(T) == 8) return (Vec<T, N>)_mm256_min_pd(a, b);
 #endif
 #if RCNN_ISA >= 2
-  if constexpr (sizeof(a) == 64 && sizeof(T) == 4) return (Pack<T, N>)_mm512_min_ps(a, b);
-  if constexpr (sizeof(a) == 64 && sizeof(T) == 8) return (Pack<T, N>)_mm512_min_pd(a, b);
+  if constexpr (sizeof(a) == 64 && sizeof(T) == 4) return (Vec<T, N>)_mm512_min_ps(a, b);
+  if constexpr (sizeof(a) == 64 && sizeof(T) == 8) return (Vec<T, N>)_mm512_min_pd(a, b);
 #endif
 #if defined(__GNUC__)
   return a < b ? a : b;
 #else
-  Pack<T, N> smaller = b;
+  Vec<T, N> smaller = b;
   for (int i = 0; i < N; ++i) smaller[i] = a[i] < b[i] ? a[i] : b[i];
   return smaller;
 #endif
 }
 
-// greater_of() and smaller_of() of numbers `b` without a sign bit. The bits of such numbers are in
+// Max() and Min() of numbers `b` without a sign bit. The bits of such numbers are in
 // their own order as integers too, and whatever has a sign bit, NaN as well, is below: processors
 // have more units for these than for comparing numbers.
 template <int N, class T>
-RCNN_HOST_DEVICE Pack<T, N> greater_of_bits(const Pack<T, N>& a, const Pack<T, N>& b) {
+RCNN_INLINE Vec<T, N> MaxBits(const Vec<T, N>& a, const Vec<T, N>& b) {
 #if RCNN_ISA >= 1
   if constexpr (sizeof(a) == 32 && sizeof(T) == 4) {
-    return (Pack<T, N>)_mm256_max_epi32((__m256i)a, (__m256i)b);
+    return (Vec<T, N>)_mm256_max_epi32((__m256i)a, (__m256i)b);
   }
 #endif
 #if RCNN_ISA >= 2
   if constexpr (sizeof(a) == 64 && sizeof(T) == 4) {
-    return (Pack<T, N>)_mm512_max_epi32((__m512i)a, (__m512i)b);
+    return (Vec<T, N>)_mm512_max_epi32((__m512i)a, (__m512i)b);
   }
 #endif
-  return greater_of<N, T>(a, b);
+  return Max<N, T>(a, b);
 }
 template <int N, class T>
-RCNN_HOST_DEVICE Pack<T, N> smaller_of_bits(const Pack<T, N>& a, const Pack<T, N>& b) {
+RCNN_INLINE Vec<T, N> MinBits(const Vec<T, N>& a, const Vec<T, N>& b) {
 #if RCNN_ISA >= 1
   if constexpr (sizeof(a) == 32 && sizeof(T) == 4) {
-    return (Pack<T, N>)_mm256_min_epi32((__m256i)a, (__m256i)b);
+    return (Vec<T, N>)_mm256_min_epi32((__m256i)a, (__m256i)b);
   }
 #endif
 #if RCNN_ISA >= 2
   if constexpr (sizeof(a) == 64 && sizeof(T) == 4) {
-    return (Pack<T, N>)_mm512_min_epi32((__m512i)a, (__m512i)b);
+    return (Vec<T, N>)_mm512_min_epi32((__m512i)a, (__m512i)b);
   }
 #endif
-  return smaller_of<N, T>(a, b);
+  return Min<N, T>(a, b);
 }
 
 // Its first `count` numbers.
 template <int N, class T, class Stored>
-RCNN_HOST_DEVICE void store_first(Stored* to, const Pack<T, N>& pack, int64_t count) {
+RCNN_INLINE void StoreN(Stored* to, const Vec<T, N>& pack, int64_t count) {
   if (count >= N) return store<N, T>(to, pack);
   Stored numbers[N];
   store<N, T>(numbers, pack);
@@ -262,9 +262,9 @@ RCNN_HOST_DEVICE void store_first(Stored* to, const Pack<T, N>& pack, int64_t co
 
 // Whether all numbers are 0, which NaN is not.
 template <int N, class T>
-RCNN_HOST_DEVICE bool all_zero(const Pack<T, N>& pack) {
+RCNN_INLINE bool all_zero(const Vec<T, N>& pack) {
 #if defined(__GNUC__)
-  const auto differs = pack != Pack<T, N>{};
+  const auto differs = pack != Vec<T, N>{};
   uint64_t words[sizeof(pack) / sizeof(uint64_t)];
   static_assert(sizeof(words) == sizeof(differs), "packs are whole words");
   std::memcpy(words, &differs, sizeof(words));
@@ -303,7 +303,7 @@ inline void load_all(T* to, const Stored* from, int64_t count) {
 #endif
 #endif
 template <int kStep, class P, int... kLane>
-RCNN_HOST_DEVICE void swap_lanes(P& upper, P& lower, std::integer_sequence<int, kLane...>) {
+RCNN_INLINE void swap_lanes(P& upper, P& lower, std::integer_sequence<int, kLane...>) {
 #if defined(RCNN_HAS_SHUFFLEVECTOR)
   constexpr int kN = sizeof...(kLane);
   const P swapped =
@@ -322,7 +322,7 @@ RCNN_HOST_DEVICE void swap_lanes(P& upper, P& lower, std::integer_sequence<int, 
 
 // Blocks of kStep rows and lanes, then those within them.
 template <int kStep, class P, int N>
-RCNN_HOST_DEVICE void transpose_blocks(P (&rows)[N]) {
+RCNN_INLINE void transpose_blocks(P (&rows)[N]) {
   if constexpr (kStep > 0) {
 #if defined(__GNUC__)
 #pragma GCC unroll 16
@@ -337,6 +337,6 @@ RCNN_HOST_DEVICE void transpose_blocks(P (&rows)[N]) {
 }
 
 template <class P, int N>
-RCNN_HOST_DEVICE void transpose(P (&rows)[N]) {
+RCNN_INLINE void transpose(P (&rows)[N]) {
   transpose_blocks<N / 2>(rows);
 }

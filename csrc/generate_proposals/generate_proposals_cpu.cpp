@@ -43,7 +43,7 @@ void select_top(const Stored* logits, int64_t planes, int64_t plane_size, int64_
   const T threshold = guess_threshold<T>(logits, count, top, found);
   const auto collect_from = [&](T least) {
     found.clear();
-    RCNN_ON_THIS_CPU(collect(logits, planes, plane_size, least, found));
+    RCNN_DYNAMIC_DISPATCH(collect(logits, planes, plane_size, least, found));
   };
   collect_from(threshold);
   if (static_cast<int64_t>(found.size()) < top) {
@@ -181,7 +181,7 @@ std::tuple<Tensor, Tensor, Tensor> generate_proposals_cpu(
     auto* out_scores = static_cast<T*>(scores.mutable_data_ptr());
 
     torch::stable::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
-      BestOfImage<T> best(iou_threshold, static_cast<int64_t>(pyramid.levels.size()));
+      PerImageNms<T> best(iou_threshold, static_cast<int64_t>(pyramid.levels.size()));
       for (int64_t n = begin; n < end; ++n) {
         best.clear();
         const auto* anchors_of =

@@ -18,33 +18,33 @@ struct alignas(64) Block {
   bool regular;
   Box<T> bounds;  // of regular boxes
 
-  RCNN_HOST_DEVICE Box<T> box(int k) const { return {x1[k], y1[k], x2[k], y2[k]}; }
+  RCNN_INLINE Box<T> box(int k) const { return {x1[k], y1[k], x2[k], y2[k]}; }
 };
 
 // The greatest and the smallest of the lanes, which are numbers.
 template <int N, class T>
-RCNN_HOST_DEVICE T greatest_of(const Pack<T, N>& pack) {
+RCNN_INLINE T greatest_of(const Vec<T, N>& pack) {
   if constexpr (N == 2) {
     return larger(pack[0], pack[1]);
   } else {
-    Pack<T, N / 2> halves[2];
+    Vec<T, N / 2> halves[2];
     std::memcpy(halves, &pack, sizeof(halves));
-    return greatest_of<N / 2, T>(greater_of<N / 2, T>(halves[0], halves[1]));
+    return greatest_of<N / 2, T>(Max<N / 2, T>(halves[0], halves[1]));
   }
 }
 
 template <int N, class T>
-RCNN_HOST_DEVICE T smallest_of(const Pack<T, N>& pack) {
+RCNN_INLINE T smallest_of(const Vec<T, N>& pack) {
   return -greatest_of<N, T>(-pack);
 }
 
 // The columns x1, y1, x2, y2 of as many boxes as a pack has lanes. boxes: [lanes, 4]
 template <class T, class Stored, int... kLane>
-inline void load_columns(const Stored* boxes, Pack<T, sizeof...(kLane)> (&columns)[4],
+inline void load_columns(const Stored* boxes, Vec<T, sizeof...(kLane)> (&columns)[4],
                          std::integer_sequence<int, kLane...>) {
   constexpr int kN = sizeof...(kLane);
 #if defined(RCNN_HAS_SHUFFLEVECTOR)
-  using P = Pack<T, kN>;
+  using P = Vec<T, kN>;
   P packs[4];
   for (int p = 0; p < 4; ++p) packs[p] = load<T, kN>(boxes + p * kN);
   // First corners and second ones, of half of the boxes each; then their coordinates.
@@ -90,9 +90,9 @@ inline void load_block(const Stored* boxes, const MatchImage& image, int64_t num
     boxes = repeated;
   }
   constexpr int kN = kLanes<T>;
-  using P = Pack<T, kN>;
+  using P = Vec<T, kN>;
   constexpr T kMost = std::numeric_limits<T>::max();
-  const P most = splat<kN>(kMost), least = splat<kN>(-kMost);
+  const P most = Set<kN>(kMost), least = Set<kN>(-kMost);
   P x1 = most, y1 = most, x2 = least, y2 = least;  // bounds
   P width = most, height = most, low_area = most, high_area = least;
   P zeros = {};  // or NaN
@@ -107,14 +107,14 @@ inline void load_block(const Stored* boxes, const MatchImage& image, int64_t num
     const P heights = columns[3] - columns[1];
     const P areas = widths * heights;
     store<kN, T>(block.area + k, areas);
-    x1 = smaller_of<kN, T>(columns[0], x1);
-    y1 = smaller_of<kN, T>(columns[1], y1);
-    x2 = greater_of<kN, T>(columns[2], x2);
-    y2 = greater_of<kN, T>(columns[3], y2);
-    width = smaller_of<kN, T>(widths, width);
-    height = smaller_of<kN, T>(heights, height);
-    low_area = smaller_of<kN, T>(areas, low_area);
-    high_area = greater_of<kN, T>(areas, high_area);
+    x1 = Min<kN, T>(columns[0], x1);
+    y1 = Min<kN, T>(columns[1], y1);
+    x2 = Max<kN, T>(columns[2], x2);
+    y2 = Max<kN, T>(columns[3], y2);
+    width = Min<kN, T>(widths, width);
+    height = Min<kN, T>(heights, height);
+    low_area = Min<kN, T>(areas, low_area);
+    high_area = Max<kN, T>(areas, high_area);
     zeros += areas - areas;
   }
   block.count = static_cast<int>(count);
@@ -133,10 +133,10 @@ inline void fill_column(const T* __restrict from, const Cells<T>& cells, int8_t*
 #if RCNN_ISA >= 1
   if constexpr (std::is_same_v<T, float>) {
     const auto scaled = [&](int k) {
-      const Pack<float, 8> at = load<float, 8>(from + k) * cells.scale + cells.offset;
+      const Vec<float, 8> at = load<float, 8>(from + k) * cells.scale + cells.offset;
       // As Cells::of(): NaN becomes the second of the two, and what is below all cells the least
       // integer, which is packed as the lowest cell.
-      return _mm256_cvttps_epi32((__m256)smaller_of<8, float>(at, splat<8>(127.0f)));
+      return _mm256_cvttps_epi32((__m256)Min<8, float>(at, Set<8>(127.0f)));
     };
     // Packing goes by halves of the registers.
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);

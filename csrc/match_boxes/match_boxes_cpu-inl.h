@@ -41,29 +41,29 @@ template <bool kUnsigned, class T, class Iou>
 inline Iou compete_regular(const Box<T>& gt, T gt_area, uint32_t groups, Block<T, Iou>& block,
                            Iou bar) {
   constexpr int kN = kLanes<T> < kGroup ? kLanes<T> : kGroup;
-  using P = Pack<T, kN>;
+  using P = Vec<T, kN>;
   const auto later = [](const P& a, const P& b) {
-    return kUnsigned ? greater_of_bits<kN, T>(a, b) : greater_of<kN, T>(a, b);
+    return kUnsigned ? MaxBits<kN, T>(a, b) : Max<kN, T>(a, b);
   };
   const auto earlier = [](const P& a, const P& b) {
-    return kUnsigned ? smaller_of_bits<kN, T>(a, b) : smaller_of<kN, T>(a, b);
+    return kUnsigned ? MinBits<kN, T>(a, b) : Min<kN, T>(a, b);
   };
-  const P x1 = splat<kN>(gt.x1), y1 = splat<kN>(gt.y1);
-  const P x2 = splat<kN>(gt.x2), y2 = splat<kN>(gt.y2), of_gt = splat<kN>(gt_area);
+  const P x1 = Set<kN>(gt.x1), y1 = Set<kN>(gt.y1);
+  const P x2 = Set<kN>(gt.x2), y2 = Set<kN>(gt.y2), of_gt = Set<kN>(gt_area);
   P peak = {};
   for (; groups != 0; groups &= groups - 1) {
     const int first = kGroup * lowest_bit(groups);
     for (int k = first; k < first + kGroup; k += kN) {
       const P between =
           earlier(load<T, kN>(block.x2 + k), x2) - later(load<T, kN>(block.x1 + k), x1);
-      const P width = greater_of_bits<kN, T>(between, P{});
+      const P width = MaxBits<kN, T>(between, P{});
       // Below 0 if they do not overlap, and so the IoU: one of the two at least 0 is enough.
       const P height =
           earlier(load<T, kN>(block.y2 + k), y2) - later(load<T, kN>(block.y1 + k), y1);
       const P intersection = width * height;
       const P iou = intersection / (of_gt + load<T, kN>(block.area + k) - intersection);
-      store<kN, T>(block.best + k, greater_of_bits<kN, T>(iou, load<T, kN>(block.best + k)));
-      peak = greater_of_bits<kN, T>(iou, peak);
+      store<kN, T>(block.best + k, MaxBits<kN, T>(iou, load<T, kN>(block.best + k)));
+      peak = MaxBits<kN, T>(iou, peak);
     }
   }
   Iou peaks[kN];
@@ -161,13 +161,13 @@ inline int32_t find_near(const GroundTruth<T>& gts, const Box<T>& bounds, std::v
 template <class T, class Iou>
 inline void start(Block<T, Iou>& block, Iou best) {
   constexpr int kN = kLanes<Iou>;
-  for (int k = 0; k < kBlock; k += kN) store<kN, Iou>(block.best + k, splat<kN>(best));
+  for (int k = 0; k < kBlock; k += kN) store<kN, Iou>(block.best + k, Set<kN>(best));
 }
 
 // Regular boxes and ground truth.
 template <bool kLowQuality, class T, class Iou>
 inline void match_regular(const GroundTruth<T>& gts, int64_t number, Block<T, Iou>& block,
-                          Peaks<Iou>& of_gts, std::vector<Near>& near) {
+                          BestPerGroundTruth<Iou>& of_gts, std::vector<Near>& near) {
   start(block, Iou(0));
   const int32_t count = find_near(gts, block.bounds, near);
   block.overlapped = count > 0;
@@ -179,7 +179,7 @@ inline void match_regular(const GroundTruth<T>& gts, int64_t number, Block<T, Io
   }
   for (int32_t n = 0; n < count; ++n) {
     const int32_t g = near[n].gt;
-    // An IoU of 0 claims no box here: Peaks::zero does.
+    // An IoU of 0 claims no box here: BestPerGroundTruth::zero does.
     const Iou bar = kLowQuality ? larger(of_gts.best[g], std::numeric_limits<Iou>::denorm_min())
                                 : kInfinity<Iou>;
     const Box<T> gt = gts.box(g);
@@ -192,7 +192,7 @@ inline void match_regular(const GroundTruth<T>& gts, int64_t number, Block<T, Io
 
 template <bool kLowQuality, class T, class Iou>
 inline void match_irregular(const GroundTruth<T>& gts, int64_t number, Block<T, Iou>& block,
-                            Peaks<Iou>& of_gts) {
+                            BestPerGroundTruth<Iou>& of_gts) {
   start(block, -kInfinity<Iou>);
   block.overlapped = true;
   for (int32_t g = 0; g < gts.count; ++g) {
@@ -242,7 +242,7 @@ inline void match(const Block<T, Iou>& block, const GroundTruth<T>& gts,
 // best boxes of each ground truth, which are left to claim_blocks().
 template <bool kLowQuality, class Stored>
 void match_blocks(const MatchTask<Stored>& task, const ImageWork<Stored>& work, int64_t begin,
-                  int64_t end, Peaks<MatchIou_t<Stored>>& of_gts) {
+                  int64_t end, BestPerGroundTruth<MatchIou_t<Stored>>& of_gts) {
   using T = accumulate_t<Stored>;
   using Iou = MatchIou_t<Stored>;
   std::vector<Near> near(work.gts.count + kGtBlock);
@@ -278,7 +278,7 @@ void claim_blocks(const MatchTask<Stored>& task, const ImageWork<Stored>& work, 
   using T = accumulate_t<Stored>;
   using Iou = MatchIou_t<Stored>;
   const GroundTruth<T>& gts = work.gts;
-  const Peaks<Iou>& peaks = work.peaks;
+  const BestPerGroundTruth<Iou>& peaks = work.peaks;
   const bool all = peaks.zero || !peaks.anywhere.empty();
   Block<T, Iou> block;
   alignas(64) int32_t hits[kBlock];

@@ -42,9 +42,9 @@ struct Claim {
 
 // The best IoUs of ground truths over some blocks of an image, and where they are.
 template <class Iou>
-class Peaks {
+class BestPerGroundTruth {
  public:
-  Peaks(int64_t gt_count, int64_t block_count)
+  BestPerGroundTruth(int64_t gt_count, int64_t block_count)
       : best(gt_count, -kInfinity<Iou>),
         blocks_(gt_count),
         anywhere_(gt_count),
@@ -60,7 +60,7 @@ class Peaks {
   }
 
   // Takes over what another thread found in other blocks.
-  void merge(const Peaks& other) {
+  void merge(const BestPerGroundTruth& other) {
     any_regular = any_regular || other.any_regular;
     for (size_t g = 0; g < best.size(); ++g) {
       const auto gt = static_cast<int32_t>(g);
@@ -135,7 +135,7 @@ struct ImageWork {
   MatchImage image;
   int64_t first_block, block_count;  // among those of all images
   GroundTruth<accumulate_t<Stored>> gts;
-  Peaks<Iou> peaks;
+  BestPerGroundTruth<Iou> peaks;
 
   ImageWork(const MatchImage& image, const Stored* gt_boxes, int64_t first_block)
       : image(image),
@@ -148,7 +148,7 @@ struct ImageWork {
 }  // namespace
 }  // namespace rcnn_ext
 
-#define RCNN_ISA_SOURCE "../match_boxes/match_boxes_cpu-inl.h"
+#define RCNN_TARGET_INCLUDE "../match_boxes/match_boxes_cpu-inl.h"
 #include "../cpu/foreach_target.h"
 
 namespace rcnn_ext {
@@ -181,7 +181,7 @@ void for_blocks(std::vector<ImageWork<Stored>>& works, const Function& function)
 template <class Stored>
 void match_images(const MatchTask<Stored>& task, std::vector<ImageWork<Stored>>& works) {
   for_blocks(works, [&](ImageWork<Stored>& work, int64_t begin, int64_t end) {
-    RCNN_ON_THIS_CPU(match_blocks<false>(task, work, begin, end, work.peaks));
+    RCNN_DYNAMIC_DISPATCH(match_blocks<false>(task, work, begin, end, work.peaks));
   });
 }
 
@@ -190,14 +190,14 @@ void match_images_with_low_quality(const MatchTask<Stored>& task,
                                    std::vector<ImageWork<Stored>>& works) {
   std::mutex merging;
   for_blocks(works, [&](ImageWork<Stored>& work, int64_t begin, int64_t end) {
-    Peaks<MatchIou_t<Stored>> peaks(work.image.gt_count, end - begin);
-    RCNN_ON_THIS_CPU(match_blocks<true>(task, work, begin, end, peaks));
+    BestPerGroundTruth<MatchIou_t<Stored>> peaks(work.image.gt_count, end - begin);
+    RCNN_DYNAMIC_DISPATCH(match_blocks<true>(task, work, begin, end, peaks));
     const std::lock_guard<std::mutex> lock(merging);
     work.peaks.merge(peaks);
   });
   for (ImageWork<Stored>& work : works) work.peaks.finish();
   for_blocks(works, [&](const ImageWork<Stored>& work, int64_t begin, int64_t end) {
-    RCNN_ON_THIS_CPU(claim_blocks(task, work, begin, end));
+    RCNN_DYNAMIC_DISPATCH(claim_blocks(task, work, begin, end));
   });
 }
 

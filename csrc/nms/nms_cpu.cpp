@@ -19,7 +19,7 @@
 #include "nms_grid.h"
 #include "nms_score_order.h"
 
-#define RCNN_ISA_SOURCE "../nms/nms_cpu-inl.h"
+#define RCNN_TARGET_INCLUDE "../nms/nms_cpu-inl.h"
 #include "../cpu/foreach_target.h"
 
 namespace rcnn_ext {
@@ -91,9 +91,10 @@ void suppress_in_rounds(const Stored* boxes, const uint32_t* order, int64_t coun
   for (int64_t begin = 0; begin < count; ++round) {
     const int64_t end = std::min(begin + std::clamp(begin, kFirstRound, longest), count);
     torch::stable::parallel_for(begin, end, kFirstRound / 2, [&](int64_t from, int64_t to) {
-      RCNN_ON_THIS_CPU(survive_grid<T>(boxes, order, from, to, rule, work.grid, work.pool, keep));
+      RCNN_DYNAMIC_DISPATCH(
+          survive_grid<T>(boxes, order, from, to, rule, work.grid, work.pool, keep));
     });
-    RCNN_ON_THIS_CPU(
+    RCNN_DYNAMIC_DISPATCH(
         resolve_survivors<T>(boxes, order, begin, end, rule, work.grid, work.pool, round, keep));
     begin = end;
   }
@@ -106,17 +107,17 @@ void suppress_segment(const Stored* boxes, const uint32_t* order, int64_t count,
                       char* keep) {
   work.pool.clear();
   if (rule.is_exact_only()) {
-    RCNN_ON_THIS_CPU(suppress_exactly<T>(boxes, order, count, rule, work.pool, keep));
+    RCNN_DYNAMIC_DISPATCH(suppress_exactly<T>(boxes, order, count, rule, work.pool, keep));
   } else if (count >= kGridFrom && rule.allows_grid() &&
              reset_grid(work.grid, boxes, order, count, rule)) {
     if (with_threads) {
       suppress_in_rounds(boxes, order, count, rule, work, keep);
     } else {
-      RCNN_ON_THIS_CPU(
+      RCNN_DYNAMIC_DISPATCH(
           suppress_with_grid<T>(boxes, order, count, rule, work.grid, work.pool, keep));
     }
   } else {
-    RCNN_ON_THIS_CPU(suppress_with_list<T>(boxes, order, count, rule, work.pool, keep));
+    RCNN_DYNAMIC_DISPATCH(suppress_with_list<T>(boxes, order, count, rule, work.pool, keep));
   }
 }
 

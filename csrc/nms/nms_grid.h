@@ -61,7 +61,7 @@ struct alignas(64) Block {
   Block* next;  // an older one of the same list, or null
   int round;    // in which the newest box was added
 
-  RCNN_HOST_DEVICE void clear(Block* older) {
+  RCNN_INLINE void clear(Block* older) {
     for (int k = 0; k < kLanes; ++k) {
       x1[k] = y1[k] = x2[k] = y2[k] = std::numeric_limits<T>::quiet_NaN();
       limit[k] = std::numeric_limits<T>::infinity();
@@ -129,7 +129,7 @@ struct BlockList {
   Block<T>* newest = nullptr;
   int used = kLanes;  // lanes of the newest
 
-  RCNN_HOST_DEVICE void add(const Box<T>& box, T limit, BlockPool& pool, int round = 0) {
+  RCNN_INLINE void add(const Box<T>& box, T limit, BlockPool& pool, int round = 0) {
     if (used == kLanes) {
       auto* block = static_cast<Block<T>*>(pool.allocate());
       block->clear(newest);
@@ -181,12 +181,12 @@ struct Grid {
     return true;
   }
   // The number of a cell along an axis: monotonic in `sum`, a finite number.
-  static RCNN_HOST_DEVICE int cell(T sum, T cells_per_unit) {
+  static RCNN_INLINE int cell(T sum, T cells_per_unit) {
     const T at = sum * cells_per_unit;
     const T inside = smaller(larger(at, T(-kOffset)), T(kOffset));
     return static_cast<int>(inside + T(kOffset));
   }
-  RCNN_HOST_DEVICE BlockList<T>& bucket(int level, int x, int y) {
+  RCNN_INLINE BlockList<T>& bucket(int level, int x, int y) {
     const uint32_t hash = static_cast<uint32_t>(x) * 0x9E3779B1u +
                           static_cast<uint32_t>(y) * 0x85EBCA77u +
                           static_cast<uint32_t>(level) * 0xC2B2AE3Du;

@@ -12,7 +12,7 @@
 #include "../cpu/radix_sort.h"
 #include "nms_grid.h"
 
-#define RCNN_ISA_SOURCE "../nms/nms_per_image_cpu-inl.h"
+#define RCNN_TARGET_INCLUDE "../nms/nms_per_image_cpu-inl.h"
 #include "../cpu/foreach_target.h"
 
 namespace rcnn_ext {
@@ -23,9 +23,9 @@ using KeyOf = std::conditional_t<sizeof(T) == 4, NarrowKey, WideKey>;
 
 // Stays as it is from image to image, for its memory.
 template <class T>
-class BestOfImage {
+class PerImageNms {
  public:
-  BestOfImage(double iou_threshold, int64_t groups) : rule_(iou_threshold), lists_(groups) {}
+  PerImageNms(double iou_threshold, int64_t groups) : rule_(iou_threshold), lists_(groups) {}
 
   void clear() {
     boxes_.clear();
@@ -56,8 +56,8 @@ class BestOfImage {
     pool_.clear();
     std::fill(lists_.begin(), lists_.end(), BlockList<T>{});
     const int64_t number =
-        RCNN_ON_THIS_CPU(keep_best<T>(boxes_.data(), order_.data(), count, groups_.data(), rule_,
-                                      pool_, lists_, most, kept_.data()));
+        RCNN_DYNAMIC_DISPATCH(keep_best<T>(boxes_.data(), order_.data(), count, groups_.data(),
+                                           rule_, pool_, lists_, most, kept_.data()));
     for (int64_t place = 0; place < number; ++place) {
       const uint32_t i = kept_[place];
       write(place, boxes_[i], scores_[i], groups_[i], owners_[i]);

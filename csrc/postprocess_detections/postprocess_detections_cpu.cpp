@@ -60,8 +60,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> postprocess_detections_cpu(
     const auto* roi_of = static_cast<const T*>(in.rois.const_data_ptr());
     const auto* size_of = static_cast<const T*>(in.sizes.const_data_ptr());
     std::vector<uint32_t> found;
-    RCNN_ON_THIS_CPU(collect_above(score_of, count, classes, static_cast<T>(score_threshold),
-                                   image_of, images, found));
+    RCNN_DYNAMIC_DISPATCH(collect_above(score_of, count, classes, static_cast<T>(score_threshold),
+                                        image_of, images, found));
     const ByImage candidates(found, image_of, images, classes);
     const auto number = static_cast<int64_t>(found.size());
     const bool per_class = deltas.size(1) == 4 * classes;
@@ -85,7 +85,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> postprocess_detections_cpu(
     auto* out_rois = static_cast<int64_t*>(out.rois.mutable_data_ptr());
 
     torch::stable::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
-      BestOfImage<T> best(iou_threshold, classes);
+      PerImageNms<T> best(iou_threshold, classes);
       for (int64_t n = begin; n < end; ++n) {
         best.clear();
         for (int64_t i = candidates.starts[n]; i < candidates.starts[n + 1]; ++i) {

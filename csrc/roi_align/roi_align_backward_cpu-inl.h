@@ -5,11 +5,11 @@
 
 // Whether a NaN or an infinity is among the values.
 template <class T>
-RCNN_HOST_DEVICE bool any_special(const T* values, int64_t count) {
+RCNN_INLINE bool any_special(const T* values, int64_t count) {
   constexpr int kN = kLanes<T>;
-  Pack<T, kN> zeros{};
+  Vec<T, kN> zeros{};
   int64_t i = 0;
-  for (; i + kN <= count; i += kN) zeros += load<T, kN>(values + i) * Pack<T, kN>{};
+  for (; i + kN <= count; i += kN) zeros += load<T, kN>(values + i) * Vec<T, kN>{};
   bool special = !all_zero<kN, T>(zeros);
   for (; i < count; ++i) special |= !(values[i] * T(0) == T(0));
   return special;
@@ -17,16 +17,16 @@ RCNN_HOST_DEVICE bool any_special(const T* values, int64_t count) {
 
 // rows[r][x] = sum over the bins that reach x of weight * grad[r][bin]. grad: [kRows, PW]
 template <int kRows, class T>
-RCNN_HOST_DEVICE void spread_columns_of(const ColumnBlock<T>& block, const T* grad,
-                                        int64_t pooled_width, T* rows, int64_t stride) {
+RCNN_INLINE void spread_columns_of(const ColumnBlock<T>& block, const T* grad, int64_t pooled_width,
+                                   T* rows, int64_t stride) {
   constexpr int kN = kLanes<T> < kColumnBlock ? kLanes<T> : kColumnBlock;
   for (int part = 0; part < kColumnBlock; part += kN) {
-    Pack<T, kN> total[kRows];
-    for (int r = 0; r < kRows; ++r) total[r] = Pack<T, kN>{};
+    Vec<T, kN> total[kRows];
+    for (int r = 0; r < kRows; ++r) total[r] = Vec<T, kN>{};
     const T* weights = block.weights + part;
     for (int32_t bin = block.first_bin; bin < block.last_bin; ++bin, weights += kColumnBlock) {
-      const Pack<T, kN> weight = load<T, kN>(weights);
-      for (int r = 0; r < kRows; ++r) total[r] += weight * splat<kN>(grad[r * pooled_width + bin]);
+      const Vec<T, kN> weight = load<T, kN>(weights);
+      for (int r = 0; r < kRows; ++r) total[r] += weight * Set<kN>(grad[r * pooled_width + bin]);
     }
     for (int r = 0; r < kRows; ++r) store<kN, T>(rows + r * stride + part, total[r]);
   }
@@ -34,8 +34,8 @@ RCNN_HOST_DEVICE void spread_columns_of(const ColumnBlock<T>& block, const T* gr
 
 // The same for any number of rows. grad: [count, PW]
 template <class T>
-RCNN_HOST_DEVICE void spread_columns(const ColumnBlock<T>& block, const T* grad, int64_t count,
-                                     int64_t pooled_width, T* rows, int64_t stride) {
+RCNN_INLINE void spread_columns(const ColumnBlock<T>& block, const T* grad, int64_t count,
+                                int64_t pooled_width, T* rows, int64_t stride) {
   int64_t r = 0;
   for (; r + kRowBlock <= count; r += kRowBlock) {
     spread_columns_of<kRowBlock>(block, grad + r * pooled_width, pooled_width, rows + r * stride,
@@ -48,12 +48,12 @@ RCNN_HOST_DEVICE void spread_columns(const ColumnBlock<T>& block, const T* grad,
 
 // target[i] += sum over taps of weight * source[tap's place][i]. kTaps: how many, or 0 for any
 template <int kN, int kPacks, int kTaps, class T>
-RCNN_HOST_DEVICE void add_rows_packs(const Tap<T>* begin, const Tap<T>* end, const T* source,
-                                     int64_t stride, T* target) {
-  Pack<T, kN> total[kPacks];
-  for (int p = 0; p < kPacks; ++p) total[p] = Pack<T, kN>{};
+RCNN_INLINE void add_rows_packs(const Tap<T>* begin, const Tap<T>* end, const T* source,
+                                int64_t stride, T* target) {
+  Vec<T, kN> total[kPacks];
+  for (int p = 0; p < kPacks; ++p) total[p] = Vec<T, kN>{};
   const auto add = [&](const Tap<T>& tap) {
-    const Pack<T, kN> weight = splat<kN>(tap.weight);
+    const Vec<T, kN> weight = Set<kN>(tap.weight);
     for (int p = 0; p < kPacks; ++p) {
       total[p] += weight * load<T, kN>(source + tap.place * stride + p * kN);
     }
@@ -69,8 +69,8 @@ RCNN_HOST_DEVICE void add_rows_packs(const Tap<T>* begin, const Tap<T>* end, con
 }
 
 template <int kTaps, class T>
-RCNN_HOST_DEVICE void add_rows_of(const Tap<T>* begin, const Tap<T>* end, const T* source,
-                                  int64_t stride, int64_t count, T* target) {
+RCNN_INLINE void add_rows_of(const Tap<T>* begin, const Tap<T>* end, const T* source,
+                             int64_t stride, int64_t count, T* target) {
   constexpr int kN = kLanes<T>;
   constexpr int kHalf = kN > kColumnBlock ? kColumnBlock : kN;
   int64_t i = 0;
@@ -97,8 +97,8 @@ RCNN_HOST_DEVICE void add_rows_of(const Tap<T>* begin, const Tap<T>* end, const 
 
 // One or two bins reach most pixels: which of them it is, is guessed once a row, not once a pack.
 template <class T>
-RCNN_HOST_DEVICE void add_rows(const Tap<T>* begin, const Tap<T>* end, const T* source,
-                               int64_t stride, int64_t count, T* target) {
+RCNN_INLINE void add_rows(const Tap<T>* begin, const Tap<T>* end, const T* source, int64_t stride,
+                          int64_t count, T* target) {
   switch (end - begin) {
     case 0: break;
     case 1: add_rows_of<1>(begin, end, source, stride, count, target); break;
@@ -180,10 +180,10 @@ inline void spread_line(const RoiTable<T>& table, const Stored* grad, const Pool
   constexpr int kN = kLanes<T>;
   int64_t i = 0;
   for (; i + kN <= count; i += kN) {
-    Pack<T, kN> total{};
+    Vec<T, kN> total{};
     for (int32_t t = start[0]; t < start[1]; ++t) {
       const Tap<T> tap = table.by_row.taps[t];
-      total += splat<kN>(tap.weight) * load<T, kN>(grad + tap.place * count + i);
+      total += Set<kN>(tap.weight) * load<T, kN>(grad + tap.place * count + i);
     }
     store<kN, T>(sums + i, total);
   }

@@ -5,12 +5,12 @@
 #include "roi_align_transposed_cpu-inl.h"
 // clang-format on
 
-constexpr int64_t kRoisAhead = 2;  // that fetch_lines() runs before the work
+constexpr int64_t kRoisAhead = 2;  // that prefetch_range() runs before the work
 
 // Brings the lines of `count` elements that a RoI to come reads or writes. RoIs are in
 // order of place, so that their pooled maps lie anywhere, and the processor guesses none of them.
 template <bool kWrite, class Stored>
-RCNN_HOST_DEVICE void fetch_lines(const Stored* from, int64_t count) {
+RCNN_INLINE void prefetch_range(const Stored* from, int64_t count) {
   constexpr int64_t kLine = 64 / sizeof(Stored);
   for (int64_t i = 0; i < count; i += kLine) prefetch<kWrite>(from + i);
   prefetch<kWrite>(from + count - 1);
@@ -18,7 +18,7 @@ RCNN_HOST_DEVICE void fetch_lines(const Stored* from, int64_t count) {
 
 // kPlanes channels at a time.
 template <int kPlanes, class T, class Stored>
-void align_channels_by(const RoiRun<RoiTable<T>, Stored>& run, const PooledShape& pooled,
+void align_channels_by(const RoiSpan<RoiTable<T>, Stored>& run, const PooledShape& pooled,
                        int64_t first, int64_t last, AlignScratch<T>& scratch, Stored* out) {
   const int64_t plane = run.height * run.width;
   const int64_t bins = pooled.bins();
@@ -26,13 +26,14 @@ void align_channels_by(const RoiRun<RoiTable<T>, Stored>& run, const PooledShape
     const Stored* const planes = run.image + c * plane;
     const int64_t count = std::min<int64_t>(kPlanes, last - c);
     const int64_t next_count = run.whole ? std::min<int64_t>(kPlanes, last - c - count) : 0;
-    LinesAhead<Stored> ahead(planes + (next_count > 0 ? count * plane : 0), next_count * plane,
+    Prefetcher<Stored> ahead(planes + (next_count > 0 ? count * plane : 0), next_count * plane,
                              run.end - run.begin);
     for (const RoiTable<T>* table = run.begin; table != run.end; ++table) {
       ahead.fetch();
       Stored* const target = out + (table->roi * pooled.channels + c) * bins;
       if (run.end - table > kRoisAhead) {
-        fetch_lines<true>(out + (table[kRoisAhead].roi * pooled.channels + c) * bins, count * bins);
+        prefetch_range<true>(out + (table[kRoisAhead].roi * pooled.channels + c) * bins,
+                             count * bins);
       }
       if (count == kPlanes) {
         align_planes<kPlanes>(*table, planes, plane, run.width, pooled, scratch, target);
@@ -48,7 +49,7 @@ void align_channels_by(const RoiRun<RoiTable<T>, Stored>& run, const PooledShape
 
 // All RoIs of a run for channels [first, last), NCHW. out: [K, C, PH, PW]
 template <class T, class Stored>
-void align_channels(const RoiRun<RoiTable<T>, Stored>& run, const PooledShape& pooled,
+void align_channels(const RoiSpan<RoiTable<T>, Stored>& run, const PooledShape& pooled,
                     int64_t first, int64_t last, AlignScratch<T>& scratch, Stored* out) {
   // With few RoIs, planes come no faster than they are used: those in use and the next ones should
   // fit the cache. With many, the weights of a RoI should serve several planes.
@@ -86,7 +87,7 @@ void spread_channels(const RoiTable<T>* begin, const RoiTable<T>* end, const Sto
   };
   for (const RoiTable<T>* table = begin; table != end; ++table) {
     if (end - table > kRoisAhead) {
-      fetch_lines<false>(gradient_of(table[kRoisAhead]), count * pooled.bins());
+      prefetch_range<false>(gradient_of(table[kRoisAhead]), count * pooled.bins());
     }
     for (int64_t c = 0; c < count; ++c) {
       spread_plane(*table, gradient_of(*table) + c * pooled.bins(), pooled, scratch,

@@ -22,22 +22,22 @@ template <int kPlanes, int kPacks, bool kTail, class T, class Stored>
 inline void combine_rows_packs(const RowSums<T, Stored>& rows, int64_t x) {
   constexpr int kN = kLanes<T>;
   constexpr int kTailN = kN > kColumnBlock ? kColumnBlock : kN;
-  Pack<T, kN> total[kPlanes][kPacks + 1];
-  Pack<T, kTailN> tail[kPlanes];
+  Vec<T, kN> total[kPlanes][kPacks + 1];
+  Vec<T, kTailN> tail[kPlanes];
   for (int c = 0; c < kPlanes; ++c) {
-    for (int p = 0; p < kPacks; ++p) total[c][p] = Pack<T, kN>{};
-    tail[c] = Pack<T, kTailN>{};
+    for (int p = 0; p < kPacks; ++p) total[c][p] = Vec<T, kN>{};
+    tail[c] = Vec<T, kTailN>{};
   }
   for (const Tap<T>* tap = rows.begin; tap != rows.end; ++tap) {
     const Stored* const source = rows.planes + tap->place * rows.row + x;
-    const Pack<T, kN> weight = splat<kN>(tap->weight);
+    const Vec<T, kN> weight = Set<kN>(tap->weight);
     for (int c = 0; c < kPlanes; ++c) {
       for (int p = 0; p < kPacks; ++p) {
         total[c][p] += weight * load<T, kN>(source + c * rows.plane + p * kN);
       }
       if (kTail) {
         tail[c] +=
-            splat<kTailN>(tap->weight) * load<T, kTailN>(source + c * rows.plane + kPacks * kN);
+            Set<kTailN>(tap->weight) * load<T, kTailN>(source + c * rows.plane + kPacks * kN);
       }
     }
   }
@@ -49,7 +49,7 @@ inline void combine_rows_packs(const RowSums<T, Stored>& rows, int64_t x) {
 }
 
 template <int kPlanes, class T, class Stored>
-RCNN_HOST_DEVICE void combine_rows(const RowSums<T, Stored>& rows, int64_t columns) {
+RCNN_INLINE void combine_rows(const RowSums<T, Stored>& rows, int64_t columns) {
   constexpr int kN = kLanes<T>;
   constexpr bool kTail = kN > kColumnBlock;
   constexpr int kTailN = kTail ? kColumnBlock : kN;
@@ -96,14 +96,14 @@ struct BlockTarget {
 
 // Stores packs of all rows. Whether a NaN or an infinity is among them.
 template <int kN, int kPacks, int kRows, class T, class Stored>
-RCNN_HOST_DEVICE bool store_block(const Pack<T, kN> (&total)[kRows][kPacks],
-                                  const BlockTarget<Stored>& target) {
-  Pack<T, kN> zeros{};
+RCNN_INLINE bool store_block(const Vec<T, kN> (&total)[kRows][kPacks],
+                             const BlockTarget<Stored>& target) {
+  Vec<T, kN> zeros{};
   for (int r = 0; r < kRows; ++r) {
     for (int p = 0; p < kPacks; ++p) {
-      zeros += total[r][p] * Pack<T, kN>{};
+      zeros += total[r][p] * Vec<T, kN>{};
       Stored* const to = target.out + r * target.step + p * kN;
-      store_first<kN, T>(to, total[r][p], target.room - r * target.step - p * kN);
+      StoreN<kN, T>(to, total[r][p], target.room - r * target.step - p * kN);
     }
   }
   return !all_zero<kN, T>(zeros);
@@ -112,22 +112,22 @@ RCNN_HOST_DEVICE bool store_block(const Pack<T, kN> (&total)[kRows][kPacks],
 // Bin (r, lane) = sum over steps of weight * rows[r][column], all lanes reading the same columns.
 // rows: [kRows, stride]
 template <int kRows, class T, class Stored>
-RCNN_HOST_DEVICE bool combine_columns(const BinBlock<T>& block, const T* rows, int64_t stride,
-                                      const BlockTarget<Stored>& target) {
+RCNN_INLINE bool combine_columns(const BinBlock<T>& block, const T* rows, int64_t stride,
+                                 const BlockTarget<Stored>& target) {
   constexpr int kN = kLanes<T> < kBinBlock ? kLanes<T> : kBinBlock;
   constexpr int kPacks = kBinBlock / kN;
-  Pack<T, kN> total[kRows][kPacks];
+  Vec<T, kN> total[kRows][kPacks];
   for (int r = 0; r < kRows; ++r) {
-    for (int p = 0; p < kPacks; ++p) total[r][p] = Pack<T, kN>{};
+    for (int p = 0; p < kPacks; ++p) total[r][p] = Vec<T, kN>{};
   }
   for (int32_t s = 0; s < block.steps; ++s) {
     const T* const source = rows + block.columns[s];
-    Pack<T, kN> weight[kPacks];
+    Vec<T, kN> weight[kPacks];
     for (int p = 0; p < kPacks; ++p) {
       weight[p] = load<T, kN>(block.weights + s * kBinBlock + p * kN);
     }
     for (int r = 0; r < kRows; ++r) {
-      const Pack<T, kN> value = splat<kN>(source[r * stride]);
+      const Vec<T, kN> value = Set<kN>(source[r * stride]);
       for (int p = 0; p < kPacks; ++p) total[r][p] += weight[p] * value;
     }
   }
@@ -137,10 +137,10 @@ RCNN_HOST_DEVICE bool combine_columns(const BinBlock<T>& block, const T* rows, i
 #if RCNN_ISA >= 2
 // The same where each lane reads its own column, out of kRegisters registers a row.
 template <int kRows, int kRegisters, class Stored>
-RCNN_HOST_DEVICE bool combine_lanes(const BinBlock<float>& block, const float* rows, int64_t stride,
-                                    const BlockTarget<Stored>& target) {
-  Pack<float, 8> total[kRows][1];
-  for (int r = 0; r < kRows; ++r) total[r][0] = Pack<float, 8>{};
+RCNN_INLINE bool combine_lanes(const BinBlock<float>& block, const float* rows, int64_t stride,
+                               const BlockTarget<Stored>& target) {
+  Vec<float, 8> total[kRows][1];
+  for (int r = 0; r < kRows; ++r) total[r][0] = Vec<float, 8>{};
   for (int32_t s = 0; s < block.steps; ++s) {
     const __m256i column =
         _mm256_loadu_si256(reinterpret_cast<const __m256i*>(block.columns + s * kBinBlock));
@@ -158,7 +158,7 @@ RCNN_HOST_DEVICE bool combine_lanes(const BinBlock<float>& block, const float* r
             _mm512_permutex2var_ps(_mm512_loadu_ps(row + 32), index, _mm512_loadu_ps(row + 48));
         value = _mm256_mask_blend_ps(upper, value, _mm512_castps512_ps256(right));
       }
-      total[r][0] += (Pack<float, 8>)_mm256_mul_ps(weight, value);
+      total[r][0] += (Vec<float, 8>)_mm256_mul_ps(weight, value);
     }
   }
   return store_block<8, 1, kRows, float>(total, target);
@@ -166,9 +166,8 @@ RCNN_HOST_DEVICE bool combine_lanes(const BinBlock<float>& block, const float* r
 #endif
 
 template <int kRows, class T, class Stored>
-RCNN_HOST_DEVICE bool combine_block(const RoiTable<T>& table, const BinBlock<T>& block,
-                                    const T* rows, int64_t stride,
-                                    const BlockTarget<Stored>& target) {
+RCNN_INLINE bool combine_block(const RoiTable<T>& table, const BinBlock<T>& block, const T* rows,
+                               int64_t stride, const BlockTarget<Stored>& target) {
 #if RCNN_ISA >= 2
   if constexpr (sizeof(T) == 4) {
     if (table.lanes) {
@@ -206,8 +205,8 @@ inline void align_exactly(const RoiTable<T>& table, const Stored* plane, int64_t
 // The bins of some rows of one channel. rows: [count, stride], combined; room: bins from `out` to
 // the end of the channel. Whether a NaN or an infinity is among them.
 template <class T, class Stored>
-RCNN_HOST_DEVICE bool combine_bins(const RoiTable<T>& table, const T* rows, int64_t stride,
-                                   int64_t count, int64_t pooled_width, Stored* out, int64_t room) {
+RCNN_INLINE bool combine_bins(const RoiTable<T>& table, const T* rows, int64_t stride,
+                              int64_t count, int64_t pooled_width, Stored* out, int64_t room) {
   bool special = false;
   // The last block first: what it stores beyond the last bin lies in the first block of a row.
   const int64_t blocks = (pooled_width + kBinBlock - 1) / kBinBlock;
@@ -258,12 +257,12 @@ inline void align_planes(const RoiTable<T>& table, const Stored* planes, int64_t
 }
 
 template <int kN, int kPacks, class T, class Stored>
-RCNN_HOST_DEVICE void combine_pixels_packs(const std::vector<PixelTap<T>>& taps,
-                                           const Stored* image, Stored* out) {
-  Pack<T, kN> total[kPacks];
-  for (int p = 0; p < kPacks; ++p) total[p] = Pack<T, kN>{};
+RCNN_INLINE void combine_pixels_packs(const std::vector<PixelTap<T>>& taps, const Stored* image,
+                                      Stored* out) {
+  Vec<T, kN> total[kPacks];
+  for (int p = 0; p < kPacks; ++p) total[p] = Vec<T, kN>{};
   for (const PixelTap<T>& tap : taps) {
-    const Pack<T, kN> weight = splat<kN>(tap.weight);
+    const Vec<T, kN> weight = Set<kN>(tap.weight);
     for (int p = 0; p < kPacks; ++p) {
       total[p] += weight * load<T, kN>(image + tap.offset + p * kN);
     }

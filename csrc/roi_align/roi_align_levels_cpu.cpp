@@ -21,7 +21,7 @@
 #include "roi_align_scratch_cpu.h"
 #include "roi_align_weights_cpu.h"
 
-#define RCNN_ISA_SOURCE "../roi_align/roi_align_cpu-inl.h"
+#define RCNN_TARGET_INCLUDE "../roi_align/roi_align_cpu-inl.h"
 #include "../cpu/foreach_target.h"
 
 namespace rcnn_ext {
@@ -93,7 +93,7 @@ void align(const std::vector<Tensor>& maps, const Tensor& rois,
   const int64_t roi_count = rois.size(0);
   const int64_t threads = torch::stable::get_num_threads();
   // Each part of the RoIs turns its own pixels.
-  const Sharing by_tiles(pooled.channels, kTileChannels, roi_count, threads);
+  const WorkGrid by_tiles(pooled.channels, kTileChannels, roi_count, threads);
   const bool permutes = std::is_same_v<T, float> && active_isa() == Isa::kAvx512;
   const auto tables =
       tabulate<T>(rois, levels, batch_size, request, [&](int64_t level, int64_t count) {
@@ -121,19 +121,19 @@ void align(const std::vector<Tensor>& maps, const Tensor& rois,
           for_each_map(
               tables, level_count, batch_size, first, last,
               [&](const RoiTable<T>* begin, const RoiTable<T>* end, int64_t level, int64_t image) {
-                RCNN_ON_THIS_CPU(align_whole_pixels(begin, end, image_of(level, image),
-                                                    levels[level].width, pooled, taps, out));
+                RCNN_DYNAMIC_DISPATCH(align_whole_pixels(begin, end, image_of(level, image),
+                                                         levels[level].width, pooled, taps, out));
               });
         });
     return;
   }
   const bool large = output.numel() * static_cast<int64_t>(sizeof(Stored)) > kLargeResult;
-  for_each_share(
+  parallel_for_2d(
       tables.has(TableForm::kBinPixels)
           ? by_tiles
-          : Sharing(pooled.channels, kPlanesAtOnce, roi_count, 4 * threads),
+          : WorkGrid(pooled.channels, kPlanesAtOnce, roi_count, 4 * threads),
       cycles, [&](int64_t first, int64_t last, int64_t first_roi, int64_t last_roi) {
-        std::vector<RoiRun<RoiTable<T>, Stored>> tiles, planes;
+        std::vector<RoiSpan<RoiTable<T>, Stored>> tiles, planes;
         for_each_map(
             tables, level_count, batch_size, first_roi, last_roi,
             [&](const RoiTable<T>* begin, const RoiTable<T>* end, int64_t level, int64_t image) {
@@ -144,11 +144,11 @@ void align(const std::vector<Tensor>& maps, const Tensor& rois,
                   .push_back({begin, end, image_of(level, image), map.height, map.width, whole});
             });
         if (!tiles.empty()) {
-          RCNN_ON_THIS_CPU(align_tiles<T>(tiles, pooled, first, last, large, out));
+          RCNN_DYNAMIC_DISPATCH(align_tiles<T>(tiles, pooled, first, last, large, out));
         }
         AlignScratch<T> scratch(planes.empty() ? 0 : widest(levels));
         for (const auto& run : planes) {
-          RCNN_ON_THIS_CPU(align_channels(run, pooled, first, last, scratch, out));
+          RCNN_DYNAMIC_DISPATCH(align_channels(run, pooled, first, last, scratch, out));
         }
       });
 }
@@ -183,8 +183,9 @@ void spread(const Tensor& grad, const Tensor& rois, const std::vector<LevelShape
             0, height, grain(cycles / height), [&](int64_t first, int64_t last) {
               std::vector<T> sums(pooled.width * channels);
               std::vector<T> line(kInPlace ? 0 : width * channels);
-              RCNN_ON_THIS_CPU(spread_lines(begin, end, upstream, width, pooled, first, last,
-                                            sums.data(), line.data(), out + image * image_size));
+              RCNN_DYNAMIC_DISPATCH(spread_lines(begin, end, upstream, width, pooled, first, last,
+                                                 sums.data(), line.data(),
+                                                 out + image * image_size));
             });
         continue;
       }
@@ -196,7 +197,7 @@ void spread(const Tensor& grad, const Tensor& rois, const std::vector<LevelShape
             std::vector<T> planes(kInPlace ? 0 : at_once * height * width);
             for (int64_t c = first * at_once; c < std::min(channels, last * at_once);
                  c += at_once) {
-              RCNN_ON_THIS_CPU(spread_channels(
+              RCNN_DYNAMIC_DISPATCH(spread_channels(
                   begin, end, upstream, height, width, pooled, c, std::min(at_once, channels - c),
                   scratch, planes.data(), out + image * image_size + c * height * width));
             }

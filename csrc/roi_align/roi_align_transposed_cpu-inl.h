@@ -9,24 +9,24 @@ constexpr int kFewTaps = 4;
 // A row of bins of kRows taps along y and kColumns along x. tile: [H, W, kLanes], out: [PW, kLanes]
 // Returns the sum of all, which is finite only if they are.
 template <int kRows, int kColumns, class T>
-RCNN_NO_INLINE Pack<T, kLanes<T>> align_few(const Tap<T>* rows, const BinBlock<T>& block,
-                                            int64_t pooled_width, const T* tile, int64_t width,
-                                            T* out) {
+RCNN_NO_INLINE Vec<T, kLanes<T>> align_few(const Tap<T>* rows, const BinBlock<T>& block,
+                                           int64_t pooled_width, const T* tile, int64_t width,
+                                           T* out) {
   constexpr int kN = kLanes<T>;
-  Pack<T, kN> row_weights[std::max(kRows, 1)];
+  Vec<T, kN> row_weights[std::max(kRows, 1)];
   const T* places[std::max(kRows, 1)];
   for (int r = 0; r < kRows; ++r) {
-    row_weights[r] = splat<kN>(rows[r].weight);
+    row_weights[r] = Set<kN>(rows[r].weight);
     places[r] = tile + rows[r].place * width * kN;
   }
-  Pack<T, kN> all{};
+  Vec<T, kN> all{};
   for (int64_t b = 0; b < pooled_width; ++b) {
-    Pack<T, kN> total{};
+    Vec<T, kN> total{};
     for (int c = 0; c < kColumns; ++c) {
       const int64_t at = static_cast<int64_t>(block.columns[c * pooled_width + b]) * kN;
-      Pack<T, kN> column{};
+      Vec<T, kN> column{};
       for (int r = 0; r < kRows; ++r) column += row_weights[r] * load<T, kN>(places[r] + at);
-      total += splat<kN>(block.weights[c * pooled_width + b]) * column;
+      total += Set<kN>(block.weights[c * pooled_width + b]) * column;
     }
     store<kN, T>(out + b * kN, total);
     all += total;
@@ -36,19 +36,19 @@ RCNN_NO_INLINE Pack<T, kLanes<T>> align_few(const Tap<T>* rows, const BinBlock<T
 
 // kBins neighbouring bins of a row, of any number of taps. Adds them up in `all`.
 template <int kBins, class T>
-RCNN_HOST_DEVICE void align_bins(const Tap<T>* begin, const Tap<T>* end, const BinBlock<T>& block,
-                                 int64_t first, int64_t pooled_width, const T* tile, int64_t width,
-                                 T* out, Pack<T, kLanes<T>>& all) {
+RCNN_INLINE void align_bins(const Tap<T>* begin, const Tap<T>* end, const BinBlock<T>& block,
+                            int64_t first, int64_t pooled_width, const T* tile, int64_t width,
+                            T* out, Vec<T, kLanes<T>>& all) {
   constexpr int kN = kLanes<T>;
-  Pack<T, kN> total[kBins];
-  for (int b = 0; b < kBins; ++b) total[b] = Pack<T, kN>{};
+  Vec<T, kN> total[kBins];
+  for (int b = 0; b < kBins; ++b) total[b] = Vec<T, kN>{};
   for (int32_t s = 0; s < block.steps; ++s) {
     const int32_t* const columns = block.columns + s * pooled_width + first;
     const T* const weights = block.weights + s * pooled_width + first;
-    Pack<T, kN> column[kBins];
+    Vec<T, kN> column[kBins];
     const T* top[kBins];
     for (int b = 0; b < kBins; ++b) {
-      column[b] = Pack<T, kN>{};
+      column[b] = Vec<T, kN>{};
       top[b] = tile + static_cast<int64_t>(columns[b]) * kN;
 #if defined(__GNUC__)
       // Otherwise compilers hold indices, and work out an address for every load.
@@ -57,10 +57,10 @@ RCNN_HOST_DEVICE void align_bins(const Tap<T>* begin, const Tap<T>* end, const B
     }
     for (const Tap<T>* tap = begin; tap != end; ++tap) {
       const int64_t row = tap->place * width * kN;
-      const Pack<T, kN> weight = splat<kN>(tap->weight);
+      const Vec<T, kN> weight = Set<kN>(tap->weight);
       for (int b = 0; b < kBins; ++b) column[b] += weight * load<T, kN>(top[b] + row);
     }
-    for (int b = 0; b < kBins; ++b) total[b] += splat<kN>(weights[b]) * column[b];
+    for (int b = 0; b < kBins; ++b) total[b] += Set<kN>(weights[b]) * column[b];
   }
   for (int b = 0; b < kBins; ++b) {
     all += total[b];
@@ -70,11 +70,11 @@ RCNN_HOST_DEVICE void align_bins(const Tap<T>* begin, const Tap<T>* end, const B
 
 // The same for a row of bins. Returns their sum.
 template <class T>
-RCNN_HOST_DEVICE Pack<T, kLanes<T>> align_many(const Tap<T>* begin, const Tap<T>* end,
-                                               const BinBlock<T>& block, int64_t pooled_width,
-                                               const T* tile, int64_t width, T* out) {
-  Pack<T, kLanes<T>> all{};
-  side_by_side(pooled_width, [=, &all](auto number, int64_t bin) {
+RCNN_INLINE Vec<T, kLanes<T>> align_many(const Tap<T>* begin, const Tap<T>* end,
+                                         const BinBlock<T>& block, int64_t pooled_width,
+                                         const T* tile, int64_t width, T* out) {
+  Vec<T, kLanes<T>> all{};
+  unrolled(pooled_width, [=, &all](auto number, int64_t bin) {
     align_bins<decltype(number)::value>(begin, end, block, bin, pooled_width, tile, width,
                                         out + bin * kLanes<T>, all);
   });
@@ -83,15 +83,15 @@ RCNN_HOST_DEVICE Pack<T, kLanes<T>> align_many(const Tap<T>* begin, const Tap<T>
 
 // A row of bins, as above.
 template <class T>
-RCNN_HOST_DEVICE Pack<T, kLanes<T>> align_row(const Tap<T>* begin, const Tap<T>* end,
-                                              const BinBlock<T>& block, int64_t pooled_width,
-                                              const T* tile, int64_t width, T* out) {
+RCNN_INLINE Vec<T, kLanes<T>> align_row(const Tap<T>* begin, const Tap<T>* end,
+                                        const BinBlock<T>& block, int64_t pooled_width,
+                                        const T* tile, int64_t width, T* out) {
   if (end - begin > kFewTaps || block.steps > kFewTaps) {
     return align_many(begin, end, block, pooled_width, tile, width, out);
   }
-  Pack<T, kLanes<T>> all;
-  with_known<kFewTaps>(end - begin, [&](auto rows) {
-    with_known<kFewTaps>(block.steps, [&](auto columns) {
+  Vec<T, kLanes<T>> all;
+  dispatch_static<kFewTaps>(end - begin, [&](auto rows) {
+    dispatch_static<kFewTaps>(block.steps, [&](auto columns) {
       all = align_few<decltype(rows)::value, decltype(columns)::value>(begin, block, pooled_width,
                                                                        tile, width, out);
     });
@@ -101,18 +101,18 @@ RCNN_HOST_DEVICE Pack<T, kLanes<T>> align_row(const Tap<T>* begin, const Tap<T>*
 
 // Whole runs of RoIs for channels [first, last). out: [K, C, PH, PW]
 template <class T, class Stored>
-void align_tiles(const std::vector<RoiRun<RoiTable<T>, Stored>>& runs, const PooledShape& pooled,
+void align_tiles(const std::vector<RoiSpan<RoiTable<T>, Stored>>& runs, const PooledShape& pooled,
                  int64_t first, int64_t last, bool large, Stored* out) {
   constexpr int kN = kLanes<T>;
   const int64_t bins = pooled.bins();
-  ChannelResults<T, Stored> results(bins, large);
+  StreamingWriter<T, Stored> results(bins, large);
   for_each_tile<T, /*kFindsNan=*/false>(
       runs, first, last, pooled.height,
       [&](const RoiTable<T>& table, const auto& run, auto& tile, int64_t c, int64_t count,
           auto& ahead) {
-        const TapLists<T>& y = table.y;
+        const CsrWeights<T>& y = table.y;
         Stored* const target = out + (table.roi * pooled.channels + c) * bins;
-        Pack<T, kN> all{};
+        Vec<T, kN> all{};
         for (int64_t ph = 0; ph < pooled.height; ++ph) {
           results.send(pooled.height);
           ahead.fetch();
@@ -121,7 +121,7 @@ void align_tiles(const std::vector<RoiRun<RoiTable<T>, Stored>>& runs, const Poo
                            results.data() + ph * pooled.width * kN);
         }
         // A NaN or an infinity among the sums is left in that of all; so it is if that overflows.
-        if (RCNN_UNLIKELY(!(all_zero<kN, T>(all * Pack<T, kN>{})))) {
+        if (RCNN_UNLIKELY(!(all_zero<kN, T>(all * Vec<T, kN>{})))) {
           const int64_t plane = run.height * run.width;
           for (int64_t i = 0; i < count; ++i) {
             align_exactly(table, run.image + (c + i) * plane, run.width, pooled, target + i * bins);

@@ -28,7 +28,7 @@ struct Tap {
 
 // The terms of several sums: those of sum i are taps [starts[i], starts[i + 1]).
 template <class T>
-struct TapLists {
+struct CsrWeights {
   const int32_t* starts;
   const Tap<T>* taps;
 };
@@ -75,12 +75,12 @@ enum class TableForm {
 
 template <class T>
 struct RoiTable {
-  int64_t roi;                    // its place among the RoIs
-  int64_t first_column, columns;  // a multiple of kColumnBlock unless the map is narrower
-  TapLists<T> y, x;               // by bin: pixels. y has the average over the samples in it
-  int64_t first_row, rows;        // that a bin reaches
-  int64_t first_x, widths;        // columns that a bin reaches
-  TapLists<T> by_row, by_column;  // by pixel, from first_row and first_x: bins
+  int64_t roi;                      // its place among the RoIs
+  int64_t first_column, columns;    // a multiple of kColumnBlock unless the map is narrower
+  CsrWeights<T> y, x;               // by bin: pixels. y has the average over the samples in it
+  int64_t first_row, rows;          // that a bin reaches
+  int64_t first_x, widths;          // columns that a bin reaches
+  CsrWeights<T> by_row, by_column;  // by pixel, from first_row and first_x: bins
   RowOrder row_order;
   bool lanes;                           // how bin_blocks are read
   const BinBlock<T>* bin_blocks;        // [ceil(PW / kBinBlock)], or 1
@@ -176,7 +176,7 @@ class TableMaker {
   };
 
   // The taps of all bins of an axis, and the pixels between the first and the last of them.
-  Span tabulate(const AlignAxis<T>& axis, int64_t bins, T divisor, TapLists<T>& lists) {
+  Span tabulate(const AlignAxis<T>& axis, int64_t bins, T divisor, CsrWeights<T>& lists) {
     sums_.resize(std::max<size_t>(sums_.size(), axis.extent), T(0));
     taps_.clear();
     starts_.assign(1, 0);
@@ -203,7 +203,7 @@ class TableMaker {
   }
 
   // From pixels of bins to bins of pixels.
-  TapLists<T> transposed(const TapLists<T>& lists, int64_t bins, const Span& pixels) {
+  CsrWeights<T> transposed(const CsrWeights<T>& lists, int64_t bins, const Span& pixels) {
     int32_t* const starts = integers_.take(pixels.size() + 1);
     std::fill_n(starts, pixels.size() + 1, 0);
     const int32_t count = lists.starts[bins];
@@ -220,7 +220,7 @@ class TableMaker {
     return {starts, taps};
   }
 
-  RowOrder ordered(const TapLists<T>& by_row, int64_t count) {
+  RowOrder ordered(const CsrWeights<T>& by_row, int64_t count) {
     int32_t* const rows = integers_.take(count);
     int32_t ends[3];
     int32_t end = 0;
@@ -332,7 +332,7 @@ class TableMaker {
   std::vector<int32_t> starts_, steps_;
 };
 
-// The tables of all RoIs, in the order of sort_by_place().
+// The tables of all RoIs, in the order of sort_for_locality().
 template <class T>
 class AlignTables {
  public:
@@ -343,7 +343,7 @@ class AlignTables {
               const std::vector<LevelShape>& levels, int64_t batch_size,
               const AlignOptions& options, FormOf&& form_of)
       : batch_size_(batch_size), group_starts_(levels.size() * batch_size + 1, 0) {
-    const std::vector<RoiPlace> order = sort_by_place(rois, count, [&](int64_t k) {
+    const std::vector<RoiSortKey> order = sort_for_locality(rois, count, [&](int64_t k) {
       const int64_t level = level_of ? level_of[k] : 0;
       const int64_t group = level * batch_size + static_cast<int64_t>(rois[5 * k]);
       ++group_starts_[group + 1];
@@ -360,7 +360,7 @@ class AlignTables {
     for (int64_t t = 0; t < tasks; ++t) makers_.emplace_back(options);
     torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin * kRoisPerTask; i < std::min(count, end * kRoisPerTask); ++i) {
-        const RoiPlace& key = order[i];
+        const RoiSortKey& key = order[i];
         tables_[i] = makers_[i / kRoisPerTask].make(
             key.roi, rois + 5 * key.roi + 1, levels[key.group / batch_size], forms_[key.group]);
       }

@@ -54,7 +54,7 @@ template <class T>
 std::vector<RoiBins> tabulate_bins(const T* rois, int64_t count, const PoolOptions& options,
                                    const FeatureShape& shape) {
   const T scale = static_cast<T>(options.spatial_scale);
-  const std::vector<RoiPlace> order = sort_by_place(rois, count, [&](int64_t k) {
+  const std::vector<RoiSortKey> order = sort_for_locality(rois, count, [&](int64_t k) {
     return LevelPlace{static_cast<int64_t>(rois[5 * k]), options.spatial_scale};
   });
   std::vector<RoiBins> tables(count);

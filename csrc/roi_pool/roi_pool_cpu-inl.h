@@ -15,17 +15,17 @@ using PixelOf = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 // Of some bins, or channels of a bin, side by side.
 template <class T, int N>
 struct Maxima {
-  Pack<T, N> value;
-  Pack<PixelOf<T>, N> pixel;
+  Vec<T, N> value;
+  Vec<PixelOf<T>, N> pixel;
 
   // Pixels come in ascending order.
-  RCNN_HOST_DEVICE void add(const Pack<T, N>& other, const Pack<PixelOf<T>, N>& at) {
+  RCNN_INLINE void add(const Vec<T, N>& other, const Vec<PixelOf<T>, N>& at) {
 #if defined(__GNUC__)
     pixel = other > value ? at : pixel;
 #else
     for (int i = 0; i < N; ++i) pixel[i] = other[i] > value[i] ? at[i] : pixel[i];
 #endif
-    value = greater_of<N, T>(other, value);
+    value = Max<N, T>(other, value);
   }
 };
 
@@ -48,28 +48,27 @@ inline void pool_exactly(const RoiBins& bins, const Stored* plane, int64_t width
 // kPacks packs of channels of one bin. image: at the first of them, [H, W, `step` elements]
 // Whether there may be a NaN.
 template <int kN, int kPacks, class T, class Stored>
-RCNN_HOST_DEVICE bool pool_bin_packs(const PixelRange& ys, const PixelRange& xs,
-                                     const Stored* image, int64_t width, int64_t step, Stored* out,
-                                     int32_t* argmax) {
+RCNN_INLINE bool pool_bin_packs(const PixelRange& ys, const PixelRange& xs, const Stored* image,
+                                int64_t width, int64_t step, Stored* out, int32_t* argmax) {
   using Pixel = PixelOf<T>;
   if (RCNN_UNLIKELY(ys.first >= ys.last || xs.first >= xs.last)) {
     for (int p = 0; p < kPacks; ++p) {
-      store<kN, T>(out + p * kN, Pack<T, kN>{});
-      store<kN, Pixel>(argmax + p * kN, splat<kN>(Pixel(-1)));
+      store<kN, T>(out + p * kN, Vec<T, kN>{});
+      store<kN, Pixel>(argmax + p * kN, Set<kN>(Pixel(-1)));
     }
     return false;
   }
   Maxima<T, kN> maxima[kPacks];
-  Pack<T, kN> sum[kPacks];
+  Vec<T, kN> sum[kPacks];
   const int64_t begin = ys.first * width + xs.first;
   for (int p = 0; p < kPacks; ++p) {
-    sum[p] = Pack<T, kN>{};
-    maxima[p] = {load<T, kN>(image + begin * step + p * kN), splat<kN>(static_cast<Pixel>(begin))};
+    sum[p] = Vec<T, kN>{};
+    maxima[p] = {load<T, kN>(image + begin * step + p * kN), Set<kN>(static_cast<Pixel>(begin))};
   }
   for (int64_t y = ys.first; y < ys.last; ++y) {
     const int64_t first = y * width + xs.first;
     const Stored* pixel = image + first * step;
-    Pack<Pixel, kN> at = splat<kN>(static_cast<Pixel>(first));
+    Vec<Pixel, kN> at = Set<kN>(static_cast<Pixel>(first));
     for (int64_t x = xs.first; x < xs.last; ++x) {
       for (int p = 0; p < kPacks; ++p) {
         const auto value = load<T, kN>(pixel + p * kN);
@@ -77,14 +76,14 @@ RCNN_HOST_DEVICE bool pool_bin_packs(const PixelRange& ys, const PixelRange& xs,
         maxima[p].add(value, at);
       }
       pixel += step;
-      at += splat<kN>(Pixel(1));
+      at += Set<kN>(Pixel(1));
     }
   }
   bool special = false;
   for (int p = 0; p < kPacks; ++p) {
     store<kN, T>(out + p * kN, maxima[p].value);
     store<kN, Pixel>(argmax + p * kN, maxima[p].pixel);
-    special |= !all_zero<kN, T>(sum[p] * Pack<T, kN>{});
+    special |= !all_zero<kN, T>(sum[p] * Vec<T, kN>{});
   }
   return special;
 }
@@ -96,31 +95,31 @@ RCNN_HOST_DEVICE bool pool_bin_packs(const PixelRange& ys, const PixelRange& xs,
 // The bins advance side by side: one after the other they would wait for their own maxima, and for
 // loops whose lengths the processor can't foresee.
 template <int kBins, class T>
-RCNN_HOST_DEVICE void pool_bins(const PixelRange& ys, const int32_t* columns, int64_t count,
-                                int64_t pooled_width, const T* tile, int64_t width, T* value,
-                                PixelOf<T>* pixel) {
+RCNN_INLINE void pool_bins(const PixelRange& ys, const int32_t* columns, int64_t count,
+                           int64_t pooled_width, const T* tile, int64_t width, T* value,
+                           PixelOf<T>* pixel) {
   using Pixel = PixelOf<T>;
   constexpr int kN = kLanes<T>;
   Maxima<T, kN> maxima[kBins];
   for (int b = 0; b < kBins; ++b) {
-    maxima[b] = {splat<kN>(-std::numeric_limits<T>::infinity()), Pack<Pixel, kN>{}};
+    maxima[b] = {Set<kN>(-std::numeric_limits<T>::infinity()), Vec<Pixel, kN>{}};
   }
   // Counted from the first pixel of a bin, pixels of all bins have one number.
   for (int64_t y = ys.first; y < ys.last; ++y) {
     const T* const row = tile + y * width * kN;
-    Pack<Pixel, kN> at = splat<kN>(static_cast<Pixel>((y - ys.first) * width));
+    Vec<Pixel, kN> at = Set<kN>(static_cast<Pixel>((y - ys.first) * width));
     for (const int32_t* column = columns; column != columns + count * pooled_width;
          column += pooled_width) {
       for (int b = 0; b < kBins; ++b) {
         maxima[b].add(load<T, kN>(row + static_cast<int64_t>(column[b]) * kN), at);
       }
-      at += splat<kN>(Pixel(1));
+      at += Set<kN>(Pixel(1));
     }
   }
   for (int b = 0; b < kBins; ++b) {
     const auto first = static_cast<Pixel>(ys.first * width + columns[b]);
     store<kN, T>(value + b * kN, maxima[b].value);
-    store<kN, Pixel>(pixel + b * kN, maxima[b].pixel + splat<kN>(first));
+    store<kN, Pixel>(pixel + b * kN, maxima[b].pixel + Set<kN>(first));
   }
 }
 
@@ -130,11 +129,11 @@ template <class T>
 #if RCNN_ISA < 2
 RCNN_NO_INLINE void
 #else
-RCNN_HOST_DEVICE void
+RCNN_INLINE void
 #endif
 pool_row(const PixelRange ys, const int32_t* columns, int64_t count, int64_t pooled_width,
          const T* tile, int64_t width, T* value, PixelOf<T>* pixel) {
-  side_by_side(pooled_width, [=](auto number, int64_t bin) {
+  unrolled(pooled_width, [=](auto number, int64_t bin) {
     pool_bins<decltype(number)::value>(ys, columns + bin, count, pooled_width, tile, width,
                                        value + bin * kLanes<T>, pixel + bin * kLanes<T>);
   });
@@ -142,12 +141,13 @@ pool_row(const PixelRange ys, const int32_t* columns, int64_t count, int64_t poo
 
 // Runs of RoIs, NCHW, for channels [first, last). out and argmax: [K, C, PH, PW]
 template <class T, class Stored>
-void pool_channels(const std::vector<RoiRun<RoiBins, Stored>>& runs, int64_t channels, int64_t bins,
-                   int64_t first, int64_t last, bool large, Stored* out, int32_t* argmax) {
+void pool_channels(const std::vector<RoiSpan<RoiBins, Stored>>& runs, int64_t channels,
+                   int64_t bins, int64_t first, int64_t last, bool large, Stored* out,
+                   int32_t* argmax) {
   using Pixel = PixelOf<T>;
   constexpr int kN = kLanes<T>;
-  ChannelResults<T, Stored> values(bins, large);
-  ChannelResults<Pixel, int32_t> places(bins, large);
+  StreamingWriter<T, Stored> values(bins, large);
+  StreamingWriter<Pixel, int32_t> places(bins, large);
   const auto rows = static_cast<int64_t>(runs.front().begin->y.size());
   for_each_tile<T, /*kFindsNan=*/true>(
       runs, first, last, rows,
@@ -183,8 +183,8 @@ void pool_channels(const std::vector<RoiRun<RoiBins, Stored>>& runs, int64_t cha
           place += pooled_width * kN;
         }
         for (const int64_t bin : roi.empty) {
-          store<kN, T>(values.data() + bin * kN, Pack<T, kN>{});
-          store<kN, Pixel>(places.data() + bin * kN, splat<kN>(Pixel(-1)));
+          store<kN, T>(values.data() + bin * kN, Vec<T, kN>{});
+          store<kN, Pixel>(places.data() + bin * kN, Set<kN>(Pixel(-1)));
         }
         values.put(count, out + target);
         places.put(count, argmax + target);

@@ -19,7 +19,7 @@
 #include "roi_pool.h"
 #include "roi_pool_bins_cpu.h"
 
-#define RCNN_ISA_SOURCE "../roi_pool/roi_pool_cpu-inl.h"
+#define RCNN_TARGET_INCLUDE "../roi_pool/roi_pool_cpu-inl.h"
 #include "../cpu/foreach_target.h"
 
 namespace rcnn_ext {
@@ -27,9 +27,9 @@ namespace {
 
 // The RoIs of every image among tables [begin, end). data: [N, C, H, W]
 template <class Stored>
-std::vector<RoiRun<RoiBins, Stored>> runs_of(const RoiBins* begin, const RoiBins* end,
-                                             const Stored* data, const FeatureShape& shape) {
-  std::vector<RoiRun<RoiBins, Stored>> runs;
+std::vector<RoiSpan<RoiBins, Stored>> runs_of(const RoiBins* begin, const RoiBins* end,
+                                              const Stored* data, const FeatureShape& shape) {
+  std::vector<RoiSpan<RoiBins, Stored>> runs;
   while (begin != end) {
     const RoiBins* stop = begin;
     int64_t read = 0;
@@ -80,20 +80,20 @@ std::tuple<Tensor, Tensor> roi_pool_cpu(const Tensor& input, const Tensor& rois,
 
     if (features.channels_last) {
       torch::stable::parallel_for(0, roi_count, 1, [&](int64_t begin, int64_t end) {
-        RCNN_ON_THIS_CPU(pool_pixels<T>(tables.data() + begin, tables.data() + end, data, shape,
-                                        bins, out, out_argmax));
+        RCNN_DYNAMIC_DISPATCH(pool_pixels<T>(tables.data() + begin, tables.data() + end, data,
+                                             shape, bins, out, out_argmax));
       });
       return;
     }
     const bool large = output.numel() * static_cast<int64_t>(sizeof(Stored)) > kLargeResult;
     const int64_t cycles = 60 + 8 * bins;  // for a RoI and a channel, about
-    for_each_share(Sharing(channels, kPoolChannels, roi_count, torch::stable::get_num_threads()),
-                   cycles, [&](int64_t first, int64_t last, int64_t first_roi, int64_t last_roi) {
-                     const auto runs =
-                         runs_of(tables.data() + first_roi, tables.data() + last_roi, data, shape);
-                     RCNN_ON_THIS_CPU(pool_channels<T>(runs, channels, bins, first, last, large,
-                                                       out, out_argmax));
-                   });
+    parallel_for_2d(WorkGrid(channels, kPoolChannels, roi_count, torch::stable::get_num_threads()),
+                    cycles, [&](int64_t first, int64_t last, int64_t first_roi, int64_t last_roi) {
+                      const auto runs =
+                          runs_of(tables.data() + first_roi, tables.data() + last_roi, data, shape);
+                      RCNN_DYNAMIC_DISPATCH(pool_channels<T>(runs, channels, bins, first, last,
+                                                             large, out, out_argmax));
+                    });
   });
   return {output, argmax};
 }
@@ -136,8 +136,8 @@ Tensor roi_pool_backward_cpu(const Tensor& grad, const Tensor& argmax, const Ten
         for (int64_t n = 0; n < batch_size; ++n) {
           Stored* const image = out + n * pixels * channels;
           const auto scatter = [&](int64_t from, int64_t to, T* target, int64_t step) {
-            RCNN_ON_THIS_CPU(scatter_pixels<T>(roi_data, roi_count, n, grad_data, argmax_data,
-                                               shape, bins, from, to, target, step));
+            RCNN_DYNAMIC_DISPATCH(scatter_pixels<T>(roi_data, roi_count, n, grad_data, argmax_data,
+                                                    shape, bins, from, to, target, step));
           };
           if constexpr (kInPlace) {
             scatter(first, last, image + first, channels);

@@ -6,7 +6,7 @@
 
 #include "../cpu/huge_pages.h"
 
-#define RCNN_ISA_SOURCE "../selective_search/edges-inl.h"
+#define RCNN_TARGET_INCLUDE "../selective_search/edges-inl.h"
 #include "../cpu/foreach_target.h"
 
 namespace rcnn_ext::selective_search {
@@ -28,7 +28,7 @@ static void measure(PlanarRow& a, int column_a, PlanarRow& b, int column_b, int 
                     double* costs, uint16_t* ranks) {
   const double* from[3] = {a.channel(0), a.channel(1), a.channel(2)};
   const double* to[3] = {b.channel(0), b.channel(1), b.channel(2)};
-  RCNN_ON_THIS_CPU(distances(from, to, column_a, column_b, count, costs, ranks));
+  RCNN_DYNAMIC_DISPATCH(distances(from, to, column_a, column_b, count, costs, ranks));
 }
 
 // Counts the ranks in strips of a window. Their surroundings are left out, so that this is not

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
-#define RCNN_ISA_SOURCE "../selective_search/neighbors-inl.h"
+#define RCNN_TARGET_INCLUDE "../selective_search/neighbors-inl.h"
 #include "../cpu/foreach_target.h"
 
 namespace rcnn_ext::selective_search {
@@ -27,9 +27,9 @@ std::vector<Pair> nested_corners(const std::vector<PixelBox>& boxes) {
     // No box begins above its predecessors: those from here on lie below this one.
     const auto below = std::lower_bound(columns[1].begin() + a + 1, columns[1].end(), box.max_y);
     const int first = a + 1, rest = static_cast<int>(below - columns[1].begin()) - first;
-    RCNN_ON_THIS_CPU(mark_corners_inside(&columns[0][first], &columns[1][first], &columns[2][first],
-                                         &columns[3][first], rest, box.min_x, box.min_y, box.max_x,
-                                         box.max_y, marks.data()));
+    RCNN_DYNAMIC_DISPATCH(mark_corners_inside(
+        &columns[0][first], &columns[1][first], &columns[2][first], &columns[3][first], rest,
+        box.min_x, box.min_y, box.max_x, box.max_y, marks.data()));
     std::memset(&marks[rest], 0, kWord);
     for (int word = 0; word < rest; word += kWord) {
       uint64_t any;

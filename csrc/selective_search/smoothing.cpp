@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#define RCNN_ISA_SOURCE "../selective_search/smoothing-inl.h"
+#define RCNN_TARGET_INCLUDE "../selective_search/smoothing-inl.h"
 #include "../cpu/foreach_target.h"
 
 namespace rcnn_ext::selective_search {
@@ -31,20 +31,20 @@ void SmoothedRows<T>::write(int y, PlanarRow& smoothed) {
       window_[k + radius_] = rows_[source % rows_.size()].channel(c);
     }
     const int width = image_.width;
-    RCNN_ON_THIS_CPU(smooth_columns(window_.data(), weights_, radius_, width, sums));
+    RCNN_DYNAMIC_DISPATCH(smooth_columns(window_.data(), weights_, radius_, width, sums));
     for (int k = 1; k <= radius_; ++k) {
       sums[-k] = sums[reflect(-k, width)];
       sums[width - 1 + k] = sums[reflect(width - 1 + k, width)];
     }
-    RCNN_ON_THIS_CPU(smooth_row(sums, weights_, radius_, width, smoothed.channel(c)));
+    RCNN_DYNAMIC_DISPATCH(smooth_row(sums, weights_, radius_, width, smoothed.channel(c)));
   }
 }
 
 template <class T>
 void SmoothedRows<T>::load(int y) {
   PlanarRow& row = rows_[y % rows_.size()];
-  RCNN_ON_THIS_CPU(split_row(image_.row(y), image_.width, image_.factor, row.channel(0),
-                             row.channel(1), row.channel(2)));
+  RCNN_DYNAMIC_DISPATCH(split_row(image_.row(y), image_.width, image_.factor, row.channel(0),
+                                  row.channel(1), row.channel(2)));
 }
 
 template class SmoothedRows<uint8_t>;

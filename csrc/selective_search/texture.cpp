@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#define RCNN_ISA_SOURCE "../selective_search/texture-inl.h"
+#define RCNN_TARGET_INCLUDE "../selective_search/texture-inl.h"
 #include "../cpu/foreach_target.h"
 
 namespace rcnn_ext::selective_search {
@@ -47,7 +47,7 @@ const std::vector<Pattern>& PatternFinder<T>::row(int y) {
   found_.clear();
   for (int channel = 0; channel < 3; ++channel) {
     uint8_t* marks = marks_.data();
-    RCNN_ON_THIS_CPU(mark_peaks(up, middle, down, width, channel, marks));
+    RCNN_DYNAMIC_DISPATCH(mark_peaks(up, middle, down, width, channel, marks));
     for (int x = 0; x < width; ++x) {
       if (!marks[x]) continue;
       const double value = static_cast<double>(middle[3 * x + channel]);

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <limits>
 
-#define RCNN_ISA_SOURCE "../selective_search/uijlings-inl.h"
+#define RCNN_TARGET_INCLUDE "../selective_search/uijlings-inl.h"
 #include "../cpu/foreach_target.h"
 
 namespace rcnn_ext::selective_search {
@@ -41,8 +41,8 @@ void code_textures(const Image<double>& image, const Smoothing& smoothing, Pixel
       const double* below = rows[std::min(y + 1, height - 1) % 3].channel(c);
       for (int axis = 0; axis < kAxes; ++axis) {
         uint8_t* out = &codes.textures[(c * kAxes + axis) * plane + static_cast<size_t>(y) * width];
-        RCNN_ON_THIS_CPU(code_derivatives(middle - 1, middle + 1, above, below, cosines[axis],
-                                          sines[axis], width, out));
+        RCNN_DYNAMIC_DISPATCH(code_derivatives(middle - 1, middle + 1, above, below, cosines[axis],
+                                               sines[axis], width, out));
       }
     }
   }
@@ -131,10 +131,10 @@ void PaperRegions::count(const PixelCodes& codes, const Segmentation& segmentati
 double PaperRegions::similarity(int a, int b) const {
   const float *x = shares(a), *y = shares(b);
   double sum = 0;
-  if (measures_ & kColour) sum += RCNN_ON_THIS_CPU(intersection(x, y, colour_length_));
+  if (measures_ & kColour) sum += RCNN_DYNAMIC_DISPATCH(intersection(x, y, colour_length_));
   if (measures_ & kTexture) {
     const int skip = colour_length_;
-    sum += RCNN_ON_THIS_CPU(intersection(x + skip, y + skip, texture_length_));
+    sum += RCNN_DYNAMIC_DISPATCH(intersection(x + skip, y + skip, texture_length_));
   }
   const double sizes = static_cast<double>(sizes_[a] + sizes_[b]);
   if (measures_ & kSize) sum += 1.0 - sizes / area_;
@@ -153,7 +153,7 @@ int PaperRegions::merge(int a, int b) {
   const float weight = static_cast<float>(static_cast<double>(sizes_[a]) / size);
   shares_.resize(shares_.size() + length);
   float* mean = shares_.data() + shares_.size() - length;
-  RCNN_ON_THIS_CPU(weighted_mean(shares(a), shares(b), weight, 1 - weight, length, mean));
+  RCNN_DYNAMIC_DISPATCH(weighted_mean(shares(a), shares(b), weight, 1 - weight, length, mean));
   boxes_.push_back(enclose(boxes_[a], boxes_[b]));
   sizes_.push_back(size);
   return static_cast<int>(sizes_.size()) - 1;

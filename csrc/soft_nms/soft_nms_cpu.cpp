@@ -45,7 +45,7 @@ struct SoftBoxes {
 }  // namespace
 }  // namespace rcnn_ext
 
-#define RCNN_ISA_SOURCE "../soft_nms/soft_nms_cpu-inl.h"
+#define RCNN_TARGET_INCLUDE "../soft_nms/soft_nms_cpu-inl.h"
 #include "../cpu/foreach_target.h"
 
 namespace rcnn_ext {
@@ -140,9 +140,9 @@ void soft_suppress_segment(const Box<T>* boxes, const T* scores, const uint32_t*
     hull.y2 = larger(hull.y2, box.y2);
   }
   if (method == DecayMethod::kLinear) {
-    RCNN_ON_THIS_CPU(soft_suppress<DecayMethod::kLinear>(s, rule, rescored));
+    RCNN_DYNAMIC_DISPATCH(soft_suppress<DecayMethod::kLinear>(s, rule, rescored));
   } else {
-    RCNN_ON_THIS_CPU(soft_suppress<DecayMethod::kGaussian>(s, rule, rescored));
+    RCNN_DYNAMIC_DISPATCH(soft_suppress<DecayMethod::kGaussian>(s, rule, rescored));
   }
 }
 
