@@ -36,7 +36,7 @@ _COMMON = (
     "refine=null",
     "data.workers=0",
     # One image at the end, not a whole split now and then.
-    "evaluation.every=0",
+    "evaluation.val_every=0",
     "evaluation.max_images=1",
     "evaluation.patience=null",
     "runtime.device=cpu",

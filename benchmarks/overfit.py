@@ -42,10 +42,10 @@ _COMMON = (
     "data.augment.color=0",
     "optimizer.name=adamw",
     "optimizer.weight_decay=0",
-    "optimizer.lr_of={}",
+    "optimizer.lr_overrides={}",
     "schedule.decay=cosine",
     "schedule.warmup_steps=20",
-    "evaluation.every=0",
+    "evaluation.val_every=0",
     "evaluation.max_images=1",
     "evaluation.patience=null",
     "runtime.tensorboard=false",
@@ -73,7 +73,7 @@ _RPN = (
 _SEARCH = (
     "model.box_fg_iou_thresh=0.4",
     "model.box_bg_iou_thresh=0.4",
-    "proposals.min_side=8",
+    "selective_search.min_side=8",
 )
 
 
@@ -110,8 +110,8 @@ CASES = {
             # layer4 on each RoI would be most of the work.
             "model.pool_size=4",
             "model.box_batch_size_per_image=32",
-            "proposals.mode=quality",
-            "proposals.max_boxes=2000",
+            "selective_search.mode=quality",
+            "selective_search.max_boxes=2000",
         ),
         # AP at IoU 0.5 as VOC defines it: COCO's counts difficult objects, which training leaves
         # out, as missed, and could not be more than 0.89 here.
@@ -123,8 +123,8 @@ CASES = {
             *_DETECTOR,
             *_SEARCH,
             "model.dropout=0",
-            "proposals.max_boxes=2000",
-            "proposals.max_aspect_ratio=null",
+            "selective_search.max_boxes=2000",
+            "selective_search.max_aspect_ratio=null",
         ),
         {"AP50": 0.9},
     ),

@@ -69,7 +69,7 @@ def tiny_run(tmp_path_factory, one_thread):
     from rcnn_ext.cli.main import main
 
     folder = tmp_path_factory.mktemp("tiny")
-    run = TinyRun(folder / "data", folder / "out", (*TINY, "evaluation.every=2"), 4)
+    run = TinyRun(folder / "data", folder / "out", (*TINY, "evaluation.val_every=2"), 4)
     arguments = ["train", "faster_rcnn_synthetic", "--data", str(run.data), "--out", str(run.out)]
     assert main([*arguments, "--max-steps", str(run.steps), *run.overrides]) == 0
     return run

@@ -31,6 +31,10 @@ _TRAIN_PACKAGES = (
 )
 
 
+# What commands were called before 0.1.0.
+_RENAMED_COMMANDS = {"proposals": "selective-search"}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
@@ -91,6 +95,9 @@ def _one_line(error: UserError) -> str:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
+    command = next((word for word in arguments if not word.startswith("-")), None)
+    if command in _RENAMED_COMMANDS:
+        raise UserError(f"unknown command {command}; it is called {_RENAMED_COMMANDS[command]} now")
     parser = _build_parser(arguments)
     options, rest = parser.parse_known_args(arguments)
     # argparse takes optional positional arguments in one place only; overrides may stand anywhere.
@@ -137,7 +144,11 @@ def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     _add_export(add("export", "write a model for use elsewhere", _cli_text.EXPORT_EPILOG, _export))
     named = next((word for word in arguments if not word.startswith("-")), None)
     for name, module, summary in (
-        ("proposals", "rcnn_ext.cli.selective_search", "search a data set for object proposals"),
+        (
+            "selective-search",
+            "rcnn_ext.cli.selective_search",
+            "search a data set for object proposals",
+        ),
         ("bench", "rcnn_ext.bench", "compare the operators with torchvision's"),
         (
             "doctor",
@@ -161,7 +172,9 @@ def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    names = ", ".join(sorted(p.stem for p in (Path(__file__).parents[1] / "recipes").glob("*.yaml")))
+    names = ", ".join(
+        sorted(p.stem for p in (Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+    )
     parser.add_argument(
         "recipe", metavar="RECIPE", help=f"one of {names}; or the path of a YAML file"
     )

@@ -1,4 +1,4 @@
-"""The command ``rcnn-ext proposals``."""
+"""The command ``rcnn-ext selective-search``."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from rcnn_ext.selective_search.settings import MODES, SearchSettings
 
 _EPILOG = """\
 examples:
-  rcnn-ext proposals VOCdevkit/VOC2007 --out proposals
-  rcnn-ext proposals VOCdevkit/VOC2007 --out proposals --mode fast
-  torchrun --nproc-per-node 4 -m rcnn_ext proposals images/ --out proposals
+  rcnn-ext selective-search VOCdevkit/VOC2007 --out regions
+  rcnn-ext selective-search VOCdevkit/VOC2007 --out regions --mode fast
+  torchrun --nproc-per-node 4 -m rcnn_ext selective-search images/ --out regions
 
 Stop it whenever you like: the same command goes on from there. Training reads the folder with
-proposals.folder=proposals and the same settings.
+selective_search.folder=regions and the same settings.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of ``rcnn-ext proposals``."""
+    """Declare the options of ``rcnn-ext selective-search``."""
     parser.epilog = _EPILOG
     parser.add_argument(
         "dataset",
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folders, with all images below them, or image files",
     )
     parser.add_argument(
-        "--out", metavar="DIR", type=Path, required=True, help="folder of the proposals"
+        "--out", metavar="DIR", type=Path, required=True, help="folder of the regions"
     )
     parser.add_argument(
         "--mode",

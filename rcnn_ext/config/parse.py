@@ -9,6 +9,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
+from rcnn_ext.config.renamed import renamed_key
 from rcnn_ext.errors import UserError
 
 T = TypeVar("T")
@@ -72,6 +73,9 @@ def _section_kind(hint: Any) -> type | None:
 
 
 def _unknown_key(key: str, root: type) -> str:
+    renamed = renamed_key(key)
+    if renamed is not None:
+        return f"unknown key {key}; it is called {renamed} now"
     known = list(all_keys(root))
     name = key.rpartition(".")[2]
     # Somebody who forgets the section has spelt the rest right.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rcnn_ext.data.config import DataConfig
-from rcnn_ext.selective_search.config import ProposalsConfig
+from rcnn_ext.selective_search.config import SelectiveSearchConfig
 
 
 @dataclass
@@ -49,7 +49,8 @@ class ModelConfig:
     key that the kind of model does not have is an error.
 
     Attributes:
-        detector: The kind of model. ``fast_rcnn`` takes its proposals as the section ``proposals``
+        detector: The kind of model. ``fast_rcnn`` takes its proposals as the section
+            ``selective_search``
             says; ``localizer`` finds one object in each image.
         backbone: The network that makes features, such as ``resnet50`` or ``resnet18``; for a
             localizer also ``cnn``, and any with ``_fpn`` at its end.
@@ -149,12 +150,12 @@ class OptimizerConfig:
         weight_decay: Of weights of two or more dimensions: convolutions and linear layers.
         norm_weight_decay: Of the rest: biases and normalisation.
         clip_norm: Longest gradient, over all parameters together; null does not clip.
-        accumulate: Parts into which the images of a step are divided, one after the other, where
-            memory is short. Their losses are averaged.
-        lr_of: Learning rates of parts of the model instead of ``lr``. A part is the dotted
+        accumulate_grad_batches: Parts into which the images of a step are divided, one after the
+            other, where memory is short. Their losses are averaged.
+        lr_overrides: Learning rates of parts of the model instead of ``lr``. A part is the dotted
             beginning of its parameters' names, such as ``backbone.body.layer4``, or a regular
             expression for whole names; the first that fits counts.
-        frozen: Parts that do not learn, named as in ``lr_of``.
+        freeze: Parts that do not learn, named as in ``lr_overrides``.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -163,9 +164,9 @@ class OptimizerConfig:
     weight_decay: float = 1e-4
     norm_weight_decay: float = 0.0
     clip_norm: float | None = 10.0
-    accumulate: int = 1
-    lr_of: dict[str, float] = field(default_factory=dict)
-    frozen: list[str] = field(default_factory=list)
+    accumulate_grad_batches: int = 1
+    lr_overrides: dict[str, float] = field(default_factory=dict)
+    freeze: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         _require(self.lr > 0, "lr", "greater than 0")
@@ -173,10 +174,12 @@ class OptimizerConfig:
         _require(self.weight_decay >= 0, "weight_decay", "0 or more")
         _require(self.norm_weight_decay >= 0, "norm_weight_decay", "0 or more")
         _require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "null or above 0")
-        _require(self.accumulate >= 1, "accumulate", "at least 1")
-        for part, rate in self.lr_of.items():
+        _require(self.accumulate_grad_batches >= 1, "accumulate_grad_batches", "at least 1")
+        for part, rate in self.lr_overrides.items():
             _require(
-                rate > 0, f"lr_of.{part}", "greater than 0; frozen= stops a part from learning"
+                rate > 0,
+                f"lr_overrides.{part}",
+                "greater than 0; freeze= stops a part from learning",
             )
 
 
@@ -223,18 +226,18 @@ class RefineConfig:
     """A second phase of training, from where the first ends.
 
     Attributes:
-        learns: Parts of the model that learn in it, named as in ``optimizer.lr_of``, whether or not
-            they learnt before; all others are frozen, with their batch statistics.
+        trainable: Parts of the model that learn in it, named as in ``optimizer.lr_overrides``,
+            whether or not they learned before; all others are frozen, with their batch statistics.
         optimizer: A new optimiser.
         schedule: Its steps come after those of the first phase.
     """
 
-    learns: list[str] = field(default_factory=lambda: ["roi_heads"])
+    trainable: list[str] = field(default_factory=lambda: ["roi_heads"])
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
     def __post_init__(self) -> None:
-        _require(bool(self.learns), "learns", "one or more parts")
+        _require(bool(self.trainable), "trainable", "one or more parts")
 
 
 @dataclass
@@ -242,30 +245,30 @@ class EvaluationConfig:
     """Validation during training, and the batches of any evaluation.
 
     Attributes:
-        every: Steps from one validation to the next; 0 validates at the end only.
+        val_every: Steps from one validation to the next; 0 validates at the end only.
         batch_size: Images in a batch of a process.
         max_images: Validations during training look at the first so many images; null means all.
         monitor: The metric that decides what is the best, such as ``AP50`` or ``VOC_AP``; null
             means ``AP``, or for a localizer ``score``. Higher is better.
-        min_gain: How much better than the best before a validation must be.
+        min_delta: How much better than the best before a validation must be.
         patience: A phase ends after so many validations in a row without a new best; null trains
             all steps.
     """
 
-    every: int = 5_000
+    val_every: int = 5_000
     batch_size: int = 4
     max_images: int | None = None
     monitor: str | None = None
-    min_gain: float = 0.0
+    min_delta: float = 0.0
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        _require(self.every >= 0, "every", "0 or more")
+        _require(self.val_every >= 0, "val_every", "0 or more")
         _require(self.batch_size >= 1, "batch_size", "at least 1")
         _require(
             self.max_images is None or self.max_images >= 1, "max_images", "null or at least 1"
         )
-        _require(self.min_gain >= 0, "min_gain", "0 or more")
+        _require(self.min_delta >= 0, "min_delta", "0 or more")
         _require(self.patience is None or self.patience >= 1, "patience", "null or at least 1")
 
 
@@ -280,7 +283,7 @@ class RuntimeConfig:
         log_every: Steps that are averaged to one line of ``losses.csv``.
         checkpoint_every: Steps from one write of ``last.ckpt`` to the next; it is also written
             with each validation, at the end, and on Ctrl-C.
-        not_finite: What to do when a loss or gradient is NaN or infinite: ``stop`` with the names
+        on_nan: What to do when a loss or gradient is NaN or infinite: ``stop`` with the names
             of the losses, or ``skip`` the step.
         tensorboard: Whether to write TensorBoard logs too, where tensorboard is installed.
         sync_batch_norm: Whether batch normalisation takes its statistics over all GPUs.
@@ -290,7 +293,7 @@ class RuntimeConfig:
     precision: Literal["auto", "32", "bf16", "16"] = "32"
     log_every: int = 20
     checkpoint_every: int = 500
-    not_finite: Literal["stop", "skip"] = "stop"
+    on_nan: Literal["stop", "skip"] = "stop"
     tensorboard: bool = True
     sync_batch_norm: bool = False
 
@@ -308,7 +311,7 @@ class Recipe:
         seed: Seed of weights, order, augmentation and sampling.
         model: The detector.
         data: Where samples come from.
-        proposals: Where Fast R-CNN gets its proposals; other models do not look at it.
+        selective_search: Where Fast R-CNN gets its proposals; other models do not look at it.
         optimizer: How weights follow gradients.
         schedule: How long training lasts.
         refine: A second phase of training, or null.
@@ -320,7 +323,7 @@ class Recipe:
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    proposals: ProposalsConfig = field(default_factory=ProposalsConfig)
+    selective_search: SelectiveSearchConfig = field(default_factory=SelectiveSearchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     refine: RefineConfig | None = None

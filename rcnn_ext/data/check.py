@@ -32,7 +32,7 @@ examples:
   rcnn-ext check OWNER/NAME --format hf --split val
 
 Each line of the report is FILE:LINE: error|warning: what is wrong. Errors stop training, or are
-left out of it with data.on_problem=skip; warnings were mended, as a box that was cut to its image.
+left out of it with data.on_error=skip; warnings were mended, as a box that was cut to its image.
 The exit code is 2 if there are errors (with --strict: or warnings), else 0.
 """
 
@@ -180,7 +180,7 @@ def run(options: argparse.Namespace) -> int:
                 picture = options.pictures / f"{split}.jpg"
                 with tempfile.TemporaryDirectory() as folder:
                     if streams:
-                        lenient = dataclasses.replace(config, on_problem="skip")
+                        lenient = dataclasses.replace(config, on_error="skip")
                         stream = open_stream(lenient, root, split, classes)
                         drawn = copy_split(stream, Path(folder) / split, _DRAWN)
                     print(f"wrote {draw_split(drawn, picture)}")

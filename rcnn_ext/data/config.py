@@ -99,7 +99,7 @@ class DataConfig:
             and others are a problem; ``largest``: all but the largest object of an image are left
             out, and so are images without any.
         keep_difficult: Whether objects marked as difficult are trained on.
-        on_problem: ``stop``: broken files stop the run; ``skip``: they are left out.
+        on_error: ``stop``: broken files stop the run; ``skip``: they are left out.
         measure_mean_std: Whether mean and standard deviation of each channel are computed from the
             training images before the first step, in place of those of ImageNet.
         batch_size: Images in a step, those of all processes together: a recipe means the same on
@@ -129,7 +129,7 @@ class DataConfig:
     max_train_images: int | None = None
     objects: Literal["many", "one", "largest"] = "many"
     keep_difficult: bool = False
-    on_problem: Literal["stop", "skip"] = "stop"
+    on_error: Literal["stop", "skip"] = "stop"
     measure_mean_std: bool = False
     batch_size: int = 2
     workers: int = 2

@@ -64,7 +64,7 @@ class TrainingStream(Dataset[Sample]):
         seed: Seed of order and augmentation.
         keep_empty: Whether images without any object are used, as pure background.
         keep_difficult: Whether objects marked as difficult are used.
-        on_problem: What to do with a picture that cannot be read: ``stop``, or ``skip`` it with a
+        on_error: What to do with a picture that cannot be read: ``stop``, or ``skip`` it with a
             warning and take one at random in its place.
         mosaic: Probability that three more images share the place of one.
         proposals: Where the proposals of each image come from, for Fast R-CNN.
@@ -81,7 +81,7 @@ class TrainingStream(Dataset[Sample]):
         keep_empty: bool = True,
         *,
         keep_difficult: bool = False,
-        on_problem: Literal["stop", "skip"] = "stop",
+        on_error: Literal["stop", "skip"] = "stop",
         mosaic: float = 0.0,
         proposals: ProposalSource | None = None,
     ) -> None:
@@ -90,7 +90,7 @@ class TrainingStream(Dataset[Sample]):
             learnt = ~record.crowd if keep_difficult else ~(record.crowd | record.difficult)
             if learnt.any() or (keep_empty and len(record.boxes) == 0):
                 self.records.append(record if learnt.all() else record.select(learnt))
-        self.on_problem = on_problem
+        self.on_error = on_error
         self.mosaic = mosaic
         self.proposals = proposals
         if not any(len(record.boxes) for record in self.records):
@@ -125,7 +125,7 @@ class TrainingStream(Dataset[Sample]):
             try:
                 return raw_sample(record, self.proposals)
             except UserError as error:
-                if self.on_problem == "stop":
+                if self.on_error == "stop":
                     raise
                 warnings.warn(f"skipped: {error}", RuntimeWarning, stacklevel=2)
                 record = self._any_record()

@@ -70,7 +70,7 @@ def open_split(
         split: ``train``, ``val`` or ``test``.
         classes: Names of the classes of a detector, some of which the split need not have; None
             takes what ``config`` says.
-        report: Where problems go; broken images are then left out, whatever ``config.on_problem``
+        report: Where problems go; broken images are then left out, whatever ``config.on_error``
             says.
 
     Returns:
@@ -101,8 +101,8 @@ def open_split(
     if config.objects != "many" and annotations.annotated:
         largest = config.objects == "largest"
         annotations = one_object_each(annotations, found, largest=largest)
-    if report is None and config.on_problem == "stop":
-        advice = "; data.on_problem=skip leaves out what is broken"
+    if report is None and config.on_error == "stop":
+        advice = "; data.on_error=skip leaves out what is broken"
         found.raise_if_errors(annotations.source, advice)
     if not annotations.images:
         raise UserError(f"{annotations.source} has no images that can be used")

@@ -112,7 +112,7 @@ def with_measured_channels(recipe: Recipe, annotations: AnnotationSet) -> Recipe
     mean, std = channel_statistics(
         annotations,
         workers=recipe.data.workers,
-        skip_broken=recipe.data.on_problem == "skip",
+        skip_broken=recipe.data.on_error == "skip",
     )
     rounded = [[round(value, 6) for value in values] for values in (mean, std)]
     model = dataclasses.replace(recipe.model, image_mean=rounded[0], image_std=rounded[1])

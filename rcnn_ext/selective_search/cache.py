@@ -109,7 +109,7 @@ class ProposalCache:
         if not path.is_file():
             raise UserError(
                 f"{self.folder} has no proposals for {image} with {self.settings}; "
-                f"compute them with: rcnn-ext proposals IMAGES --out {self.folder}"
+                f"compute them with: rcnn-ext selective-search IMAGES --out {self.folder}"
             )
         return self._load(path)
 
@@ -165,7 +165,7 @@ class ProposalCache:
         except (SafetensorError, KeyError, ValueError) as error:
             raise UserError(
                 f"the proposals in {path} are damaged ({error}); delete the file and run "
-                "rcnn-ext proposals again"
+                "rcnn-ext selective-search again"
             ) from error
         if regions.boxes.shape != (len(regions.sizes), 4):
             raise UserError(f"the proposals in {path} are damaged: boxes {regions.boxes.shape}")

@@ -1,4 +1,4 @@
-"""The proposals section of a recipe."""
+"""The section ``selective_search`` of a recipe."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from rcnn_ext.selective_search.settings import SearchSettings
 
 
 @dataclass
-class ProposalsConfig:
+class SelectiveSearchConfig:
     """Where Fast R-CNN gets the boxes that it classifies: selective search, kept on disk.
 
     null means the default of the mode. The attributes from ``mode`` to ``seed`` are those of
     :class:`SearchSettings`, the rest are those of :class:`ProposalFilter`.
 
     Attributes:
-        folder: Where the regions are kept, relative to the current folder, as ``rcnn-ext proposals
-            --out`` writes them; null means ``proposals`` in the folder of the run. The filters are
-            applied when it is read, so they may change without another search.
+        folder: Where the regions are kept, relative to the current folder, as ``rcnn-ext
+            selective-search --out`` writes them; null means ``selective_search`` in the folder of
+            the run. The filters are applied when it is read, so they may change without another
+            search.
         missing: What to do for images that have none there: ``compute`` them before the first step,
             with all cores, or ``error``.
         backend: ``native``; or a peer, to compare with.

@@ -15,7 +15,7 @@ from rcnn_ext.distributed import Processes
 from rcnn_ext.selective_search import CachedRegions, ProposalCache, find_regions
 from rcnn_ext.selective_search.precompute import precompute
 
-_FOLDER = "proposals"
+_FOLDER = "selective_search"
 
 
 class SearchedProposals:
@@ -29,7 +29,7 @@ class SearchedProposals:
     """
 
     def __init__(self, recipe: Recipe, run: Path) -> None:
-        config = recipe.proposals
+        config = recipe.selective_search
         folder = run / _FOLDER if config.folder is None else Path(config.folder)
         self.cache = ProposalCache(folder, config.settings(), config.filters())
         self.computes = config.missing == "compute"
@@ -75,7 +75,7 @@ class SearchedProposals:
             distributed.barrier()
         own = " by the first process" if processes.count > 1 else ""
         processes.say(
-            f"proposals: {summary.computed} images searched{own}, {summary.present} were in "
+            f"selective search: {summary.computed} images searched{own}, {summary.present} were in "
             f"{self.cache.folder}"
         )
 

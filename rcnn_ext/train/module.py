@@ -95,7 +95,7 @@ class DetectionModule(pl.LightningModule):
         self._part = 0 if self.step_done else self._part + 1
         if self._part == 0:
             self._bad = None
-        self.step_done = self._part == self.phase.optimizer.accumulate - 1
+        self.step_done = self._part == self.phase.optimizer.accumulate_grad_batches - 1
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
         factor = self.state.factor(self.global_step, self.phase.schedule)
@@ -156,7 +156,7 @@ class DetectionModule(pl.LightningModule):
     def _first_position(self, images: int) -> int:
         """Position in the training stream of the first image of this process's part of a step."""
         whole = self.recipe.data.batch_size
-        part = whole // self.phase.optimizer.accumulate
+        part = whole // self.phase.optimizer.accumulate_grad_batches
         return self.steps_done * whole + self._part * part + self.processes.rank * images
 
     def _agree(self, values: torch.Tensor, names: list[str]) -> torch.Tensor:
@@ -175,10 +175,10 @@ class DetectionModule(pl.LightningModule):
         return shared[:-1].float()
 
     def _found_bad(self, what: str, values: str = "") -> None:
-        if self.recipe.runtime.not_finite == "stop":
+        if self.recipe.runtime.on_nan == "stop":
             raise UserError(
                 f"{what} at step {self.steps_done + 1}{values}; a lower optimizer.lr or a longer "
-                "schedule.warmup_steps often helps, and runtime.not_finite=skip leaves such steps "
+                "schedule.warmup_steps often helps, and runtime.on_nan=skip leaves such steps "
                 "out"
             )
         self._bad = what + values

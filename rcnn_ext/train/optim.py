@@ -41,23 +41,25 @@ def check_parts(model: nn.Module, parts: Iterable[str], key: str) -> None:
             )
 
 
-def choose_learning(model: nn.Module, learns: Sequence[str] | None, frozen: Sequence[str]) -> None:
+def choose_learning(
+    model: nn.Module, trainable: Sequence[str] | None, freeze: Sequence[str]
+) -> None:
     """Decides which parameters learn.
 
     Args:
         model: Its ``requires_grad`` flags are set.
-        learns: Parts that learn, while nothing else does; None leaves what the model has.
-        frozen: Parts that do not, all the same.
+        trainable: Parts that learn, while nothing else does; None leaves what the model has.
+        freeze: Parts that do not, all the same.
 
     Raises:
         UserError: A part fits no parameter, or no parameter is left.
     """
-    check_parts(model, learns or (), "learns")
-    check_parts(model, frozen, "optimizer.frozen")
+    check_parts(model, trainable or (), "trainable")
+    check_parts(model, freeze, "optimizer.freeze")
     for name, parameter in model.named_parameters():
-        if learns is not None:
-            parameter.requires_grad_(any(belongs(name, part) for part in learns))
-        if any(belongs(name, part) for part in frozen):
+        if trainable is not None:
+            parameter.requires_grad_(any(belongs(name, part) for part in trainable))
+        if any(belongs(name, part) for part in freeze):
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(
@@ -87,12 +89,12 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> optim.Optimize
     Raises:
         UserError: A part with a learning rate of its own does not exist.
     """
-    check_parts(model, config.lr_of, "optimizer.lr_of")
+    check_parts(model, config.lr_overrides, "optimizer.lr_overrides")
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        own = (rate for part, rate in config.lr_of.items() if belongs(name, part))
+        own = (rate for part, rate in config.lr_overrides.items() if belongs(name, part))
         key = next(own, config.lr), parameter.ndim >= 2
         decay = config.weight_decay if key[1] else config.norm_weight_decay
         group = groups.setdefault(key, {"params": [], "lr": key[0], "weight_decay": decay})

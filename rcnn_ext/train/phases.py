@@ -23,14 +23,14 @@ class Phase:
         start: Steps of the phases before.
         optimizer: See the recipe.
         schedule: See the recipe.
-        learns: Parts of the model that learn; None leaves what the model was built with.
+        trainable: Parts of the model that learn; None leaves what the model was built with.
     """
 
     index: int
     start: int
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
-    learns: tuple[str, ...] | None = None
+    trainable: tuple[str, ...] | None = None
 
     @property
     def end(self) -> int:
@@ -39,7 +39,7 @@ class Phase:
 
     def prepare(self, model: nn.Module) -> None:
         """Decides which parameters learn."""
-        choose_learning(model, self.learns, self.optimizer.frozen)
+        choose_learning(model, self.trainable, self.optimizer.freeze)
 
 
 def all_phases(recipe: Recipe) -> list[Phase]:
@@ -47,8 +47,8 @@ def all_phases(recipe: Recipe) -> list[Phase]:
     phases = [Phase(0, 0, recipe.optimizer, recipe.schedule)]
     if recipe.refine is not None:
         refine = recipe.refine
-        learns = tuple(refine.learns)
-        phases.append(Phase(1, phases[0].end, refine.optimizer, refine.schedule, learns))
+        trainable = tuple(refine.trainable)
+        phases.append(Phase(1, phases[0].end, refine.optimizer, refine.schedule, trainable))
     return phases
 
 
@@ -108,7 +108,7 @@ class RunState:
         # Nothing to be found, such as only empty images, is no reason not to have a best.
         score = 0.0 if math.isnan(score) else score
         self.validated = step
-        if self.phase_best is None or score > self.phase_best + config.min_gain:
+        if self.phase_best is None or score > self.phase_best + config.min_delta:
             self.phase_best, self.stale, self.plateau = score, 0, 0
         else:
             self.stale += 1

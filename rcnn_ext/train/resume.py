@@ -88,13 +88,13 @@ def _fixed_values(recipe: Recipe) -> dict[str, Any]:
         values["data.hf.shuffle_buffer"] = recipe.data.hf.shuffle_buffer
     optimizers = {"optimizer": recipe.optimizer}
     if recipe.refine is not None:
-        values["refine.learns"] = recipe.refine.learns
+        values["refine.trainable"] = recipe.refine.trainable
         optimizers["refine.optimizer"] = recipe.refine.optimizer
     for section, optimizer in optimizers.items():
         # These decide how the parameters are grouped, by which the optimiser's state is stored.
         values |= {
             f"{section}.name": optimizer.name,
-            f"{section}.frozen": optimizer.frozen,
-            f"{section}.lr_of": optimizer.lr_of,
+            f"{section}.freeze": optimizer.freeze,
+            f"{section}.lr_overrides": optimizer.lr_overrides,
         }
     return values

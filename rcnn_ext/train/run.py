@@ -166,7 +166,7 @@ class _Run:
             writes=processes.first,
         )
         self.checkpoints = Checkpoints(
-            out, recipe.runtime.checkpoint_every, recipe.evaluation.every, validate, self.logs
+            out, recipe.runtime.checkpoint_every, recipe.evaluation.val_every, validate, self.logs
         )
         state = self._train_phases(model, phases, saved)
         if not processes.first:
@@ -253,7 +253,7 @@ class _Run:
         """Trains a phase from the step ``done``, and returns the step at which it ended."""
         recipe, processes, runtime = self.recipe, self.processes, self.recipe.runtime
         module = DetectionModule(model, recipe, self.classes, phase, state, processes)
-        parts = phase.optimizer.accumulate
+        parts = phase.optimizer.accumulate_grad_batches
         batches = self.training.loader(recipe, parts, done, processes, self.device)
         with _quiet_lightning():
             trainer = pl.Trainer(
@@ -293,7 +293,8 @@ class _Run:
             except torch.OutOfMemoryError as error:
                 raise UserError(
                     "the GPU has too little memory for this recipe; "
-                    f"try optimizer.accumulate={2 * parts}, or a smaller data.batch_size"
+                    f"try optimizer.accumulate_grad_batches={2 * parts}, "
+                    "or a smaller data.batch_size"
                 ) from error
         return module.steps_done
 
@@ -309,13 +310,13 @@ def _check_shares(recipe: Recipe, processes: Processes) -> None:
     if recipe.refine is not None:
         phases["refine.optimizer"] = recipe.refine.optimizer
     for key, optimizer in phases.items():
-        shares = processes.count * optimizer.accumulate
+        shares = processes.count * optimizer.accumulate_grad_batches
         if recipe.data.batch_size % shares:
             each = math.ceil(recipe.data.batch_size / shares) * shares
             raise UserError(
                 f"data.batch_size={recipe.data.batch_size} images cannot be divided among "
-                f"{processes.count} processes and {key}.accumulate={optimizer.accumulate} parts; "
-                f"try data.batch_size={each}"
+                f"{processes.count} processes and {key}.accumulate_grad_batches="
+                f"{optimizer.accumulate_grad_batches} parts; try data.batch_size={each}"
             )
 
 

@@ -59,7 +59,7 @@ class TrainingFiles:
             recipe.seed,
             recipe.data.keep_empty,
             keep_difficult=recipe.data.keep_difficult,
-            on_problem=recipe.data.on_problem,
+            on_error=recipe.data.on_error,
             mosaic=recipe.data.augment.mosaic,
             proposals=proposals,
         )

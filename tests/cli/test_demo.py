@@ -15,7 +15,7 @@ pytest.importorskip("lightning", reason="lightning comes with the extra train")
 @pytest.fixture
 def demo(tiny_run, tmp_path, capsys):
     def demo(*more):
-        overrides = [*tiny_run.overrides, "schedule.steps=2", "evaluation.every=0"]
+        overrides = [*tiny_run.overrides, "schedule.steps=2", "evaluation.val_every=0"]
         code = main(["demo", "--out", str(tmp_path / "out"), *overrides, *more])
         return code, tmp_path / "out", capsys.readouterr()
 

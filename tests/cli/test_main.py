@@ -22,7 +22,7 @@ from rcnn_ext.errors import UserError
 
 ROOT = Path(rcnn_ext.__file__).parents[1]
 REAL = ROOT.parent / "shared" / "data" / "coco"
-COMMANDS = ("train", "eval", "detect", "bench", "doctor", "demo")
+COMMANDS = ("train", "eval", "detect", "selective-search", "check", "bench", "doctor", "demo")
 EXTRA = ("lightning", "pycocotools", "matplotlib", "yaml", "tqdm", "safetensors", "defusedxml")
 
 
@@ -109,6 +109,7 @@ def test_python_m_is_the_same_command(tmp_path):
             "excl",
         ),
         (["eval", ".", "--data", "gone"], "has neither best.ckpt nor last.ckpt"),
+        (["proposals", "x"], "unknown command proposals; it is called selective-search now"),
         (["detect", "gone", "gone.jpg", "--out", "x"], "the checkpoint gone does not exist"),
         (
             ["train", "faster_rcnn_coco", "--data", "file", "--out", "file"],
@@ -293,7 +294,7 @@ def test_ctrl_c_in_a_terminal_stops_training_and_its_workers(tiny_run, tmp_path)
     command = [
         sys.executable, "-m", "rcnn_ext", "train", "faster_rcnn_synthetic",
         "--data", str(tiny_run.data), "--out", str(tmp_path / "out"),
-        *tiny_run.overrides, "data.workers=2", "evaluation.every=0", "runtime.log_every=1",
+        *tiny_run.overrides, "data.workers=2", "evaluation.val_every=0", "runtime.log_every=1",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -318,7 +319,7 @@ def test_ctrl_c_in_a_terminal_stops_training_and_its_workers(tiny_run, tmp_path)
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"the real images are not in {REAL}")
 def test_real_images_train_evaluate_and_detect(capsys, tmp_path, one_thread):
     small = ["model.min_size=96", "model.max_size=128", "data.batch_size=2", "data.workers=0"]
-    small += ["model.pool_size=2", "evaluation.max_images=4", "evaluation.every=0"]
+    small += ["model.pool_size=2", "evaluation.max_images=4", "evaluation.val_every=0"]
     out = tmp_path / "out"
     code, _, errors = run(
         capsys, "train", "faster_rcnn_coco_small", "--data", REAL, "--out", out,

@@ -4,7 +4,14 @@ import dataclasses
 
 import pytest
 
-from rcnn_ext.config import load_recipe, recipe_from_dict, recipe_names, recipe_to_yaml, with_steps
+from rcnn_ext.config import (
+    apply_override,
+    load_recipe,
+    recipe_from_dict,
+    recipe_names,
+    recipe_to_yaml,
+    with_steps,
+)
 from rcnn_ext.config.parse import all_keys
 from rcnn_ext.config.schema import Recipe
 from rcnn_ext.errors import UserError
@@ -52,7 +59,7 @@ def test_overrides_reach_every_depth_and_keep_the_rest():
             "data.classes=[cat, dog]",
             "data.augment.zoom=[0.5, 2]",
             "runtime.precision=16",
-            "evaluation.every=1e3",
+            "evaluation.val_every=1e3",
             "optimizer.clip_norm=null",
         ],
     )
@@ -63,7 +70,7 @@ def test_overrides_reach_every_depth_and_keep_the_rest():
     assert changed.data.classes == ["cat", "dog"]
     assert changed.data.augment.zoom == (0.5, 2.0)
     assert changed.runtime.precision == "16"
-    assert changed.evaluation.every == 1000
+    assert changed.evaluation.val_every == 1000
     assert changed.optimizer.clip_norm is None
     assert changed.optimizer.weight_decay == plain.optimizer.weight_decay
     assert changed.data.augment.horizontal_flip == plain.data.augment.horizontal_flip
@@ -104,6 +111,32 @@ def test_the_last_of_equal_overrides_counts():
 def test_wrong_overrides_are_named(override, message):
     with pytest.raises(UserError, match=message):
         load_recipe("faster_rcnn_synthetic", [override])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("data.on_problem", "data.on_error"),
+        ("evaluation.every", "evaluation.val_every"),
+        ("evaluation.min_gain", "evaluation.min_delta"),
+        ("optimizer.accumulate", "optimizer.accumulate_grad_batches"),
+        ("optimizer.frozen", "optimizer.freeze"),
+        ("optimizer.lr_of", "optimizer.lr_overrides"),
+        ("proposals", "selective_search"),
+        ("refine.learns", "refine.trainable"),
+        ("refine.optimizer.lr_of", "refine.optimizer.lr_overrides"),
+        ("runtime.not_finite", "runtime.on_nan"),
+    ],
+)
+def test_a_key_of_before_names_its_present_one(old, new):
+    message = f"unknown key {old}; it is called {new} now"
+    assert new in {*all_keys(Recipe), "selective_search"}
+    with pytest.raises(UserError, match=message):
+        load_recipe("faster_rcnn_synthetic", [f"{old}=1"])
+    values = {}
+    apply_override(values, f"{old}=1")
+    with pytest.raises(UserError, match=message):
+        recipe_from_dict(values)
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,9 @@ _SMALL = (
     "data.augment.color=0",
     "optimizer.name=adamw",
     "optimizer.lr=0.0005",
-    "optimizer.lr_of={}",
+    "optimizer.lr_overrides={}",
     "schedule.warmup_steps=2",
-    "evaluation.every=0",
+    "evaluation.val_every=0",
     "evaluation.batch_size=4",
     "runtime.device=cpu",
     "runtime.log_every=4",
@@ -44,7 +44,12 @@ _DETECTOR = (
     "model.pool_size=3",
     "model.box_batch_size_per_image=16",
 )
-_FAST = (*_DETECTOR, "proposals.mode=single", "proposals.min_side=6", "proposals.max_boxes=60")
+_FAST = (
+    *_DETECTOR,
+    "selective_search.mode=single",
+    "selective_search.min_side=6",
+    "selective_search.max_boxes=60",
+)
 _RPN = (
     "model.rpn_pre_nms_top_n_train=60",
     "model.rpn_pre_nms_top_n_test=60",
@@ -109,7 +114,7 @@ def test_a_short_run_learns_evaluates_and_draws(name, tmp_path, capsys):
         assert 0 <= float(row["xmin"]) < float(row["xmax"]) <= 64
         submits_a_list(data, run, tmp_path)
     if name.startswith("fast_"):
-        assert list((run / "proposals").rglob("*.safetensors"))
+        assert list((run / "selective_search").rglob("*.safetensors"))
 
 
 def submits_a_list(data, run, tmp_path):
@@ -139,9 +144,14 @@ def test_proposals_that_are_missing_can_be_an_error(tmp_path, capsys):
     data = make(tmp_path / "data")
     train = ["train", "fast_rcnn_voc", "--data", str(data), "--out", str(tmp_path / "run")]
     folder = tmp_path / "searched"
-    wanted = (*overrides, "proposals.missing=error", f"proposals.folder={folder}", "refine=null")
+    wanted = (
+        *overrides,
+        "selective_search.missing=error",
+        f"selective_search.folder={folder}",
+        "refine=null",
+    )
     assert main([*train, "--max-steps", "1", *wanted]) == 2
-    assert "compute them with: rcnn-ext proposals" in capsys.readouterr().err
-    assert main(["proposals", str(data), "--out", str(folder)]) == 0
+    assert "compute them with: rcnn-ext selective-search" in capsys.readouterr().err
+    assert main(["selective-search", str(data), "--out", str(folder)]) == 0
     assert main([*train, "--overwrite", "--max-steps", "1", *wanted]) == 0
-    assert not (tmp_path / "run" / "proposals").exists()
+    assert not (tmp_path / "run" / "selective_search").exists()

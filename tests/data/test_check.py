@@ -49,7 +49,7 @@ def test_all_problems_are_in_one_report(folder, capsys):
 def test_what_training_skips_is_what_the_report_names(folder):
     with pytest.raises(UserError, match="line 5"):
         open_split(DataConfig(format="csv"), folder, "train")
-    found = open_split(DataConfig(format="csv", on_problem="skip"), folder, "train")
+    found = open_split(DataConfig(format="csv", on_error="skip"), folder, "train")
     assert [record.path.stem for record in found.images] == ["0", "1", "2"]
 
 

@@ -98,9 +98,9 @@ def test_rare_classes_decide_where_an_image_belongs(tmp_path, stratify):
 
 def test_broken_data_stop_or_are_left_out(table):
     root = table(8, "7.png,1,1,x,9,a\n3.png,2,2,5,5,b\n")
-    with pytest.raises(UserError, match=r"line 10: x2 is 'x'.*data\.on_problem=skip"):
+    with pytest.raises(UserError, match=r"line 10: x2 is 'x'.*data\.on_error=skip"):
         open_split(DataConfig(format="csv"), root, "train")
-    found = open_split(DataConfig(format="csv", on_problem="skip"), root, "train")
+    found = open_split(DataConfig(format="csv", on_error="skip"), root, "train")
     assert (len(found), found.skipped) == (7, 1)
     assert len(found.problems) == 1
 
@@ -109,7 +109,7 @@ def test_one_object_each(table):
     root = table(4, "3.png,2,2,15,15,b\n")
     with pytest.raises(UserError, match=r"line 5: 3\.png has 2 objects instead of one"):
         open_split(DataConfig(format="csv", objects="one"), root, "train")
-    left = open_split(DataConfig(format="csv", objects="one", on_problem="skip"), root, "train")
+    left = open_split(DataConfig(format="csv", objects="one", on_error="skip"), root, "train")
     assert (len(left), left.skipped) == (3, 1)
     largest = open_split(DataConfig(format="csv", objects="largest"), root, "train")
     assert largest.images[3].boxes.tolist() == [[2, 2, 15, 15]]
@@ -124,7 +124,7 @@ def test_other_classes_can_be_a_problem(table):
     strict = DataConfig(format="csv", classes=["a"], other_classes="error")
     with pytest.raises(UserError, match="unknown class 'b': 2 objects"):
         open_split(strict, root, "train")
-    strict.on_problem = "skip"
+    strict.on_error = "skip"
     found = open_split(strict, root, "train")
     assert (len(found), found.skipped, found.other) == (6, 2, 0)
 

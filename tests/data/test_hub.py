@@ -134,7 +134,7 @@ def test_an_interrupted_stream_goes_on_as_if_it_had_not_stopped(make, workers):
     for broken in (0, 3, 4):
         rows[broken]["image"]["bytes"] = b"nothing"
     split = open_stream(config(), make(rows=rows, shards=2), "train")
-    split = dataclasses.replace(split, config=dataclasses.replace(split.config, on_problem="skip"))
+    split = dataclasses.replace(split, config=dataclasses.replace(split.config, on_error="skip"))
     augmentation = build_augmentation(AugmentConfig(color=0.5, zoom=(0.5, 1.5)))
 
     def batches(count, start):
@@ -176,9 +176,7 @@ def test_damaged_rows_stop_or_are_left_out(make):
     split = open_stream(config(), make(shards=1, rows=rows), "train")
     with pytest.raises(UserError, match="image 2 of .* is not an image"):
         list(HubStream(split))
-    lenient = dataclasses.replace(
-        split, config=dataclasses.replace(split.config, on_problem="skip")
-    )
+    lenient = dataclasses.replace(split, config=dataclasses.replace(split.config, on_error="skip"))
     with (
         pytest.warns(RuntimeWarning, match="image 5 of .* has 1 boxes but 2 classes"),
         pytest.warns(RuntimeWarning, match="image 2 of .* is not an image"),

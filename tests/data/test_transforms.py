@@ -191,7 +191,7 @@ def test_damaged_pictures_stop_or_are_replaced(tmp_path):
     strict = TrainingStream(found, plain, seed=0)
     with pytest.raises(UserError, match=r"2\.png is damaged"):
         [strict[i] for i in range(4)]
-    lenient = TrainingStream(found, plain, seed=0, on_problem="skip")
+    lenient = TrainingStream(found, plain, seed=0, on_error="skip")
     with pytest.warns(RuntimeWarning, match=r"skipped: .*2\.png is damaged"):
         ids = [int(lenient[i][1]["image_id"]) for i in range(12)]
     assert len(ids) == 12

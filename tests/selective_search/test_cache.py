@@ -169,7 +169,7 @@ def test_contradicting_variables_are_refused(
 
 def test_two_processes_at_once(images: list[Path], cache: ProposalCache) -> None:
     # Both start on the same images: whoever is second replaces a whole file by an equal one.
-    command = [sys.executable, "-m", "rcnn_ext", "proposals", str(images[0].parent)]
+    command = [sys.executable, "-m", "rcnn_ext", "selective-search", str(images[0].parent)]
     command += ["--out", str(cache.folder), "--scale", "100", "--sigma", "0.9"]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     for process in running:
@@ -189,7 +189,7 @@ def test_package_runs_in_processes(images: list[Path], tmp_path: Path) -> None:
 
 def test_command_reports_and_fails_on_broken_images(images: list[Path], tmp_path: Path) -> None:
     images[0].write_text("no picture")
-    command = [sys.executable, "-m", "rcnn_ext", "proposals", str(images[0].parent)]
+    command = [sys.executable, "-m", "rcnn_ext", "selective-search", str(images[0].parent)]
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "p"), "--mode", "single", "--workers", "1"],
         capture_output=True,

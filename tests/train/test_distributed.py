@@ -34,7 +34,7 @@ OVERRIDES = (
     "optimizer.lr=0.01",
     "schedule.warmup_steps=0",
     "schedule.decay=constant",
-    "evaluation.every=5",
+    "evaluation.val_every=5",
     "runtime.log_every=1",
 )
 
@@ -148,5 +148,7 @@ def test_evaluation_is_divided_and_gathered(one_process, tmp_path):
 
 
 def test_images_that_cannot_be_divided_are_refused(one_process, tmp_path):
-    command = arguments(one_process / "data", tmp_path / "out", "optimizer.accumulate=3")
+    command = arguments(
+        one_process / "data", tmp_path / "out", "optimizer.accumulate_grad_batches=3"
+    )
     assert main(command) == 2

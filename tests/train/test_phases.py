@@ -57,7 +57,7 @@ def test_parts_are_dotted_beginnings_or_regular_expressions():
 
 def test_the_first_part_that_fits_sets_the_rate():
     network = model()
-    config = OptimizerConfig(lr=0.5, lr_of={"body.0.bias": 0.4, "body": 0.1, ".*bias": 0.2})
+    config = OptimizerConfig(lr=0.5, lr_overrides={"body.0.bias": 0.4, "body": 0.1, ".*bias": 0.2})
     assert rates(network, build_optimizer(network, config)) == {
         "body.0.weight": 0.1,
         "body.0.bias": 0.4,
@@ -73,11 +73,11 @@ def test_the_first_part_that_fits_sets_the_rate():
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda m: choose_learning(m, None, ["bdy"]), r"optimizer.frozen names bdy.* body.0, body"),
-        (lambda m: choose_learning(m, ["hea"], []), "learns names hea, but no parameter fits"),
+        (lambda m: choose_learning(m, None, ["bdy"]), r"optimizer.freeze names bdy.* body.0, body"),
+        (lambda m: choose_learning(m, ["hea"], []), "trainable names hea, but no parameter fits"),
         (lambda m: choose_learning(m, None, [".*"]), "no parameter of the model learns"),
         (
-            lambda m: build_optimizer(m, OptimizerConfig(lr_of={"[": 1.0})),
+            lambda m: build_optimizer(m, OptimizerConfig(lr_overrides={"[": 1.0})),
             "is no part of a model and no regular expression",
         ),
     ],
@@ -89,8 +89,10 @@ def test_parts_that_do_not_exist_are_named(act, message):
 
 def test_options_of_the_recipe_win_over_those_of_a_checkpoint():
     network = model()
-    optimizer = build_optimizer(network, OptimizerConfig(lr=0.5, lr_of={"head": 0.1}))
-    stored = build_optimizer(network, OptimizerConfig(lr=9.0, lr_of={"head": 9.5}, momentum=0.1))
+    optimizer = build_optimizer(network, OptimizerConfig(lr=0.5, lr_overrides={"head": 0.1}))
+    stored = build_optimizer(
+        network, OptimizerConfig(lr=9.0, lr_overrides={"head": 9.5}, momentum=0.1)
+    )
     wanted = group_options(optimizer)
     optimizer.load_state_dict(stored.state_dict())
     set_options(optimizer, wanted, 0.5)
@@ -129,7 +131,7 @@ def test_patience_counts_validations_without_a_new_best():
     assert state.ended
     assert best == [1, 2, 4], "an equally good one is newer"
     assert not run([0.1, 0.3, 0.2, 0.31, 0.25], patience=3)[0].ended
-    assert run([0.1, 0.3, 0.2, 0.31, 0.25], patience=3, min_gain=0.02)[0].ended
+    assert run([0.1, 0.3, 0.2, 0.31, 0.25], patience=3, min_delta=0.02)[0].ended
 
 
 def test_nothing_to_score_is_zero():
@@ -160,10 +162,10 @@ def test_a_recipe_has_a_second_phase_when_it_says_so():
     overrides = [
         "schedule.steps=7",
         "refine.schedule.steps=5",
-        "refine.learns=[roi_heads.box_head]",
+        "refine.trainable=[roi_heads.box_head]",
     ]
-    overrides += ["refine.optimizer.lr_of.roi_heads.box_head=0.5"]
+    overrides += ["refine.optimizer.lr_overrides.roi_heads.box_head=0.5"]
     first, second = all_phases(load_recipe("faster_rcnn_synthetic", overrides))
-    assert (first.start, first.end, first.learns) == (0, 7, None)
-    assert (second.start, second.end, second.learns) == (7, 12, ("roi_heads.box_head",))
-    assert second.optimizer.lr_of == {"roi_heads.box_head": 0.5}
+    assert (first.start, first.end, first.trainable) == (0, 7, None)
+    assert (second.start, second.end, second.trainable) == (7, 12, ("roi_heads.box_head",))
+    assert second.optimizer.lr_overrides == {"roi_heads.box_head": 0.5}

@@ -36,7 +36,7 @@ FEATURES = datasets.Features(
         },
     }
 )
-OVERRIDES = (*TINY, "data.format=hf", "data.hf.shuffle_buffer=4", "evaluation.every=2")
+OVERRIDES = (*TINY, "data.format=hf", "data.hf.shuffle_buffer=4", "evaluation.val_every=2")
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_a_resumed_run_reads_the_stream_from_where_it_stopped(make, tmp_path, mo
 def test_a_resumed_run_may_begin_a_new_order(make, tmp_path, capsys):
     data, out = make(), tmp_path / "out"
     # Steps that do not depend on how many there will be.
-    constant = ("schedule.decay=constant", "schedule.warmup_steps=0", "evaluation.every=0")
+    constant = ("schedule.decay=constant", "schedule.warmup_steps=0", "evaluation.val_every=0")
     assert train(data, out, *constant, steps=2) == 0
     assert train(data, out, *constant, "--resume", "data.workers=1") == 2
     assert "a resumed run cannot change data.workers" in capsys.readouterr().err

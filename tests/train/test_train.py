@@ -119,7 +119,7 @@ def test_a_line_of_losses_that_was_interrupted_is_finished(tiny_run, tmp_path, m
             module.stop_signal = signal.SIGINT
 
     monkeypatch.setattr("rcnn_ext.train.run.Logs", EverySecond)
-    no_validation = "evaluation.every=0"
+    no_validation = "evaluation.val_every=0"
     with monkeypatch.context() as patch:
         patch.setattr(logs.Logs, "on_train_batch_end", press_ctrl_c)
         assert train(tiny_run, tmp_path / "out", no_validation) == 130
@@ -219,7 +219,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_name(tiny_run, tmp_path, capsy
     ("overrides", "code"), [(["runtime.precision=bf16"], 0), (["runtime.precision=16"], 2)]
 )
 def test_mixed_precision(tiny_run, tmp_path, capsys, overrides, code):
-    assert train(tiny_run, tmp_path / "out", *overrides, "evaluation.every=0", steps=1) == code
+    assert train(tiny_run, tmp_path / "out", *overrides, "evaluation.val_every=0", steps=1) == code
     if code:
         assert "runtime.precision=16 needs a GPU" in capsys.readouterr().err
     else:
@@ -235,7 +235,7 @@ def test_a_gpu_that_is_not_there(tiny_run, tmp_path, capsys):
 
 
 def test_losses_fall(tiny_run, tmp_path):
-    overrides = ("data.synthetic.train=2", "evaluation.every=0", "evaluation.max_images=1")
+    overrides = ("data.synthetic.train=2", "evaluation.val_every=0", "evaluation.max_images=1")
     run = dataclasses.replace(tiny_run, data=tmp_path / "data", steps=20)
     assert train(run, tmp_path / "out", *overrides) == 0
     losses = [float(row["loss"]) for row in rows(tmp_path / "out" / "losses.csv")]

@@ -56,11 +56,11 @@ def test_a_second_phase_refines_the_heads_and_resumes_bit_for_bit(tiny_run, tmp_
         "refine.schedule.decay=plateau",
         "refine.schedule.patience=1",
         "refine.schedule.warmup_steps=0",
-        "refine.learns=[roi_heads]",
+        "refine.trainable=[roi_heads]",
         "refine.optimizer.lr=0.01",
-        "refine.optimizer.lr_of={roi_heads.box_head: 0.005}",
-        "optimizer.accumulate=2",
-        "optimizer.frozen=[rpn]",
+        "refine.optimizer.lr_overrides={roi_heads.box_head: 0.005}",
+        "optimizer.accumulate_grad_batches=2",
+        "optimizer.freeze=[rpn]",
     )
     assert train(tiny_run, tmp_path / "whole", *refine) == 0
     log = rows(tmp_path / "whole" / "losses.csv")
@@ -99,9 +99,12 @@ def test_a_second_phase_refines_the_heads_and_resumes_bit_for_bit(tiny_run, tmp_
 def test_parts_of_a_step_see_its_images_once(tiny_run, tmp_path):
     """Gradients of two halves of a batch, averaged, are close to those of the batch."""
     options = ("data.batch_size=4", "model.norm_layer=frozen", "optimizer.name=sgd")
-    options += ("optimizer.lr=0.01", "evaluation.every=0", "schedule.warmup_steps=0")
+    options += ("optimizer.lr=0.01", "evaluation.val_every=0", "schedule.warmup_steps=0")
     assert train(tiny_run, tmp_path / "one", *options, steps=3) == 0
-    assert train(tiny_run, tmp_path / "two", *options, "optimizer.accumulate=2", steps=3) == 0
+    assert (
+        train(tiny_run, tmp_path / "two", *options, "optimizer.accumulate_grad_batches=2", steps=3)
+        == 0
+    )
     one, two = (rows(tmp_path / name / "losses.csv") for name in ("one", "two"))
     assert [row["step"] for row in two] == ["1", "2", "3"]
     for first, second in zip(one, two, strict=True):
@@ -112,7 +115,7 @@ def test_parts_of_a_step_see_its_images_once(tiny_run, tmp_path):
 
 
 def test_training_ends_when_patience_does(tiny_run, tmp_path, capsys):
-    options = ("evaluation.every=1", "evaluation.patience=2", "evaluation.min_gain=1")
+    options = ("evaluation.val_every=1", "evaluation.patience=2", "evaluation.min_delta=1")
     options += ("evaluation.monitor=VOC_AP11",)
     assert train(tiny_run, tmp_path / "out", *options, steps=20) == 0
     assert "2 validations without a new best: the phase ends at step 3" in capsys.readouterr().err
@@ -130,15 +133,15 @@ def test_training_ends_when_patience_does(tiny_run, tmp_path, capsys):
     [
         ("evaluation.monitor=mAP", "evaluation.monitor is 'mAP', but the metrics are AP, AP50"),
         (
-            "optimizer.accumulate=3",
+            "optimizer.accumulate_grad_batches=3",
             "2 images cannot be divided among 1 processes and optimizer.acc",
         ),
-        ("optimizer.frozen=[rpm]", "optimizer.frozen names rpm, but no parameter fits"),
-        ("refine.learns=[hed]", "learns names hed"),
+        ("optimizer.freeze=[rpm]", "optimizer.freeze names rpm, but no parameter fits"),
+        ("refine.trainable=[hed]", "trainable names hed"),
     ],
 )
 def test_options_that_do_not_fit(tiny_run, tmp_path, override, message, capsys):
-    more = ["refine.schedule.steps=1", "evaluation.every=0", "evaluation.max_images=1"]
+    more = ["refine.schedule.steps=1", "evaluation.val_every=0", "evaluation.max_images=1"]
     assert train(tiny_run, tmp_path / "out", *more, override, steps=1) == 2
     assert message in capsys.readouterr().err
 
@@ -177,7 +180,7 @@ def bad_at_step_2(monkeypatch):
 
 
 def test_steps_that_are_not_finite_can_be_skipped(tiny_run, tmp_path, capsys, bad_at_step_2):
-    options = ("runtime.not_finite=skip", "evaluation.every=0", "runtime.checkpoint_every=1")
+    options = ("runtime.on_nan=skip", "evaluation.val_every=0", "runtime.checkpoint_every=1")
     kept = []
     save = logs.Logs.on_train_batch_end
 
@@ -224,7 +227,7 @@ def test_endless_skipping_stops(tiny_run, tmp_path, capsys, monkeypatch):
         return {name: value * float("nan") for name, value in call(model, images, targets).items()}
 
     monkeypatch.setattr(module, "call_model", bad)
-    assert train(tiny_run, tmp_path / "out", "runtime.not_finite=skip", steps=9) == 2
+    assert train(tiny_run, tmp_path / "out", "runtime.on_nan=skip", steps=9) == 2
     assert "3 steps in a row were skipped" in capsys.readouterr().err
 
 
@@ -246,7 +249,7 @@ def test_tensorboard_logs_have_losses_and_metrics(tiny_run, tmp_path):
 
 def test_without_tensorboard_a_line_says_so(tiny_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    options = ("runtime.tensorboard=true", "evaluation.every=0", "evaluation.max_images=1")
+    options = ("runtime.tensorboard=true", "evaluation.val_every=0", "evaluation.max_images=1")
     assert train(tiny_run, tmp_path / "out", *options, steps=1) == 0
     assert "tensorboard is not installed: pip install 'rcnn-ext[tensorboard]'" in (
         capsys.readouterr().out

@@ -40,7 +40,7 @@ def copy_split(
         most: Only the first so many images; None means all.
 
     Raises:
-        UserError: A row is broken and ``data.on_problem`` is ``stop``, no row is usable, or
+        UserError: A row is broken and ``data.on_error`` is ``stop``, no row is usable, or
             ``folder`` holds something else.
     """
     made_from = _description(split, most)
@@ -102,7 +102,7 @@ def _write(
         try:
             decoded = decode_row(row, split, place)
         except UserError as error:
-            if split.config.on_problem == "stop":
+            if split.config.on_error == "stop":
                 raise
             warnings.warn(f"skipped: {error}", RuntimeWarning, stacklevel=2)
             continue

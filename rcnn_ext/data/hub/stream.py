@@ -69,7 +69,7 @@ class HubStream(IterableDataset[Sample]):
         """Gives this worker's share of the samples.
 
         Raises:
-            UserError: A row is broken and ``data.on_problem`` is ``stop``, or very many are.
+            UserError: A row is broken and ``data.on_error`` is ``stop``, or very many are.
         """
         worker = get_worker_info()
         index, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
@@ -158,7 +158,7 @@ class HubStream(IterableDataset[Sample]):
         try:
             image, record = read_row(row, self.split)
         except UserError as error:
-            if self.split.config.on_problem == "stop":
+            if self.split.config.on_error == "stop":
                 raise
             warnings.warn(f"skipped: {error}", RuntimeWarning, stacklevel=2)
             return None

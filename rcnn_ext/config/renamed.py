@@ -1,0 +1,34 @@
+"""Keys that recipes had before 0.1.0, and what they are called now."""
+
+from __future__ import annotations
+
+_RENAMED = {
+    "data.on_problem": "data.on_error",
+    "evaluation.every": "evaluation.val_every",
+    "evaluation.min_gain": "evaluation.min_delta",
+    "optimizer.accumulate": "optimizer.accumulate_grad_batches",
+    "optimizer.frozen": "optimizer.freeze",
+    "optimizer.lr_of": "optimizer.lr_overrides",
+    "proposals": "selective_search",
+    "refine.learns": "refine.trainable",
+    "runtime.not_finite": "runtime.on_nan",
+}
+
+# The second phase has an optimizer and a schedule of its own, with the same keys.
+_REFINE = "refine."
+
+
+def renamed_key(key: str) -> str | None:
+    """Return the present name of a key.
+
+    Args:
+        key: The dotted key, as it stands in a recipe.
+
+    Returns:
+        The dotted key that replaced it; None if it never was a key.
+    """
+    if key in _RENAMED:
+        return _RENAMED[key]
+    if key.startswith(_REFINE) and key.removeprefix(_REFINE) in _RENAMED:
+        return _REFINE + _RENAMED[key.removeprefix(_REFINE)]
+    return None
