@@ -30,7 +30,7 @@ inline Tensor contiguous_as(const Tensor& tensor, ScalarType dtype) {
 }
 
 // Dense with channels innermost and no copy needed to read it so: [N, C, H, W]. A tensor that is
-// both (C = 1, or H = W = 1) counts as contiguous; rcnn_ext/ops/_layout.py states the same rule for
+// both (C = 1, or H = W = 1) counts as contiguous; rcnn_ext/_memory_format.py states the same rule for
 // fake tensors.
 inline bool is_channels_last(const Tensor& tensor) {
   if (tensor.is_contiguous()) return false;

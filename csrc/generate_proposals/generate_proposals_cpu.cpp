@@ -1,4 +1,4 @@
-// Proposals of a whole batch on the CPU. Contract: rcnn_ext/ops/proposals.py.
+// Proposals of a whole batch on the CPU. Contract: rcnn_ext/ops/generate_proposals.py.
 //
 // The best anchors of each level are found by their logits alone, in the layout that the head gave;
 // only those are decoded. Exponentials and sigmoids are PyTorch's, so that a result has the bits of

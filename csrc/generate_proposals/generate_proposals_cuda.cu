@@ -1,4 +1,4 @@
-// Proposals of a whole batch on CUDA. Contract: rcnn_ext/ops/proposals.py.
+// Proposals of a whole batch on CUDA. Contract: rcnn_ext/ops/generate_proposals.py.
 //
 // One block for each level of each image finds the best anchors (a radix select on the logits, no
 // sort of all of them); PyTorch sorts those; one block for each decodes and suppresses them;

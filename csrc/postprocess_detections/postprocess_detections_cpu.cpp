@@ -1,4 +1,4 @@
-// Detections of a whole batch on the CPU. Contract: rcnn_ext/ops/proposals.py.
+// Detections of a whole batch on the CPU. Contract: rcnn_ext/ops/postprocess_detections.py.
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>

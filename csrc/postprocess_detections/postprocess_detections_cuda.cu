@@ -1,4 +1,4 @@
-// Detections of a whole batch on CUDA. Contract: rcnn_ext/ops/proposals.py.
+// Detections of a whole batch on CUDA. Contract: rcnn_ext/ops/postprocess_detections.py.
 //
 // Scores are sorted class by class; one block for each class of each image suppresses; what remains
 // is sorted once more, and one block for each image takes its best. Every size is known beforehand:

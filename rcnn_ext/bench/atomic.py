@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rcnn_ext import ops
-from rcnn_ext._layout import is_channels_last
+from rcnn_ext._memory_format import is_channels_last
 from rcnn_ext.ops._rois import pair, to_rois
 
 _FOLDER = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "cuda"

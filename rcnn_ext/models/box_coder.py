@@ -7,8 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from rcnn_ext.ops.proposals import MAX_LOG_RATIO
-from rcnn_ext.reference.proposals import decode
+from rcnn_ext.reference.box_coding import MAX_LOG_RATIO, decode
 
 
 def _centres_and_sizes(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

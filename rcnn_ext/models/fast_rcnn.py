@@ -22,7 +22,7 @@ from rcnn_ext.models.inputs import (
 )
 from rcnn_ext.models.poolers import RoIPooler
 from rcnn_ext.models.roi_heads import RoIHeads
-from rcnn_ext.reference.proposals import clip
+from rcnn_ext.reference.box_coding import clip
 
 
 class FastRCNN(Detector):

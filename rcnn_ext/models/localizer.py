@@ -29,7 +29,7 @@ from rcnn_ext.models.inputs import (
     prepare_batch,
 )
 from rcnn_ext.models.sharding import loss_denominator
-from rcnn_ext.reference.proposals import clip
+from rcnn_ext.reference.box_coding import clip
 
 LOCALIZER_BACKBONES = ("cnn", *BACKBONES, *(f"{name}_fpn" for name in BACKBONES))
 BOX_LOSSES = ("mse", "giou")

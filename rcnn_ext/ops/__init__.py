@@ -10,10 +10,11 @@ from typing import Any
 
 from rcnn_ext.ops._backend import has_native_kernel, use_backend
 from rcnn_ext.ops.box_iou import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
+from rcnn_ext.ops.generate_proposals import Proposals, generate_proposals
 from rcnn_ext.ops.match_boxes import batched_match_boxes, match_boxes
 from rcnn_ext.ops.multiscale_roi_align import MultiScaleRoIAlign, multiscale_roi_align
 from rcnn_ext.ops.nms import batched_nms, batched_nms_padded, nms, nms_padded
-from rcnn_ext.ops.proposals import Detections, Proposals, generate_proposals, postprocess_detections
+from rcnn_ext.ops.postprocess_detections import Detections, postprocess_detections
 from rcnn_ext.ops.roi_align import RoIAlign, roi_align
 from rcnn_ext.ops.roi_pool import RoIPool, roi_pool
 from rcnn_ext.ops.soft_nms import batched_soft_nms, soft_nms

@@ -24,6 +24,15 @@ def _tensors(args: tuple[Any, ...]) -> Iterator[torch.Tensor]:
             yield from _tensors(tuple(argument))
 
 
+def detached(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor without its history.
+
+    For an operator without a derivative: given a tensor that requires grad, PyTorch would fail in
+    the backward pass only.
+    """
+    return tensor.detach() if tensor.requires_grad else tensor
+
+
 def _outside_autocast(reference: Callable[..., Any]) -> Callable[..., Any]:
     """The reference in its own dtypes: autocast would take its matrix products in 16 bits."""
 

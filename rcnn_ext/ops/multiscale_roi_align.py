@@ -1,6 +1,7 @@
 """RoIAlign over the levels of a feature pyramid.
 
-Kernels: ``csrc/multiscale_roi_align/multiscale_roi_align_cpu.cpp``, ``..._cuda.cu``.
+Kernels: ``csrc/multiscale_roi_align/multiscale_roi_align_cpu.cpp`` and
+``csrc/multiscale_roi_align/multiscale_roi_align_cuda.cu``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, NoReturn
 from torch import Tensor, nn
 
 from rcnn_ext import reference
-from rcnn_ext._layout import empty_map, is_channels_last
+from rcnn_ext._memory_format import empty_map, is_channels_last
 from rcnn_ext.ops._library import define_operator
 from rcnn_ext.ops._rois import pair, to_rois
 from rcnn_ext.ops.roi_align import roi_align

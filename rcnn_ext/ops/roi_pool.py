@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rcnn_ext import reference
-from rcnn_ext._layout import empty_map, is_channels_last
+from rcnn_ext._memory_format import empty_map, is_channels_last
 from rcnn_ext.ops._library import define_operator
 from rcnn_ext.ops._rois import pair, to_rois
 from rcnn_ext.reference.roi_pool import check_roi_pool, check_roi_pool_backward, gather_at_maxima

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rcnn_ext import reference
-from rcnn_ext.ops._library import define_operator
+from rcnn_ext.ops._library import define_operator, detached
 from rcnn_ext.ops.nms import _integers
 from rcnn_ext.reference.nms import check_segments
 from rcnn_ext.reference.soft_nms import GAUSSIAN, LINEAR, check_soft_nms
@@ -63,7 +63,7 @@ def soft_nms(
         (tensor([0, 2, 1]), tensor([0.9000, 0.7000, 0.4000]))
     """
     number = _number_of(method, "soft_nms")
-    boxes, scores = _without_gradient(boxes), _without_gradient(scores)
+    boxes, scores = detached(boxes), detached(scores)
     return _soft_nms(boxes, scores, iou_threshold, sigma, score_threshold, number)
 
 
@@ -101,14 +101,9 @@ def batched_soft_nms(
         (tensor([0, 1]), tensor([0.9000, 0.8000]))
     """
     number = _number_of(method, "batched_soft_nms")
-    boxes, scores = _without_gradient(boxes), _without_gradient(scores)
+    boxes, scores = detached(boxes), detached(scores)
     classes = _integers(idxs, "batched_soft_nms")
     return _batched_soft_nms(boxes, scores, classes, iou_threshold, sigma, score_threshold, number)
-
-
-def _without_gradient(tensor: Tensor) -> Tensor:
-    # For an operator without a derivative PyTorch would let the gradient fail in backward.
-    return tensor.detach() if tensor.requires_grad else tensor
 
 
 def _number_of(method: str, op: str) -> int:

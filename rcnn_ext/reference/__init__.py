@@ -5,13 +5,14 @@ stands for; the public functions with torchvision's signatures are in :mod:`rcnn
 """
 
 from rcnn_ext.reference.box_iou import box_iou, box_iou_backward
+from rcnn_ext.reference.generate_proposals import generate_proposals
 from rcnn_ext.reference.match_boxes import match_boxes
 from rcnn_ext.reference.multiscale_roi_align import (
     multiscale_roi_align,
     multiscale_roi_align_backward,
 )
 from rcnn_ext.reference.nms import batched_nms, batched_nms_padded, nms, nms_padded
-from rcnn_ext.reference.proposals import generate_proposals, postprocess_detections
+from rcnn_ext.reference.postprocess_detections import postprocess_detections
 from rcnn_ext.reference.roi_align import roi_align, roi_align_backward
 from rcnn_ext.reference.roi_pool import roi_pool, roi_pool_backward
 from rcnn_ext.reference.soft_nms import batched_soft_nms, soft_nms

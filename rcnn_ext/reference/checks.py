@@ -155,3 +155,32 @@ def valid_batch_indices(rois: Tensor, batch_size: int, op: str) -> Tensor:
             f"{batch_size} {images}"
         )
     return valid
+
+
+def check_box_coding(weights: Sequence[float], means: Sequence[float], op: str) -> None:
+    """Expect four positive weights and four means."""
+    check(
+        len(weights) == 4 and len(means) == 4,
+        f"{op}: expected four weights and four means, got {len(weights)} and {len(means)}",
+    )
+    for weight in weights:
+        check(weight > 0, f"{op}: expected positive weights, got {weight:g}")
+
+
+def check_positive(count: int, op: str, argument: str) -> None:
+    """Expect a count above 0."""
+    check(count > 0, f"{op}: expected a positive {argument}, got {count}")
+
+
+def check_image_sizes(image_sizes: Tensor, like: Tensor, op: str) -> None:
+    """Expect sizes ``[N, 2]`` on the device of ``like``, the logits."""
+    check(
+        image_sizes.dim() == 2 and image_sizes.shape[1] == 2,
+        f"{op}: expected image_sizes of shape [N, 2] (height, width), "
+        f"got {list(image_sizes.shape)}",
+    )
+    check(
+        not image_sizes.is_complex(),
+        f"{op}: expected image_sizes to be real numbers, got {name_of(image_sizes.dtype)}",
+    )
+    check_same_device(image_sizes, like, op, "image_sizes", "logits")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rcnn_ext._layout import empty_map, is_channels_last
+from rcnn_ext._memory_format import empty_map, is_channels_last
 from rcnn_ext.reference.checks import (
     check,
     check_feature_shape,

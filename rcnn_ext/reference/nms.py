@@ -162,3 +162,48 @@ def _overlaps(
     if idxs is not None:
         overlaps &= idxs[first][:, None] == idxs[second][None, :]
     return overlaps
+
+
+def per_image_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    image_ids: Tensor,
+    groups: Tensor,
+    iou_threshold: float,
+    num_images: int,
+    max_per_image: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Suppress boxes within each (image, group) and keep the best of each image.
+
+    Args:
+        boxes: ``[N, 4]`` (x1, y1, x2, y2), floating.
+        scores: ``[N]``.
+        image_ids: int64 ``[N]``, the image of each box, below ``num_images``.
+        groups: int64 ``[N]``, the level or class of each box.
+        iou_threshold: IoU above which the worse of two boxes is dropped.
+        num_images: Number of images in the batch.
+        max_per_image: Maximum number of boxes kept per image, over all groups.
+
+    Returns:
+        Indices ``[K]`` of the boxes kept, their positions ``[K]`` in a flat result of
+        ``num_images * max_per_image`` boxes, and the number of boxes per image ``[num_images]``;
+        all int64.
+    """
+    if boxes.shape[0] == 0:
+        empty = torch.zeros(0, dtype=torch.int64, device=boxes.device)
+        return empty, empty, empty.new_zeros(num_images)
+    kept = batched_nms(boxes, scores, image_ids * (groups.max() + 1) + groups, iou_threshold)
+    kept = kept[image_ids[kept].sort(stable=True).indices]  # by image, then by score
+    counts = torch.bincount(image_ids[kept], minlength=num_images)
+    starts = counts.cumsum(0) - counts
+    rank = torch.arange(kept.shape[0], device=kept.device) - starts[image_ids[kept]]
+    kept, rank = kept[rank < max_per_image], rank[rank < max_per_image]
+    positions = image_ids[kept] * max_per_image + rank
+    return kept, positions, counts.clamp(max=max_per_image)
+
+
+def pad_per_image(values: Tensor, positions: Tensor, num_images: int, max_per_image: int) -> Tensor:
+    """Scatter values ``[K, ...]`` to ``[num_images, max_per_image, ...]``, padded with zeros."""
+    result = values.new_zeros(num_images * max_per_image, *values.shape[1:])
+    result[positions] = values
+    return result.view(num_images, max_per_image, *values.shape[1:])

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from rcnn_ext._layout import empty_map, is_channels_last
+from rcnn_ext._memory_format import empty_map, is_channels_last
 from rcnn_ext.reference.checks import (
     check_feature_shape,
     check_pooled_gradient,

@@ -1,0 +1,153 @@
+"""Proposals from the maps of a region proposal network, a whole batch in one call.
+
+Kernels: ``csrc/generate_proposals/generate_proposals_cpu.cpp`` and
+``csrc/generate_proposals/generate_proposals_cuda.cu``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+
+from rcnn_ext import reference
+from rcnn_ext.ops._library import define_operator, detached
+from rcnn_ext.reference.box_coding import MAX_LOG_RATIO
+from rcnn_ext.reference.generate_proposals import check_generate_proposals
+
+
+class Proposals(NamedTuple):
+    """Proposals of a batch, padded with zeros to the same number for each image.
+
+    Attributes:
+        boxes: ``[N, P, 4]`` (x1, y1, x2, y2), image pixels, by descending score.
+        scores: ``[N, P]``, probabilities.
+        counts: int64 ``[N]``, how many of an image's P are proposals.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    counts: Tensor
+
+
+def generate_proposals(
+    logits: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    anchors: Tensor,
+    image_sizes: Tensor,
+    *,
+    pre_nms_top_n: int = 1000,
+    post_nms_top_n: int = 1000,
+    iou_threshold: float = 0.7,
+    score_threshold: float = 0.0,
+    min_size: float = 1e-3,
+    weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+    means: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
+    max_log_ratio: float = MAX_LOG_RATIO,
+) -> Proposals:
+    """Turn the maps of a region proposal network into proposals.
+
+    In each image the best ``pre_nms_top_n`` anchors of each level are decoded and clipped; boxes
+    too small or of too low a score are dropped; suppression works within a level of an image; the
+    best ``post_nms_top_n`` that remain are the proposals. The size of the result does not depend on
+    the data, so nothing synchronises with a GPU, and the call can be captured in a CUDA graph.
+
+    Args:
+        logits: ``[N, K_l, H_l, W_l]`` for each level l, as the head gives them; float16, bfloat16,
+            float32 or float64. Half types are computed in float32.
+        deltas: ``[N, 4 K_l, H_l, W_l]`` (dx, dy, dw, dh) for each of K_l, same dtype.
+        anchors: ``[A, 4]`` (x1, y1, x2, y2), image pixels, for all images, or ``[N, A, 4]``; by
+            level, row, column and k. A is the sum of ``K_l * H_l * W_l``.
+        image_sizes: ``[N, 2]`` (height, width), image pixels, on the device of the logits.
+        pre_nms_top_n: anchors of a level that are decoded. NaN counts as the highest logit, as in
+            ``torch.topk``; no such box is a proposal.
+        post_nms_top_n: most proposals of an image.
+        iou_threshold: boxes that overlap a better one of their level by more are dropped.
+        score_threshold: least probability, the sigmoid of the logit.
+        min_size: least width and height after clipping, image pixels.
+        weights: that the deltas were multiplied by.
+        means: that were subtracted from the deltas before that.
+        max_log_ratio: dw and dh are clamped to this.
+
+    Returns:
+        :class:`Proposals` with P the smaller of ``post_nms_top_n`` and the number of anchors that
+        go into suppression; float64 for float64 maps, else float32. Equal scores are in the order
+        of level, logit and number of the anchor.
+
+    Raises:
+        RuntimeError: wrong shape, dtype, device or option.
+
+    No derivative: proposals are taken as given, as in approximate joint training.
+
+    Stands for torchvision's ``RegionProposalNetwork.filter_proposals`` with the flattening and the
+    decoding before it, whose boxes, scores and order it gives.
+
+    Example:
+        >>> logits, deltas = torch.randn(1, 3, 8, 8), torch.randn(1, 12, 8, 8)
+        >>> anchors = torch.tensor([[0.0, 0, 16, 16]]).repeat(192, 1)
+        >>> proposals = generate_proposals([logits], [deltas], anchors, torch.tensor([[64, 64]]))
+        >>> proposals.boxes[0, : proposals.counts[0]].shape[1]
+        4
+    """
+    result = _generate_proposals(
+        [detached(level) for level in logits],
+        [detached(level) for level in deltas],
+        detached(anchors),
+        image_sizes,
+        pre_nms_top_n,
+        post_nms_top_n,
+        iou_threshold,
+        score_threshold,
+        min_size,
+        list(weights),
+        list(means),
+        max_log_ratio,
+    )
+    return Proposals(*result)
+
+
+def _fake(
+    logits: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    anchors: Tensor,
+    image_sizes: Tensor,
+    pre_nms_top_n: int,
+    post_nms_top_n: int,
+    iou_threshold: float,
+    score_threshold: float,
+    min_size: float,
+    weights: Sequence[float],
+    means: Sequence[float],
+    max_log_ratio: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    sizes = check_generate_proposals(
+        logits, deltas, anchors, image_sizes, pre_nms_top_n, post_nms_top_n, weights, means
+    )
+    top = sum(torch.sym_min(pre_nms_top_n, size) for size in sizes)
+    most = torch.sym_min(post_nms_top_n, top)
+    images = logits[0].shape[0]
+    dtype = torch.promote_types(logits[0].dtype, torch.float32)
+    return (
+        logits[0].new_empty(images, most, 4, dtype=dtype),
+        logits[0].new_empty(images, most, dtype=dtype),
+        logits[0].new_empty(images, dtype=torch.int64),
+    )
+
+
+def _no_vmap(*args: Any) -> NoReturn:
+    raise NotImplementedError(
+        "generate_proposals: vmap is not supported; it takes a batch in one call"
+    )
+
+
+_generate_proposals = define_operator(
+    "generate_proposals",
+    "(Tensor[] logits, Tensor[] deltas, Tensor anchors, Tensor image_sizes, int pre_nms_top_n, "
+    "int post_nms_top_n, float iou_threshold, float score_threshold, float min_size, "
+    "float[] weights, float[] means, float max_log_ratio) -> (Tensor, Tensor, Tensor)",
+    reference=reference.generate_proposals,
+    fake=_fake,
+    vmap=_no_vmap,
+)
