@@ -1,20 +1,11 @@
 # Everything runs in a virtual environment of its own, .venv, made on demand.
-#   make demo          install, train on made data, evaluate, draw, compare the operators
-#   make test          install, build and run all tests
-#   make lint          ruff, clang-format and mypy
-#   make bench         operators against torchvision and the reference: table, JSON, plots
-#   make gpu OUT=dir   on a machine with a GPU, offline: build, test, sanitize, compare
-#   make test-compat   one wheel under torch 2.11 and under a CPU-only torch
-#   make sanitize      the CPU kernels and selective search under ASan and UBSan
-#   make mutants       break the CUDA kernels and see that the emulated tests notice
-#   make clean         remove what was built, keep the environment
 
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= gpu-out
 DEMO_OUT ?= demo-out
 BENCH_ARGS ?=
-# Files of tests side by side; a process holds torch and the emulator, so not one for every core.
+# A test process holds torch and the emulator, some 2 GB: at most four, however many cores there are.
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
 BIN := $(VENV)/bin
@@ -22,8 +13,12 @@ SOURCES := $(shell find csrc -type f) setup.py
 PYTHON_FILES := setup.py rcnn_ext tests benchmarks tools
 NATIVE_FILES := 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'benchmarks/*.cu'
 
-.PHONY: demo test lint format bench gpu test-compat sanitize mutants clean
+.PHONY: help demo test lint format docs bench gpu test-compat sanitize mutants clean
 .DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 # The environment with what the build needs. Torch is the large part, so it comes first and once.
 $(VENV)/.made: pyproject.toml
@@ -34,44 +29,48 @@ $(VENV)/.made: pyproject.toml
 	@touch $@
 
 # The package in place, with the extras that a target needs; rebuilt when a native source changes.
+# All development targets share the extra dev, so that the kernels are compiled once.
 $(VENV)/.installed-%: $(VENV)/.made $(SOURCES)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[$*]"
 	@$(BIN)/python -c "from rcnn_ext import _extension; \
 	  [print(f'{s.name}: {\"loaded\" if s.loaded else s.reason}') for s in _extension.status().values()]"
 	@touch $@
 
-demo: $(VENV)/.installed-train
+demo: $(VENV)/.installed-train  ## install, train on synthetic data, evaluate, draw, compare the operators
 	$(BIN)/rcnn-ext demo --out $(DEMO_OUT)
 
-test: $(VENV)/.installed-test
+test: $(VENV)/.installed-dev  ## install, build and run all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-lint: $(VENV)/.installed-dev
+lint: $(VENV)/.installed-dev  ## ruff, clang-format and mypy
 	$(BIN)/ruff check $(PYTHON_FILES)
 	$(BIN)/ruff format --check $(PYTHON_FILES)
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files $(NATIVE_FILES))
 	$(BIN)/mypy
 
-format: $(VENV)/.installed-dev
+format: $(VENV)/.installed-dev  ## fix what ruff and clang-format can fix
 	$(BIN)/ruff check --fix $(PYTHON_FILES)
 	$(BIN)/ruff format $(PYTHON_FILES)
 	$(BIN)/clang-format -i $$(git ls-files $(NATIVE_FILES))
 
-bench: $(VENV)/.installed-train
+docs: $(VENV)/.installed-dev  ## build the documentation into site/, strictly
+	$(BIN)/mkdocs build --strict
+
+bench: $(VENV)/.installed-train  ## operators against torchvision: table, JSON, plots (BENCH_ARGS=...)
 	$(BIN)/rcnn-ext bench $(BENCH_ARGS)
 
 # Uses the Python at hand and nothing from the network: a GPU machine may have neither.
-gpu:
+gpu:  ## on a GPU machine, offline: build, test, sanitize, compare (OUT=dir)
 	$(PYTHON) tools/gpu_gate.py --out $(OUT)
 
-test-compat: $(VENV)/.installed-test
+test-compat: $(VENV)/.installed-dev  ## one wheel under torch 2.11 and under a CPU-only torch
 	$(BIN)/python tools/test_compat.py
 
-sanitize: $(VENV)/.installed-test
+sanitize: $(VENV)/.installed-dev  ## CPU kernels and selective search under ASan and UBSan
 	$(BIN)/python tools/sanitize.py
 
-mutants: $(VENV)/.installed-test
+mutants: $(VENV)/.installed-dev  ## break the CUDA kernels and see that the emulated tests notice
 	$(BIN)/python tools/mutate_cuda.py --out docs/mutants.md
 
-clean:
-	rm -rf build dist *.egg-info rcnn_ext/*.so benchmarks/cuda/*.so rcnn_ext/_build_info.json $(VENV)/.installed-*
+clean:  ## remove what was built, keep the environment
+	rm -rf build dist site *.egg-info rcnn_ext/*.so benchmarks/cuda/*.so rcnn_ext/_build_info.json $(VENV)/.installed-*
