@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rcnn_ext.bench.environment import describe
+from rcnn_ext._environment import describe
 from rcnn_ext.files import write_json
 
 Measure = Callable[[str, Path, Path | None], dict[str, Any]]

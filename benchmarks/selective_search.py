@@ -36,9 +36,9 @@ from PIL import Image
 from selective_search_tables import IDENTITY, RIVALS, summary, update_docs
 from skimage.segmentation import _felzenszwalb_cy
 
-from rcnn_ext import files, ops
+from rcnn_ext import _environment, files, ops
 from rcnn_ext._source_hash import csrc_hash
-from rcnn_ext.bench import environment, memory
+from rcnn_ext.bench import memory
 from rcnn_ext.selective_search import (
     ProposalFilter,
     Regions,
@@ -338,11 +338,11 @@ def main() -> None:
         parser.error(f"--images: no *.jpg under {options.images}")
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    description = environment.describe(torch.device("cpu"))
+    description = _environment.describe(torch.device("cpu"))
     # The other operators have no part in this; their sources need not make the figures stale.
     description["selective_search_hash"] = csrc_hash(ROOT / "csrc" / "selective_search")
     for distribution in RIVALS:
-        description["versions"][distribution] = environment.installed_version(distribution)
+        description["versions"][distribution] = _environment.installed_version(distribution)
     results: dict[str, Any] = {"environment": description, "parameters": PARAMETERS}
     results["every"] = [options.every, options.recall_every]
     if "parity" in parts:

@@ -32,7 +32,7 @@ def run(*command: str | Path, cwd: Path = ROOT) -> None:
 
 
 def build_wheel(name: str, python: str | Path = sys.executable) -> Path:
-    """A wheel of the source tree, built against the torch of an interpreter, in its own folder."""
+    """Build a wheel of the source tree against the torch of an interpreter, in its own folder."""
     folder = WORK / name
     shutil.rmtree(folder, ignore_errors=True)
     pip = [python, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
@@ -42,7 +42,7 @@ def build_wheel(name: str, python: str | Path = sys.executable) -> Path:
 
 
 def make_environment(name: str, requirements: list[list[str]]) -> Path:
-    """A virtual environment with some requirements; returns its Python."""
+    """Make a virtual environment with some requirements, and return its Python."""
     folder = WORK / name
     python = folder / "bin" / "python"
     if not python.exists():
@@ -52,28 +52,41 @@ def make_environment(name: str, requirements: list[list[str]]) -> Path:
     return python
 
 
+def copy_tests(folder: Path) -> None:
+    """Copy the operator tests, what they import and pytest's settings, away from the source.
+
+    Args:
+        folder: The folder that gets ``tests`` and ``pyproject.toml``.
+    """
+    tests = folder / "tests"
+    shutil.rmtree(tests, ignore_errors=True)
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in ("helpers", "ops"):
+        shutil.copytree(ROOT / "tests" / name, tests / name, ignore=ignored)
+    for name in ("__init__.py", "conftest.py"):
+        shutil.copy(ROOT / "tests" / name, tests / name)
+    shutil.copy(ROOT / "pyproject.toml", folder / "pyproject.toml")
+
+
 def test(python: Path, wheel: Path) -> None:
-    """The operator tests on an installed wheel, away from the source so that it is imported."""
+    """Run the operator tests on an installed wheel, away from the source so that it is imported."""
     run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", wheel)
-    folder = python.parents[1] / "tests"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(ROOT / "tests" / "ops", folder / "ops")
-    shutil.copy(ROOT / "tests" / "conftest.py", folder / "conftest.py")
-    shutil.copy(ROOT / "pyproject.toml", folder.parent / "pyproject.toml")
+    folder = python.parents[1]
+    copy_tests(folder)
     show = "import torch, rcnn_ext._extension as e; print(torch.__version__, e.status())"
     run(python, "-c", show, cwd=folder)
     # The emulator compiles sources, which are not part of an installation.
-    subset = ["-m", "not slow", "-k", "not emulated", "-q", "-x", "--rootdir", folder.parent]
-    run(python, "-m", "pytest", *subset, folder / "ops", cwd=folder)
+    subset = ["-m", "not slow", "-k", "not emulated", "-q", "-x", "--rootdir", folder]
+    run(python, "-m", "pytest", *subset, "tests/ops", cwd=folder)
 
 
 def main() -> int:
-    """Build, make the environments, test."""
+    """Build the wheel, make the environments and test in each."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "--cpu-torch",
         default=os.environ.get("RCNN_EXT_CPU_TORCH", "torch==2.13.0+cpu"),
-        help="what pip is to install as CPU-only torch, with options",
+        help="what pip installs as CPU-only torch, with options",
     )
     parser.add_argument("--only", choices=["oldest", "cpu"], help="one environment of the two")
     parser.add_argument("--wheel", type=Path, help="test this wheel instead of building one")

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rcnn_ext import ops
-from rcnn_ext.bench import environment, memory
+from rcnn_ext import _environment, ops
+from rcnn_ext.bench import memory
 from rcnn_ext.bench.model_pair import SMALL, Scale, make_image, make_pair, make_target
 from rcnn_ext.bench.report import SCHEMA, format_seconds, format_table
 from rcnn_ext.bench.runner import OURS, TORCHVISION
@@ -139,7 +139,7 @@ def run_models(
                 del case  # the detectors of a case are large
     finally:
         torch.set_num_threads(before)
-    description = environment.describe(device)
+    description = _environment.describe(device)
     failures = [f"{row.case.name}: {failure}" for row in rows for failure in row.failures]
     report = {
         "schema": SCHEMA,
@@ -151,7 +151,7 @@ def run_models(
             "least_runs": MIN_RUNS,
             **dataclasses.asdict(scale),
         },
-        "backends": environment.operator_backends(device.type),
+        "backends": _environment.operator_backends(device.type),
         "results": [row.as_json(device) for row in rows],
         "left_out": [],
         "failures": failures,

@@ -22,7 +22,7 @@ class Report:
     """One run of the suite.
 
     Attributes:
-        environment: what :func:`rcnn_ext.bench.environment.describe` gives.
+        environment: what :func:`rcnn_ext._environment.describe` gives.
         settings: what was run on.
         rows: what came out.
         left_out: cases for which there was no time.

@@ -7,8 +7,8 @@ import pathlib
 
 import torch
 
-from rcnn_ext import files
-from rcnn_ext.bench import atomic, environment, plots
+from rcnn_ext import _environment, files
+from rcnn_ext.bench import atomic, plots
 from rcnn_ext.bench.cases import Case
 from rcnn_ext.bench.memory import keep_freed_memory
 from rcnn_ext.bench.report import Report, format_report, format_seconds, result_name
@@ -191,8 +191,8 @@ def compare(settings: Settings, cases: list[Case], name: str = "operators") -> R
     with Progress("Comparing", total, "row") as progress:
         allocator = keep_freed_memory() if settings.device.type == "cpu" else None
         rows, left_out = run_cases(cases, settings, lambda row: progress.advance(note=_note(row)))
-    backends = environment.operator_backends(settings.device.type)
-    description = environment.describe(settings.device) | {"allocator": allocator}
+    backends = _environment.operator_backends(settings.device.type)
+    description = _environment.describe(settings.device) | {"allocator": allocator}
     ceiling = copy_bandwidth(settings.device)
     return Report(description, settings, rows, left_out, backends, name, ceiling)
 

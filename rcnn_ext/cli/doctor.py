@@ -71,20 +71,20 @@ def examine() -> dict[str, Any]:
         return findings
     try:
         import rcnn_ext.ops  # noqa: F401 - the operators register themselves
-        from rcnn_ext.bench import environment
+        from rcnn_ext import _environment
     except Exception as error:
         findings["problems"] = [f"rcnn_ext.ops cannot be imported: {error!r}"]
         findings["traceback"] = traceback.format_exc()
         return findings
 
     device_types = ["cpu"] + ["cuda"] * torch.cuda.is_available()
-    findings["versions"] = environment.versions()
-    findings["cpu"] = environment.describe_cpu()
-    findings["gpu"] = environment.describe_gpu()
+    findings["versions"] = _environment.versions()
+    findings["cpu"] = _environment.describe_cpu()
+    findings["gpu"] = _environment.describe_gpu()
     _examine_modules(findings)
-    findings["operators"] = {kind: environment.operator_backends(kind) for kind in ("cpu", "cuda")}
+    findings["operators"] = {kind: _environment.operator_backends(kind) for kind in ("cpu", "cuda")}
     findings["extras"] = {
-        extra: {name: environment.installed_version(name) for name in distributions}
+        extra: {name: _environment.installed_version(name) for name in distributions}
         for extra, distributions in EXTRAS.items()
     }
     findings["self_test"] = {kind: self_test(torch.device(kind)) for kind in device_types}
@@ -100,8 +100,7 @@ def _examine_modules(findings: dict[str, Any]) -> None:
     """Add the native modules, what they were built from, and what is wrong with them."""
     import torch
 
-    from rcnn_ext import _extension
-    from rcnn_ext.bench import environment
+    from rcnn_ext import _environment, _extension
 
     statuses = _extension.status()
     findings["modules"] = {}
@@ -119,7 +118,7 @@ def _examine_modules(findings: dict[str, Any]) -> None:
 
     build = _extension.build_info()
     findings["build"] = build
-    built, present = environment.built_hash(), environment.source_hash()
+    built, present = _environment.built_hash(), _environment.source_hash()
     findings["sources"] = {"built": built, "present": present}
     if built is not None and present is not None and built != present:
         findings["hints"].append(f"csrc/ has changed since the build: {_REBUILD}")

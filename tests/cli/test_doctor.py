@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from rcnn_ext import _extension
+from rcnn_ext import _environment, _extension
 from rcnn_ext._extension import ModuleStatus
-from rcnn_ext.bench import environment, runner
+from rcnn_ext.bench import runner
 from rcnn_ext.cli import doctor
 
 if sys.version_info >= (3, 11):
@@ -90,8 +90,8 @@ def test_module_that_does_not_load_is_a_problem(
 def test_changed_sources_are_hinted_at(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(environment, "built_hash", lambda: "0" * 16)
-    monkeypatch.setattr(environment, "source_hash", lambda: "1" * 16)
+    monkeypatch.setattr(_environment, "built_hash", lambda: "0" * 16)
+    monkeypatch.setattr(_environment, "source_hash", lambda: "1" * 16)
     assert _run() == 0
     assert "csrc/ has changed since the build" in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""What a figure or a fault report has to say of the machine and the software."""
+"""The record of machine, versions and source hash that a figure or a fault report carries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rcnn_ext import _extension
 from rcnn_ext._source_hash import csrc_hash
 from rcnn_ext.ops import has_native_kernel
 
-# Instruction sets that decide how fast the kernels, or their rivals, can be.
+# Instruction sets that decide how fast the kernels, and those of other libraries, can be.
 _FLAGS = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512vbmi")
 
 
@@ -27,7 +27,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     """Describe machine and software, for the head of a result.
 
     Args:
-        device: the device that the result is about.
+        device: The device that the result is about.
 
     Returns:
         A dict for JSON. It names no user, host or path.
@@ -46,7 +46,7 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
-    """Give the name of the GPU, or of the processor for the CPU."""
+    """Return the name of the GPU, or of the processor for the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return str(describe_cpu()["model"])
@@ -84,7 +84,7 @@ def describe_gpu() -> dict[str, Any] | None:
 
 
 def versions() -> dict[str, str | None]:
-    """Give the versions of what takes part; None for what is not there."""
+    """Return the versions of the software in use; None for what is not installed."""
     return {
         "rcnn_ext": rcnn_ext.__version__,
         "python": platform.python_version(),
@@ -97,7 +97,7 @@ def versions() -> dict[str, str | None]:
 
 
 def installed_version(distribution: str) -> str | None:
-    """Give the version of an installed distribution; None where it is not installed."""
+    """Return the version of an installed distribution; None where it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -105,7 +105,7 @@ def installed_version(distribution: str) -> str | None:
 
 
 def operator_backends(device_type: str) -> dict[str, str]:
-    """Say which backend the dispatcher has for each operator, forward and backward.
+    """Return which backend the dispatcher has for each operator, forward and backward.
 
     Args:
         device_type: ``cpu`` or ``cuda``.
@@ -125,15 +125,15 @@ def operator_backends(device_type: str) -> dict[str, str]:
 
 
 def built_hash() -> str | None:
-    """Give the hash of the sources that the native modules were built from, as the build noted."""
+    """Return the hash of the sources that the native modules were built from; None if unknown."""
     info = _extension.build_info()
     return None if info is None else info.get("csrc_hash")
 
 
 def source_hash() -> str | None:
-    """Give the hash of ``csrc/`` beside the package; None outside a source checkout."""
+    """Return the hash of ``csrc/`` beside the package; None outside a source checkout."""
     csrc = pathlib.Path(rcnn_ext.__file__).parents[1] / "csrc"
-    return csrc_hash(csrc) if (csrc / "common").is_dir() else None
+    return csrc_hash(csrc) if (csrc / "core").is_dir() else None
 
 
 def _cpu_info() -> dict[str, str]:
