@@ -1,6 +1,6 @@
-// The backward pass of RoIAlign by atomic additions, which the gather of csrc/cuda/roi_gather/roi_gather.cuh
-// is measured against: made to be fast, but its last bits depend on the order of the threads. No
-// part of the package; `rcnn_ext/bench/atomic.py` loads it.
+// The backward pass of RoIAlign by atomic additions, which the gather of
+// csrc/cuda/roi_gather/roi_gather.cuh is measured against: made to be fast, but its last bits
+// depend on the order of the threads. No part of the package; `rcnn_ext/bench/atomic.py` loads it.
 //
 // It is the forward pass turned round: a block takes a RoI, or a part of it, works out the taps of
 // its bins once for all channels, with neighbouring samples of one pixel joined, and adds each
@@ -249,10 +249,9 @@ Tensor atomic_roi_align_backward(const Tensor& grad, const Tensor& rois, double 
     using Stored = type_of<decltype(tag)>;
     using T = accumulate_t<Stored>;
     launch_atomic_align("atomic_roi_align_backward",
-                        one_level(static_cast<T*>(sums.mutable_data_ptr()), shape, spatial_scale),
-                        channels_last, static_cast<const T*>(dense_rois.const_data_ptr()),
-                        rois.size(0), options, scope,
-                        static_cast<const Stored*>(upstream.const_data_ptr()));
+                        one_level(sums.mutable_data_ptr<T>(), shape, spatial_scale), channels_last,
+                        dense_rois.const_data_ptr<T>(), rois.size(0), options, scope,
+                        upstream.const_data_ptr<Stored>());
   });
   return rounded(sums, dtype);
 }
@@ -280,9 +279,8 @@ std::vector<Tensor> atomic_multiscale_roi_align_backward(
       using Stored = type_of<decltype(tag)>;
       using T = accumulate_t<Stored>;
       launch_atomic_align("atomic_multiscale_roi_align_backward", pyramid_levels<T>(sums, options),
-                          channels_last, static_cast<const T*>(dense_rois.const_data_ptr()),
-                          rois.size(0), options.align, scope,
-                          static_cast<const Stored*>(upstream.const_data_ptr()));
+                          channels_last, dense_rois.const_data_ptr<T>(), rois.size(0),
+                          options.align, scope, upstream.const_data_ptr<Stored>());
     });
   }
   std::vector<Tensor> results;

@@ -118,9 +118,9 @@ Tensor box_iou_cpu(const Tensor& boxes1, const Tensor& boxes2, int64_t measure_i
     using Stored = type_of<decltype(tag)>;
     using T = accumulate_t<Stored>;
     using Output = typename BoxIouOutput<Stored>::type;
-    const auto* data1 = static_cast<const Stored*>(first.const_data_ptr());
-    const auto* data2 = static_cast<const Stored*>(second.const_data_ptr());
-    auto* out = static_cast<Output*>(result.mutable_data_ptr());
+    const auto* data1 = first.const_data_ptr<Stored>();
+    const auto* data2 = second.const_data_ptr<Stored>();
+    auto* out = result.mutable_data_ptr<Output>();
     dispatch_measure(measure_id, eps, [&, rows = rows, columns = columns](auto measure) {
       for_batch(batch_size, rows * columns, [&](int64_t b) {
         const BoxColumns<T> boxes(measure, data2 + b * columns * 4, columns);
@@ -192,11 +192,11 @@ std::tuple<Tensor, Tensor> box_iou_backward_cpu(const Tensor& grad, const Tensor
   dispatch_floating(dtype, "box_iou_backward", [&](auto tag) {
     using Stored = type_of<decltype(tag)>;
     using T = accumulate_t<Stored>;
-    const auto* weights = static_cast<const T*>(upstream.const_data_ptr());
-    const auto* data1 = static_cast<const Stored*>(first.const_data_ptr());
-    const auto* data2 = static_cast<const Stored*>(second.const_data_ptr());
-    auto* out1 = static_cast<Stored*>(grad1.mutable_data_ptr());
-    auto* out2 = static_cast<Stored*>(grad2.mutable_data_ptr());
+    const auto* weights = upstream.const_data_ptr<T>();
+    const auto* data1 = first.const_data_ptr<Stored>();
+    const auto* data2 = second.const_data_ptr<Stored>();
+    auto* out1 = grad1.mutable_data_ptr<Stored>();
+    auto* out2 = grad2.mutable_data_ptr<Stored>();
     dispatch_measure(measure_id, eps, [&](auto measure) {
       const auto [batch_size, rows, columns] = shape;
       for_batch(batch_size, 8 * rows * columns, [&, rows = rows, columns = columns](int64_t b) {

@@ -121,10 +121,8 @@ Tensor box_iou_cuda(const Tensor& boxes1, const Tensor& boxes2, int64_t measure_
       const auto kernel = shape.columns % kColumnsPerThread == 0
                               ? box_iou_kernel<true, Stored, Measure>
                               : box_iou_kernel<false, Stored, Measure>;
-      launch("box_iou", kernel, launch_shape, scope,
-             static_cast<const Stored*>(first.const_data_ptr()),
-             static_cast<const Stored*>(second.const_data_ptr()), tiles, measure,
-             static_cast<Output*>(result.mutable_data_ptr()));
+      launch("box_iou", kernel, launch_shape, scope, first.const_data_ptr<Stored>(),
+             second.const_data_ptr<Stored>(), tiles, measure, result.mutable_data_ptr<Output>());
     });
   });
   return result;
@@ -175,10 +173,8 @@ void sum_gradients(const PairwiseShape& shape, const CudaScope& scope, const Mea
   using T = accumulate_t<Stored>;
   launch("box_iou_backward", box_iou_backward_kernel<kOfSecond, Stored, Measure>,
          {dim3(stride_grid(out.numel() / 4, 1)), dim3(kSumThreads)}, scope,
-         static_cast<const T*>(grad.const_data_ptr()),
-         static_cast<const Stored*>(boxes1.const_data_ptr()),
-         static_cast<const Stored*>(boxes2.const_data_ptr()), shape.batch_size, shape.rows,
-         shape.columns, measure, static_cast<Stored*>(out.mutable_data_ptr()));
+         grad.const_data_ptr<T>(), boxes1.const_data_ptr<Stored>(), boxes2.const_data_ptr<Stored>(),
+         shape.batch_size, shape.rows, shape.columns, measure, out.mutable_data_ptr<Stored>());
 }
 
 // grad: [B, N, M], boxes1: [B, N, 4], boxes2: [B, M, 4] -> gradients [B, N, 4] and [B, M, 4]

@@ -100,14 +100,12 @@ void choose(const Pyramid& pyramid, const std::vector<DenseMap>& logits,
       const int64_t l = task / pyramid.images;
       const Level& level = pyramid.levels[l];
       if (level.top == 0) continue;
-      const auto* in_level =
-          static_cast<const Stored*>(logits[l].tensor.const_data_ptr()) + image * level.anchors();
+      const auto* in_level = logits[l].tensor.const_data_ptr<Stored>() + image * level.anchors();
       const int64_t planes = logits[l].channels_last ? 1 : level.shapes;
       select_top<T>(in_level, planes, level.anchors() / planes, level.top, best);
 
       const Strides strides(deltas[l]);
-      const auto* changes =
-          static_cast<const Stored*>(deltas[l].const_data_ptr()) + image * strides.image;
+      const auto* changes = deltas[l].const_data_ptr<Stored>() + image * strides.image;
       for (int64_t i = 0; i < level.top; ++i) {
         const int64_t anchor = best[i].index();
         const int64_t k = anchor % level.shapes;
@@ -148,7 +146,7 @@ std::tuple<Tensor, Tensor, Tensor> generate_proposals_cpu(
   Tensor boxes = empty_on_device_of(logits[0], {images, most, 4}, computed);
   Tensor scores = empty_on_device_of(logits[0], {images, most}, computed);
   Tensor counts = empty_on_device_of(logits[0], {images}, ScalarType::Long);
-  auto* count_of = static_cast<int64_t*>(counts.mutable_data_ptr());
+  auto* count_of = counts.mutable_data_ptr<int64_t>();
   if (most == 0 || images == 0) {
     std::fill(count_of, count_of + images, int64_t{0});
     return {boxes, scores, counts};
@@ -165,27 +163,25 @@ std::tuple<Tensor, Tensor, Tensor> generate_proposals_cpu(
     Tensor log_ratios = empty_on_device_of(logits[0], {images, top, 2}, computed);
     std::vector<T> shifts(2 * images * top);
     std::vector<uint32_t> numbers(images * top);
-    const Chosen<T> chosen{numbers.data(), static_cast<T*>(chosen_logits.mutable_data_ptr()),
-                           shifts.data(), shifts.data() + images * top,
-                           static_cast<T*>(log_ratios.mutable_data_ptr())};
+    const Chosen<T> chosen{numbers.data(), chosen_logits.mutable_data_ptr<T>(), shifts.data(),
+                           shifts.data() + images * top, log_ratios.mutable_data_ptr<T>()};
     choose<Stored>(pyramid, maps, deltas, options.coding<T>(), chosen);
     const Tensor probabilities = sigmoid(chosen_logits);
     const Tensor ratios = exponential(log_ratios);
-    const auto* score_of = static_cast<const T*>(probabilities.const_data_ptr());
-    const auto* ratio_of = static_cast<const T*>(ratios.const_data_ptr());
-    const auto* size_of = static_cast<const T*>(sizes.const_data_ptr());
+    const auto* score_of = probabilities.const_data_ptr<T>();
+    const auto* ratio_of = ratios.const_data_ptr<T>();
+    const auto* size_of = sizes.const_data_ptr<T>();
     const int64_t anchor_stride = anchors.dim() == 3 ? 4 * pyramid.anchors : 0;
     const auto least_score = static_cast<T>(score_threshold);
     const auto least_side = static_cast<T>(min_size);
-    auto* out_boxes = static_cast<Box<T>*>(boxes.mutable_data_ptr());
-    auto* out_scores = static_cast<T*>(scores.mutable_data_ptr());
+    auto* out_boxes = reinterpret_cast<Box<T>*>(boxes.mutable_data_ptr<T>());
+    auto* out_scores = scores.mutable_data_ptr<T>();
 
     torch::stable::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
       PerImageNms<T> best(iou_threshold, static_cast<int64_t>(pyramid.levels.size()));
       for (int64_t n = begin; n < end; ++n) {
         best.clear();
-        const auto* anchors_of =
-            static_cast<const T*>(all_anchors.const_data_ptr()) + n * anchor_stride;
+        const auto* anchors_of = all_anchors.const_data_ptr<T>() + n * anchor_stride;
         uint32_t group = 0;
         for (const Level& level : pyramid.levels) {
           for (int64_t i = 0; i < level.top; ++i) {

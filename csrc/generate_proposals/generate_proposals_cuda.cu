@@ -233,8 +233,8 @@ std::vector<Maps<Stored>> make_maps(const Pyramid& pyramid, const std::vector<De
   for (size_t l = 0; l < pyramid.levels.size(); ++l) {
     const Level& level = pyramid.levels[l];
     LevelMaps<Stored>& maps = launches[l / kLevelsPerLaunch].levels[l % kLevelsPerLaunch];
-    maps.logits = static_cast<const Stored*>(logits[l].tensor.const_data_ptr());
-    maps.deltas = static_cast<const Stored*>(deltas[l].const_data_ptr());
+    maps.logits = logits[l].tensor.const_data_ptr<Stored>();
+    maps.deltas = deltas[l].const_data_ptr<Stored>();
     for (int d = 0; d < 4; ++d) maps.delta_strides[d] = deltas[l].strides()[d];
     maps.anchors = static_cast<int>(level.anchors());
     maps.shapes = static_cast<int>(level.shapes);
@@ -294,8 +294,8 @@ std::tuple<Tensor, Tensor, Tensor> generate_proposals_cuda(
       const int64_t rows = std::min(levels * images - rows_before(l), kLevelsPerLaunch * images);
       return dim3(static_cast<unsigned>(rows));
     };
-    auto* number_of = static_cast<int*>(numbers.mutable_data_ptr());
-    auto* logit_of = static_cast<T*>(chosen.mutable_data_ptr());
+    auto* number_of = numbers.mutable_data_ptr<int>();
+    auto* logit_of = chosen.mutable_data_ptr<T>();
     for (size_t l = 0; l < launches.size(); ++l) {
       const int64_t skip = rows_before(l) * longest;
       launch("generate_proposals: select_top", select_top_kernel<Stored>,
@@ -307,26 +307,21 @@ std::tuple<Tensor, Tensor, Tensor> generate_proposals_cuda(
       const int64_t skip = rows_before(l) * longest;
       launch("generate_proposals: suppress", suppress_proposals_kernel<Stored>,
              {grid_of(l), dim3(kThreads)}, scope, launches[l], images, longest, top, most,
-             number_of + skip, logit_of + skip,
-             static_cast<const int64_t*>(by_logit.const_data_ptr()) + skip,
-             static_cast<const T*>(all_anchors.const_data_ptr()),
-             anchors.dim() == 3 ? 4 * pyramid.anchors : 0,
-             static_cast<const T*>(sizes.const_data_ptr()), options.coding<T>(),
-             static_cast<T>(score_threshold), static_cast<T>(min_size),
-             suppression_bound<T>(iou_threshold),
-             static_cast<Box<T>*>(kept.mutable_data_ptr()) + skip,
-             static_cast<T*>(all_scores.mutable_data_ptr()),
-             static_cast<Box<T>*>(all_boxes.mutable_data_ptr()));
+             number_of + skip, logit_of + skip, by_logit.const_data_ptr<int64_t>() + skip,
+             all_anchors.const_data_ptr<T>(), anchors.dim() == 3 ? 4 * pyramid.anchors : 0,
+             sizes.const_data_ptr<T>(), options.coding<T>(), static_cast<T>(score_threshold),
+             static_cast<T>(min_size), suppression_bound<T>(iou_threshold),
+             reinterpret_cast<Box<T>*>(kept.mutable_data_ptr<T>()) + skip,
+             all_scores.mutable_data_ptr<T>(),
+             reinterpret_cast<Box<T>*>(all_boxes.mutable_data_ptr<T>()));
     }
     const auto by_score = stable_sort(all_scores, 1, /*descending=*/true);
     launch("generate_proposals: gather", gather_proposals_kernel<T>,
            {dim3(stride_grid(images * most, kThreads)), dim3(kThreads)}, scope,
-           static_cast<const T*>(by_score.values.const_data_ptr()),
-           static_cast<const int64_t*>(by_score.indices.const_data_ptr()),
-           static_cast<const Box<T>*>(all_boxes.const_data_ptr()), images, top, most,
-           static_cast<Box<T>*>(boxes.mutable_data_ptr()),
-           static_cast<T*>(scores.mutable_data_ptr()),
-           static_cast<int64_t*>(counts.mutable_data_ptr()));
+           by_score.values.const_data_ptr<T>(), by_score.indices.const_data_ptr<int64_t>(),
+           reinterpret_cast<const Box<T>*>(all_boxes.const_data_ptr<T>()), images, top, most,
+           reinterpret_cast<Box<T>*>(boxes.mutable_data_ptr<T>()), scores.mutable_data_ptr<T>(),
+           counts.mutable_data_ptr<int64_t>());
   });
   return {boxes, scores, counts};
 }

@@ -219,8 +219,8 @@ std::tuple<Tensor, Tensor> match_boxes_cpu(const Tensor& gt_boxes, std::vector<i
   dispatch_floating_and_int64(dtype, "match_boxes", [&](auto tag) {
     using Stored = type_of<decltype(tag)>;
     using Iou = MatchIou_t<Stored>;
-    auto* match_data = static_cast<int64_t*>(matches.mutable_data_ptr());
-    auto* best_data = static_cast<Iou*>(best.mutable_data_ptr());
+    auto* match_data = matches.mutable_data_ptr<int64_t>();
+    auto* best_data = best.mutable_data_ptr<Iou>();
     std::vector<ImageWork<Stored>> works;
     int64_t blocks = 0;
     for (const MatchImage& image : images) {
@@ -229,11 +229,11 @@ std::tuple<Tensor, Tensor> match_boxes_cpu(const Tensor& gt_boxes, std::vector<i
         std::fill_n(best_data + image.first_result, image.box_count, Iou(0));
         continue;
       }
-      works.emplace_back(image, static_cast<const Stored*>(dense_gts.const_data_ptr()), blocks);
+      works.emplace_back(image, dense_gts.const_data_ptr<Stored>(), blocks);
       blocks += works.back().block_count;
     }
     const MatchTask<Stored> task{
-        static_cast<const Stored*>(dense_boxes.const_data_ptr()),
+        dense_boxes.const_data_ptr<Stored>(),
         match_data,
         best_data,
         {static_cast<Iou>(high_threshold), static_cast<Iou>(low_threshold)}};

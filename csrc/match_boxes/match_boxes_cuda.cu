@@ -215,10 +215,10 @@ std::tuple<Tensor, Tensor> match_boxes_cuda(const Tensor& gt_boxes, std::vector<
   dispatch_floating_and_int64(dtype, "match_boxes", [&](auto tag) {
     using Stored = type_of<decltype(tag)>;
     using Iou = MatchIou_t<Stored>;
-    const auto* gt_data = static_cast<const Stored*>(dense_gts.const_data_ptr());
-    const auto* box_data = static_cast<const Stored*>(dense_boxes.const_data_ptr());
-    auto* match_data = static_cast<int64_t*>(matches.mutable_data_ptr());
-    auto* best_data = static_cast<Iou*>(best.mutable_data_ptr());
+    const auto* gt_data = dense_gts.const_data_ptr<Stored>();
+    const auto* box_data = dense_boxes.const_data_ptr<Stored>();
+    auto* match_data = matches.mutable_data_ptr<int64_t>();
+    auto* best_data = best.mutable_data_ptr<Iou>();
     auto* peak_data = static_cast<Bits<Iou>*>(peaks.mutable_data_ptr());
     const MatchThresholds<Iou> thresholds{static_cast<Iou>(high_threshold),
                                           static_cast<Iou>(low_threshold)};

@@ -13,7 +13,7 @@ namespace {
 // rois: [K, 5] -> [K]
 template <class T>
 std::vector<int32_t> levels_of(const Tensor& rois, const PyramidRule& rule) {
-  const auto* data = static_cast<const T*>(rois.const_data_ptr());
+  const auto* data = rois.const_data_ptr<T>();
   std::vector<int32_t> levels(rois.size(0));
   for (size_t k = 0; k < levels.size(); ++k) {
     levels[k] = static_cast<int32_t>(pyramid_level(data + 5 * k, rule));

@@ -34,9 +34,8 @@ Tensor multiscale_roi_align_cuda(const std::vector<Tensor>& inputs, const Tensor
     using Stored = type_of<decltype(tag)>;
     const auto levels = pyramid_levels<const Stored>(maps, options);
     launch_align("multiscale_roi_align", levels, static_cast<int>(maps.size()), channels_last,
-                 static_cast<const accumulate_t<Stored>*>(dense_rois.const_data_ptr()),
-                 rois.size(0), options.align, scope,
-                 static_cast<Stored*>(output.mutable_data_ptr()));
+                 dense_rois.const_data_ptr<accumulate_t<Stored>>(), rois.size(0), options.align,
+                 scope, output.mutable_data_ptr<Stored>());
   });
   return output;
 }
@@ -67,9 +66,9 @@ std::vector<Tensor> multiscale_roi_align_backward_cuda(
   if (!any) return results;
   dispatch_floating(dtype, "multiscale_roi_align_backward", [&](auto tag) {
     using Stored = type_of<decltype(tag)>;
-    const AlignGradient<Stored> pooling{
-        static_cast<const Stored*>(upstream.tensor.const_data_ptr()),
-        static_cast<const accumulate_t<Stored>*>(dense_rois.const_data_ptr()), options.align};
+    const AlignGradient<Stored> pooling{upstream.tensor.const_data_ptr<Stored>(),
+                                        dense_rois.const_data_ptr<accumulate_t<Stored>>(),
+                                        options.align};
     const auto levels = pyramid_levels<Stored>(results, options);
     launch_roi_gather("multiscale_roi_align_backward", pooling, grad, levels,
                       static_cast<int>(results.size()), channels_last, rois.size(0), pooled_height,

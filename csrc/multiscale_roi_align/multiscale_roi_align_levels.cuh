@@ -16,9 +16,9 @@ FeatureLevels<Element, kMostLevels> pyramid_levels(const std::vector<Tensor>& ma
   FeatureLevels<Element, kMostLevels> levels{};
   for (size_t level = 0; level < maps.size(); ++level) {
     if constexpr (std::is_const_v<Element>) {
-      levels.data[level] = static_cast<Element*>(maps[level].const_data_ptr());
+      levels.data[level] = maps[level].const_data_ptr<std::remove_const_t<Element>>();
     } else {
-      levels.data[level] = static_cast<Element*>(maps[level].mutable_data_ptr());
+      levels.data[level] = maps[level].mutable_data_ptr<Element>();
     }
     levels.heights[level] = maps[level].size(2);
     levels.widths[level] = maps[level].size(3);

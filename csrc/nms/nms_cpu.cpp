@@ -193,8 +193,8 @@ Survivors suppress(const Tensor& boxes, const Tensor& scores, const Tensor* idxs
   const Tensor dense = contiguous_as(boxes, boxes.scalar_type());
   dispatch_floating(boxes.scalar_type(), op, [&](auto tag) {
     using Stored = type_of<decltype(tag)>;
-    suppress_segments(static_cast<const Stored*>(dense.const_data_ptr()), order, starts,
-                      iou_threshold, survivors.keep.get());
+    suppress_segments(dense.const_data_ptr<Stored>(), order, starts, iou_threshold,
+                      survivors.keep.get());
   });
   if (idxs != nullptr) {
     const auto by_index = uninitialized<char>(count);
@@ -212,7 +212,7 @@ Tensor suppress_all(const Tensor& boxes, const Tensor& scores, const Tensor* idx
   if (boxes.size(0) == 0) return empty_on_device_of(boxes, {0}, ScalarType::Long);
   const Survivors survivors = suppress(boxes, scores, idxs, iou_threshold, op);
   Tensor result = empty_on_device_of(boxes, {survivors.kept}, ScalarType::Long);
-  survivors.write(static_cast<int64_t*>(result.mutable_data_ptr()), survivors.kept);
+  survivors.write(result.mutable_data_ptr<int64_t>(), survivors.kept);
   return result;
 }
 
@@ -224,8 +224,8 @@ std::tuple<Tensor, Tensor> suppress_padded(const Tensor& boxes, const Tensor& sc
   if (boxes.size(0) == 0 || most == 0) return result;
   const Survivors survivors = suppress(boxes, scores, idxs, iou_threshold, op);
   const int64_t number = std::min(survivors.kept, most);
-  survivors.write(static_cast<int64_t*>(std::get<0>(result).mutable_data_ptr()), number);
-  *static_cast<int64_t*>(std::get<1>(result).mutable_data_ptr()) = number;
+  survivors.write(std::get<0>(result).mutable_data_ptr<int64_t>(), number);
+  *std::get<1>(result).mutable_data_ptr<int64_t>() = number;
   return result;
 }
 

@@ -38,37 +38,34 @@ std::tuple<Tensor, Tensor> suppress(const Tensor& boxes, const Tensor& scores, c
   Tensor flags = empty_on_device_of(boxes, {idxs == nullptr ? 0 : count}, ScalarType::Bool);
   Tensor indices = empty_on_device_of(boxes, {most}, ScalarType::Long);
   Tensor number = empty_on_device_of(boxes, {}, ScalarType::Long);
-  auto* const number_data = static_cast<int64_t*>(number.mutable_data_ptr());
-  auto* const index_data = static_cast<int64_t*>(indices.mutable_data_ptr());
+  auto* const number_data = number.mutable_data_ptr<int64_t>();
+  auto* const index_data = indices.mutable_data_ptr<int64_t>();
 
   dispatch_floating(dtype, "nms", [&](auto tag) {
     using Stored = type_of<decltype(tag)>;
     using T = accumulate_t<Stored>;
-    const auto data = [&](const Tensor& tensor) {
-      return static_cast<const int64_t*>(tensor.const_data_ptr());
-    };
-    const RankedBoxes<Stored> ranked{
-        static_cast<const Stored*>(dense.const_data_ptr()), data(orders.order),
-        idxs == nullptr ? nullptr : data(orders.segments), count,
-        one_chunk ? nullptr : static_cast<bool*>(suppressed.mutable_data_ptr())};
+    const auto data = [&](const Tensor& tensor) { return tensor.const_data_ptr<int64_t>(); };
+    const RankedBoxes<Stored> ranked{dense.const_data_ptr<Stored>(), data(orders.order),
+                                     idxs == nullptr ? nullptr : data(orders.segments), count,
+                                     one_chunk ? nullptr : suppressed.mutable_data_ptr<bool>()};
     const KeptBoxes result{idxs == nullptr ? index_data : nullptr,
                            number_data,
                            most,
                            with_padding ? most : 0,
-                           static_cast<bool*>(flags.mutable_data_ptr()),
+                           flags.mutable_data_ptr<bool>(),
                            idxs == nullptr ? nullptr : data(orders.score_ranks)};
     const SuppressionRule<T> rule(iou_threshold);
     for (int64_t first = 0; first < count; first += chunk_size) {
       const int64_t size = std::min(chunk_size, count - first);
       const int64_t rest = count - first - size;
       const auto groups = static_cast<unsigned>(ceil_div(size, kGroup));
-      auto* const bit_data = static_cast<unsigned*>(bits.mutable_data_ptr());
-      auto* const kept_data = static_cast<int64_t*>(kept.mutable_data_ptr());
+      auto* const bit_data = reinterpret_cast<unsigned*>(bits.mutable_data_ptr<int32_t>());
+      auto* const kept_data = kept.mutable_data_ptr<int64_t>();
       const Chunk chunk{first,
                         static_cast<int>(size),
                         static_cast<int>(groups),
                         rest == 0,
-                        static_cast<unsigned long long*>(overlaps.mutable_data_ptr()),
+                        reinterpret_cast<unsigned long long*>(overlaps.mutable_data_ptr<int64_t>()),
                         bit_data,
                         bit_data + 2 * most_groups,
                         kept_data,

@@ -126,8 +126,7 @@ Tensor argsort_scores(const Tensor& scores, const CudaScope& scope) {
     const Tensor dense = contiguous_as(scores, scores.scalar_type());
     launch("nms: key", key_kernel<Score, Key>,
            {dim3(static_cast<unsigned>(ceil_div(count, kRankThreads))), dim3(kRankThreads)}, scope,
-           static_cast<const Score*>(dense.const_data_ptr()), count,
-           static_cast<Key*>(keys.mutable_data_ptr()));
+           dense.const_data_ptr<Score>(), count, keys.mutable_data_ptr<Key>());
   });
   return stable_argsort(keys, /*descending=*/false);
 }
@@ -152,16 +151,16 @@ SuppressionOrder order_by_counting(const Tensor& scores, const Tensor* idxs,
   if (idxs != nullptr) orders = {orders.by_score, empty(), empty(), empty()};
   const Tensor dense_idxs = idxs == nullptr ? Tensor() : contiguous_as(*idxs, ScalarType::Long);
   const auto data = [&](Tensor& tensor) {
-    return idxs == nullptr ? nullptr : static_cast<int64_t*>(tensor.mutable_data_ptr());
+    return idxs == nullptr ? nullptr : tensor.mutable_data_ptr<int64_t>();
   };
   const bool ranked = dispatch_scores(scores, [&](auto tag, const Tensor& dense) {
     using Score = type_of<decltype(tag)>;
     launch("nms: rank", rank_kernel<Score>,
            {dim3(static_cast<unsigned>(ceil_div(count, kRanksPerBlock))), dim3(kRankThreads)},
-           scope, static_cast<const Score*>(dense.const_data_ptr()),
-           idxs == nullptr ? nullptr : static_cast<const int64_t*>(dense_idxs.const_data_ptr()),
-           static_cast<int>(count), static_cast<int64_t*>(orders.by_score.mutable_data_ptr()),
-           data(orders.order), data(orders.segments), data(orders.score_ranks));
+           scope, dense.const_data_ptr<Score>(),
+           idxs == nullptr ? nullptr : dense_idxs.const_data_ptr<int64_t>(),
+           static_cast<int>(count), orders.by_score.mutable_data_ptr<int64_t>(), data(orders.order),
+           data(orders.segments), data(orders.score_ranks));
   });
   if (!ranked) return order_by_sorting(scores, idxs, scope);
   if (idxs == nullptr) orders.order = orders.by_score;

@@ -62,7 +62,7 @@ inline Order order_by_score(const Tensor& scores) {
     default: break;
   }
   const Tensor sorted = stable_argsort(scores, /*descending=*/true);
-  const auto* indices = static_cast<const int64_t*>(sorted.const_data_ptr());
+  const auto* indices = sorted.const_data_ptr<int64_t>();
   Order order = uninitialized<uint32_t>(count);
   std::copy(indices, indices + count, order.get());
   return order;
@@ -77,7 +77,7 @@ struct Segments {
 inline Segments order_by_segment(const Tensor& idxs, const uint32_t* by_score) {
   const int64_t count = idxs.size(0);
   const Tensor dense = contiguous_as(idxs, ScalarType::Long);
-  const auto* numbers = static_cast<const int64_t*>(dense.const_data_ptr());
+  const auto* numbers = dense.const_data_ptr<int64_t>();
   int64_t lowest = numbers[0];
   int64_t highest = numbers[0];
   for (int64_t i = 1; i < count; ++i) {

@@ -44,7 +44,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> postprocess_detections_cpu(
   const int64_t images = image_sizes.size(0);
   const int64_t most = std::min(detections_per_image, count * (classes - 1));
   const DetectionTensors out = empty_detections(logits, images, most);
-  auto* count_of = static_cast<int64_t*>(out.counts.mutable_data_ptr());
+  auto* count_of = out.counts.mutable_data_ptr<int64_t>();
   if (most == 0 || images == 0) {
     std::fill(count_of, count_of + images, int64_t{0});
     return out.all();
@@ -54,11 +54,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> postprocess_detections_cpu(
   dispatch_floating(logits.scalar_type(), "postprocess_detections", [&](auto tag) {
     using Stored = type_of<decltype(tag)>;
     using T = accumulate_t<Stored>;
-    const auto* score_of = static_cast<const T*>(in.probabilities.const_data_ptr());
-    const auto* image_of = static_cast<const int64_t*>(in.image_ids.const_data_ptr());
-    const auto* delta_of = static_cast<const Stored*>(in.deltas.const_data_ptr());
-    const auto* roi_of = static_cast<const T*>(in.rois.const_data_ptr());
-    const auto* size_of = static_cast<const T*>(in.sizes.const_data_ptr());
+    const auto* score_of = in.probabilities.const_data_ptr<T>();
+    const auto* image_of = in.image_ids.const_data_ptr<int64_t>();
+    const auto* delta_of = in.deltas.const_data_ptr<Stored>();
+    const auto* roi_of = in.rois.const_data_ptr<T>();
+    const auto* size_of = in.sizes.const_data_ptr<T>();
     std::vector<uint32_t> found;
     RCNN_DYNAMIC_DISPATCH(collect_above(score_of, count, classes, static_cast<T>(score_threshold),
                                         image_of, images, found));
@@ -67,7 +67,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> postprocess_detections_cpu(
     const bool per_class = deltas.size(1) == 4 * classes;
     const BoxCoding<T> coding = options.coding<T>();
     Tensor log_ratios = empty_on_device_of(logits, {number, 2}, in.sizes.scalar_type());
-    auto* logarithms = static_cast<T*>(log_ratios.mutable_data_ptr());
+    auto* logarithms = log_ratios.mutable_data_ptr<T>();
     std::vector<BoxChange<T>> changes(number);
     for (int64_t i = 0; i < number; ++i) {
       const int64_t position = candidates.positions[i];
@@ -77,12 +77,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> postprocess_detections_cpu(
       logarithms[2 * i + 1] = changes[i].log_height;
     }
     const Tensor ratios = exponential(log_ratios);
-    const auto* ratio_of = static_cast<const T*>(ratios.const_data_ptr());
+    const auto* ratio_of = ratios.const_data_ptr<T>();
     const auto least_side = static_cast<T>(min_size);
-    auto* out_boxes = static_cast<Box<T>*>(out.boxes.mutable_data_ptr());
-    auto* out_scores = static_cast<T*>(out.scores.mutable_data_ptr());
-    auto* out_labels = static_cast<int64_t*>(out.labels.mutable_data_ptr());
-    auto* out_rois = static_cast<int64_t*>(out.rois.mutable_data_ptr());
+    auto* out_boxes = reinterpret_cast<Box<T>*>(out.boxes.mutable_data_ptr<T>());
+    auto* out_scores = out.scores.mutable_data_ptr<T>();
+    auto* out_labels = out.labels.mutable_data_ptr<int64_t>();
+    auto* out_rois = out.rois.mutable_data_ptr<int64_t>();
 
     torch::stable::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
       PerImageNms<T> best(iou_threshold, classes);

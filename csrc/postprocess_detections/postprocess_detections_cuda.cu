@@ -197,39 +197,34 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> postprocess_detections_cuda(
   dispatch_floating(logits.scalar_type(), "postprocess_detections", [&](auto tag) {
     using Stored = type_of<decltype(tag)>;
     using T = accumulate_t<Stored>;
-    const Predictions<Stored> predictions{
-        static_cast<const T*>(in.probabilities.const_data_ptr()),
-        static_cast<const Stored*>(in.deltas.const_data_ptr()),
-        static_cast<const T*>(in.rois.const_data_ptr()),
-        static_cast<const int64_t*>(in.image_ids.const_data_ptr()),
-        static_cast<const T*>(in.sizes.const_data_ptr()),
-        options.coding<T>(),
-        images,
-        count,
-        classes,
-        deltas.size(1) / 4};
+    const Predictions<Stored> predictions{in.probabilities.const_data_ptr<T>(),
+                                          in.deltas.const_data_ptr<Stored>(),
+                                          in.rois.const_data_ptr<T>(),
+                                          in.image_ids.const_data_ptr<int64_t>(),
+                                          in.sizes.const_data_ptr<T>(),
+                                          options.coding<T>(),
+                                          images,
+                                          count,
+                                          classes,
+                                          deltas.size(1) / 4};
     launch("postprocess_detections: score", score_kernel<Stored>,
            {dim3(stride_grid(count * classes, kThreads)), dim3(kThreads)}, scope, predictions,
            static_cast<T>(score_threshold), static_cast<T>(min_size),
-           static_cast<T*>(by_class.mutable_data_ptr()),
-           static_cast<T*>(kept_scores.mutable_data_ptr()));
+           by_class.mutable_data_ptr<T>(), kept_scores.mutable_data_ptr<T>());
     const auto sorted = stable_sort(by_class, 1, /*descending=*/true);
     launch("postprocess_detections: suppress", suppress_detections_kernel<Stored>,
            {dim3(static_cast<unsigned>(classes * images)), dim3(kThreads)}, scope, predictions,
-           static_cast<const T*>(sorted.values.const_data_ptr()),
-           static_cast<const int64_t*>(sorted.indices.const_data_ptr()),
-           suppression_bound<T>(iou_threshold), room, static_cast<Box<T>*>(kept.mutable_data_ptr()),
-           static_cast<T*>(kept_scores.mutable_data_ptr()));
+           sorted.values.const_data_ptr<T>(), sorted.indices.const_data_ptr<int64_t>(),
+           suppression_bound<T>(iou_threshold), room,
+           reinterpret_cast<Box<T>*>(kept.mutable_data_ptr<T>()),
+           kept_scores.mutable_data_ptr<T>());
     const auto best = stable_sort(kept_scores, 0, /*descending=*/true);
     launch("postprocess_detections: gather", gather_detections_kernel<Stored>,
            {dim3(static_cast<unsigned>(images)), dim3(kThreads)}, scope, predictions,
-           static_cast<const T*>(best.values.const_data_ptr()),
-           static_cast<const int64_t*>(best.indices.const_data_ptr()), most,
-           static_cast<Box<T>*>(out.boxes.mutable_data_ptr()),
-           static_cast<T*>(out.scores.mutable_data_ptr()),
-           static_cast<int64_t*>(out.labels.mutable_data_ptr()),
-           static_cast<int64_t*>(out.rois.mutable_data_ptr()),
-           static_cast<int64_t*>(out.counts.mutable_data_ptr()));
+           best.values.const_data_ptr<T>(), best.indices.const_data_ptr<int64_t>(), most,
+           reinterpret_cast<Box<T>*>(out.boxes.mutable_data_ptr<T>()),
+           out.scores.mutable_data_ptr<T>(), out.labels.mutable_data_ptr<int64_t>(),
+           out.rois.mutable_data_ptr<int64_t>(), out.counts.mutable_data_ptr<int64_t>());
   });
   return out.all();
 }

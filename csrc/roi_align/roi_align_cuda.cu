@@ -23,11 +23,9 @@ Tensor roi_align_cuda(const Tensor& input, const Tensor& rois, double spatial_sc
   dispatch_floating(dtype, "roi_align", [&](auto tag) {
     using Stored = type_of<decltype(tag)>;
     launch_align("roi_align",
-                 one_level(static_cast<const Stored*>(features.tensor.const_data_ptr()), shape,
-                           spatial_scale),
-                 1, features.channels_last,
-                 static_cast<const accumulate_t<Stored>*>(dense_rois.const_data_ptr()),
-                 rois.size(0), options, scope, static_cast<Stored*>(output.mutable_data_ptr()));
+                 one_level(features.tensor.const_data_ptr<Stored>(), shape, spatial_scale), 1,
+                 features.channels_last, dense_rois.const_data_ptr<accumulate_t<Stored>>(),
+                 rois.size(0), options, scope, output.mutable_data_ptr<Stored>());
   });
   return output;
 }
@@ -48,13 +46,12 @@ Tensor roi_align_backward_cuda(const Tensor& grad, const Tensor& rois, double sp
   if (result.numel() == 0) return result;
   dispatch_floating(dtype, "roi_align_backward", [&](auto tag) {
     using Stored = type_of<decltype(tag)>;
-    const AlignGradient<Stored> pooling{
-        static_cast<const Stored*>(upstream.tensor.const_data_ptr()),
-        static_cast<const accumulate_t<Stored>*>(dense_rois.const_data_ptr()), options};
-    launch_roi_gather(
-        "roi_align_backward", pooling, grad,
-        one_level(static_cast<Stored*>(result.mutable_data_ptr()), shape, spatial_scale), 1,
-        channels_last, rois.size(0), pooled_height, pooled_width, upstream.channels_last, scope);
+    const AlignGradient<Stored> pooling{upstream.tensor.const_data_ptr<Stored>(),
+                                        dense_rois.const_data_ptr<accumulate_t<Stored>>(), options};
+    launch_roi_gather("roi_align_backward", pooling, grad,
+                      one_level(result.mutable_data_ptr<Stored>(), shape, spatial_scale), 1,
+                      channels_last, rois.size(0), pooled_height, pooled_width,
+                      upstream.channels_last, scope);
   });
   return result;
 }

@@ -40,7 +40,7 @@ void advise_on(Tensor& fresh) {
 template <class T, class FormOf>
 AlignTables<T> tabulate(const Tensor& rois, const std::vector<LevelShape>& levels,
                         int64_t batch_size, const AlignRequest& request, FormOf&& form_of) {
-  const auto* data = static_cast<const T*>(rois.const_data_ptr());
+  const auto* data = rois.const_data_ptr<T>();
   return AlignTables<T>(data, rois.size(0),
                         request.level_of.empty() ? nullptr : request.level_of.data(), levels,
                         batch_size, request.options, form_of);
@@ -87,8 +87,8 @@ void align(const std::vector<Tensor>& maps, const Tensor& rois,
   const int64_t batch_size = maps[0].size(0);
   const PooledShape pooled{maps[0].size(1), request.options.pooled_height,
                            request.options.pooled_width};
-  auto* const out = static_cast<Stored*>(output.mutable_data_ptr());
-  const auto* const roi_data = static_cast<const T*>(rois.const_data_ptr());
+  auto* const out = output.mutable_data_ptr<Stored>();
+  const auto* const roi_data = rois.const_data_ptr<T>();
   check_batch_indices(roi_data, rois.size(0), batch_size, request.op);
   const int64_t roi_count = rois.size(0);
   const int64_t threads = torch::stable::get_num_threads();
@@ -107,7 +107,7 @@ void align(const std::vector<Tensor>& maps, const Tensor& rois,
   if (output.numel() == 0) return;
   advise_on(output);
   const auto image_of = [&](int64_t level, int64_t image) {
-    return static_cast<const Stored*>(maps[level].const_data_ptr()) +
+    return maps[level].const_data_ptr<Stored>() +
            image * pooled.channels * levels[level].height * levels[level].width;
   };
   const auto level_count = static_cast<int64_t>(levels.size());
@@ -161,9 +161,8 @@ void spread(const Tensor& grad, const Tensor& rois, const std::vector<LevelShape
   constexpr bool kInPlace = std::is_same_v<T, Stored>;
   const PooledShape pooled{grad.size(1), grad.size(2), grad.size(3)};
   const int64_t channels = pooled.channels;
-  const auto* const upstream = static_cast<const Stored*>(grad.const_data_ptr());
-  check_batch_indices(static_cast<const T*>(rois.const_data_ptr()), rois.size(0), batch_size,
-                      request.op);
+  const auto* const upstream = grad.const_data_ptr<Stored>();
+  check_batch_indices(rois.const_data_ptr<T>(), rois.size(0), batch_size, request.op);
   const auto tables = tabulate<T>(rois, levels, batch_size, request, [&](int64_t, int64_t) {
     return channels_last ? TableForm::kGradient : TableForm::kGradientBlocks;
   });
@@ -172,7 +171,7 @@ void spread(const Tensor& grad, const Tensor& rois, const std::vector<LevelShape
     advise_on(results[level]);
     const int64_t height = levels[level].height;
     const int64_t width = levels[level].width;
-    auto* const out = static_cast<Stored*>(results[level].mutable_data_ptr());
+    auto* const out = results[level].mutable_data_ptr<Stored>();
     const int64_t image_size = channels * height * width;
     for (int64_t image = 0; image < batch_size; ++image) {
       const RoiTable<T>* const begin = tables.begin(level, image);

@@ -66,10 +66,10 @@ std::tuple<Tensor, Tensor> roi_pool_cpu(const Tensor& input, const Tensor& rois,
   dispatch_floating(dtype, "roi_pool", [&](auto tag) {
     using Stored = type_of<decltype(tag)>;
     using T = accumulate_t<Stored>;
-    const auto* data = static_cast<const Stored*>(features.tensor.const_data_ptr());
-    const auto* roi_data = static_cast<const T*>(dense_rois.const_data_ptr());
-    auto* out = static_cast<Stored*>(output.mutable_data_ptr());
-    auto* out_argmax = static_cast<int32_t*>(argmax.mutable_data_ptr());
+    const auto* data = features.tensor.const_data_ptr<Stored>();
+    const auto* roi_data = dense_rois.const_data_ptr<T>();
+    auto* out = output.mutable_data_ptr<Stored>();
+    auto* out_argmax = argmax.mutable_data_ptr<int32_t>();
     check_batch_indices(roi_data, roi_count, shape.batch_size, "roi_pool");
     if (output.numel() == 0) return;
     const int64_t bins = pooled_height * pooled_width;
@@ -115,10 +115,10 @@ Tensor roi_pool_backward_cpu(const Tensor& grad, const Tensor& argmax, const Ten
   dispatch_floating(dtype, "roi_pool_backward", [&](auto tag) {
     using Stored = type_of<decltype(tag)>;
     using T = accumulate_t<Stored>;
-    const auto* grad_data = static_cast<const Stored*>(upstream.const_data_ptr());
-    const auto* argmax_data = static_cast<const int32_t*>(pixels_of_maxima.const_data_ptr());
-    const auto* roi_data = static_cast<const T*>(dense_rois.const_data_ptr());
-    auto* out = static_cast<Stored*>(result.mutable_data_ptr());
+    const auto* grad_data = upstream.const_data_ptr<Stored>();
+    const auto* argmax_data = pixels_of_maxima.const_data_ptr<int32_t>();
+    const auto* roi_data = dense_rois.const_data_ptr<T>();
+    auto* out = result.mutable_data_ptr<Stored>();
     check_batch_indices(roi_data, roi_count, batch_size, "roi_pool_backward");
     if (result.numel() == 0) return;
     const int64_t bins = grad.size(2) * grad.size(3);

@@ -262,11 +262,10 @@ std::tuple<Tensor, Tensor> roi_pool_cuda(const Tensor& input, const Tensor& rois
   if (output.numel() == 0) return {output, argmax};
   dispatch_floating(dtype, "roi_pool", [&](auto tag) {
     using Stored = type_of<decltype(tag)>;
-    launch_roi_pool(static_cast<const Stored*>(features.tensor.const_data_ptr()),
-                    static_cast<const accumulate_t<Stored>*>(dense_rois.const_data_ptr()),
-                    rois.size(0), shape, options, features.channels_last, scope,
-                    static_cast<Stored*>(output.mutable_data_ptr()),
-                    static_cast<int32_t*>(argmax.mutable_data_ptr()));
+    launch_roi_pool(features.tensor.const_data_ptr<Stored>(),
+                    dense_rois.const_data_ptr<accumulate_t<Stored>>(), rois.size(0), shape, options,
+                    features.channels_last, scope, output.mutable_data_ptr<Stored>(),
+                    argmax.mutable_data_ptr<int32_t>());
   });
   return {output, argmax};
 }
@@ -360,15 +359,13 @@ Tensor roi_pool_backward_cuda(const Tensor& grad, const Tensor& argmax, const Te
   if (result.numel() == 0) return result;
   dispatch_floating(dtype, "roi_pool_backward", [&](auto tag) {
     using Stored = type_of<decltype(tag)>;
-    const PoolGradient<Stored> pooling{
-        static_cast<const Stored*>(upstream.tensor.const_data_ptr()),
-        static_cast<const accumulate_t<Stored>*>(dense_rois.const_data_ptr()),
-        static_cast<const int32_t*>(pixels_of_maxima.const_data_ptr()), options};
-    launch_roi_gather(
-        "roi_pool_backward", pooling, grad,
-        one_level(static_cast<Stored*>(result.mutable_data_ptr()), shape, spatial_scale), 1,
-        channels_last, rois.size(0), options.pooled_height, options.pooled_width,
-        upstream.channels_last, scope);
+    const PoolGradient<Stored> pooling{upstream.tensor.const_data_ptr<Stored>(),
+                                       dense_rois.const_data_ptr<accumulate_t<Stored>>(),
+                                       pixels_of_maxima.const_data_ptr<int32_t>(), options};
+    launch_roi_gather("roi_pool_backward", pooling, grad,
+                      one_level(result.mutable_data_ptr<Stored>(), shape, spatial_scale), 1,
+                      channels_last, rois.size(0), options.pooled_height, options.pooled_width,
+                      upstream.channels_last, scope);
   });
   return result;
 }

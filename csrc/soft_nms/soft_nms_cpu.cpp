@@ -157,8 +157,8 @@ std::tuple<Tensor, Tensor> soft_suppress_segments(const Tensor& boxes, const Ten
   const ScalarType dtype = soft_nms_dtype(boxes, scores);
   const Tensor wide_boxes = contiguous_as(boxes, dtype);
   const Tensor wide_scores = contiguous_as(scores, dtype);
-  const auto* box_data = static_cast<const Box<T>*>(wide_boxes.const_data_ptr());
-  const auto* score_data = static_cast<const T*>(wide_scores.const_data_ptr());
+  const auto* box_data = reinterpret_cast<const Box<T>*>(wide_boxes.const_data_ptr<T>());
+  const auto* score_data = wide_scores.const_data_ptr<T>();
   const auto rescored = uninitialized<T>(count);
   std::fill_n(rescored.get(), count, kOut<T>);
 
@@ -182,8 +182,8 @@ std::tuple<Tensor, Tensor> soft_suppress_segments(const Tensor& boxes, const Ten
   const auto by_score = order_by_descending(rescored.get(), count);  // what is out comes last
   Tensor indices = empty_on_device_of(boxes, {kept}, ScalarType::Long);
   Tensor result = empty_on_device_of(boxes, {kept}, dtype);
-  auto* index_data = static_cast<int64_t*>(indices.mutable_data_ptr());
-  auto* result_data = static_cast<T*>(result.mutable_data_ptr());
+  auto* index_data = indices.mutable_data_ptr<int64_t>();
+  auto* result_data = result.mutable_data_ptr<T>();
   for (int64_t rank = 0; rank < kept; ++rank) {
     index_data[rank] = by_score[rank];
     result_data[rank] = rescored[by_score[rank]];

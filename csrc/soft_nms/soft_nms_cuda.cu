@@ -139,20 +139,20 @@ std::tuple<Tensor, Tensor> soft_suppress(const Tensor& boxes, const Tensor& scor
   const auto run = [&](auto tag) {
     using T = type_of<decltype(tag)>;
     const auto pointer = [](const Tensor* tensor) {
-      return tensor == nullptr ? nullptr : static_cast<const int64_t*>(tensor->const_data_ptr());
+      return tensor == nullptr ? nullptr : tensor->const_data_ptr<int64_t>();
     };
-    const SegmentedBoxes<T> sorted{static_cast<const Box<T>*>(sorted_boxes.const_data_ptr()),
-                                   static_cast<const T*>(sorted_scores.const_data_ptr()),
-                                   pointer(segments), pointer(order), static_cast<int>(count)};
+    const SegmentedBoxes<T> sorted{
+        reinterpret_cast<const Box<T>*>(sorted_boxes.const_data_ptr<T>()),
+        sorted_scores.const_data_ptr<T>(), pointer(segments), pointer(order),
+        static_cast<int>(count)};
     const SoftNmsRule<T> rule(iou_threshold, sigma, score_threshold);
     const unsigned blocks = segments == nullptr ? 1u : static_cast<unsigned>(count);
     const auto kernel = static_cast<DecayMethod>(method) == DecayMethod::kLinear
                             ? soft_nms_kernel<DecayMethod::kLinear, T>
                             : soft_nms_kernel<DecayMethod::kGaussian, T>;
     launch("soft_nms", kernel, {dim3(blocks), dim3(kThreads)}, scope, sorted, rule,
-           static_cast<T*>(workspace.mutable_data_ptr()),
-           static_cast<T*>(rescored.mutable_data_ptr()),
-           static_cast<bool*>(keep.mutable_data_ptr()));
+           workspace.mutable_data_ptr<T>(), rescored.mutable_data_ptr<T>(),
+           keep.mutable_data_ptr<bool>());
   };
   if (dtype == ScalarType::Double) {
     run(TypeTag<double>{});

@@ -271,7 +271,7 @@ void launch_roi_gather(const char* name, const Pooling& pooling, const Tensor& l
              pooled_width);
   const int64_t chunks = ceil_div(roi_count, kGatherThreads);
   const Tensor workspace = empty_on_device_of(like, {5 * roi_count + 2 * chunks}, ScalarType::Int);
-  auto* const words = static_cast<int*>(workspace.mutable_data_ptr());
+  auto* const words = workspace.mutable_data_ptr<int>();
   const ReachTable reach{reinterpret_cast<int4*>(words),
                          reinterpret_cast<int2*>(words + 4 * roi_count),
                          words + 4 * roi_count + 2 * chunks};
