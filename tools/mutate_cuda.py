@@ -42,12 +42,17 @@ OPERATORS = {
     "box_iou_cuda.cu": ("box_iou", "generalized", "distance", "complete"),
     "match_boxes_cuda.cu": ("match_boxes",),
     "multiscale_roi_align_cuda.cu": ("multiscale_roi_align",),
-    "suppress_chunk.cuh": ("nms", "batched_nms"),
+    "nms_chunk_cuda_kernels.cuh": ("nms", "batched_nms"),
     "soft_nms_cuda.cu": ("soft_nms", "batched_soft_nms"),
     "generate_proposals_cuda.cu": ("generate_proposals",),
     "postprocess_detections_cuda.cu": ("postprocess_detections",),
-    "score_order.cuh": ("nms", "batched_nms"),
-    "suppress_row.cuh": ("nms", "batched_nms", "generate_proposals", "postprocess_detections"),
+    "nms_score_order_cuda_kernels.cuh": ("nms", "batched_nms"),
+    "nms_block_cuda_kernels.cuh": (
+        "nms",
+        "batched_nms",
+        "generate_proposals",
+        "postprocess_detections",
+    ),
     "roi_align_cuda.cu": ("roi_align",),
     "roi_pool_cuda.cu": ("roi_pool",),
 }
@@ -91,19 +96,19 @@ EXPLAINED = {
     ("match_boxes_cuda.cu", "first < image.box_count", 2): "one more round, of the last box again",
     ("match_boxes_cuda.cu", "tile < image.gt_count", 1): "one more round, over an empty tile",
     ("match_boxes_cuda.cu", "tile < image.gt_count", 2): "one more round, over an empty tile",
-    ("suppress_chunk.cuh", "first < kept_count", 1): "one more round, over an empty tile",
+    ("nms_chunk_cuda_kernels.cuh", "first < kept_count", 1): "one more round, over an empty tile",
     (
-        "suppress_chunk.cuh",
+        "nms_chunk_cuda_kernels.cuh",
         "first < size && found < result.most",
         1,
     ): "one more round, without a flag",
-    ("suppress_row.cuh", "column < size", 1): (
+    ("nms_block_cuda_kernels.cuh", "column < size", 1): (
         "saves work: bits of columns beyond the group are not looked at"
     ),
-    ("suppress_row.cuh", "first < count && kept_before < most", 1): (
+    ("nms_block_cuda_kernels.cuh", "first < count && kept_before < most", 1): (
         "one more round, over an empty group"
     ),
-    ("suppress_row.cuh", "k < kept_before", 1): (
+    ("nms_block_cuda_kernels.cuh", "k < kept_before", 1): (
         "one more box, in room that nobody has written: poison has no extent"
     ),
     ("generate_proposals_cuda.cu", "base < level.anchors", 1): "one more round, without an anchor",
@@ -122,22 +127,26 @@ WORK_SAVED = {
     ("roi_gather.cuh", "task.key > span.y", 1): "a round without the tile's image",
     ("roi_reach.cuh", "box.y < box.y_end", 1): "no tile reaches an empty box",
     ("roi_reach.cuh", "box.x < box.x_end", 1): "no tile reaches an empty box",
-    ("suppress_chunk.cuh", "row_group > column_group", 1): "the words of such a block are not read",
     (
-        "suppress_chunk.cuh",
+        "nms_chunk_cuda_kernels.cuh",
+        "row_group > column_group",
+        1,
+    ): "the words of such a block are not read",
+    (
+        "nms_chunk_cuda_kernels.cuh",
         "!(intersection_area(box, other) > limits[0][row] + limits[1][column])",
         1,
     ): "a filter before the exact test",
     (
-        "suppress_chunk.cuh",
+        "nms_chunk_cuda_kernels.cuh",
         "intersection_area(tile[k], mine) > limits[k] + my_limit",
         1,
     ): "a filter before the exact test",
-    ("suppress_chunk.cuh", "atomicMin(&end, first_one);", 1): (
+    ("nms_chunk_cuda_kernels.cuh", "atomicMin(&end, first_one);", 1): (
         "each block goes on to the end, and finds what others find"
     ),
     (
-        "suppress_chunk.cuh",
+        "nms_chunk_cuda_kernels.cuh",
         "total >= result.most",
         1,
     ): "what comes after a full result is not stored",

@@ -3,33 +3,33 @@
 
 // out[k] = measure(a, columns[k]) for kCount columns: vector code without a remainder.
 template <int kCount, class Measure, class T, class Output>
-inline void fill_lanes(const Measure& measure, const Box<T>& a, const Prepared<T>& of_a,
+inline void fill_lanes(const Measure& measure, const Box<T>& a, const BoxTerms<T>& a_terms,
                        const BoxColumns<T>& columns, int64_t first, Output* __restrict out) {
   for (int k = 0; k < kCount; ++k) {
-    const T value = measure(a, of_a, columns.box(first + k), columns.prepared(first + k));
+    const T value = measure(a, a_terms, columns.box(first + k), columns.terms(first + k));
     out[k] = static_cast<Output>(value);
   }
 }
 
 // The first `whole` columns of a row, a multiple of the widest register's.
 template <class Measure, class T, class Output>
-inline void fill_whole(const Measure& measure, const Box<T>& a, const Prepared<T>& of_a,
+inline void fill_whole(const Measure& measure, const Box<T>& a, const BoxTerms<T>& a_terms,
                        const BoxColumns<T>& columns, int64_t whole, Output* __restrict out) {
   constexpr int kN = kLanes<T>;
-  for (int64_t j = 0; j < whole; j += kN) fill_lanes<kN>(measure, a, of_a, columns, j, out + j);
+  for (int64_t j = 0; j < whole; j += kN) fill_lanes<kN>(measure, a, a_terms, columns, j, out + j);
 }
 
 // The last `count` columns of a row, fewer than kCount, in the narrowest vector that holds them.
 // Up to kCount - 1 numbers behind the row are overwritten.
 template <int kCount, class Measure, class T, class Output>
-inline void fill_rest(const Measure& measure, const Box<T>& a, const Prepared<T>& of_a,
+inline void fill_rest(const Measure& measure, const Box<T>& a, const BoxTerms<T>& a_terms,
                       const BoxColumns<T>& columns, int64_t first, int64_t count, Output* out) {
   if constexpr (kCount > 8) {
     if (count <= kCount / 2) {
-      return fill_rest<kCount / 2>(measure, a, of_a, columns, first, count, out);
+      return fill_rest<kCount / 2>(measure, a, a_terms, columns, first, count, out);
     }
   }
-  fill_lanes<kCount>(measure, a, of_a, columns, first, out);
+  fill_lanes<kCount>(measure, a, a_terms, columns, first, out);
 }
 
 #if defined(RCNN_HAS_SHUFFLEVECTOR)
@@ -69,7 +69,7 @@ class RowEnds {
       const Box<T> box{a[0][k], a[1][k], a[2][k], a[3][k]};
       const Box<T> column{columns_[0][k], columns_[1][k], columns_[2][k], columns_[3][k]};
       values[k] = static_cast<Output>(
-          measure(box, measure.prepare(box), column, Prepared<T>{columns_[4][k], columns_[5][k]}));
+          measure(box, measure.terms(box), column, BoxTerms<T>{columns_[4][k], columns_[5][k]}));
     }
     for (int r = 0; r < kRows; ++r) {
       std::memcpy(out + r * step, values + r * kWidth, kWidth * sizeof(Output));
@@ -94,7 +94,7 @@ int64_t fill_groups(const Measure& measure, const Stored* rows, int64_t begin, i
     if (whole == 0) continue;
     for (int64_t r = i; r < i + Ends::kRows; ++r) {
       const Box<T> a = load_box<T>(rows + 4 * r);
-      fill_whole(measure, a, measure.prepare(a), columns, whole, out + r * count);
+      fill_whole(measure, a, measure.terms(a), columns, whole, out + r * count);
     }
   }
   return i;
@@ -129,15 +129,15 @@ void fill_rows(const Measure& measure, const Stored* rows, int64_t begin, int64_
   const Output* const out_end = out + end * count;
   for (int64_t i = begin; i < end; ++i) {
     const Box<T> a = load_box<T>(rows + 4 * i);
-    const Prepared<T> of_a = measure.prepare(a);
+    const BoxTerms<T> a_terms = measure.terms(a);
     Output* const row = out + i * count;
-    fill_whole(measure, a, of_a, columns, whole, row);
+    fill_whole(measure, a, a_terms, columns, whole, row);
     if (whole == count) continue;
     if (row + whole + kN <= out_end) {
-      fill_rest<kN>(measure, a, of_a, columns, whole, count - whole, row + whole);
+      fill_rest<kN>(measure, a, a_terms, columns, whole, count - whole, row + whole);
     } else {
       Output rest[kN];
-      fill_lanes<kN>(measure, a, of_a, columns, whole, rest);
+      fill_lanes<kN>(measure, a, a_terms, columns, whole, rest);
       for (int64_t k = whole; k < count; ++k) row[k] = rest[k - whole];
     }
   }
@@ -154,9 +154,9 @@ void sum_gradients(const Measure& measure, const Stored* rows, int64_t begin, in
   const int64_t count = columns.count();
   for (int64_t i = begin; i < end; ++i) {
     const Box<T> a = load_box<T>(rows + 4 * i);
-    const Prepared<T> of_a = measure.prepare(a);
+    const BoxTerms<T> a_terms = measure.terms(a);
     const Box<D> variable_a = variable(a);
-    const Prepared<D> of_variable_a = measure.prepare(variable_a);
+    const BoxTerms<D> variable_a_terms = measure.terms(variable_a);
     double sums[4][kSumLanes] = {};
     for (int64_t j = 0; j < count; j += kSumLanes) {
       const int64_t used = std::min<int64_t>(kSumLanes, count - j);
@@ -165,14 +165,14 @@ void sum_gradients(const Measure& measure, const Stored* rows, int64_t begin, in
       T by_a[4][kSumLanes], by_b[4][kSumLanes];
       for (int k = 0; k < kSumLanes; ++k) {
         const Box<T> b = columns.box(j + k);
-        const Prepared<T> of_b = columns.prepared(j + k);
-        const D value = measure(variable_a, of_variable_a, constant(b),
-                                Prepared<D>{D(of_b.area), D(of_b.angle)});
+        const BoxTerms<T> b_terms = columns.terms(j + k);
+        const D value = measure(variable_a, variable_a_terms, constant(b),
+                                BoxTerms<D>{D(b_terms.area), D(b_terms.angle)});
         for (int c = 0; c < 4; ++c) by_a[c][k] = weights[k] * value.partial[c];
       }
       for (int k = 0; k < kSumLanes; ++k) {
-        const D value = measure(constant(a), Prepared<D>{D(of_a.area), D(of_a.angle)},
-                                variable(columns.box(j + k)), variables.prepared(j + k));
+        const D value = measure(constant(a), BoxTerms<D>{D(a_terms.area), D(a_terms.angle)},
+                                variable(columns.box(j + k)), variables.terms(j + k));
         for (int c = 0; c < 4; ++c) by_b[c][k] = weights[k] * value.partial[c];
       }
       for (int c = 0; c < 4; ++c) {

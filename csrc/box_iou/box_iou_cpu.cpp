@@ -32,20 +32,20 @@ class BoxColumns {
       : count_(count), stride_(count + kSumLanes), columns_(6 * stride_) {
     for (int64_t j = 0; j < count; ++j) {
       const Box<T> box = load_box<T>(boxes + 4 * j);
-      const Prepared<T> prepared = measure.prepare(box);
-      const T values[6] = {box.x1, box.y1, box.x2, box.y2, prepared.area, prepared.angle};
+      const BoxTerms<T> terms = measure.terms(box);
+      const T values[6] = {box.x1, box.y1, box.x2, box.y2, terms.area, terms.angle};
       for (int64_t c = 0; c < 6; ++c) columns_[c * stride_ + j] = values[c];
     }
   }
   int64_t count() const { return count_; }
 
-  // x1, y1, x2, y2, then what a measure has prepared: area and angle. Readable for kSumLanes boxes
+  // x1, y1, x2, y2, then the terms of a measure: area and angle. Readable for kSumLanes boxes
   // behind the last, for a vector that is not full.
   RCNN_INLINE const T* column(int64_t c) const { return columns_.data() + c * stride_; }
   RCNN_INLINE Box<T> box(int64_t j) const {
     return {column(0)[j], column(1)[j], column(2)[j], column(3)[j]};
   }
-  RCNN_INLINE Prepared<T> prepared(int64_t j) const { return {column(4)[j], column(5)[j]}; }
+  RCNN_INLINE BoxTerms<T> terms(int64_t j) const { return {column(4)[j], column(5)[j]}; }
 
  private:
   int64_t count_, stride_;
@@ -63,16 +63,16 @@ struct VariableColumns {
   VariableColumns(const Measure& measure, const Stored* coordinates, int64_t count)
       : boxes(measure, coordinates, count), stride(count + kSumLanes), partials(8 * stride) {
     for (int64_t j = 0; j < count; ++j) {
-      const Prepared<Dual<T>> prepared = measure.prepare(variable(boxes.box(j)));
+      const BoxTerms<Dual<T>> terms = measure.terms(variable(boxes.box(j)));
       for (int64_t c = 0; c < 4; ++c) {
-        partials[c * stride + j] = prepared.area.partial[c];
-        partials[(4 + c) * stride + j] = prepared.angle.partial[c];
+        partials[c * stride + j] = terms.area.partial[c];
+        partials[(4 + c) * stride + j] = terms.angle.partial[c];
       }
     }
   }
-  RCNN_INLINE Prepared<Dual<T>> prepared(int64_t j) const {
-    const Prepared<T> values = boxes.prepared(j);
-    Prepared<Dual<T>> result;
+  RCNN_INLINE BoxTerms<Dual<T>> terms(int64_t j) const {
+    const BoxTerms<T> values = boxes.terms(j);
+    BoxTerms<Dual<T>> result;
     result.area.value = values.area;
     result.angle.value = values.angle;
     for (int c = 0; c < 4; ++c) {

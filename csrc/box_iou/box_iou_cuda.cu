@@ -30,7 +30,7 @@ struct IouTiles {
 };
 
 // Writes the measures of four neighbours by vectors of 16 bytes, past the caches: the result is
-// larger than they are, and read later.
+// larger than the caches, and read later.
 __device__ __forceinline__ void store_columns(float* out, const float (&values)[4]) {
   __stcs(reinterpret_cast<float4*>(out), make_float4(values[0], values[1], values[2], values[3]));
 }
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kThreads)
   using T = accumulate_t<Stored>;
   using Output = typename BoxIouOutput<Stored>::type;
   __shared__ __align__(16) Box<T> row_boxes[kTileRows];
-  __shared__ Prepared<T> prepared_rows[kTileRows];
+  __shared__ BoxTerms<T> row_terms[kTileRows];
   const int lane = static_cast<int>(threadIdx.x) % tiles.lanes;
   const int first_row = static_cast<int>(threadIdx.x) / tiles.lanes;
   const int rows_at_once = kThreads / tiles.lanes;
@@ -63,28 +63,28 @@ __global__ void __launch_bounds__(kThreads)
     for (int i = threadIdx.x; i < tile_rows; i += kThreads) {
       const Box<T> box = load_box<T>(boxes1 + (b * tiles.rows + row + i) * 4);
       row_boxes[i] = box;
-      prepared_rows[i] = measure.prepare(box);
+      row_terms[i] = measure.terms(box);
     }
     int64_t columns[kColumnsPerThread];
     Box<T> boxes[kColumnsPerThread];
-    Prepared<T> prepared[kColumnsPerThread];
+    BoxTerms<T> terms[kColumnsPerThread];
 #pragma unroll
     for (int n = 0; n < kColumnsPerThread; ++n) {
       columns[n] = column + (kVectors ? kColumnsPerThread * lane + n : lane + n * tiles.lanes);
       const int64_t j = min(columns[n], tiles.columns - 1);
       boxes[n] = load_box<T>(boxes2 + (b * tiles.columns + j) * 4);
-      prepared[n] = measure.prepare(boxes[n]);
+      terms[n] = measure.terms(boxes[n]);
     }
     __syncthreads();
     // What is left of the threads when rows_at_once rows have theirs has nothing to do.
     for (int i = first_row < rows_at_once ? first_row : tile_rows; i < tile_rows;
          i += rows_at_once) {
       const Box<T> row_box = row_boxes[i];
-      const Prepared<T> prepared_row = prepared_rows[i];
+      const BoxTerms<T> row_box_terms = row_terms[i];
       Output values[kColumnsPerThread];
 #pragma unroll
       for (int n = 0; n < kColumnsPerThread; ++n) {
-        values[n] = static_cast<Output>(measure(row_box, prepared_row, boxes[n], prepared[n]));
+        values[n] = static_cast<Output>(measure(row_box, row_box_terms, boxes[n], terms[n]));
       }
       Output* const out_row = out + (b * tiles.rows + row + i) * tiles.columns;
       if (kVectors) {

@@ -10,27 +10,27 @@
 
 namespace rcnn_ext {
 
-// Minimum, maximum and clamp as PyTorch differentiates them; dual.h overloads them for derivatives.
-// A NaN in one argument need not survive here: the areas carry it into every result.
+// torch.minimum, torch.maximum, torch.clamp(min=0), torch.atan and Tensor.detach of numbers; dual.h
+// overloads them with their derivatives. A NaN in one argument need not survive here: the areas
+// carry it into every result.
 template <class T>
-RCNN_HOST_DEVICE T smaller(T a, T b) {
+RCNN_HOST_DEVICE T minimum(T a, T b) {
   return a < b ? a : b;
 }
 template <class T>
-RCNN_HOST_DEVICE T larger(T a, T b) {
+RCNN_HOST_DEVICE T maximum(T a, T b) {
   return a > b ? a : b;
 }
 template <class T>
-RCNN_HOST_DEVICE T at_least_zero(T a) {
+RCNN_HOST_DEVICE T clamp_min_zero(T a) {
   return a > T(0) ? a : T(0);
 }
 template <class T>
-RCNN_HOST_DEVICE T arc_tangent(T a) {
+RCNN_HOST_DEVICE T arctan(T a) {
   return std::atan(a);
 }
-// The value without its derivative, as under torch.no_grad().
 template <class T>
-RCNN_HOST_DEVICE T detached(T a) {
+RCNN_HOST_DEVICE T detach(T a) {
   return a;
 }
 
@@ -39,7 +39,7 @@ struct Box {
   T x1, y1, x2, y2;
 };
 
-// [4] numbers of any type -> a box to compute with.
+// coordinates: [4] of any type, converted to the type to compute in.
 template <class T, class Stored>
 RCNN_HOST_DEVICE Box<T> load_box(const Stored* coordinates) {
   return {T(coordinates[0]), T(coordinates[1]), T(coordinates[2]), T(coordinates[3])};
@@ -52,8 +52,8 @@ RCNN_HOST_DEVICE T area(const Box<T>& box) {
 
 template <class T>
 RCNN_HOST_DEVICE T intersection_area(const Box<T>& a, const Box<T>& b) {
-  const T width = at_least_zero(smaller(a.x2, b.x2) - larger(a.x1, b.x1));
-  const T height = at_least_zero(smaller(a.y2, b.y2) - larger(a.y1, b.y1));
+  const T width = clamp_min_zero(minimum(a.x2, b.x2) - maximum(a.x1, b.x1));
+  const T height = clamp_min_zero(minimum(a.y2, b.y2) - maximum(a.y1, b.y1));
   return width * height;
 }
 
@@ -65,37 +65,37 @@ RCNN_HOST_DEVICE T iou_with_areas(const Box<T>& a, T area_a, const Box<T>& b, T 
 }
 
 // The four pairwise measures of torchvision.ops. A measure has
-//   prepare(box)          what it needs of one box alone, computed once a box and not once a pair,
-//   operator()(a, of_a, b, of_b)  the measure of a pair of boxes with those.
+//   terms(box)                      what it needs of one box alone, computed once per box,
+//   operator()(a, a_terms, b, b_terms)  the measure of a pair of boxes, computed once per pair.
 template <class T>
-struct Prepared {
+struct BoxTerms {
   T area;
   T angle;  // of the diagonal; used by CompleteIou only
 };
 
 struct IntersectionOverUnion {
   template <class T>
-  RCNN_HOST_DEVICE Prepared<T> prepare(const Box<T>& box) const {
+  RCNN_HOST_DEVICE BoxTerms<T> terms(const Box<T>& box) const {
     return {area(box), T(0)};
   }
   template <class T>
-  RCNN_HOST_DEVICE T operator()(const Box<T>& a, const Prepared<T>& of_a, const Box<T>& b,
-                                const Prepared<T>& of_b) const {
-    return iou_with_areas(a, of_a.area, b, of_b.area);
+  RCNN_HOST_DEVICE T operator()(const Box<T>& a, const BoxTerms<T>& a_terms, const Box<T>& b,
+                                const BoxTerms<T>& b_terms) const {
+    return iou_with_areas(a, a_terms.area, b, b_terms.area);
   }
 };
 
 // Rezatofighi et al., "Generalized Intersection over Union", CVPR 2019.
 struct GeneralizedIou : IntersectionOverUnion {
   template <class T>
-  RCNN_HOST_DEVICE T operator()(const Box<T>& a, const Prepared<T>& of_a, const Box<T>& b,
-                                const Prepared<T>& of_b) const {
+  RCNN_HOST_DEVICE T operator()(const Box<T>& a, const BoxTerms<T>& a_terms, const Box<T>& b,
+                                const BoxTerms<T>& b_terms) const {
     const T intersection = intersection_area(a, b);
-    const T union_area = of_a.area + of_b.area - intersection;
-    const T hull_width = at_least_zero(larger(a.x2, b.x2) - smaller(a.x1, b.x1));
-    const T hull_height = at_least_zero(larger(a.y2, b.y2) - smaller(a.y1, b.y1));
-    const T hull = hull_width * hull_height;
-    return intersection / union_area - (hull - union_area) / hull;
+    const T union_area = a_terms.area + b_terms.area - intersection;
+    const T enclosing_width = clamp_min_zero(maximum(a.x2, b.x2) - minimum(a.x1, b.x1));
+    const T enclosing_height = clamp_min_zero(maximum(a.y2, b.y2) - minimum(a.y1, b.y1));
+    const T enclosing = enclosing_width * enclosing_height;
+    return intersection / union_area - (enclosing - union_area) / enclosing;
   }
 };
 
@@ -104,14 +104,15 @@ struct DistanceIou : IntersectionOverUnion {
   double eps;
   RCNN_HOST_DEVICE explicit DistanceIou(double eps) : eps(eps) {}
   template <class T>
-  RCNN_HOST_DEVICE T operator()(const Box<T>& a, const Prepared<T>& of_a, const Box<T>& b,
-                                const Prepared<T>& of_b) const {
-    const T hull_width = at_least_zero(larger(a.x2, b.x2) - smaller(a.x1, b.x1));
-    const T hull_height = at_least_zero(larger(a.y2, b.y2) - smaller(a.y1, b.y1));
-    const T diagonal = hull_width * hull_width + hull_height * hull_height + T(eps);
+  RCNN_HOST_DEVICE T operator()(const Box<T>& a, const BoxTerms<T>& a_terms, const Box<T>& b,
+                                const BoxTerms<T>& b_terms) const {
+    const T enclosing_width = clamp_min_zero(maximum(a.x2, b.x2) - minimum(a.x1, b.x1));
+    const T enclosing_height = clamp_min_zero(maximum(a.y2, b.y2) - minimum(a.y1, b.y1));
+    const T diagonal =
+        enclosing_width * enclosing_width + enclosing_height * enclosing_height + T(eps);
     const T dx = (a.x1 + a.x2) / T(2) - (b.x1 + b.x2) / T(2);
     const T dy = (a.y1 + a.y2) / T(2) - (b.y1 + b.y2) / T(2);
-    return iou_with_areas(a, of_a.area, b, of_b.area) - (dx * dx + dy * dy) / diagonal;
+    return iou_with_areas(a, a_terms.area, b, b_terms.area) - (dx * dx + dy * dy) / diagonal;
   }
 };
 
@@ -119,24 +120,24 @@ struct DistanceIou : IntersectionOverUnion {
 struct CompleteIou {
   double eps;
   template <class T>
-  RCNN_HOST_DEVICE Prepared<T> prepare(const Box<T>& box) const {
-    return {area(box), arc_tangent((box.x2 - box.x1) / (box.y2 - box.y1))};
+  RCNN_HOST_DEVICE BoxTerms<T> terms(const Box<T>& box) const {
+    return {area(box), arctan((box.x2 - box.x1) / (box.y2 - box.y1))};
   }
   template <class T>
-  RCNN_HOST_DEVICE T operator()(const Box<T>& a, const Prepared<T>& of_a, const Box<T>& b,
-                                const Prepared<T>& of_b) const {
-    const T angle = of_a.angle - of_b.angle;
+  RCNN_HOST_DEVICE T operator()(const Box<T>& a, const BoxTerms<T>& a_terms, const Box<T>& b,
+                                const BoxTerms<T>& b_terms) const {
+    const T angle = a_terms.angle - b_terms.angle;
     const T v = T(0.40528473456935108577551785283891) * (angle * angle);  // 4 / pi^2
-    const T iou = iou_with_areas(a, of_a.area, b, of_b.area);
-    const T alpha = detached(v / (T(1) - iou + v + T(eps)));
-    return DistanceIou(eps)(a, of_a, b, of_b) - alpha * v;
+    const T iou = iou_with_areas(a, a_terms.area, b, b_terms.area);
+    const T alpha = detach(v / (T(1) - iou + v + T(eps)));
+    return DistanceIou(eps)(a, a_terms, b, b_terms) - alpha * v;
   }
 };
 
-// The numbers by which rcnn_ext/ops/box_iou.py asks for a measure.
+// The values of the argument `measure` in rcnn_ext/ops/box_iou.py.
 enum class MeasureId : int64_t { kIou = 0, kGeneralized = 1, kDistance = 2, kComplete = 3 };
 
-// The largest T that is not above `threshold`. For an IoU x of type T, x > suppression_bound<T>(t)
+// The largest T of at most `threshold`. For an IoU x of type T, x > suppression_bound<T>(t)
 // exactly when double(x) > t: torchvision's comparison without leaving T.
 template <class T>
 inline T suppression_bound(double threshold) {

@@ -1,7 +1,7 @@
-// Forward-mode derivatives: a number with its partial derivatives by the 4 coordinates of a box.
-// Running a measure of box_math.h on duals gives its gradient from the same lines of code that give
-// its value. Ties and clamps follow PyTorch: maximum and minimum share the gradient equally between
-// equal arguments, and clamp(min=0) passes it at 0.
+// Dual numbers (forward-mode differentiation): a value with its partial derivatives by the four
+// coordinates of a box. A measure of box_math.h computed on duals gives its gradient from the lines
+// of code that give its value. Ties and clamps follow PyTorch: maximum and minimum share the
+// gradient equally between equal arguments, and clamp(min=0) passes it at 0.
 #pragma once
 
 #include "box_math.h"
@@ -19,73 +19,75 @@ struct Dual {
   RCNN_HOST_DEVICE explicit Dual(T constant) : value(constant) {
     for (int i = 0; i < kPartials; ++i) partial[i] = T(0);
   }
-  // The variable number `index`.
+  // The coordinate `index` of the box, by which derivatives are taken.
   RCNN_HOST_DEVICE Dual(T variable, int index) : value(variable) {
     for (int i = 0; i < kPartials; ++i) partial[i] = i == index ? T(1) : T(0);
   }
 };
 
-// c = ca * a + cb * b for the partials, with a given value.
+// The chain rule: a function f(a, b) of the given value, whose derivatives by a and b are df_da and
+// df_db.
 template <class T>
-RCNN_HOST_DEVICE Dual<T> combine(T value, T ca, const Dual<T>& a, T cb, const Dual<T>& b) {
+RCNN_HOST_DEVICE Dual<T> chain_rule(T value, T df_da, const Dual<T>& a, T df_db, const Dual<T>& b) {
   Dual<T> result;
   result.value = value;
   for (int i = 0; i < Dual<T>::kPartials; ++i) {
-    result.partial[i] = ca * a.partial[i] + cb * b.partial[i];
+    result.partial[i] = df_da * a.partial[i] + df_db * b.partial[i];
   }
   return result;
 }
 
+// The chain rule for a function f(a).
 template <class T>
-RCNN_HOST_DEVICE Dual<T> scaled(T value, T c, const Dual<T>& a) {
+RCNN_HOST_DEVICE Dual<T> chain_rule(T value, T df_da, const Dual<T>& a) {
   Dual<T> result;
   result.value = value;
-  for (int i = 0; i < Dual<T>::kPartials; ++i) result.partial[i] = c * a.partial[i];
+  for (int i = 0; i < Dual<T>::kPartials; ++i) result.partial[i] = df_da * a.partial[i];
   return result;
 }
 
 template <class T>
 RCNN_HOST_DEVICE Dual<T> operator+(const Dual<T>& a, const Dual<T>& b) {
-  return combine(a.value + b.value, T(1), a, T(1), b);
+  return chain_rule(a.value + b.value, T(1), a, T(1), b);
 }
 template <class T>
 RCNN_HOST_DEVICE Dual<T> operator-(const Dual<T>& a, const Dual<T>& b) {
-  return combine(a.value - b.value, T(1), a, T(-1), b);
+  return chain_rule(a.value - b.value, T(1), a, T(-1), b);
 }
 template <class T>
 RCNN_HOST_DEVICE Dual<T> operator*(const Dual<T>& a, const Dual<T>& b) {
-  return combine(a.value * b.value, b.value, a, a.value, b);
+  return chain_rule(a.value * b.value, b.value, a, a.value, b);
 }
 template <class T>
 RCNN_HOST_DEVICE Dual<T> operator/(const Dual<T>& a, const Dual<T>& b) {
   const T quotient = a.value / b.value;
-  return combine(quotient, T(1) / b.value, a, -quotient / b.value, b);
+  return chain_rule(quotient, T(1) / b.value, a, -quotient / b.value, b);
 }
 
 template <class T>
-RCNN_HOST_DEVICE Dual<T> smaller(const Dual<T>& a, const Dual<T>& b) {
+RCNN_HOST_DEVICE Dual<T> minimum(const Dual<T>& a, const Dual<T>& b) {
   const T share = a.value < b.value ? T(1) : a.value > b.value ? T(0) : T(0.5);
-  return combine(a.value < b.value ? a.value : b.value, share, a, T(1) - share, b);
+  return chain_rule(a.value < b.value ? a.value : b.value, share, a, T(1) - share, b);
 }
 template <class T>
-RCNN_HOST_DEVICE Dual<T> larger(const Dual<T>& a, const Dual<T>& b) {
+RCNN_HOST_DEVICE Dual<T> maximum(const Dual<T>& a, const Dual<T>& b) {
   const T share = a.value > b.value ? T(1) : a.value < b.value ? T(0) : T(0.5);
-  return combine(a.value > b.value ? a.value : b.value, share, a, T(1) - share, b);
+  return chain_rule(a.value > b.value ? a.value : b.value, share, a, T(1) - share, b);
 }
 template <class T>
-RCNN_HOST_DEVICE Dual<T> at_least_zero(const Dual<T>& a) {
-  return scaled(a.value > T(0) ? a.value : T(0), a.value >= T(0) ? T(1) : T(0), a);
+RCNN_HOST_DEVICE Dual<T> clamp_min_zero(const Dual<T>& a) {
+  return chain_rule(a.value > T(0) ? a.value : T(0), a.value >= T(0) ? T(1) : T(0), a);
 }
 template <class T>
-RCNN_HOST_DEVICE Dual<T> arc_tangent(const Dual<T>& a) {
-  return scaled(T(std::atan(a.value)), T(1) / (T(1) + a.value * a.value), a);
+RCNN_HOST_DEVICE Dual<T> arctan(const Dual<T>& a) {
+  return chain_rule(T(std::atan(a.value)), T(1) / (T(1) + a.value * a.value), a);
 }
 template <class T>
-RCNN_HOST_DEVICE Dual<T> detached(const Dual<T>& a) {
+RCNN_HOST_DEVICE Dual<T> detach(const Dual<T>& a) {
   return Dual<T>(a.value);
 }
 
-// A box whose coordinates are the variables, and one that does not change.
+// A box whose coordinates are the variables, and one of constants.
 template <class T>
 RCNN_HOST_DEVICE Box<Dual<T>> variable(const Box<T>& box) {
   using D = Dual<T>;
@@ -104,7 +106,7 @@ RCNN_HOST_DEVICE void add_gradient(const Measure& measure, const Box<T>& a, cons
                                    T weight, Sum* sums) {
   const Box<Dual<T>> da = kOfSecond ? constant(a) : variable(a);
   const Box<Dual<T>> db = kOfSecond ? variable(b) : constant(b);
-  const Dual<T> result = measure(da, measure.prepare(da), db, measure.prepare(db));
+  const Dual<T> result = measure(da, measure.terms(da), db, measure.terms(db));
   for (int i = 0; i < 4; ++i) sums[i] += weight * result.partial[i];
 }
 

@@ -8,9 +8,10 @@
 #include <tuple>
 
 #include "../core/dispatch.h"
+#include "../core/sort_key.h"
 #include "../core/stable_ops.h"
 #include "../nms/nms_per_image_cpu.h"
-#include "proposals_checks.h"
+#include "generate_proposals.h"
 
 namespace rcnn_ext {
 namespace {
@@ -18,7 +19,8 @@ namespace {
 // A logit such that at least `top` of all are probably not below it: from a sample. The least of
 // all numbers where that is not worth while.
 template <class T, class Stored>
-T guess_threshold(const Stored* logits, int64_t count, int64_t top, std::vector<KeyOf<T>>& sample) {
+T guess_threshold(const Stored* logits, int64_t count, int64_t top,
+                  std::vector<ScoreKey<T>>& sample) {
   constexpr int64_t kSample = 2048;
   constexpr T kLeast = -std::numeric_limits<T>::infinity();
   // Three standard deviations more than the share of those wanted.
@@ -29,7 +31,7 @@ T guess_threshold(const Stored* logits, int64_t count, int64_t top, std::vector<
   for (int64_t i = 0; i < kSample; ++i) {
     const int64_t at = i * count / kSample;
     sample.push_back(
-        KeyOf<T>::make(descending_key(static_cast<T>(logits[at])), static_cast<uint32_t>(at)));
+        ScoreKey<T>::make(descending_key(static_cast<T>(logits[at])), static_cast<uint32_t>(at)));
   }
   std::nth_element(sample.begin(), sample.begin() + rank, sample.end());
   return static_cast<T>(logits[sample[rank].index()]);
@@ -38,7 +40,7 @@ T guess_threshold(const Stored* logits, int64_t count, int64_t top, std::vector<
 // Elements of the `top` best logits, the best first, equal ones by number of anchor.
 template <class T, class Stored>
 void select_top(const Stored* logits, int64_t planes, int64_t plane_size, int64_t top,
-                std::vector<KeyOf<T>>& found) {
+                std::vector<ScoreKey<T>>& found) {
   const int64_t count = planes * plane_size;
   const T threshold = guess_threshold<T>(logits, count, top, found);
   const auto collect_from = [&](T least) {
@@ -56,7 +58,7 @@ void select_top(const Stored* logits, int64_t planes, int64_t plane_size, int64_
   }
   const auto size = static_cast<int64_t>(found.size());
   found.resize(2 * size);
-  KeyOf<T>* sorted = radix_sort(found.data(), found.data() + size, size);
+  ScoreKey<T>* sorted = radix_sort(found.data(), found.data() + size, size);
   // The sort is by key alone, and equal keys came in the order of memory.
   for (int64_t begin = 0; begin < size;) {
     int64_t end = begin + 1;
@@ -88,17 +90,17 @@ struct Chosen {
 };
 
 template <class Stored>
-void choose(const Pyramid& pyramid, const std::vector<DenseMap>& logits,
-            const std::vector<Tensor>& deltas, const BoxCoding<accumulate_t<Stored>>& coding,
+void choose(const AnchorPyramid& pyramid, const std::vector<DenseMap>& logits,
+            const std::vector<Tensor>& deltas, const BoxCoder<accumulate_t<Stored>>& coder,
             const Chosen<accumulate_t<Stored>>& chosen) {
   using T = accumulate_t<Stored>;
   const auto levels = static_cast<int64_t>(pyramid.levels.size());
   torch::stable::parallel_for(0, pyramid.images * levels, 1, [&](int64_t begin, int64_t end) {
-    std::vector<KeyOf<T>> best;
+    std::vector<ScoreKey<T>> best;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t image = task % pyramid.images;
       const int64_t l = task / pyramid.images;
-      const Level& level = pyramid.levels[l];
+      const AnchorLevel& level = pyramid.levels[l];
       if (level.top == 0) continue;
       const auto* in_level = logits[l].tensor.const_data_ptr<Stored>() + image * level.anchors();
       const int64_t planes = logits[l].channels_last ? 1 : level.shapes;
@@ -112,9 +114,9 @@ void choose(const Pyramid& pyramid, const std::vector<DenseMap>& logits,
         const int64_t position = anchor / level.shapes;
         const int64_t row = position / level.width;
         const int64_t column = position % level.width;
-        const BoxChange<T> change = load_change(
+        const BoxDeltas<T> change = load_deltas(
             changes + 4 * k * strides.channel + row * strides.row + column * strides.column,
-            strides.channel, coding);
+            strides.channel, coder);
         const int64_t at = image * pyramid.top + level.first_top + i;
         chosen.anchors[at] = static_cast<uint32_t>(anchor);
         chosen.logits[at] =
@@ -136,8 +138,8 @@ std::tuple<Tensor, Tensor, Tensor> generate_proposals_cpu(
     double score_threshold, double min_size, const std::vector<double>& weights,
     const std::vector<double>& means, double max_log_ratio) {
   const DecodingOptions options{weights, means, max_log_ratio, min_size};
-  const Pyramid pyramid = check_generate_proposals(logits, deltas, anchors, image_sizes,
-                                                   pre_nms_top_n, post_nms_top_n, options);
+  const AnchorPyramid pyramid = check_generate_proposals(logits, deltas, anchors, image_sizes,
+                                                         pre_nms_top_n, post_nms_top_n, options);
   const int64_t images = pyramid.images;
   const int64_t top = pyramid.top;
   const int64_t most = std::min(post_nms_top_n, top);
@@ -165,7 +167,7 @@ std::tuple<Tensor, Tensor, Tensor> generate_proposals_cpu(
     std::vector<uint32_t> numbers(images * top);
     const Chosen<T> chosen{numbers.data(), chosen_logits.mutable_data_ptr<T>(), shifts.data(),
                            shifts.data() + images * top, log_ratios.mutable_data_ptr<T>()};
-    choose<Stored>(pyramid, maps, deltas, options.coding<T>(), chosen);
+    choose<Stored>(pyramid, maps, deltas, options.coder<T>(), chosen);
     const Tensor probabilities = sigmoid(chosen_logits);
     const Tensor ratios = exponential(log_ratios);
     const auto* score_of = probabilities.const_data_ptr<T>();
@@ -183,16 +185,17 @@ std::tuple<Tensor, Tensor, Tensor> generate_proposals_cpu(
         best.clear();
         const auto* anchors_of = all_anchors.const_data_ptr<T>() + n * anchor_stride;
         uint32_t group = 0;
-        for (const Level& level : pyramid.levels) {
+        for (const AnchorLevel& level : pyramid.levels) {
           for (int64_t i = 0; i < level.top; ++i) {
             const int64_t at = n * top + level.first_top + i;
             if (!(score_of[at] >= least_score)) continue;
-            const BoxChange<T> change{chosen.dx[at], chosen.dy[at], T(0), T(0)};
-            const Box<T> anchor = load_box<T>(anchors_of + 4 * (level.first + chosen.anchors[at]));
+            const BoxDeltas<T> change{chosen.dx[at], chosen.dy[at], T(0), T(0)};
+            const Box<T> anchor =
+                load_box<T>(anchors_of + 4 * (level.first_anchor + chosen.anchors[at]));
             const Box<T> box =
-                clip_box(decode(anchor, change, ratio_of[2 * at], ratio_of[2 * at + 1]),
+                clip_box(decode_box(anchor, change, ratio_of[2 * at], ratio_of[2 * at + 1]),
                          size_of[2 * n + 1], size_of[2 * n]);
-            if (has_sides(box, least_side)) best.add(box, score_of[at], group, 0);
+            if (has_min_size(box, least_side)) best.add(box, score_of[at], group, 0);
           }
           ++group;
         }

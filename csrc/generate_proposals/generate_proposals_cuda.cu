@@ -7,11 +7,11 @@
 #include <tuple>
 
 #include "../core/dispatch.h"
+#include "../core/sort_key.h"
 #include "../core/stable_ops.h"
-#include "../cpu/radix_sort.h"
 #include "../cuda/launch.cuh"
-#include "../nms/nms_row_cuda_kernels.cuh"
-#include "proposals_checks.h"
+#include "../nms/nms_block_cuda_kernels.cuh"
+#include "generate_proposals.h"
 
 namespace rcnn_ext {
 namespace {
@@ -34,7 +34,7 @@ struct LevelMaps {
   int anchors, shapes, width;
   bool channels_last;
   int top;
-  int64_t first, first_top;
+  int64_t first_anchor, first_top;
 };
 
 // As a kernel's argument, so that nothing is copied to the device before.
@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(kThreads)
                               int64_t most, const int* numbers, const accumulate_t<Stored>* logits,
                               const int64_t* order, const accumulate_t<Stored>* anchors,
                               int64_t anchor_stride, const accumulate_t<Stored>* sizes,
-                              BoxCoding<accumulate_t<Stored>> coding,
+                              BoxCoder<accumulate_t<Stored>> coder,
                               accumulate_t<Stored> least_score, accumulate_t<Stored> least_side,
                               accumulate_t<Stored> bound, Box<accumulate_t<Stored>>* kept,
                               accumulate_t<Stored>* scores, Box<accumulate_t<Stored>>* boxes) {
@@ -191,12 +191,14 @@ __global__ void __launch_bounds__(kThreads)
     const Stored* delta = deltas + 4 * (number % level.shapes) * level.delta_strides[1] +
                           position / level.width * level.delta_strides[2] +
                           position % level.width * level.delta_strides[3];
-    const BoxChange<T> change = load_change(delta, level.delta_strides[1], coding);
-    const Box<T> anchor = load_box<T>(anchors + image * anchor_stride + 4 * (level.first + number));
-    box = clip_box(decode(anchor, change, std::exp(change.log_width), std::exp(change.log_height)),
-                   sizes[2 * image + 1], sizes[2 * image]);
+    const BoxDeltas<T> change = load_deltas(delta, level.delta_strides[1], coder);
+    const Box<T> anchor =
+        load_box<T>(anchors + image * anchor_stride + 4 * (level.first_anchor + number));
+    box = clip_box(
+        decode_box(anchor, change, std::exp(change.log_width), std::exp(change.log_height)),
+        sizes[2 * image + 1], sizes[2 * image]);
     score = T(1) / (T(1) + std::exp(-logits[slot]));
-    return score >= least_score && has_sides(box, least_side) && is_finite(box);
+    return score >= least_score && has_min_size(box, least_side) && is_finite(box);
   };
   const auto finish = [&](int64_t rank, bool stays, const Box<T>& box) {
     scores[first + rank] = stays ? score : T(kNoScore);
@@ -227,11 +229,12 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class Stored>
-std::vector<Maps<Stored>> make_maps(const Pyramid& pyramid, const std::vector<DenseMap>& logits,
+std::vector<Maps<Stored>> make_maps(const AnchorPyramid& pyramid,
+                                    const std::vector<DenseMap>& logits,
                                     const std::vector<Tensor>& deltas) {
   std::vector<Maps<Stored>> launches(ceil_div(pyramid.levels.size(), kLevelsPerLaunch));
   for (size_t l = 0; l < pyramid.levels.size(); ++l) {
-    const Level& level = pyramid.levels[l];
+    const AnchorLevel& level = pyramid.levels[l];
     LevelMaps<Stored>& maps = launches[l / kLevelsPerLaunch].levels[l % kLevelsPerLaunch];
     maps.logits = logits[l].tensor.const_data_ptr<Stored>();
     maps.deltas = deltas[l].const_data_ptr<Stored>();
@@ -241,7 +244,7 @@ std::vector<Maps<Stored>> make_maps(const Pyramid& pyramid, const std::vector<De
     maps.width = static_cast<int>(level.width);
     maps.channels_last = logits[l].channels_last;
     maps.top = static_cast<int>(level.top);
-    maps.first = level.first;
+    maps.first_anchor = level.first_anchor;
     maps.first_top = level.first_top;
   }
   return launches;
@@ -255,14 +258,14 @@ std::tuple<Tensor, Tensor, Tensor> generate_proposals_cuda(
     double score_threshold, double min_size, const std::vector<double>& weights,
     const std::vector<double>& means, double max_log_ratio) {
   const DecodingOptions options{weights, means, max_log_ratio, min_size};
-  const Pyramid pyramid = check_generate_proposals(logits, deltas, anchors, image_sizes,
-                                                   pre_nms_top_n, post_nms_top_n, options);
+  const AnchorPyramid pyramid = check_generate_proposals(logits, deltas, anchors, image_sizes,
+                                                         pre_nms_top_n, post_nms_top_n, options);
   const Tensor& like = logits[0];
   const CudaScope scope(like);
   const int64_t images = pyramid.images;
   const int64_t top = pyramid.top;
   const int64_t most = std::min(post_nms_top_n, top);
-  const int64_t longest = pyramid.longest_top();
+  const int64_t longest = pyramid.max_top();
   const auto levels = static_cast<int64_t>(pyramid.levels.size());
   const ScalarType dtype = like.scalar_type();
   const ScalarType computed = accumulate_dtype(dtype);
@@ -309,7 +312,7 @@ std::tuple<Tensor, Tensor, Tensor> generate_proposals_cuda(
              {grid_of(l), dim3(kThreads)}, scope, launches[l], images, longest, top, most,
              number_of + skip, logit_of + skip, by_logit.const_data_ptr<int64_t>() + skip,
              all_anchors.const_data_ptr<T>(), anchors.dim() == 3 ? 4 * pyramid.anchors : 0,
-             sizes.const_data_ptr<T>(), options.coding<T>(), static_cast<T>(score_threshold),
+             sizes.const_data_ptr<T>(), options.coder<T>(), static_cast<T>(score_threshold),
              static_cast<T>(min_size), suppression_bound<T>(iou_threshold),
              reinterpret_cast<Box<T>*>(kept.mutable_data_ptr<T>()) + skip,
              all_scores.mutable_data_ptr<T>(),

@@ -1,7 +1,7 @@
 // The loops of match_boxes_cpu.cpp, once for each instruction set (for_each_isa.h).
 
 #include "../cpu/simd-inl.h"
-#include "match_boxes_blocks-inl.h"
+#include "match_boxes_blocks_cpu-inl.h"
 
 // Whether one of kCount numbers is at least `bar`, or NaN, or `bar` is.
 template <int kCount, class Iou>
@@ -180,7 +180,7 @@ inline void match_regular(const GroundTruth<T>& gts, int64_t number, Block<T, Io
   for (int32_t n = 0; n < count; ++n) {
     const int32_t g = near[n].gt;
     // An IoU of 0 claims no box here: BestPerGroundTruth::zero does.
-    const Iou bar = kLowQuality ? larger(of_gts.best[g], std::numeric_limits<Iou>::denorm_min())
+    const Iou bar = kLowQuality ? maximum(of_gts.best[g], std::numeric_limits<Iou>::denorm_min())
                                 : kInfinity<Iou>;
     const Box<T> gt = gts.box(g);
     const Iou peak = gts.has_sign[g]

@@ -20,7 +20,7 @@
 #include "../cpu/intrinsics.h"
 #include "../cpu/isa.h"
 #include "match_boxes.h"
-#include "match_boxes_ground_truth.h"
+#include "match_boxes_ground_truth_cpu.h"
 
 namespace rcnn_ext {
 namespace {

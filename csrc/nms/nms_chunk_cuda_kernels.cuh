@@ -6,7 +6,7 @@
 #include "../core/box_math.h"
 #include "../core/dispatch.h"
 #include "../cuda/launch.cuh"
-#include "nms_row_cuda_kernels.cuh"
+#include "nms_block_cuda_kernels.cuh"
 #include "nms_suppression.h"
 
 namespace rcnn_ext {

@@ -1,5 +1,5 @@
 // Suppression among sorted boxes, for one instruction set (for_each_isa.h). Why the shortcuts are
-// right: kept_boxes.h.
+// right: nms_grid_cpu.h.
 
 template <class T>
 struct Candidate {
@@ -42,9 +42,9 @@ template <class T>
 inline bool may_suppress(const Block<T>& kept, const Candidate<T>& c) {
   int hits = 0;
   for (int k = 0; k < kLanes; ++k) {
-    const T width = smaller(kept.x2[k], c.box.x2) - larger(kept.x1[k], c.box.x1);
-    const T height = smaller(kept.y2[k], c.box.y2) - larger(kept.y1[k], c.box.y1);
-    hits |= at_least_zero(width) * height >= kept.limit[k] + c.limit ? 1 : 0;
+    const T width = minimum(kept.x2[k], c.box.x2) - maximum(kept.x1[k], c.box.x1);
+    const T height = minimum(kept.y2[k], c.box.y2) - maximum(kept.y1[k], c.box.y1);
+    hits |= clamp_min_zero(width) * height >= kept.limit[k] + c.limit ? 1 : 0;
   }
   return hits != 0;
 }
@@ -161,7 +161,7 @@ inline bool is_suppressed(Grid<T>& grid, const BlockPool& pool, const Candidate<
 template <class T>
 inline T reach_of(T low, T high, const SuppressionRule<T>& rule) {
   const T sum = low + high;
-  return (high - low) * rule.reach + larger(sum, -sum) * (8 * SuppressionRule<T>::kUlp);
+  return (high - low) * rule.reach + maximum(sum, -sum) * (8 * SuppressionRule<T>::kUlp);
 }
 
 template <class T>

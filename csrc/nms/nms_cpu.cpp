@@ -1,7 +1,7 @@
 // Greedy non-maximum suppression on the CPU. Contract: rcnn_ext/ops/nms.py.
 //
 // Boxes are sorted by score, and by class before; each goes through the boxes kept before it of its
-// class, which lie in a list or, where they are many, in a grid (kept_boxes.h).
+// class, which lie in a list or, where they are many, in a grid (nms_grid_cpu.h).
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -16,8 +16,8 @@
 #include "../cpu/intrinsics.h"
 #include "../cpu/prefetch.h"
 #include "nms.h"
-#include "nms_grid.h"
-#include "nms_score_order.h"
+#include "nms_grid_cpu.h"
+#include "nms_score_order_cpu.h"
 
 #define RCNN_TARGET_INCLUDE "../nms/nms_cpu-inl.h"
 #include "../cpu/foreach_target.h"
@@ -78,7 +78,7 @@ bool reset_grid(Grid<T>& grid, const Stored* boxes, const uint32_t* order, int64
   const double region =
       (static_cast<double>(x.high) - x.low) * 4 * (static_cast<double>(y.high) - y.low);
   const double side = std::sqrt(region / (1.5 * std::sqrt(static_cast<double>(count))));
-  const auto bounded = [&](double reach) { return smaller(larger(side, reach * 0.4), reach * 2); };
+  const auto bounded = [&](double reach) { return minimum(maximum(side, reach * 0.4), reach * 2); };
   return grid.reset(count, bounded(reach_x), bounded(reach_y));
 }
 

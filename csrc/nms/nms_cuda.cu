@@ -1,8 +1,9 @@
 // Greedy non-maximum suppression on CUDA. Contract: rcnn_ext/ops/nms.py.
 //
-// Boxes, ordered by segment (class) and score, are taken a chunk at a time (suppress_chunk.cuh).
-// Work is O(kept * N), memory O(N), and the host waits for nothing: nms() alone reads back how many
-// boxes it kept. Up to a chunk's size, that is three launches in all.
+// Boxes, ordered by segment (class) and score, are taken a chunk at a time
+// (nms_chunk_cuda_kernels.cuh). Work is O(kept * N), memory O(N), and the host waits for nothing:
+// nms() alone reads back how many boxes it kept. Up to a chunk's size, that is three launches in
+// all.
 #include <tuple>
 
 #include "../core/dispatch.h"
@@ -10,7 +11,7 @@
 #include "../cuda/launch.cuh"
 #include "nms.h"
 #include "nms_chunk_cuda_kernels.cuh"
-#include "nms_score_order.cuh"
+#include "nms_score_order_cuda_kernels.cuh"
 
 namespace rcnn_ext {
 namespace {

@@ -7,10 +7,11 @@
 #include <vector>
 
 #include "../core/box_coding.h"
+#include "../core/sort_key.h"
 #include "../cpu/intrinsics.h"
 #include "../cpu/prefetch.h"
 #include "../cpu/radix_sort.h"
-#include "nms_grid.h"
+#include "nms_grid_cpu.h"
 
 #define RCNN_TARGET_INCLUDE "../nms/nms_per_image_cpu-inl.h"
 #include "../cpu/foreach_target.h"
@@ -19,7 +20,7 @@ namespace rcnn_ext {
 namespace {
 
 template <class T>
-using KeyOf = std::conditional_t<sizeof(T) == 4, NarrowKey, WideKey>;
+using ScoreKey = std::conditional_t<sizeof(T) == 4, IndexedKey32, IndexedKey64>;
 
 // Stays as it is from image to image, for its memory.
 template <class T>
@@ -47,9 +48,9 @@ class PerImageNms {
     const auto count = static_cast<int64_t>(boxes_.size());
     keys_.resize(2 * boxes_.size());
     for (int64_t i = 0; i < count; ++i) {
-      keys_[i] = KeyOf<T>::make(descending_key(scores_[i]), static_cast<uint32_t>(i));
+      keys_[i] = ScoreKey<T>::make(descending_key(scores_[i]), static_cast<uint32_t>(i));
     }
-    const KeyOf<T>* sorted = radix_sort(keys_.data(), keys_.data() + count, count);
+    const ScoreKey<T>* sorted = radix_sort(keys_.data(), keys_.data() + count, count);
     order_.resize(boxes_.size());
     for (int64_t i = 0; i < count; ++i) order_[i] = sorted[i].index();
     kept_.resize(boxes_.size());
@@ -72,7 +73,7 @@ class PerImageNms {
   std::vector<Box<T>> boxes_;
   std::vector<T> scores_;
   std::vector<uint32_t> groups_, owners_, order_, kept_;
-  std::vector<KeyOf<T>> keys_;
+  std::vector<ScoreKey<T>> keys_;
 };
 
 }  // namespace

@@ -1,5 +1,5 @@
 // The threshold of a suppression and the shortcuts that follow from it, for CPU and CUDA. Why they
-// leave no suppression out: points 1 to 4 of kept_boxes.h.
+// leave no suppression out: points 1 to 4 of nms_grid_cpu.h.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ struct SuppressionRule {
 
   T bound;
   T filter;  // c'
-  T reach;   // twice the largest distance of centres, for a box of width 1
+  T reach;   // twice the largest distance of centers, for a box of width 1
 
   explicit SuppressionRule(double iou_threshold) : bound(suppression_bound<T>(iou_threshold)) {
     const double u = kUlp;

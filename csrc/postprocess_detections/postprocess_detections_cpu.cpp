@@ -5,9 +5,8 @@
 
 #include "../core/dispatch.h"
 #include "../core/stable_ops.h"
-#include "../generate_proposals/proposals_checks.h"
 #include "../nms/nms_per_image_cpu.h"
-#include "detection_tensors.h"
+#include "postprocess_detections.h"
 
 namespace rcnn_ext {
 namespace {
@@ -65,14 +64,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> postprocess_detections_cpu(
     const ByImage candidates(found, image_of, images, classes);
     const auto number = static_cast<int64_t>(found.size());
     const bool per_class = deltas.size(1) == 4 * classes;
-    const BoxCoding<T> coding = options.coding<T>();
+    const BoxCoder<T> coder = options.coder<T>();
     Tensor log_ratios = empty_on_device_of(logits, {number, 2}, in.sizes.scalar_type());
     auto* logarithms = log_ratios.mutable_data_ptr<T>();
-    std::vector<BoxChange<T>> changes(number);
+    std::vector<BoxDeltas<T>> changes(number);
     for (int64_t i = 0; i < number; ++i) {
       const int64_t position = candidates.positions[i];
       changes[i] =
-          load_change(delta_of + 4 * (per_class ? position : position / classes), 1, coding);
+          load_deltas(delta_of + 4 * (per_class ? position : position / classes), 1, coder);
       logarithms[2 * i] = changes[i].log_width;
       logarithms[2 * i + 1] = changes[i].log_height;
     }
@@ -91,10 +90,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> postprocess_detections_cpu(
         for (int64_t i = candidates.starts[n]; i < candidates.starts[n + 1]; ++i) {
           const int64_t position = candidates.positions[i];
           const int64_t roi = position / classes;
-          const Box<T> box = clip_box(decode(load_box<T>(roi_of + 4 * roi), changes[i],
-                                             ratio_of[2 * i], ratio_of[2 * i + 1]),
+          const Box<T> box = clip_box(decode_box(load_box<T>(roi_of + 4 * roi), changes[i],
+                                                 ratio_of[2 * i], ratio_of[2 * i + 1]),
                                       size_of[2 * n + 1], size_of[2 * n]);
-          if (has_sides(box, least_side)) {
+          if (has_min_size(box, least_side)) {
             best.add(box, score_of[position], static_cast<uint32_t>(position % classes),
                      static_cast<uint32_t>(roi));
           }

@@ -9,9 +9,8 @@
 #include "../core/dispatch.h"
 #include "../core/stable_ops.h"
 #include "../cuda/launch.cuh"
-#include "../generate_proposals/proposals_checks.h"
-#include "../nms/nms_row_cuda_kernels.cuh"
-#include "detection_tensors.h"
+#include "../nms/nms_block_cuda_kernels.cuh"
+#include "postprocess_detections.h"
 
 namespace rcnn_ext {
 namespace {
@@ -31,7 +30,7 @@ struct Predictions {
   const T* rois;             // [R, 4]
   const int64_t* image_ids;  // [R]
   const T* sizes;            // [N, 2]
-  BoxCoding<T> coding;
+  BoxCoder<T> coder;
   int64_t images, count, classes, delta_boxes;
 
   RCNN_HOST_DEVICE bool in_batch(int64_t roi) const {
@@ -40,10 +39,10 @@ struct Predictions {
   // Only for a RoI of the batch.
   RCNN_HOST_DEVICE Box<T> box(int64_t roi, int64_t label) const {
     const int64_t which = delta_boxes == 1 ? 0 : label + 1;
-    const BoxChange<T> change = load_change(deltas + 4 * (roi * delta_boxes + which), 1, coding);
+    const BoxDeltas<T> change = load_deltas(deltas + 4 * (roi * delta_boxes + which), 1, coder);
     const T* size = sizes + 2 * image_ids[roi];
-    return clip_box(decode(load_box<T>(rois + 4 * roi), change, std::exp(change.log_width),
-                           std::exp(change.log_height)),
+    return clip_box(decode_box(load_box<T>(rois + 4 * roi), change, std::exp(change.log_width),
+                               std::exp(change.log_height)),
                     size[1], size[0]);
   }
 };
@@ -67,7 +66,7 @@ __global__ void __launch_bounds__(kThreads)
       score = T(kNoScore);
     } else {
       const Box<T> box = predictions.box(roi, label);
-      if (!has_sides(box, least_side) || !is_finite(box)) score = T(kNoScore);
+      if (!has_min_size(box, least_side) || !is_finite(box)) score = T(kNoScore);
     }
     by_class[label * predictions.count + roi] = score;
     kept_scores[i] = T(kNoScore);
@@ -202,7 +201,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> postprocess_detections_cuda(
                                           in.rois.const_data_ptr<T>(),
                                           in.image_ids.const_data_ptr<int64_t>(),
                                           in.sizes.const_data_ptr<T>(),
-                                          options.coding<T>(),
+                                          options.coder<T>(),
                                           images,
                                           count,
                                           classes,

@@ -52,7 +52,7 @@ template <class T>
 RCNN_HOST_DEVICE T exp_of_negative(T x) {
   using C = ExpConstants<T>;
   using Bits = typename C::Bits;
-  const T inside = larger(x, C::kLeast);
+  const T inside = maximum(x, C::kLeast);
   const Bits n = static_cast<Bits>(inside * T(1.4426950408889634) - T(0.5));  // to nearest
   const T whole = static_cast<T>(n);
   const T r = (inside - whole * C::kLn2High) - whole * C::kLn2Low;  // |r| <= ln(2) / 2
@@ -75,7 +75,7 @@ struct SoftNmsRule {
   SoftNmsRule(double iou_threshold, double sigma, double score_threshold)
       : iou_threshold(smallest_not_below<T>(iou_threshold)),
         // Where it underflows, 0 / sigma has to stay 0.
-        sigma(larger(static_cast<T>(sigma), std::numeric_limits<T>::min())),
+        sigma(maximum(static_cast<T>(sigma), std::numeric_limits<T>::min())),
         score_threshold(smallest_not_below<T>(score_threshold)) {}
 };
 
@@ -94,7 +94,7 @@ RCNN_HOST_DEVICE T first_score(const Box<T>& box, T score, const SoftNmsRule<T>&
 template <DecayMethod method, class T>
 RCNN_HOST_DEVICE T decayed(T score, const Box<T>& taken, T taken_area, const Box<T>& box,
                            T box_area, const SoftNmsRule<T>& rule) {
-  const T iou = at_least_zero(iou_with_areas(taken, taken_area, box, box_area));  // of NaN: 0
+  const T iou = clamp_min_zero(iou_with_areas(taken, taken_area, box, box_area));  // of NaN: 0
   const T weight = method == DecayMethod::kLinear ? (iou >= rule.iou_threshold ? T(1) - iou : T(1))
                                                   : exp_of_negative(-(iou * iou) / rule.sigma);
   const T lowered = score * weight;

@@ -16,7 +16,7 @@
 #include "../core/dispatch.h"
 #include "../core/stable_ops.h"
 #include "../cpu/intrinsics.h"
-#include "../nms/nms_score_order.h"
+#include "../nms/nms_score_order_cpu.h"
 #include "soft_nms.h"
 
 namespace rcnn_ext {
@@ -60,7 +60,7 @@ uint32_t spread(uint32_t number) {
 }
 
 // Indices within a segment so that neighbours in the order are neighbours in the image: along the
-// Z-order curve through the centres. Any order gives the same result.
+// Z-order curve through the centers. Any order gives the same result.
 template <class T>
 Order order_by_place(const Box<T>* boxes, const uint32_t* owners, int64_t count) {
   if (count <= kSoftGroup) {
@@ -77,11 +77,11 @@ Order order_by_place(const Box<T>* boxes, const uint32_t* owners, int64_t count)
     high_x = std::max(high_x, static_cast<double>(box.x2));
     high_y = std::max(high_y, static_cast<double>(box.y2));
   }
-  const auto cell = [](double centre, double low, double high) {
-    const double at = (centre - low) / (high - low) * 65535;
+  const auto cell = [](double center, double low, double high) {
+    const double at = (center - low) / (high - low) * 65535;
     return at > 0 ? static_cast<uint32_t>(std::min(at, 65535.0)) : 0u;  // NaN, too
   };
-  return order_by_key<NarrowKey>(count, [&](int64_t i) {
+  return order_by_key<IndexedKey32>(count, [&](int64_t i) {
     const Box<T>& box = boxes[owners[i]];
     const double x = box.x1 * 0.5 + box.x2 * 0.5;
     const double y = box.y1 * 0.5 + box.y2 * 0.5;
@@ -134,10 +134,10 @@ void soft_suppress_segment(const Box<T>* boxes, const T* scores, const uint32_t*
     Box<T>& hull = s.hulls[place / kSoftGroup];
     if (place % kSoftGroup == 0) hull = {INFINITY, INFINITY, -INFINITY, -INFINITY};
     if (score < 0) continue;
-    hull.x1 = smaller(hull.x1, box.x1);
-    hull.y1 = smaller(hull.y1, box.y1);
-    hull.x2 = larger(hull.x2, box.x2);
-    hull.y2 = larger(hull.y2, box.y2);
+    hull.x1 = minimum(hull.x1, box.x1);
+    hull.y1 = minimum(hull.y1, box.y1);
+    hull.x2 = maximum(hull.x2, box.x2);
+    hull.y2 = maximum(hull.y2, box.y2);
   }
   if (method == DecayMethod::kLinear) {
     RCNN_DYNAMIC_DISPATCH(soft_suppress<DecayMethod::kLinear>(s, rule, rescored));

@@ -1,6 +1,6 @@
 """The shortcuts of NMS on the CPU: boxes that would find them wrong, compared with torchvision.
 
-A segment of hundreds of boxes goes through a grid, thousands through threads; see kept_boxes.h.
+A segment of hundreds of boxes goes through a grid, thousands through threads; see nms_grid_cpu.h.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ COUNT = 1500
 THRESHOLDS = [0.0, 0.02, 1 / 32, 0.1, 0.3, 0.5, 0.7, 0.95, math.nextafter(1, 0)]
 
 
-def _from_centres(centres: Tensor, sides: Tensor) -> Tensor:
-    return torch.cat([centres - sides / 2, centres + sides / 2], dim=1)
+def _from_centres(centers: Tensor, sides: Tensor) -> Tensor:
+    return torch.cat([centers - sides / 2, centers + sides / 2], dim=1)
 
 
 def _at_the_reach(threshold: float) -> Tensor:
     # Boxes of width w, and boxes of width w / t that hold them at one end: their IoU is t up to
-    # rounding, and their centres are as far apart as suppression allows. Along x, along y or both.
+    # rounding, and their centers are as far apart as suppression allows. Along x, along y or both.
     t = min(max(threshold, 0.05), 0.999)
     low = torch.rand(COUNT // 2, 2, dtype=torch.float64) * 3000
     sides = 2 + torch.rand(COUNT // 2, 2, dtype=torch.float64) * 60
@@ -44,8 +44,8 @@ def _uniform(_: float) -> Tensor:
 
 
 def _clustered(_: float) -> Tensor:
-    centres = (torch.rand(20, 2) * 5000).repeat(COUNT // 20, 1) + torch.randn(COUNT, 2) * 4
-    return _from_centres(centres, 30 + torch.rand(COUNT, 2) * 20)
+    centers = (torch.rand(20, 2) * 5000).repeat(COUNT // 20, 1) + torch.randn(COUNT, 2) * 4
+    return _from_centres(centers, 30 + torch.rand(COUNT, 2) * 20)
 
 
 def _integers(_: float) -> Tensor:
@@ -142,10 +142,10 @@ def test_segments_of_all_sizes_equal_torchvision(backend: Backend, dtype: torch.
 def test_fifty_thousand_boxes_equal_torchvision(native: Backend, family: str) -> None:
     count = 50_000
     if family == "uniform":
-        centres = torch.rand(count, 2) * torch.tensor([1333, 800])
+        centers = torch.rand(count, 2) * torch.tensor([1333, 800])
     else:
-        centres = (torch.rand(500, 2) * 2000).repeat(100, 1) + torch.randn(count, 2) * 3
-    boxes = _from_centres(centres, 8 + torch.rand(count, 2) * 200)
+        centers = (torch.rand(500, 2) * 2000).repeat(100, 1) + torch.randn(count, 2) * 3
+    boxes = _from_centres(centers, 8 + torch.rand(count, 2) * 200)
     scores = torch.randint(0, 30_000, (count,)).float()
     keep = ops.nms(boxes.to(native.device), scores.to(native.device), 0.5)
     assert keep.tolist() == torchvision.ops.nms(boxes, scores, 0.5).tolist()

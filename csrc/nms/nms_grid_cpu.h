@@ -23,12 +23,12 @@
 //    IoU carries a relative error below 16u (S >= 2I bounds the cancellation in D), and suppression
 //    implies an exact IoU above t = b (1 - 16u). The IoU of two boxes is at most that of their
 //    projections on either axis: I = ix * iy and U >= (wx + wx' - ix) * iy. For intervals of widths
-//    w and w' whose centres are d apart, an IoU above t implies d < (w + w') / 2 * (1 - t) / (1 +
+//    w and w' whose centers are d apart, an IoU above t implies d < (w + w') / 2 * (1 - t) / (1 +
 //    t) where neither holds the other, and w' < w / t in any case; the most that d can be is w (1 -
-//    t) / (2t), at w' = w / t, where containment begins and bounds d by the same. So the centre of
-//    a box that a kept one suppresses lies within that distance of the kept one's centre, on both
+//    t) / (2t), at w' = w / t, where containment begins and bounds d by the same. So the center of
+//    a box that a kept one suppresses lies within that distance of the kept one's center, on both
 //    axes. A kept box is entered in every cell that this reaches, a candidate looks into the cell
-//    of its own centre. Cells are numbered by a monotonic function of fl(x1 + x2), and the ends of
+//    of its own center. Cells are numbered by a monotonic function of fl(x1 + x2), and the ends of
 //    the reach are widened by more than their own rounding (reach_of), so that the cell of a
 //    candidate lies within the range of cells.
 // 5. Cells are hashed, and not compared: cells that share a bucket only meet more boxes. A box that
@@ -183,7 +183,7 @@ struct Grid {
   // The number of a cell along an axis: monotonic in `sum`, a finite number.
   static RCNN_INLINE int cell(T sum, T cells_per_unit) {
     const T at = sum * cells_per_unit;
-    const T inside = smaller(larger(at, T(-kOffset)), T(kOffset));
+    const T inside = minimum(maximum(at, T(-kOffset)), T(kOffset));
     return static_cast<int>(inside + T(kOffset));
   }
   RCNN_INLINE BlockList<T>& bucket(int level, int x, int y) {

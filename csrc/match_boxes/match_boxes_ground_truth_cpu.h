@@ -36,7 +36,7 @@ struct Cells {
 
   // at: a number. What becomes NaN on the way, from infinities, is above all else.
   int8_t of(T at) const {
-    const T cell = larger(smaller(at * scale + offset, T(127)), T(-128));
+    const T cell = maximum(minimum(at * scale + offset, T(127)), T(-128));
     return static_cast<int8_t>(static_cast<int32_t>(cell));
   }
 };

@@ -5,8 +5,8 @@
 #pragma once
 
 #include "../core/dispatch.h"
+#include "../core/sort_key.h"
 #include "../core/stable_ops.h"
-#include "../cpu/radix_sort.h"
 #include "../cuda/launch.cuh"
 
 namespace rcnn_ext {

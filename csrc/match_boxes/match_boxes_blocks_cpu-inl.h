@@ -25,7 +25,7 @@ struct alignas(64) Block {
 template <int N, class T>
 RCNN_INLINE T greatest_of(const Vec<T, N>& pack) {
   if constexpr (N == 2) {
-    return larger(pack[0], pack[1]);
+    return maximum(pack[0], pack[1]);
   } else {
     Vec<T, N / 2> halves[2];
     std::memcpy(halves, &pack, sizeof(halves));

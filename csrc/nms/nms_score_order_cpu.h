@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../core/dispatch.h"
+#include "../core/sort_key.h"
 #include "../core/stable_ops.h"
 #include "../cpu/radix_sort.h"
 
@@ -15,8 +16,8 @@ namespace rcnn_ext {
 
 using Order = std::unique_ptr<uint32_t[]>;
 
-template <class Element, class KeyOf>
-Order order_by_key(int64_t count, KeyOf&& key_of) {
+template <class Element, class ScoreKey>
+Order order_by_key(int64_t count, ScoreKey&& key_of) {
   const auto memory = uninitialized<Element>(2 * count);
   for (int64_t i = 0; i < count; ++i) {
     memory[i] = Element::make(key_of(i), static_cast<uint32_t>(i));
@@ -31,7 +32,7 @@ Order order_by_key(int64_t count, KeyOf&& key_of) {
 template <class Number>
 Order order_by_descending(const Number* numbers, int64_t count) {
   using Key = decltype(descending_key(numbers[0]));
-  using Element = std::conditional_t<sizeof(Key) == 4, NarrowKey, WideKey>;
+  using Element = std::conditional_t<sizeof(Key) == 4, IndexedKey32, IndexedKey64>;
   return order_by_key<Element>(count, [&](int64_t i) { return descending_key(numbers[i]); });
 }
 
@@ -43,7 +44,7 @@ inline Order order_by_score(const Tensor& scores) {
   // Numbers that float32 or int32 hold exactly have narrow keys.
   const auto narrow = [&](auto tag) {
     const auto* numbers = static_cast<const type_of<decltype(tag)>*>(data);
-    return order_by_key<NarrowKey>(
+    return order_by_key<IndexedKey32>(
         count, [&](int64_t i) { return descending_key(static_cast<float>(numbers[i])); });
   };
   const auto wide = [&](auto tag) {
@@ -105,7 +106,7 @@ inline Segments order_by_segment(const Tensor& idxs, const uint32_t* by_score) {
     }
   } else {
     const Order ranks =
-        order_by_key<WideKey>(count, [&](int64_t rank) { return key_of(by_score[rank]); });
+        order_by_key<IndexedKey64>(count, [&](int64_t rank) { return key_of(by_score[rank]); });
     for (int64_t i = 0; i < count; ++i) {
       segments.order[i] = by_score[ranks[i]];
       if (i == 0 || numbers[segments.order[i]] != numbers[segments.order[i - 1]]) {
