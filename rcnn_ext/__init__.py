@@ -1,3 +1,39 @@
-"""R-CNN operators with native CPU and CUDA kernels, and the models built on them."""
+"""R-CNN operators with native CPU and CUDA kernels, and the models built on them.
+
+``import rcnn_ext`` imports nothing else, not even torch; each part is imported when it is first
+used:
+
+- :mod:`rcnn_ext.ops`: The operators, under torchvision's names.
+- :mod:`rcnn_ext.models`: Faster R-CNN, Fast R-CNN and a localizer.
+- :mod:`rcnn_ext.data`: Annotation formats, data sets and augmentation.
+- :mod:`rcnn_ext.selective_search`: Object proposals without a network.
+- :mod:`rcnn_ext.train`: Training by a recipe.
+- :func:`rcnn_ext.load`: A trained model, ready to detect.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+__all__ = ["__version__", "data", "load", "models", "ops", "selective_search", "train"]
+
+_SUBMODULES = ("data", "models", "ops", "selective_search", "train")
+
+if TYPE_CHECKING:
+    from rcnn_ext import data, models, ops, selective_search, train
+    from rcnn_ext.predict.load import load
+else:
+    # Hidden from type checkers, which would otherwise accept any name.
+    def __getattr__(name: str) -> object:
+        if name in _SUBMODULES:
+            return importlib.import_module(f"{__name__}.{name}")
+        if name == "load":
+            return importlib.import_module(f"{__name__}.predict.load").load
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

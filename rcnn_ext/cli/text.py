@@ -64,6 +64,6 @@ examples:
 
 .safetensors has the weights; the recipe and the names of the classes are in its metadata.
 .pt2 is a program of torch.export for images of one size: it runs with torch and the operators of
-this package (import rcnn_ext), without the code of the models.
+this package (import rcnn_ext.ops), without the code of the models.
 rcnn-ext detect and rcnn-ext eval take both in the place of RUN.
 """

@@ -6,7 +6,7 @@ has torchvision's signature, defaults and results; every other name is torchvisi
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rcnn_ext.ops._backend import has_native_kernel, use_backend
 from rcnn_ext.ops.box_iou import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
@@ -19,7 +19,7 @@ from rcnn_ext.ops.roi_align import RoIAlign, roi_align
 from rcnn_ext.ops.roi_pool import RoIPool, roi_pool
 from rcnn_ext.ops.soft_nms import batched_soft_nms, soft_nms
 
-_OWN = (
+__all__ = [
     "Detections",
     "MultiScaleRoIAlign",
     "Proposals",
@@ -44,31 +44,105 @@ _OWN = (
     "roi_pool",
     "soft_nms",
     "use_backend",
-)
+]
 
+if TYPE_CHECKING:
+    # For editors and type checkers: the modules of torchvision.ops, and its names that are not
+    # replaced here.
+    from torchvision.ops import (
+        MLP,
+        Conv2dNormActivation,
+        Conv3dNormActivation,
+        DeformConv2d,
+        DropBlock2d,
+        DropBlock3d,
+        FeaturePyramidNetwork,
+        FrozenBatchNorm2d,
+        Permute,
+        PSRoIAlign,
+        PSRoIPool,
+        SqueezeExcitation,
+        StochasticDepth,
+        box_area,
+        box_convert,
+        clip_boxes_to_image,
+        complete_box_iou_loss,
+        deform_conv2d,
+        distance_box_iou_loss,
+        drop_block2d,
+        drop_block3d,
+        generalized_box_iou_loss,
+        masks_to_boxes,
+        ps_roi_align,
+        ps_roi_pool,
+        remove_small_boxes,
+        sigmoid_focal_loss,
+        stochastic_depth,
+    )
+    from torchvision.ops import boxes as boxes
+    from torchvision.ops import ciou_loss as ciou_loss
+    from torchvision.ops import deform_conv as deform_conv
+    from torchvision.ops import diou_loss as diou_loss
+    from torchvision.ops import drop_block as drop_block
+    from torchvision.ops import feature_pyramid_network as feature_pyramid_network
+    from torchvision.ops import focal_loss as focal_loss
+    from torchvision.ops import giou_loss as giou_loss
+    from torchvision.ops import misc as misc
+    from torchvision.ops import poolers as poolers
 
-def __getattr__(name: str) -> Any:
-    # torchvision is imported when one of its names is asked for, so that it is not needed to import
-    # or run the operators of this package.
-    if name == "__all__":
+    __all__ += [
+        "Conv2dNormActivation",
+        "Conv3dNormActivation",
+        "DeformConv2d",
+        "DropBlock2d",
+        "DropBlock3d",
+        "FeaturePyramidNetwork",
+        "FrozenBatchNorm2d",
+        "MLP",
+        "PSRoIAlign",
+        "PSRoIPool",
+        "Permute",
+        "SqueezeExcitation",
+        "StochasticDepth",
+        "box_area",
+        "box_convert",
+        "clip_boxes_to_image",
+        "complete_box_iou_loss",
+        "deform_conv2d",
+        "distance_box_iou_loss",
+        "drop_block2d",
+        "drop_block3d",
+        "generalized_box_iou_loss",
+        "masks_to_boxes",
+        "ps_roi_align",
+        "ps_roi_pool",
+        "remove_small_boxes",
+        "sigmoid_focal_loss",
+        "stochastic_depth",
+    ]
+else:
+    # torchvision is imported when one of its names, or the list of all names, is asked for, so that
+    # the operators of this package can be imported and run without it.
+    _OWN = tuple(__all__)
+    del __all__
+
+    def __getattr__(name: str) -> Any:
+        if name == "__all__":
+            return _all_names()
+        if not name.startswith("_"):
+            from torchvision import ops as torchvision_ops
+
+            # Its modules too: `from torchvision.ops import boxes` is common.
+            if hasattr(torchvision_ops, name):
+                return getattr(torchvision_ops, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def _all_names() -> list[str]:
+        try:
+            from torchvision import ops as torchvision_ops
+        except ModuleNotFoundError:
+            return sorted(_OWN)
+        return sorted({*_OWN, *torchvision_ops.__all__})
+
+    def __dir__() -> list[str]:
         return _all_names()
-    if name.startswith("_"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from torchvision import ops as torchvision_ops
-
-    # Its modules too: `from torchvision.ops import boxes` is common.
-    if not hasattr(torchvision_ops, name):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(torchvision_ops, name)
-
-
-def _all_names() -> list[str]:
-    try:
-        from torchvision import ops as torchvision_ops
-    except ModuleNotFoundError:
-        return sorted(_OWN)
-    return sorted({*_OWN, *torchvision_ops.__all__})
-
-
-def __dir__() -> list[str]:
-    return _all_names()

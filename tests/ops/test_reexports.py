@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,6 +50,22 @@ def test_names() -> None:
     exec("from rcnn_ext.ops import *", namespace)
     assert set(ops.__all__) <= set(namespace)
     assert namespace["nms"] is ops.nms
+
+
+def test_editors_see_the_same_names() -> None:
+    static: list[str] = []
+    imported: set[str] = set()
+    for node in ast.walk(ast.parse(Path(str(ops.__file__)).read_text())):
+        match node:
+            case (
+                ast.Assign(targets=[ast.Name("__all__")], value=names)
+                | ast.AugAssign(target=ast.Name("__all__"), value=names)
+            ):
+                static += ast.literal_eval(names)
+            case ast.ImportFrom(module="torchvision.ops", names=aliases):
+                imported |= {alias.name for alias in aliases}
+    assert sorted(static) == ops.__all__
+    assert {*torchvision.ops.__all__} - {*SHARED} <= imported
 
 
 @pytest.mark.parametrize("name", torchvision.ops.__all__)
