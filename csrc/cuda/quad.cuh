@@ -5,11 +5,10 @@
 
 #include <algorithm>
 
-#include "launch.cuh"
+#include "block_primitives.cuh"
 
 namespace rcnn_ext {
 
-constexpr int kQuad = 4;
 constexpr int kQuadsPerWarp = kWarpSize / kQuad;
 constexpr int kRoiThreads = 256;
 constexpr int kRoiWarps = kRoiThreads / kWarpSize;
@@ -90,28 +89,6 @@ inline int roi_parts(int64_t roi_count, int64_t channels, int64_t bins, int vect
           ? ceil_div(ceil_div(channels, kQuad) * ceil_div(bins, kStagedBins), kRoiWarps)
           : ceil_div(channels / std::max(vector, 1) * bins, kRoiThreads);
   return static_cast<int>(std::clamp(most_blocks(kManyBlocks) / roi_count, int64_t{1}, most));
-}
-
-// condition ? a : b of values: of variables it would choose an address, in local memory.
-template <class Part>
-__device__ __forceinline__ Part choose(bool condition, Part a, Part b) {
-  if (condition) b = a;
-  return b;
-}
-
-// parts: of this lane, one a channel. combine(mine, other): the same whichever of two lanes calls
-// it. exchange(value, mask): the value of the lane whose index differs in the bits of the mask.
-template <class Part, class Combine, class Exchange>
-__device__ __forceinline__ Part reduce_quad(const Part (&parts)[kQuad], Combine combine,
-                                            Exchange exchange) {
-  const bool odd = threadIdx.x & 1;
-  const bool upper = threadIdx.x & 2;
-  // A lane keeps the channels of its parity and hands the others over, then halves once more.
-  const Part low =
-      combine(choose(odd, parts[1], parts[0]), exchange(choose(odd, parts[0], parts[1]), 1));
-  const Part high =
-      combine(choose(odd, parts[3], parts[2]), exchange(choose(odd, parts[2], parts[3]), 1));
-  return combine(choose(upper, high, low), exchange(choose(upper, low, high), 2));
 }
 
 }  // namespace rcnn_ext

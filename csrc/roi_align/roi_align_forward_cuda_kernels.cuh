@@ -244,9 +244,9 @@ __device__ __forceinline__ void pool_contiguous(const AlignTables<T>& tables, co
           for (int c = 0; c < kQuad; ++c) sums[c] = std::fma(x.weight, column_sums[c], sums[c]);
         }
       }
-      const T sum = reduce_quad(
+      const T sum = quad_reduce_scatter(
           sums, [](T a, T b) { return a + b; },
-          [](T value, int mask) { return __shfl_xor_sync(kFullWarp, value, mask); });
+          [](T value, int mask) { return shuffle_xor(value, mask); });
       if (inside) staged[turn][bin] = static_cast<Stored>(sum);
     });
     __syncwarp();
@@ -312,7 +312,7 @@ __global__ void __launch_bounds__(kRoiThreads, sizeof(accumulate_t<Stored>) == 8
     } else {
       const auto staged = reinterpret_cast<Staged<Stored>>(shared);
       pool_contiguous(tables, plan, task.part, shape.channels, pixels, image,
-                      staged + threadIdx.x / kWarpSize * kQuad, target);
+                      staged + warp_index() * kQuad, target);
     }
     __syncthreads();  // the next RoI overwrites the tables
   }

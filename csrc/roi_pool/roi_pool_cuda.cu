@@ -152,11 +152,11 @@ __device__ __forceinline__ void pool_contiguous(const PoolBins<T>& bins, const P
           }
         }
       }
-      const Peak<T> peak = reduce_quad(
+      const Peak<T> peak = quad_reduce_scatter(
           peaks, [](Peak<T> a, Peak<T> b) { return better(a, b); },
           [](Peak<T> mine, int mask) {
-            mine.value = __shfl_xor_sync(kFullWarp, mine.value, mask);
-            mine.pixel = __shfl_xor_sync(kFullWarp, mine.pixel, mask);
+            mine.value = shuffle_xor(mine.value, mask);
+            mine.pixel = shuffle_xor(mine.pixel, mask);
             return mine;
           });
       if (inside) {
@@ -202,7 +202,7 @@ __global__ void __launch_bounds__(kRoiThreads)
     const Stored* const image =
         input + max(roi.batch, int64_t{0}) * shape.channels * shape.height * shape.width;
     if constexpr (kContiguousMaps) {
-      const int first = threadIdx.x / kWarpSize * kQuad;
+      const int first = warp_index() * kQuad;
       pool_contiguous(bins, plan, part, shape, image, staged + first, staged_pixels + first,
                       out + k * map, argmax + k * map);
     } else {

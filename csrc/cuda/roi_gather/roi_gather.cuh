@@ -30,6 +30,7 @@
 #include "../../core/dispatch.h"
 #include "../../core/map_strides.h"
 #include "../../core/stable_ops.h"
+#include "../block_primitives.cuh"
 #include "../feature_levels.cuh"
 #include "../launch.cuh"
 #include "../vector_access.cuh"
@@ -49,8 +50,8 @@ struct ThreadPlace {
 template <class T, bool kLanesAreChannels>
 __device__ __forceinline__ ThreadPlace find_place(const GatherTask& task) {
   constexpr int kChannels = GatherShape<T, kLanesAreChannels>::kThreadChannels;
-  const int warp = threadIdx.x / kWarpSize;
-  const int lane = threadIdx.x % kWarpSize;
+  const int warp = warp_index();
+  const int lane = lane_index();
   const int64_t first = task.first_channel + (kLanesAreChannels ? lane : warp) * kChannels;
   const int64_t left = max(int64_t{0}, task.shape.channels - first);
   return {kLanesAreChannels ? warp : lane,
@@ -62,9 +63,7 @@ __device__ __forceinline__ ThreadPlace find_place(const GatherTask& task) {
 template <class Shape>
 __device__ __forceinline__ int find_hits(const GatherTask& task, const GatherPlan& plan,
                                          const ReachTable& reach, int64_t base, int64_t* hits,
-                                         int* warp_hits) {
-  const int warp = threadIdx.x / kWarpSize;
-  const int lane = threadIdx.x % kWarpSize;
+                                         int (&warp_hits)[kGatherWarps]) {
   const int64_t candidate = base + threadIdx.x;
   bool hit = candidate < plan.roi_count && reach.keys[candidate] == task.key;
   if (hit) {
@@ -72,18 +71,10 @@ __device__ __forceinline__ int find_hits(const GatherTask& task, const GatherPla
     hit = box.x < task.tile_y + kTileHeight && box.y > task.tile_y &&
           box.z < task.tile_x + Shape::kTileWidth && box.w > task.tile_x;
   }
-  const unsigned ballot = __ballot_sync(kFullWarp, hit);
-  if (lane == 0) warp_hits[warp] = __popc(ballot);
+  const BlockCount counts = block_count_flags(hit, warp_hits);
+  if (hit) hits[counts.before] = candidate;
   __syncthreads();
-  int before = 0;
-  int total = 0;
-  for (int w = 0; w < kGatherWarps; ++w) {
-    if (w == warp) before = total;
-    total += warp_hits[w];
-  }
-  if (hit) hits[before + __popc(ballot & ((1u << lane) - 1u))] = candidate;
-  __syncthreads();
-  return total;
+  return counts.total;
 }
 
 // Adds what those RoIs' bins give to the thread's column.
