@@ -23,10 +23,10 @@ from recording import record
 from rcnn_ext.config import load_recipe
 from rcnn_ext.data.dataset import DetectionDataset
 from rcnn_ext.data.splits import open_split
-from rcnn_ext.metrics.evaluate import run_on
+from rcnn_ext.metrics.evaluate import evaluate
 from rcnn_ext.metrics.report import DRAW_SCORE, draw_pairs
 from rcnn_ext.metrics.tasks import compute_metrics
-from rcnn_ext.predict.checkpoint import load_checkpoint
+from rcnn_ext.predict.load import load_saved
 from rcnn_ext.selective_search.from_config import open_proposals
 from rcnn_ext.train.run import train
 
@@ -163,10 +163,10 @@ def overfit(name: str, data: Path, pictures: Path | None) -> dict[str, Any]:
         training = train(load_recipe(name, overrides), data / case.data, folder)
         assert training is not None
         seconds = time.monotonic() - started
-        saved = load_checkpoint(folder / "last.ckpt")
+        saved = load_saved(folder / "last.ckpt")
         annotations = open_split(saved.recipe.data, data / case.data, "train", saved.classes.names)
         model = saved.build(torch.device("cpu"))
-        images = run_on(
+        images = evaluate(
             model,
             DetectionDataset(annotations, open_proposals(saved.recipe, folder)),
             device=torch.device("cpu"),

@@ -1,7 +1,7 @@
-"""Several processes, as torchrun starts them: who am I, who goes first, and gathering rows.
+"""Process groups as torchrun starts them: ranks, barriers and collectives.
 
-torchrun tells each process by environment variables; without them there is one process, and
-everything here does nothing.
+torchrun describes each process in environment variables; without them there is one process, and
+every collective returns its own input.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from rcnn_ext.errors import UserError
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that work together.
+    """Describe this process and the group it belongs to.
 
     Attributes:
-        rank: Its number, from 0.
-        count: How many there are, on all machines.
-        local_rank: Its number on this machine, which is also that of its GPU.
-        local_count: How many there are on this machine.
+        rank: Global rank, from 0.
+        count: World size: number of processes on all machines.
+        local_rank: Rank on this machine, which is also the index of its GPU.
+        local_count: Number of processes on this machine.
     """
 
     rank: int = 0
@@ -36,30 +36,30 @@ class Processes:
 
     @classmethod
     def from_environment(cls) -> Processes:
-        """What torchrun says; one process without it."""
+        """Return the group that torchrun describes, or a single process without torchrun."""
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             return cls()
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         return cls(*(int(os.environ[name]) for name in names))
 
     @property
-    def first(self) -> bool:
-        """Whether this is the one that writes files and talks."""
+    def is_main_process(self) -> bool:
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     @property
     def machines(self) -> int:
-        """Number of machines, each of which runs as many processes."""
+        """Number of machines, which all run the same number of processes."""
         return self.count // self.local_count
 
-    def say(self, text: str) -> None:
-        """Prints once, not once a process."""
-        if self.first:
+    def print_once(self, text: str) -> None:
+        """Print in the main process only."""
+        if self.is_main_process:
             print(text, flush=True)
 
     @contextmanager
     def group(self, device: torch.device) -> Iterator[None]:
-        """Joins the others for the time of the block: NCCL on GPUs, gloo elsewhere."""
+        """Join the process group within the block: NCCL on GPUs, gloo elsewhere."""
         if self.count == 1:
             yield
             return
@@ -67,24 +67,28 @@ class Processes:
             torch.cuda.set_device(device)
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         yield
-        # Not after an exception: the others may wait for us forever, and torchrun ends them.
+        # Skipped after an exception: destroying the group can hang while other processes wait in a
+        # collective. torchrun terminates them.
         distributed.destroy_process_group()
 
     @contextmanager
-    def one_after_first(self) -> Iterator[None]:
-        """Lets the others do a block after the first has, as when it makes files they read."""
-        if self.count > 1 and not self.first:
+    def main_process_first(self) -> Iterator[None]:
+        """Run the block in the main process first, then in the others.
+
+        Serves blocks in which the main process makes files that the others read.
+        """
+        if self.count > 1 and not self.is_main_process:
             distributed.barrier()
         yield
-        if self.count > 1 and self.first:
+        if self.count > 1 and self.is_main_process:
             distributed.barrier()
 
-    def gather_rows(self, rows: np.ndarray, device: torch.device) -> np.ndarray:
-        """Puts the rows of all processes together, in the order of their ranks.
+    def all_gather(self, rows: np.ndarray, device: torch.device) -> np.ndarray:
+        """Concatenate the rows of all processes in the order of their ranks.
 
         Args:
             rows: float64 [N, C]; N may differ between processes.
-            device: Of the group.
+            device: Device of the process group.
 
         Returns:
             float64 [sum of N, C], in every process.
@@ -103,8 +107,8 @@ class Processes:
         together = [part[:count] for part, count in zip(parts, counts, strict=True)]
         return torch.cat(together).cpu().numpy()
 
-    def from_first(self, value: float, device: torch.device) -> float:
-        """The value that the first process has, in all of them."""
+    def broadcast_from_main(self, value: float, device: torch.device) -> float:
+        """Return the main process's value in every process."""
         if self.count == 1:
             return value
         shared = torch.tensor([value], dtype=torch.float64, device=device)
@@ -113,14 +117,16 @@ class Processes:
 
 
 def choose_device(name: str, processes: Processes | None = None) -> torch.device:
-    """The device that ``auto``, ``cpu`` or ``cuda`` means here.
+    """Return the device that ``auto``, ``cpu`` or ``cuda`` means on this machine.
 
     Args:
-        name: As a recipe or the command line has it.
-        processes: Each takes a GPU of its own; None means a single one, and torch's current GPU.
+        name: ``auto``, ``cpu`` or ``cuda``.
+        processes: Each takes a GPU of its own; None means a single process on torch's current
+            GPU.
 
     Raises:
-        UserError: It is ``cuda`` and there is none, or not one for each process.
+        UserError: ``cuda`` was asked for and there is no GPU, or there are fewer GPUs than
+            processes.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device is available; rcnn-ext doctor says why")

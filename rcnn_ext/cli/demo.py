@@ -53,10 +53,10 @@ def run(args: argparse.Namespace) -> int:
     from rcnn_ext.data.dataset import DetectionDataset
     from rcnn_ext.data.splits import open_split
     from rcnn_ext.distributed import choose_device
-    from rcnn_ext.metrics.evaluate import run_on
+    from rcnn_ext.metrics.evaluate import evaluate
     from rcnn_ext.metrics.report import DRAW_SCORE, draw_pairs, write_evaluation
     from rcnn_ext.metrics.tasks import compute_metrics
-    from rcnn_ext.predict.checkpoint import load_checkpoint
+    from rcnn_ext.predict.load import load_saved
     from rcnn_ext.train.run import train
 
     started = time.monotonic()
@@ -74,10 +74,10 @@ def run(args: argparse.Namespace) -> int:
 
     _announce(3, f"COCO metrics on the {len(validation)} validation images")
     device = choose_device(recipe.runtime.device)
-    saved = load_checkpoint(folder / "last.ckpt")
+    saved = load_saved(folder / "last.ckpt")
     model = saved.build(device)
     before = time.monotonic()
-    images = run_on(
+    images = evaluate(
         model,
         DetectionDataset(validation),
         device=device,
@@ -85,7 +85,16 @@ def run(args: argparse.Namespace) -> int:
         workers=recipe.data.workers,
     )
     metrics = compute_metrics(model, images, saved.classes)
-    written = write_evaluation(saved, validation, images, metrics, time.monotonic() - before, out)
+    written = write_evaluation(
+        out,
+        validation,
+        images,
+        metrics,
+        saved.classes,
+        checkpoint=saved.path,
+        step=saved.step,
+        seconds=time.monotonic() - before,
+    )
     print(metrics.class_table())
     print()
     print(metrics.table())

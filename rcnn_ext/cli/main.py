@@ -247,15 +247,15 @@ def _eval(options: argparse.Namespace) -> int:
     from rcnn_ext.data.dataset import DetectionDataset
     from rcnn_ext.data.splits import STREAMED, open_evaluation
     from rcnn_ext.distributed import Processes, choose_device
-    from rcnn_ext.metrics.evaluate import run_on
+    from rcnn_ext.metrics.evaluate import evaluate
     from rcnn_ext.metrics.report import write_evaluation
     from rcnn_ext.metrics.tasks import compute_metrics
-    from rcnn_ext.predict.checkpoint import load_checkpoint
+    from rcnn_ext.predict.load import load_saved
     from rcnn_ext.selective_search.from_config import open_proposals
 
     processes = Processes.from_environment()
     device = choose_device(options.device, processes)
-    saved = load_checkpoint(options.checkpoint)
+    saved = load_saved(options.checkpoint)
     config = saved.recipe.data
     out = options.out or saved.path.parent
     for part in ("annotations", "images"):
@@ -264,18 +264,18 @@ def _eval(options: argparse.Namespace) -> int:
             # As on any command line, relative to where one is, not to DATA.
             setattr(config, f"{options.split}_{part}", str(Path(given).absolute()))
     with processes.group(device):
-        with processes.one_after_first():
+        with processes.main_process_first():
             annotations = open_evaluation(
                 config, options.data, options.split, saved.classes.names, out / STREAMED
             )
-        processes.say(f"{saved.path}: step {saved.step}")
-        processes.say(f"{annotations.source}: {annotations.summary()}")
+        processes.print_once(f"{saved.path}: step {saved.step}")
+        processes.print_once(f"{annotations.source}: {annotations.summary()}")
         started = time.monotonic()
         proposals = open_proposals(saved.recipe, saved.path.parent)
         if proposals is not None:
             proposals.prepare([annotations], processes)
         model = saved.build(device)
-        images = run_on(
+        images = evaluate(
             model,
             DetectionDataset(annotations, proposals),
             device=device,
@@ -283,14 +283,25 @@ def _eval(options: argparse.Namespace) -> int:
             workers=config.workers,
             processes=processes,
         )
-    if not processes.first:
+    if not processes.is_main_process:
         return 0
     result = compute_metrics(model, images, saved.classes)
     seconds = time.monotonic() - started
     print(result.class_table())
     print()
     print(result.table())
-    for path in write_evaluation(saved, annotations, images, result, seconds, out):
+    written = write_evaluation(
+        out,
+        annotations,
+        images,
+        result,
+        saved.classes,
+        checkpoint=saved.path,
+        step=saved.step,
+        seconds=seconds,
+        grid=saved.recipe.model.detector == "localizer",
+    )
+    for path in written:
         print(f"wrote {path}")
     return 0
 
@@ -343,10 +354,10 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from rcnn_ext.predict.checkpoint import load_checkpoint
     from rcnn_ext.predict.export import export
+    from rcnn_ext.predict.load import load_saved
 
-    saved = load_checkpoint(options.checkpoint)
+    saved = load_saved(options.checkpoint)
     export(saved, options.out, options.size)
     print(f"{saved.path}: step {saved.step}, classes {', '.join(saved.classes.names)}")
     print(f"wrote {options.out}")

@@ -16,7 +16,7 @@ from rcnn_ext.metrics.tasks import call_model
 from rcnn_ext.progress import Progress
 
 
-def run_on(
+def evaluate(
     model: nn.Module,
     dataset: DetectionDataset,
     *,
@@ -52,7 +52,7 @@ def run_on(
         device.type == "cuda",
     )
     results = Results()
-    bar = Progress("Evaluating", len(loader), "batch") if processes.first else None
+    bar = Progress("Evaluating", len(loader), "batch") if processes.is_main_process else None
     with torch.inference_mode():
         for images, targets in loader:
             found = call_model(
@@ -67,7 +67,7 @@ def run_on(
                 bar.advance()
     if bar is not None:
         bar.close()
-    return results.gathered(processes, device)
+    return results.all_gather(processes, device)
 
 
 def _moved(target: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The files of an evaluation: numbers, detections, curves and pictures."""
+"""Files of an evaluation: metrics, detections, curves and pictures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from rcnn_ext.files import write_json
 from rcnn_ext.metrics.coco import EvaluationResult
 from rcnn_ext.metrics.confusion import confusion_matrix, image_quality
 from rcnn_ext.metrics.results import ImageResult, box_ious
-from rcnn_ext.predict.checkpoint import SavedDetector
 from rcnn_ext.viz import (
     contact_sheet,
     draw_boxes,
@@ -27,41 +26,48 @@ from rcnn_ext.viz import (
 
 METRICS, DETECTIONS = "metrics.json", "detections.json"
 
-# Detections that are worth a picture; those in numbers go further down.
+# Least score of detections in pictures; metrics count those with lower scores too.
 DRAW_SCORE = 0.5
 _PICTURES = 8
 _IN_GRID = 24
 
 
 def write_evaluation(
-    saved: SavedDetector,
+    out: Path,
     annotations: AnnotationSet,
     images: Sequence[ImageResult],
     result: EvaluationResult,
+    classes: ClassList,
+    *,
+    checkpoint: Path,
+    step: int,
     seconds: float,
-    out: Path,
+    grid: bool = False,
     draw_score: float = DRAW_SCORE,
 ) -> list[Path]:
-    """Writes what an evaluation gave.
+    """Write the files of an evaluation.
 
-    ``metrics.json`` has the numbers and ``detections.json`` the detections as COCO's result format
-    has them. ``precision_recall.png`` and ``confusion.png`` need matplotlib; ``best.jpg`` and
-    ``worst.jpg`` have the truth (left) and detections (right) of the images that fare best and
-    worst. A localizer also has ``grid.jpg``, the same of the first images, whatever the score.
+    ``metrics.json`` has the numbers and ``detections.json`` the detections in COCO's result format.
+    ``precision_recall.png`` and ``confusion.png`` need matplotlib; ``best.jpg`` and ``worst.jpg``
+    show ground truth (left) and detections (right) of the images with the best and worst
+    detections.
 
     Args:
-        saved: The model.
-        annotations: What it was evaluated on.
-        images: Truth and detections of its images.
-        result: The metrics.
-        seconds: How long it took.
         out: The folder to write to.
+        annotations: The images that the model was evaluated on.
+        images: Ground truth and detections of these images.
+        result: The metrics.
+        classes: The classes of the model.
+        checkpoint: The file of the model.
+        step: Number of training steps of the model.
+        seconds: Duration of the evaluation.
+        grid: Whether to write ``grid.jpg`` too: ground truth and detections of the first images,
+            with any score. It suits localizers, which give one detection per image.
         draw_score: Least score of detections in the confusion matrix and in pictures.
 
     Returns:
         The files.
     """
-    classes = saved.classes
     confusion = confusion_matrix(images, len(classes), draw_score)
     facts = {
         "confusion": {
@@ -69,8 +75,8 @@ def write_evaluation(
             "names": ["background", *classes.names],
             "rows_true_columns_found": confusion.tolist(),
         },
-        "checkpoint": str(saved.path),
-        "step": saved.step,
+        "checkpoint": str(checkpoint),
+        "step": step,
         "annotations": str(annotations.source),
         "seconds": round(seconds, 2),
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -86,7 +92,7 @@ def write_evaluation(
         written.append(out / "confusion.png")
     except ModuleNotFoundError:
         pass  # matplotlib
-    if saved.recipe.model.detector == "localizer":
+    if grid:
         sheet = out / "grid.jpg"
         first = range(min(_IN_GRID, len(images)))
         draw_pairs(
@@ -104,17 +110,17 @@ def write_evaluation(
 
 
 def extremes(
-    images: Sequence[ImageResult], least_score: float, most: int = _PICTURES
+    images: Sequence[ImageResult], least_score: float, max_images: int = _PICTURES
 ) -> tuple[list[int], list[int]]:
-    """The images that fare best and worst, best and worst first; no image is both.
+    """Return the images with the best and with the worst detections; no image is both.
 
     Args:
-        images: Truth and detections.
+        images: Ground truth and detections.
         least_score: Detections below it do not count.
-        most: Number of images of each kind; half of all images at most.
+        max_images: Number of images of each kind; half of all images at most.
 
     Returns:
-        Indices into ``images``.
+        Indices into ``images``, best first and worst first.
     """
     qualities = [image_quality(image, least_score) for image in images]
     # An image without anything is neither.
@@ -122,8 +128,8 @@ def extremes(
         i for i, quality in enumerate(qualities) if quality.right + quality.wrong + quality.missed
     ]
     order = sorted(busy, key=lambda index: qualities[index].rank, reverse=True)
-    best = order[: min(most, (len(order) + 1) // 2)]
-    worst = order[::-1][: min(most, len(order) // 2)]
+    best = order[: min(max_images, (len(order) + 1) // 2)]
+    worst = order[::-1][: min(max_images, len(order) // 2)]
     return best, worst
 
 
@@ -134,13 +140,13 @@ def draw_pairs(
     path: Path,
     least_score: float,
 ) -> None:
-    """Draws truth (left) and detections (right) of images on one sheet."""
+    """Draw ground truth (left) and detections (right) of images on one sheet."""
     pictures, captions = [], []
     for record, image in zip(records, images, strict=True):
         try:
             picture = load_image(record.path, (record.width, record.height))
         except UserError:
-            continue  # It was readable a moment ago; a picture less is no reason to fail.
+            continue  # It was readable during the evaluation; one picture less is no failure.
         keep = image.scores >= least_score
         found = [image.found_boxes[keep], image.found_labels[keep].tolist()]
         scores = image.scores[keep].tolist()

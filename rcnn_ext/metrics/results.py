@@ -87,12 +87,12 @@ class Results:
             _rows(image, detections["boxes"], detections["labels"], detections["scores"])
         )
 
-    def gathered(self, processes: Processes, device: torch.device) -> list[ImageResult]:
+    def all_gather(self, processes: Processes, device: torch.device) -> list[ImageResult]:
         """The images of all processes, in the order of their places in the data set."""
         images = np.array(self._images, dtype=np.float64).reshape(-1, 1)
-        images = processes.gather_rows(images, device)[:, 0]
-        truth = processes.gather_rows(_together(self._truth, _TRUTH_COLUMNS), device)
-        found = processes.gather_rows(_together(self._found, _FOUND_COLUMNS), device)
+        images = processes.all_gather(images, device)[:, 0]
+        truth = processes.all_gather(_together(self._truth, _TRUTH_COLUMNS), device)
+        found = processes.all_gather(_together(self._found, _FOUND_COLUMNS), device)
         order = np.sort(images)
         return [
             ImageResult(

@@ -1,1 +1,1 @@
-"""Trained models: checkpoints, detection on pictures, and export."""
+"""Load, run and export trained models."""

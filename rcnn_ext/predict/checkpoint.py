@@ -1,8 +1,8 @@
 """Checkpoints: a detector with its recipe and the names of its classes, in one file.
 
 The file is Lightning's, plus one entry, ``rcnn_ext``. It holds tensors and plain values only and is
-loaded with ``weights_only=True``: opening a checkpoint runs no code of it. Reading one needs no
-Lightning.
+loaded with ``weights_only=True``, so that opening a checkpoint never runs code stored in it.
+Reading one needs no Lightning.
 """
 
 from __future__ import annotations
@@ -22,11 +22,8 @@ from rcnn_ext.config import Recipe, recipe_from_dict
 from rcnn_ext.data.annotations import ClassList
 from rcnn_ext.errors import UserError
 from rcnn_ext.models.from_config import build_model
-from rcnn_ext.train.phases import RunState
 
 BEST, LAST = "best.ckpt", "last.ckpt"
-# What `rcnn-ext export` writes.
-WEIGHTS_SUFFIX, PROGRAM_SUFFIX = ".safetensors", ".pt2"
 
 # The Lightning module holds the detector under this name.
 _PREFIX = "model."
@@ -34,16 +31,25 @@ ENTRY = "rcnn_ext"
 _FORMAT = 1
 
 
+class ModelNotFoundError(UserError, FileNotFoundError):
+    """No trained model exists at a path or under a name."""
+
+
+class ModelFormatError(UserError, ValueError):
+    """A file is not a trained model of this package, or is damaged."""
+
+
 @dataclass(frozen=True)
 class SavedDetector:
-    """What a checkpoint holds of a detector.
+    """A detector as a file holds it.
 
     Attributes:
         path: The file.
-        recipe: How it was trained.
-        classes: What its labels mean.
+        recipe: The recipe it was trained by.
+        classes: The classes that its labels stand for.
         step: Number of training steps, of all phases.
-        state: What the run remembered of its phases and validations then.
+        state: Progress of the training run, as plain values; see
+            :class:`rcnn_ext.train.phases.RunState`.
         weights: The state dict of the model.
     """
 
@@ -51,21 +57,24 @@ class SavedDetector:
     recipe: Recipe
     classes: ClassList
     step: int
-    state: RunState
+    state: dict[str, Any]
     weights: dict[str, torch.Tensor]
 
     def build(self, device: torch.device) -> nn.Module:
-        """The detector in evaluation mode.
+        """Build the detector in evaluation mode.
+
+        Args:
+            device: The device to put it on.
 
         Raises:
-            UserError: The weights are not those of the model that the recipe describes.
+            ModelFormatError: The weights do not fit the model that the recipe describes.
         """
         model = build_model(self.recipe.model, self.classes.num_classes, pretrained=False)
         try:
             model.load_state_dict(self.weights)
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
-            raise UserError(
+            raise ModelFormatError(
                 f"the weights in {self.path} do not fit its recipe: {reason}"
             ) from error
         return model.to(device).eval()
@@ -74,7 +83,7 @@ class SavedDetector:
 def describe(
     recipe: Recipe, classes: ClassList, step: int, state: dict[str, Any]
 ) -> dict[str, Any]:
-    """The entry that makes a Lightning checkpoint one of ours, by its key."""
+    """Return the entry that turns a Lightning checkpoint into a detector, under its key."""
     return {
         ENTRY: {
             "format": _FORMAT,
@@ -89,10 +98,10 @@ def describe(
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that is meant: the file itself, or the best, else the last, of a run's folder.
+    """Return the file itself, or the best, else the last, checkpoint of a run's folder.
 
     Raises:
-        UserError: There is none.
+        ModelNotFoundError: There is none.
     """
     if path.is_file():
         return path
@@ -100,32 +109,31 @@ def find_checkpoint(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     if path.is_dir():
-        raise UserError(f"{path} has neither {BEST} nor {LAST}: is it the --out of a training run?")
-    raise UserError(f"the checkpoint {path} does not exist")
+        raise ModelNotFoundError(
+            f"{path} has neither {BEST} nor {LAST}: is it the --out of a training run?"
+        )
+    raise ModelNotFoundError(f"the checkpoint {path} does not exist")
 
 
 def load_checkpoint(path: Path) -> SavedDetector:
-    """Reads a checkpoint, or what was exported from one.
+    """Read a checkpoint.
 
     Args:
         path: The file, or the folder of a training run.
 
     Raises:
-        UserError: There is none, it is damaged, or something else wrote it.
+        ModelNotFoundError: There is none.
+        ModelFormatError: It is damaged, or was not written by this package.
     """
     path = find_checkpoint(path)
-    if path.suffix in (WEIGHTS_SUFFIX, PROGRAM_SUFFIX):
-        from rcnn_ext.predict.export import load_exported
-
-        return load_exported(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
         reason = str(error).partition("\n")[0]
-        raise UserError(f"{path} is not a checkpoint, or is damaged: {reason}") from error
+        raise ModelFormatError(f"{path} is not a checkpoint, or is damaged: {reason}") from error
     entry = content.get(ENTRY) if isinstance(content, dict) else None
     if not isinstance(entry, dict):
-        raise UserError(f"{path} was not written by rcnn-ext train")
+        raise ModelFormatError(f"{path} was not written by rcnn-ext train")
     _check_keys(path, content, ("state_dict",))
     weights = {
         name.removeprefix(_PREFIX): value
@@ -136,14 +144,15 @@ def load_checkpoint(path: Path) -> SavedDetector:
 
 
 def read_entry(path: Path, entry: dict[str, Any]) -> dict[str, Any]:
-    """What :func:`describe` stored, as arguments of :class:`SavedDetector`.
+    """Return what :func:`describe` stored, as arguments of :class:`SavedDetector`.
 
     Raises:
-        UserError: A newer version wrote it, something is missing, or its recipe is no longer one.
+        ModelFormatError: It was written by a newer version, something is missing, or its recipe is
+            not valid.
     """
     _check_keys(path, entry, ("format", "version"))
     if entry["format"] > _FORMAT:
-        raise UserError(
+        raise ModelFormatError(
             f"{path} was written by rcnn_ext {entry['version']}, which is newer than this one "
             f"({__version__}): pip install --upgrade rcnn-ext"
         )
@@ -151,16 +160,16 @@ def read_entry(path: Path, entry: dict[str, Any]) -> dict[str, Any]:
     try:
         recipe = recipe_from_dict(entry["recipe"])
     except UserError as error:
-        raise UserError(f"the recipe in {path}: {error}") from error
+        raise ModelFormatError(f"the recipe in {path}: {error}") from error
     return {
         "recipe": recipe,
         "classes": ClassList(tuple(entry["class_names"]), tuple(entry["category_ids"])),
         "step": entry["step"],
-        "state": RunState(**entry["state"]),
+        "state": entry["state"],
     }
 
 
 def _check_keys(path: Path, content: dict[str, Any], keys: Sequence[str]) -> None:
     missing = ", ".join(repr(key) for key in keys if key not in content)
     if missing:
-        raise UserError(f"{path} has no {missing}: is it damaged, or edited?")
+        raise ModelFormatError(f"{path} has no {missing}: is it damaged, or edited?")

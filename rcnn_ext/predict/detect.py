@@ -18,7 +18,7 @@ from rcnn_ext.data.images import find_images, load_image
 from rcnn_ext.distributed import choose_device
 from rcnn_ext.errors import UserError
 from rcnn_ext.files import write_json
-from rcnn_ext.predict.checkpoint import load_checkpoint
+from rcnn_ext.predict.load import load_saved
 from rcnn_ext.predict.submission import SUBMISSION, submission_row, write_submission
 from rcnn_ext.progress import tracked
 from rcnn_ext.selective_search.from_config import SearchedProposals, open_proposals
@@ -177,7 +177,7 @@ def detect_to_folder(
             after all others are done.
     """
     device = choose_device(device_name)
-    saved = load_checkpoint(checkpoint)
+    saved = load_saved(checkpoint)
     csv = saved.recipe.data.csv
     images = find_images(sources, lambda path: listed_images(path, config=csv))
     localizes = saved.recipe.model.detector == "localizer"

@@ -1,4 +1,4 @@
-"""A trained model for elsewhere: its weights as safetensors, or a program of torch.export.
+"""Export a trained model: its weights as safetensors, or a program of ``torch.export``.
 
 Both files hold the recipe and the names of the classes, and ``rcnn-ext detect`` and ``rcnn-ext
 eval`` take them like a checkpoint.
@@ -22,20 +22,21 @@ from rcnn_ext.metrics.tasks import needs_proposals
 from rcnn_ext.models import Localizer
 from rcnn_ext.predict.checkpoint import (
     ENTRY,
-    PROGRAM_SUFFIX,
-    WEIGHTS_SUFFIX,
+    ModelFormatError,
     SavedDetector,
     describe,
     read_entry,
 )
 
+WEIGHTS_SUFFIX, PROGRAM_SUFFIX = ".safetensors", ".pt2"
+
 _FACTS = "rcnn_ext.json"
-# Any number of proposals but 0 and 1, which torch.export would make special cases.
+# Any number of proposals but 0 and 1, which torch.export specializes on.
 _EXAMPLE_PROPOSALS = 7
 
 
 def export(saved: SavedDetector, path: Path, size: tuple[int, int] | None = None) -> None:
-    """Writes a trained model in the format of a suffix.
+    """Write a trained model in the format that the suffix names.
 
     ``.safetensors``: the weights, for :meth:`SavedDetector.build`; the metadata have the rest.
     ``.pt2``: a program that runs wherever torch and the operators of this package are (``import
@@ -52,7 +53,7 @@ def export(saved: SavedDetector, path: Path, size: tuple[int, int] | None = None
     Raises:
         UserError: Another suffix, or a size for weights.
     """
-    entry = describe(saved.recipe, saved.classes, saved.step, saved.state.as_dict())[ENTRY]
+    entry = describe(saved.recipe, saved.classes, saved.step, saved.state)[ENTRY]
     if path.suffix == WEIGHTS_SUFFIX:
         if size is not None:
             raise UserError("weights have no size of images; --size is for programs (.pt2)")
@@ -66,10 +67,10 @@ def export(saved: SavedDetector, path: Path, size: tuple[int, int] | None = None
 
 
 def load_exported(path: Path) -> SavedDetector:
-    """Reads what :func:`export` wrote.
+    """Read what :func:`export` wrote.
 
     Raises:
-        UserError: It is damaged, or something else wrote it.
+        ModelFormatError: It is damaged, or was not written by :func:`export`.
     """
     try:
         return _load_weights(path) if path.suffix == WEIGHTS_SUFFIX else _load_program(path)
@@ -78,25 +79,25 @@ def load_exported(path: Path) -> SavedDetector:
     except Exception as error:
         # Each format has exceptions of its own for damaged files.
         reason = str(error).partition("\n")[0]
-        raise UserError(
+        raise ModelFormatError(
             f"{path} was not written by rcnn-ext export, or is damaged: {reason}"
-        ) from (error)
+        ) from error
 
 
 @dataclass(frozen=True)
 class SavedProgram(SavedDetector):
-    """What a program file holds.
+    """A detector as a program file holds it.
 
     Attributes:
-        program: The program, for the CPU.
-        facts: How it was made.
+        program: The exported program, for the CPU.
+        facts: Arguments of :class:`ExportedModel`.
     """
 
     program: Any = None
     facts: Any = None
 
     def build(self, device: torch.device) -> nn.Module:
-        """The program as a model in evaluation mode."""
+        """Return the program as a model in evaluation mode on a device."""
         program = self.program
         if device.type != "cpu":
             from torch.export.passes import move_to_device_pass
@@ -106,12 +107,12 @@ class SavedProgram(SavedDetector):
 
 
 class ExportedModel(nn.Module):
-    """Calls a program as a model: with images of any size, which are brought to the program's.
+    """Call a program like a model, with images of any size, which are resized to the program's.
 
     Args:
-        program: Takes one image of one size.
-        width: Of its images.
-        height: Of its images.
+        program: A function of one image of a fixed size.
+        width: Width of its images in pixels.
+        height: Height of its images in pixels.
         takes_proposals: Whether it takes proposals too.
         localizes: Whether it is a localizer.
     """
@@ -130,7 +131,7 @@ class ExportedModel(nn.Module):
     def forward(
         self, images: Sequence[torch.Tensor], proposals: Sequence[torch.Tensor] | None = None
     ) -> list[dict[str, torch.Tensor]]:
-        """Detects objects, image by image.
+        """Detect objects, image by image.
 
         Args:
             images: N images [3, H_i, W_i], float32 in [0, 1].
@@ -156,7 +157,7 @@ class ExportedModel(nn.Module):
 
 
 class _OneImage(nn.Module):
-    """A model as a function of one image."""
+    """Wrap a model as a function of one image."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -194,7 +195,7 @@ def _load_weights(path: Path) -> SavedDetector:
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
         if ENTRY not in metadata:
-            raise UserError(f"{path} was not written by rcnn-ext export")
+            raise ModelFormatError(f"{path} was not written by rcnn-ext export")
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     return SavedDetector(
         path=path, weights=weights, **read_entry(path, json.loads(metadata[ENTRY]))
@@ -234,7 +235,7 @@ def _load_program(path: Path) -> SavedDetector:
     extra = {_FACTS: ""}
     program = torch.export.load(path, extra_files=extra)
     if not extra[_FACTS]:
-        raise UserError(f"{path} was not written by rcnn-ext export")
+        raise ModelFormatError(f"{path} was not written by rcnn-ext export")
     content = json.loads(extra[_FACTS])
     return SavedProgram(
         path=path,

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 from torch import distributed
 
-from rcnn_ext.config import Recipe
 from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.distributed import Processes
 from rcnn_ext.selective_search import CachedRegions, ProposalCache, find_regions
 from rcnn_ext.selective_search.precompute import precompute
+
+if TYPE_CHECKING:
+    # The schema of recipes imports this package's options.
+    from rcnn_ext.config import Recipe
 
 _FOLDER = "selective_search"
 
@@ -74,7 +78,7 @@ class SearchedProposals:
         if processes.count > 1:
             distributed.barrier()
         own = " by the first process" if processes.count > 1 else ""
-        processes.say(
+        processes.print_once(
             f"selective search: {summary.computed} images searched{own}, {summary.present} were in "
             f"{self.cache.folder}"
         )

@@ -138,7 +138,7 @@ class Checkpoints(pl.Callback):
         if result is not None:
             self.result = result
             score = _score(result, module.recipe.evaluation.monitor)
-        score = module.processes.from_first(score, module.device)
+        score = module.processes.broadcast_from_main(score, module.device)
         best = state.note(score, step, module.phase.schedule, module.recipe.evaluation)
         if result is not None:
             self.logs.validated(step, result)

@@ -147,7 +147,7 @@ class DetectionModule(pl.LightningModule):
         optimizer.zero_grad(set_to_none=True)
         self.state.skipped += 1
         self._skipped_in_a_row += 1
-        self.processes.say(f"step {self.steps_done + 1} is skipped: {self._bad}")
+        self.processes.print_once(f"step {self.steps_done + 1} is skipped: {self._bad}")
         if self._skipped_in_a_row >= _MOST_SKIPPED:
             raise UserError(
                 f"{_MOST_SKIPPED} steps in a row were skipped, the last one since {self._bad}"

@@ -13,7 +13,7 @@ from rcnn_ext.errors import UserError
 from rcnn_ext.files import make_folder
 from rcnn_ext.predict.checkpoint import BEST, LAST, SavedDetector, load_checkpoint
 from rcnn_ext.train.logs import LOSSES, TENSORBOARD, VALIDATION
-from rcnn_ext.train.phases import all_phases
+from rcnn_ext.train.phases import RunState, all_phases
 
 RECIPE, LOSS_CURVE = "recipe.yaml", "losses.png"
 
@@ -41,7 +41,9 @@ def prepare_folder(out: Path, resume: bool, overwrite: bool) -> None:
         shutil.rmtree(out / TENSORBOARD, ignore_errors=True)
 
 
-def check_resumable(out: Path, recipe: Recipe, classes: ClassList) -> SavedDetector:
+def check_resumable(
+    out: Path, recipe: Recipe, classes: ClassList
+) -> tuple[SavedDetector, RunState]:
     """Reads ``last.ckpt`` and checks that the recipe can go on from there.
 
     A phase that had done all its steps goes on if the recipe has more for it now.
@@ -63,7 +65,7 @@ def check_resumable(out: Path, recipe: Recipe, classes: ClassList) -> SavedDetec
             f"a resumed run cannot change {', '.join(changed)}; {out / RECIPE} has what it was "
             "started with"
         )
-    phases, state = all_phases(recipe), saved.state
+    phases, state = all_phases(recipe), RunState(**saved.state)
     if state.phase >= len(phases):
         raise UserError(f"{path} is in its second phase, and the recipe has none")
     steps, patience = phases[state.phase].schedule.steps, recipe.evaluation.patience
@@ -75,7 +77,7 @@ def check_resumable(out: Path, recipe: Recipe, classes: ClassList) -> SavedDetec
         if tired:
             more = f"a larger evaluation.patience than {patience}"
         raise UserError(f"{path} has {saved.step} steps already; {more} goes on from there")
-    return saved
+    return saved, state
 
 
 def _fixed_values(recipe: Recipe) -> dict[str, Any]:

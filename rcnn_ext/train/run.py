@@ -26,7 +26,7 @@ from rcnn_ext.distributed import Processes, choose_device
 from rcnn_ext.errors import UserError
 from rcnn_ext.files import write_text
 from rcnn_ext.metrics.coco import EvaluationResult
-from rcnn_ext.metrics.evaluate import run_on
+from rcnn_ext.metrics.evaluate import evaluate
 from rcnn_ext.metrics.tasks import compute_metrics
 from rcnn_ext.models.from_config import build_model
 from rcnn_ext.predict.checkpoint import LAST, SavedDetector
@@ -134,22 +134,24 @@ class _Run:
 
     def go(self, resume: bool, overwrite: bool) -> TrainingResult | None:
         recipe, processes, out = self.recipe, self.processes, self.out
-        with processes.one_after_first():
-            if processes.first:
+        with processes.main_process_first():
+            if processes.is_main_process:
                 prepare_folder(out, resume, overwrite)
             self.training = open_training(recipe, self.data)
-        processes.say(f"training: {self.training.summary()}")
+        processes.print_once(f"training: {self.training.summary()}")
         self.classes = self.training.classes
-        recipe = self.recipe = self.training.fitted(recipe, processes)
-        with processes.one_after_first():
+        recipe = self.recipe = self.training.resolve_recipe(recipe, processes)
+        with processes.main_process_first():
             found = self._open_validation()
         self.proposals = open_proposals(recipe, out)
         if self.proposals is not None:
             sets = (self.training.annotations, found)
             self.proposals.prepare([one for one in sets if one is not None], processes)
         validate = self._validation(found)
-        saved = check_resumable(out, recipe, self.classes) if resume else None
-        if processes.first:
+        saved, state = None, RunState()
+        if resume:
+            saved, state = check_resumable(out, recipe, self.classes)
+        if processes.is_main_process:
             write_text(out / RECIPE, recipe_to_yaml(recipe))
         torch.manual_seed(mixed_seed(recipe.seed, 3))
         model = build_model(recipe.model, self.classes.num_classes, pretrained=saved is None)
@@ -163,13 +165,13 @@ class _Run:
             phases[-1].end,
             images_per_epoch,
             tensorboard=recipe.runtime.tensorboard,
-            writes=processes.first,
+            writes=processes.is_main_process,
         )
         self.checkpoints = Checkpoints(
             out, recipe.runtime.checkpoint_every, recipe.evaluation.val_every, validate, self.logs
         )
-        state = self._train_phases(model, phases, saved)
-        if not processes.first:
+        self._train_phases(model, phases, saved, state)
+        if not processes.is_main_process:
             return None
         rows = read_csv(out / LOSSES)
         _draw_loss_curve(out)
@@ -189,13 +191,13 @@ class _Run:
         config, data = self.recipe.data, self.data
         if not has_validation(config, data):
             _check_no_validation_needed(self.recipe)
-            self.processes.say(
+            self.processes.print_once(
                 "validation: the data have no validation split; best.ckpt will not be written"
             )
             return None
         most = self.recipe.evaluation.max_images
         found = open_evaluation(config, data, "val", self.classes.names, self.out / STREAMED, most)
-        self.processes.say(f"validation: {found.summary()}")
+        self.processes.print_once(f"validation: {found.summary()}")
         return found
 
     def _validation(self, images: AnnotationSet | None) -> Validate | None:
@@ -206,7 +208,7 @@ class _Run:
         config = self.recipe.evaluation
 
         def validate(model: nn.Module, after_batch: Callable[[], None]) -> EvaluationResult | None:
-            results = run_on(
+            results = evaluate(
                 model,
                 dataset,
                 device=self.device,
@@ -215,18 +217,18 @@ class _Run:
                 processes=self.processes,
                 after_batch=after_batch,
             )
-            if not self.processes.first:
+            if not self.processes.is_main_process:
                 return None
             return compute_metrics(model, results, self.classes)
 
         return validate
 
     def _train_phases(
-        self, model: nn.Module, phases: list[Phase], saved: SavedDetector | None
-    ) -> RunState:
-        state, done = RunState(), 0
+        self, model: nn.Module, phases: list[Phase], saved: SavedDetector | None, state: RunState
+    ) -> None:
+        done = 0
         if saved is not None:
-            state, done = saved.state, saved.step
+            done = saved.step
             model.load_state_dict(saved.weights)
             self.training.resume(self.recipe, done, state.processes, self.processes)
         state.processes = self.processes.count
@@ -242,12 +244,11 @@ class _Run:
                     continue
                 phase = dataclasses.replace(phase, start=state.phase_start)
                 phase.prepare(model)
-                if self.processes.first:
+                if self.processes.is_main_process:
                     self.logs.message(_size(model))
                 done = self._fit(model, phase, state, done)
         finally:
             self.logs.close()
-        return state
 
     def _fit(self, model: nn.Module, phase: Phase, state: RunState, done: int) -> int:
         """Trains a phase from the step ``done``, and returns the step at which it ended."""

@@ -1,4 +1,4 @@
-"""What a run trains on: files, in any order and as often as is wanted, or a stream of rows."""
+"""Training data of a run: files with random access, or a stream of rows."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from rcnn_ext.config import Recipe
 from rcnn_ext.data.annotations import AnnotationSet, ClassList
 from rcnn_ext.data.dataset import TrainingStream, mixed_seed, training_loader
 from rcnn_ext.data.hub import HubSplit, HubStream, open_stream, stream_loader
-from rcnn_ext.data.splits import fitted, open_split
+from rcnn_ext.data.splits import open_split
 from rcnn_ext.data.transforms import build_augmentation
 from rcnn_ext.distributed import Processes
 from rcnn_ext.errors import UserError
 from rcnn_ext.selective_search.from_config import SearchedProposals
+from rcnn_ext.train.resolve import resolve_recipe
 
 
 def open_training(recipe: Recipe, root: Path) -> TrainingFiles | TrainingRows:
-    """The training images of a recipe.
+    """Open the training images of a recipe.
 
     Raises:
-        UserError: They are missing or wrong, or no model of this kind can learn from them.
+        UserError: They are missing or wrong, or the recipe's model cannot be trained on them.
     """
     if recipe.data.format == "hf":
         return TrainingRows(open_stream(recipe.data, root, "train"), recipe)
@@ -31,11 +32,11 @@ def open_training(recipe: Recipe, root: Path) -> TrainingFiles | TrainingRows:
 
 
 class TrainingFiles:
-    """Images that are files, with their annotations read.
+    """Training images in files, with all annotations in memory.
 
     Attributes:
-        annotations: The images; what proposals are searched for.
-        classes: What the labels mean.
+        annotations: The images, which are also those that proposals are searched for.
+        classes: The classes that labels stand for.
     """
 
     def __init__(self, annotations: AnnotationSet) -> None:
@@ -44,15 +45,19 @@ class TrainingFiles:
         self._stream: TrainingStream | None = None
 
     def summary(self) -> str:
-        """One line that says what is there."""
+        """Return one line with the numbers of images and objects."""
         return self.annotations.summary()
 
-    def fitted(self, recipe: Recipe, processes: Processes) -> Recipe:
-        """See :func:`rcnn_ext.data.splits.fitted`."""
-        return fitted(recipe, self.annotations, processes.say)
+    def resolve_recipe(self, recipe: Recipe, processes: Processes) -> Recipe:
+        """See :func:`rcnn_ext.train.resolve.resolve_recipe`."""
+        return resolve_recipe(recipe, self.annotations, processes.print_once)
 
     def begin(self, recipe: Recipe, proposals: SearchedProposals | None) -> int | None:
-        """Prepares to read by the fitted recipe, and gives the number of images of an epoch."""
+        """Build the training stream of a resolved recipe.
+
+        Returns:
+            Number of images per epoch.
+        """
         self._stream = TrainingStream(
             self.annotations,
             build_augmentation(recipe.data.augment),
@@ -66,19 +71,19 @@ class TrainingFiles:
         return self._stream.images_per_epoch
 
     def resume(self, recipe: Recipe, done: int, trained_by: int, processes: Processes) -> None:
-        """Nothing to say: any image can be read at any step."""
+        """Do nothing: files can be read from any step on."""
 
     def loader(
         self, recipe: Recipe, parts: int, done: int, processes: Processes, device: torch.device
     ) -> DataLoader[Any]:
-        """The batches of this process, without an end.
+        """Return an endless loader of this process's batches.
 
         Args:
-            recipe: What is trained.
-            parts: Batches that make a step.
+            recipe: The resolved recipe.
+            parts: Number of batches per step.
             done: Steps that are done, of all phases.
-            processes: Those that share each step.
-            device: Where batches go.
+            processes: The processes that share each step.
+            device: The device that batches are copied to.
         """
         assert self._stream is not None
         return training_loader(
@@ -93,11 +98,11 @@ class TrainingFiles:
 
 
 class TrainingRows:
-    """Rows of a stream, whose number and order nobody knows before they come.
+    """A stream of rows, whose number and order are unknown beforehand.
 
     Attributes:
         annotations: None; nothing is known of the images beforehand.
-        classes: What the labels mean.
+        classes: The classes that labels stand for.
     """
 
     annotations = None
@@ -113,37 +118,39 @@ class TrainingRows:
         self._resumes_at = 0
 
     def summary(self) -> str:
-        """One line that says what is known."""
+        """Return one line with what is known of the stream."""
         return self.split.summary()
 
-    def fitted(self, recipe: Recipe, processes: Processes) -> Recipe:
-        """The recipe as it is; nothing of it depends on images that are not known."""
-        return fitted(recipe, None, processes.say)
+    def resolve_recipe(self, recipe: Recipe, processes: Processes) -> Recipe:
+        """Return the recipe as it is; no value of it may depend on a stream's images."""
+        return resolve_recipe(recipe, None, processes.print_once)
 
     def begin(self, recipe: Recipe, proposals: SearchedProposals | None) -> int | None:
-        """The number of images of an epoch, where it is known."""
+        """Return the number of images per epoch, or None where it is unknown."""
         return self.split.images
 
     def resume(self, recipe: Recipe, done: int, trained_by: int, processes: Processes) -> None:
-        """Says what finding one's place in the stream means here.
+        """Report how the position in the stream is restored.
 
         Args:
-            recipe: What is trained.
+            recipe: The resolved recipe.
             done: Steps that are done.
             trained_by: Number of processes that did them.
-            processes: Those that go on.
+            processes: The processes that continue.
         """
         self._resumes_at = done
         if recipe.data.hf.resume == "reshuffle":
-            processes.say("data.hf.resume=reshuffle: the stream begins anew, in another order")
+            processes.print_once(
+                "data.hf.resume=reshuffle: the stream begins anew, in another order"
+            )
             return
         images = done * recipe.data.batch_size
-        processes.say(
+        processes.print_once(
             f"resuming: {images} images of the stream are read over; data.hf.resume=reshuffle "
             "does without, in another order"
         )
         if trained_by != processes.count:
-            processes.say(
+            processes.print_once(
                 f"the run had {trained_by} processes and now has {processes.count}, which share "
                 "the stream otherwise: from here its images are others than without a stop"
             )
@@ -151,7 +158,7 @@ class TrainingRows:
     def loader(
         self, recipe: Recipe, parts: int, done: int, processes: Processes, device: torch.device
     ) -> DataLoader[Any]:
-        """The batches of this process, without an end; see :class:`TrainingFiles`."""
+        """Return an endless loader of this process's batches; see :class:`TrainingFiles`."""
         seed, start = recipe.seed, done
         if recipe.data.hf.resume == "reshuffle" and self._resumes_at:
             seed, start = mixed_seed(seed, self._resumes_at, 6), done - self._resumes_at

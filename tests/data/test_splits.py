@@ -6,7 +6,8 @@ from PIL import Image
 
 from rcnn_ext.config import load_recipe
 from rcnn_ext.data import make_synthetic
-from rcnn_ext.data.splits import open_split, with_measured_channels
+from rcnn_ext.data.splits import open_split
+from rcnn_ext.train.resolve import with_measured_channels
 
 pytest.importorskip("yaml", reason="PyYAML comes with the extra train")
 

@@ -79,7 +79,7 @@ def test_extremes_are_ranked_and_disjoint():
     ]
     best, worst = extremes(images, 0.5)
     assert (best, worst) == ([3, 2], [0, 4])
-    assert extremes(images, 0.5, most=1) == ([3], [0])
+    assert extremes(images, 0.5, max_images=1) == ([3], [0])
     assert extremes(images[:2], 0.5) == ([0], [])
 
 

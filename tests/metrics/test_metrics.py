@@ -40,7 +40,7 @@ def compute(detections, targets, classes=TWO):
     results = Results()
     for image, (one, target) in enumerate(zip(detections, targets, strict=True)):
         results.add(image, one, target)
-    return detection_metrics(results.gathered(Processes(), torch.device("cpu")), classes)
+    return detection_metrics(results.all_gather(Processes(), torch.device("cpu")), classes)
 
 
 BOX = [10, 10, 50, 50]  # 40x40: medium
@@ -142,7 +142,7 @@ def test_images_count_in_the_order_of_the_data_set():
     results = Results()
     for image, (detections, target) in ((1, two), (0, one)):
         results.add(image, detections, target)
-    gathered = results.gathered(Processes(), torch.device("cpu"))
+    gathered = results.all_gather(Processes(), torch.device("cpu"))
     assert [image.labels.tolist() for image in gathered] == [[1], [2]]
     together = compute([one[0], two[0]], [one[1], two[1]])
     assert detection_metrics(gathered, TWO).summary == together.summary

@@ -28,7 +28,7 @@ def _content() -> dict[str, Any]:
 def test_what_was_described_is_read(tmp_path: pathlib.Path) -> None:
     torch.save(_content(), tmp_path / "a.ckpt")
     saved = load_checkpoint(tmp_path / "a.ckpt")
-    assert (saved.recipe, saved.step, saved.state) == (RECIPE, 7, STATE)
+    assert (saved.recipe, saved.step, saved.state) == (RECIPE, 7, STATE.as_dict())
     assert dataclasses.astuple(saved.classes) == (("cat", "dog"), (17, 18))
     assert list(saved.weights) == ["weight"]
 

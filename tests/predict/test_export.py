@@ -11,8 +11,8 @@ import torch
 
 from rcnn_ext.cli.main import main
 from rcnn_ext.models import fast_rcnn, localizer
-from rcnn_ext.predict.checkpoint import load_checkpoint
 from rcnn_ext.predict.export import _OneImage, export
+from rcnn_ext.predict.load import load_saved
 
 CPU = torch.device("cpu")
 
@@ -43,7 +43,7 @@ def test_detections_are_those_of_the_checkpoint(tiny_run, exported, tmp_path):
 
 
 def test_classes_and_recipe_come_along(tiny_run, exported):
-    saved, expected = load_checkpoint(exported), load_checkpoint(tiny_run.out)
+    saved, expected = load_saved(exported), load_saved(tiny_run.out)
     assert saved.classes == expected.classes
     assert saved.recipe == expected.recipe
     assert saved.step == expected.step
@@ -64,7 +64,7 @@ def test_a_program_needs_the_operators_only_and_any_number_of_detections(tiny_ru
     path = tmp_path / "detector.pt2"
     assert main(["export", str(tiny_run.out), "--out", str(path), "--size", "80x48"]) == 0
     image = torch.rand(3, 48, 80)
-    model = load_checkpoint(tiny_run.out).build(CPU)
+    model = load_saved(tiny_run.out).build(CPU)
     with torch.inference_mode():
         (expected,) = model([image])
     torch.save({"image": image, **expected}, tmp_path / "expected.pt")
@@ -82,10 +82,10 @@ assert not [name for name in sys.modules if name.startswith("rcnn_ext.models")]
 
 
 def test_no_detection_is_an_answer_too(tiny_run, tmp_path):
-    saved = load_checkpoint(tiny_run.out)
+    saved = load_saved(tiny_run.out)
     saved.recipe.model.box_score_thresh = 0.99
     export(saved, tmp_path / "quiet.pt2")
-    (found,) = load_checkpoint(tmp_path / "quiet.pt2").build(CPU)([torch.zeros(3, 64, 64)])
+    (found,) = load_saved(tmp_path / "quiet.pt2").build(CPU)([torch.zeros(3, 64, 64)])
     assert {name: tuple(value.shape) for name, value in found.items()} == {
         "boxes": (0, 4),
         "labels": (0,),
@@ -142,4 +142,4 @@ def test_foreign_weights_are_told(tmp_path):
     torch_files = pytest.importorskip("safetensors.torch")
     torch_files.save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     with pytest.raises(Exception, match="was not written by rcnn-ext export"):
-        load_checkpoint(tmp_path / "foreign.safetensors")
+        load_saved(tmp_path / "foreign.safetensors")

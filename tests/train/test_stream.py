@@ -139,11 +139,11 @@ def test_files_and_the_stream_of_the_same_images_validate_alike(make, shapes, tm
     checkpoint = load_checkpoint(tmp_path / "out")
     from rcnn_ext.data.dataset import DetectionDataset
     from rcnn_ext.metrics.coco import detection_metrics
-    from rcnn_ext.metrics.evaluate import run_on
+    from rcnn_ext.metrics.evaluate import evaluate
 
     files = read_coco(shapes / "annotations" / "instances_val.json", shapes / "val")
     cpu = torch.device("cpu")
-    found = run_on(
+    found = evaluate(
         checkpoint.build(cpu), DetectionDataset(files), device=cpu, batch_size=2, workers=0
     )
     summary = detection_metrics(found, files.classes).summary
@@ -191,7 +191,7 @@ def test_two_processes_share_a_stream(make, tmp_path, monkeypatch):
     assert [row["step"] for row in rows(out / "losses.csv")] == ["1", "2"]
     assert [row["step"] for row in rows(out / "validation.csv")] == ["2"]
     saved = load_checkpoint(out / "last.ckpt")
-    assert saved.state.processes == 2
+    assert saved.state["processes"] == 2
 
 
 def test_without_a_validation_split(make, tmp_path, capsys):

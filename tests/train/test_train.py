@@ -70,7 +70,7 @@ def test_a_checkpoint_is_a_detector_and_holds_plain_values_only(tiny_run):
     assert load_checkpoint(tiny_run.out).path.name == "best.ckpt"
     best = load_checkpoint(tiny_run.out / "best.ckpt")
     aps = [float(row["AP"]) for row in rows(tiny_run.out / "validation.csv")]
-    assert best.state.best == pytest.approx(max(aps))
+    assert best.state["best"] == pytest.approx(max(aps))
     # The optimiser would double the file, and nothing resumes from the best.
     assert "optimizer_states" not in torch.load(best.path, weights_only=True)
 
@@ -171,7 +171,7 @@ def test_a_worse_validation_after_a_resume_does_not_replace_the_best(tiny_run, t
     before = (out / "best.ckpt").read_bytes()
     assert train(tiny_run, out, "--resume", steps=5) == 0
     assert (out / "best.ckpt").read_bytes() == before
-    assert load_checkpoint(out / "last.ckpt").state.best == 2.0
+    assert load_checkpoint(out / "last.ckpt").state["best"] == 2.0
 
 
 def test_an_earlier_run_is_not_overwritten_by_accident(tiny_run, tmp_path, capsys):

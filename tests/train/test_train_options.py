@@ -17,6 +17,7 @@ pytest.importorskip("lightning", reason="lightning comes with the extra train")
 from rcnn_ext.cli.main import main
 from rcnn_ext.predict.checkpoint import load_checkpoint
 from rcnn_ext.train import logs, module
+from rcnn_ext.train.phases import RunState
 
 
 def train(run, out, *more, steps=None):
@@ -67,7 +68,7 @@ def test_a_second_phase_refines_the_heads_and_resumes_bit_for_bit(tiny_run, tmp_
     assert [int(row["step"]) for row in log] == list(range(1, 9))
     # The rate of the second phase, until two validations see no progress.
     assert [float(row["lr"]) for row in log[4:6]] == [0.01, 0.01]
-    state = load_checkpoint(tmp_path / "whole" / "last.ckpt").state
+    state = RunState(**load_checkpoint(tmp_path / "whole" / "last.ckpt").state)
     assert (state.phase, state.phase_start, state.ended) == (1, 4, True)
 
     with monkeypatch.context() as patch:
@@ -79,9 +80,9 @@ def test_a_second_phase_refines_the_heads_and_resumes_bit_for_bit(tiny_run, tmp_
         interrupt_at(patch, 5)
         assert train(tiny_run, tmp_path / "parts", *refine, "--resume") == 130
     first_phase_done = load_checkpoint(between)
-    assert (first_phase_done.step, first_phase_done.state.phase) == (4, 0)
+    assert (first_phase_done.step, first_phase_done.state["phase"]) == (4, 0)
     stopped = load_checkpoint(tmp_path / "parts" / "last.ckpt")
-    assert (stopped.step, stopped.state.phase) == (6, 1)
+    assert (stopped.step, stopped.state["phase"]) == (6, 1)
     assert train(tiny_run, tmp_path / "parts", *refine, "--resume") == 0
 
     assert not changed(tmp_path / "whole" / "last.ckpt", tmp_path / "parts" / "last.ckpt")
@@ -203,7 +204,7 @@ def test_steps_that_are_not_finite_can_be_skipped(tiny_run, tmp_path, capsys, ba
         for one, two in zip(kept, kept[1:], strict=False)
     ]
     assert same == [True, True, False]
-    assert load_checkpoint(tmp_path / "out" / "last.ckpt").state.skipped == 2
+    assert load_checkpoint(tmp_path / "out" / "last.ckpt").state["skipped"] == 2
 
 
 def test_gradients_that_are_not_finite_stop_too(tiny_run, tmp_path, capsys, monkeypatch):

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 
 from rcnn_ext.config import load_recipe
-from rcnn_ext.data.splits import fitted, open_split
+from rcnn_ext.data.splits import open_split
 from rcnn_ext.errors import UserError
+from rcnn_ext.train.resolve import resolve_recipe
 
 
 @pytest.fixture
@@ -28,16 +29,16 @@ def recipe(*overrides):
 def test_balanced_classes_weigh_alike_and_objects_one_on_average(data):
     wanted = recipe()
     said = []
-    found = fitted(wanted, open_split(wanted.data, data, "train"), said.append)
+    found = resolve_recipe(wanted, open_split(wanted.data, data, "train"), said.append)
     weights = found.model.localizer.class_weights
     assert weights == pytest.approx([4 / (2 * 3), 4 / (2 * 1)], abs=1e-6)
-    assert said == ["model.weights_backbone=null: the whole backbone learns"]
+    assert said == ["model.weights_backbone=null: the whole backbone is trained"]
 
 
 def test_a_class_without_objects_cannot_be_balanced(data):
     wanted = recipe("data.classes=[a, b, c]")
     with pytest.raises(UserError, match=r"has no c, .* leave the class out with data\.classes"):
-        fitted(wanted, open_split(wanted.data, data, "train"), print)
+        resolve_recipe(wanted, open_split(wanted.data, data, "train"), print)
 
 
 def test_a_localizer_learns_from_images_with_one_object(data):
@@ -45,13 +46,13 @@ def test_a_localizer_learns_from_images_with_one_object(data):
         file.write("0.png,1,1,4,4,b\n")
     wanted = recipe("data.objects=many")
     with pytest.raises(UserError, match=r"0\.png has 2 objects.*data\.objects=largest"):
-        fitted(wanted, open_split(wanted.data, data, "train"), print)
+        resolve_recipe(wanted, open_split(wanted.data, data, "train"), print)
     largest = recipe("data.objects=largest")
-    fitted(largest, open_split(largest.data, data, "train"), print)
+    resolve_recipe(largest, open_split(largest.data, data, "train"), print)
     mixed = recipe("data.objects=largest", "data.augment.mosaic=0.5")
     found = open_split(mixed.data, data, "train")
     with pytest.raises(UserError, match=r"data\.augment\.mosaic"):
-        fitted(mixed, found, print)
+        resolve_recipe(mixed, found, print)
 
 
 def test_training_can_be_limited_to_the_first_images(data):

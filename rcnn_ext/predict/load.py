@@ -1,0 +1,116 @@
+"""Load trained models, from whatever file they are in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+from torchvision.models import get_model_weights
+from torchvision.models._api import WeightsEnum
+
+from rcnn_ext import models
+from rcnn_ext.distributed import choose_device
+from rcnn_ext.models import Detector
+from rcnn_ext.predict.checkpoint import (
+    ModelNotFoundError,
+    SavedDetector,
+    find_checkpoint,
+    load_checkpoint,
+)
+from rcnn_ext.predict.export import PROGRAM_SUFFIX, WEIGHTS_SUFFIX, load_exported
+
+# The models that torchvision publishes detection weights for, under torchvision's names.
+PUBLISHED = (
+    "fasterrcnn_mobilenet_v3_large_320_fpn",
+    "fasterrcnn_mobilenet_v3_large_fpn",
+    "fasterrcnn_resnet50_fpn",
+    "fasterrcnn_resnet50_fpn_v2",
+)
+
+
+def load(
+    path_or_name: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype | None = None,
+    prepare: bool = True,
+) -> nn.Module:
+    """Return a trained model that is ready to detect.
+
+    Args:
+        path_or_name: The folder of a training run (its best, else its last checkpoint), a
+            checkpoint (``.ckpt``), what ``rcnn-ext export`` wrote (``.safetensors`` or ``.pt2``),
+            or the name of a model with published weights, such as ``fasterrcnn_resnet50_fpn``,
+            which are downloaded once. A file or folder goes before a name.
+        device: The device to put it on; ``auto`` takes a GPU where there is one.
+        dtype: Floating-point type of weights and feature maps; None keeps float32. Boxes and scores
+            are float32 with any.
+        prepare: Whether to call ``prepare_for_inference``, which makes evaluation faster and
+            training impossible. Programs (``.pt2``) are always prepared.
+
+    Returns:
+        A model in evaluation mode. ``model(images)`` takes a list of images [3, H_i, W_i], floating
+        point in [0, 1], of any sizes, and gives for each a dict of ``boxes`` [D_i, 4] (x1, y1, x2,
+        y2) in its pixels, ``labels`` [D_i] (int64, from 1) and ``scores`` [D_i], descending. Fast
+        R-CNN takes ``model(images, proposals)`` with boxes [P_i, 4] for each image.
+        ``model.class_names[label - 1]`` is the name of a label, and ``model.recipe`` the recipe
+        that it was trained by, or None for published weights.
+
+    Raises:
+        ModelNotFoundError: No such file, folder or name exists. It is a ``FileNotFoundError``.
+        ModelFormatError: It is not a model of this package, or is damaged. It is a ``ValueError``.
+        UserError: The device does not exist, or the weights cannot be downloaded.
+        ValueError: ``dtype`` is not a floating-point type, or is given for a program.
+
+    Example:
+        >>> model = rcnn_ext.load("runs/first")
+        >>> (found,) = model([torch.rand(3, 480, 640)])
+        >>> [model.class_names[label - 1] for label in found["labels"]]
+    """
+    target = choose_device(device) if isinstance(device, str) else device
+    path = Path(path_or_name)
+    recipe = None
+    if path.exists():
+        saved = load_saved(path)
+        model, class_names, recipe = saved.build(target), saved.classes.names, saved.recipe
+    elif str(path_or_name) in PUBLISHED:
+        model, class_names = _load_published(str(path_or_name), target)
+    else:
+        raise ModelNotFoundError(
+            f"{path} is no file, no folder and no model with published weights: those are "
+            f"{', '.join(PUBLISHED)}"
+        )
+    if isinstance(model, Detector):
+        if prepare:
+            model.prepare_for_inference(dtype=dtype)
+        elif dtype is not None:
+            raise ValueError("dtype takes prepare=True: a model to train keeps its weights")
+    elif dtype is not None:
+        raise ValueError(f"{path} is a program, whose dtype was chosen when it was exported")
+    model.class_names = class_names  # type: ignore[assignment]
+    model.recipe = recipe  # type: ignore[assignment]
+    return model
+
+
+def load_saved(path: Path) -> SavedDetector:
+    """Read a trained model from a checkpoint or an exported file.
+
+    Args:
+        path: The file, or the folder of a training run.
+
+    Raises:
+        ModelNotFoundError: There is none.
+        ModelFormatError: It is damaged, or was not written by this package.
+    """
+    path = find_checkpoint(path)
+    if path.suffix in (WEIGHTS_SUFFIX, PROGRAM_SUFFIX):
+        return load_exported(path)
+    return load_checkpoint(path)
+
+
+def _load_published(name: str, device: torch.device) -> tuple[nn.Module, tuple[str, ...]]:
+    weights: WeightsEnum = get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
+    model = getattr(models, name)(weights=weights)
+    return model.to(device).eval(), tuple(weights.meta["categories"][1:])  # without the background
