@@ -111,6 +111,6 @@ def load_saved(path: Path) -> SavedDetector:
 
 
 def _load_published(name: str, device: torch.device) -> tuple[nn.Module, tuple[str, ...]]:
-    weights: WeightsEnum = get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
+    weights: WeightsEnum = get_model_weights(name).DEFAULT
     model = getattr(models, name)(weights=weights)
     return model.to(device).eval(), tuple(weights.meta["categories"][1:])  # without the background
