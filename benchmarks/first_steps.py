@@ -81,7 +81,7 @@ def first_steps(name: str, data: Path, pictures: Path | None) -> dict[str, Any]:
         "steps": len(losses),
         "mean_of_first_5": round(first, 4),
         "mean_of_last_5": round(last, 4),
-        "images_a_step": recipe.data.batch_size,
+        "images_per_step": recipe.data.batch_size,
         "threads": torch.get_num_threads(),
         "seconds": round(seconds, 1),
         "overrides": overrides,

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from rcnn_ext.bench.cases.pooling import PoolingCase, PyramidInputs
 from rcnn_ext.bench.memory import keep_freed_memory
-from rcnn_ext.bench.runner import OURS, SEED, TORCHVISION, contender_ops, entered
+from rcnn_ext.bench.runner import OURS, SEED, TORCHVISION, active, contender_ops
 from rcnn_ext.bench.suite import select, suite
-from rcnn_ext.bench.timing import Rival, Rules, WallClock, time_interleaved
+from rcnn_ext.bench.timing import Contender, TimingConfig, WallClock, time_interleaved
 
 _FLOOR = "floor"
 _HUGE_PAGE = 1 << 21
@@ -42,9 +42,9 @@ def main() -> None:
         if not isinstance(case, PoolingCase):
             continue
         inputs = case.make(SEED, torch.device("cpu"), torch.float32)
-        rivals = [_rival(name, case, inputs) for name in (OURS, TORCHVISION)]
-        rivals.append(Rival(_FLOOR, [_traffic(case, inputs, advise)]))
-        times = time_interleaved(rivals, WallClock(), Rules())
+        contenders = [_contender(name, case, inputs) for name in (OURS, TORCHVISION)]
+        contenders.append(Contender(_FLOOR, [_traffic(case, inputs, advise)]))
+        times = time_interleaved(contenders, WallClock(), TimingConfig())
         floor, ours, other = (times[name].median for name in (_FLOOR, OURS, TORCHVISION))
         print(
             f"{case.name:<36}{floor * 1e3:>8.1f}{ours * 1e3:>8.1f}{other * 1e3:>13.1f}"
@@ -53,17 +53,17 @@ def main() -> None:
         )
 
 
-def _rival(name: str, case: PoolingCase, inputs: Any) -> Rival:
-    with entered(name, case):
+def _contender(name: str, case: PoolingCase, inputs: Any) -> Contender:
+    with active(name, case):
         call = case.bind(contender_ops(name), inputs)
         call()
-    return Rival(name, [call], lambda: entered(name, case))
+    return Contender(name, [call], lambda: active(name, case))
 
 
 def _traffic(
     case: PoolingCase, inputs: Any, advise: Callable[[Tensor], None]
 ) -> Callable[[], list[Tensor]]:
-    """Give the call that writes what the operator writes and reads what it reads."""
+    """Return the call that writes what the operator writes and reads what it reads."""
     pyramid = isinstance(inputs, PyramidInputs)
     features = list(inputs.levels.values()) if pyramid else [inputs.features]
     pooled = (case.rois, case.channels, case.output_size, case.output_size)
@@ -88,12 +88,12 @@ def _traffic(
 
 
 def _in_memory_order(tensor: Tensor) -> Tensor:
-    """Give all elements of a dense tensor, of any layout, as they lie."""
+    """Return all elements of a dense tensor, of any layout, as they lie."""
     return tensor.as_strided((tensor.numel(),), (1,))
 
 
 def _advise() -> Callable[[Tensor], None]:
-    """Give the function that asks for huge pages behind a tensor, as the kernels do."""
+    """Return the function that asks for huge pages behind a tensor, as the kernels do."""
     if not sys.platform.startswith("linux"):
         return lambda tensor: None
     library = ctypes.CDLL(None, use_errno=True)

@@ -3,12 +3,12 @@
     python benchmarks/selective_search.py [--images FOLDER] [--every N] [--recall-every N]
                                           [--only PART,...]
 
-Parts: ``parity`` (regions equal to the package's, image by image; CPU time of one thread, rivals in
-turns), ``speed`` (the same at 600 x 1000), ``recall`` (of annotated boxes), ``threads`` (several
-images at once) and ``growth`` (up to 12 megapixels). Prints tables and writes a JSON into
-``benchmarks/results`` with device, versions, date and the hash of ``csrc/``, in place of the same
-parts of the same day and sources. Once it has all parts of all images, it also writes the tables
-into ``docs/selective_search.md``.
+Parts: ``parity`` (regions equal to the package's, image by image, with CPU times of one thread,
+interleaved), ``speed`` (parity at 600 x 1000 pixels), ``recall`` (of annotated boxes), ``threads``
+(several images at once) and ``growth`` (up to 12 megapixels). Prints tables and writes a JSON into
+``benchmarks/results`` with device, versions, date and the hash of ``csrc/``; parts measured earlier
+on that day from equal sources are replaced. Once it has all parts of all images, it also writes the
+tables into ``docs/selective_search.md``.
 
 All 128 images take some 13 minutes on a quiet core, 9 of them for the package (with its own sort
 and with a stable one); recall is of every fourth, since OpenCV's fast mode takes seconds for each.
@@ -33,7 +33,7 @@ import numpy as np
 import selectivesearch
 import torch
 from PIL import Image
-from selective_search_tables import IDENTITY, RIVALS, summary, update_docs
+from selective_search_tables import IDENTITY, PEERS, summary, update_docs
 from skimage.segmentation import _felzenszwalb_cy
 
 from rcnn_ext import _environment, files, ops
@@ -238,7 +238,7 @@ def annotations(folder: Path) -> dict[str, list[list[float]]]:
 
 
 def threads(paths: list[Path]) -> dict[str, Any]:
-    """Images a second with several threads, wall clock, the best of three."""
+    """Measure images per second with several threads, wall clock, the best of three."""
     images = [read(path) for path in paths[:32]]
     cores = len(os.sched_getaffinity(0))
     rates = {}
@@ -341,7 +341,7 @@ def main() -> None:
     description = _environment.describe(torch.device("cpu"))
     # The other operators have no part in this; their sources need not make the figures stale.
     description["selective_search_hash"] = csrc_hash(ROOT / "csrc" / "selective_search")
-    for distribution in RIVALS:
+    for distribution in PEERS:
         description["versions"][distribution] = _environment.installed_version(distribution)
     results: dict[str, Any] = {"environment": description, "parameters": PARAMETERS}
     results["every"] = [options.every, options.recall_every]

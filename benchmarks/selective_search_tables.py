@@ -10,13 +10,13 @@ from rcnn_ext import files
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "selective_search.md"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
-RIVALS = ("selectivesearch", "scikit-image", "scipy", "opencv-contrib-python-headless")
+PEERS = ("selectivesearch", "scikit-image", "scipy", "opencv-contrib-python-headless")
 # What two results have to agree in, of each image.
 IDENTITY = ("same_label_image", "same_rects", "same_sizes", "same_labels")
 
 
-def ratios(rows: list[dict[str, Any]], rival: str) -> str:
-    values = sorted(row[f"{rival}_s"] / row["native_s"] for row in rows)
+def ratios(rows: list[dict[str, Any]], contender: str) -> str:
+    values = sorted(row[f"{contender}_s"] / row["native_s"] for row in rows)
     return f"{statistics.median(values):.0f}x ({values[0]:.0f}x, {values[-1]:.0f}x)"
 
 
@@ -24,7 +24,7 @@ def summary(results: dict[str, Any]) -> list[str]:
     """Tables in Markdown."""
     machine = results["environment"]
     versions = ", ".join(
-        f"{name} {machine['versions'][name]}" for name in ("numpy", *RIVALS, "rcnn_ext")
+        f"{name} {machine['versions'][name]}" for name in ("numpy", *PEERS, "rcnn_ext")
     )
     lines = [
         f"{machine['device_name']}, {machine['date'][:10]}, `csrc/selective_search` at "
@@ -47,7 +47,7 @@ def summary(results: dict[str, Any]) -> list[str]:
     if timed_parts:
         lines += [
             "",
-            "| images | native, median | against the package: median (least, most) "
+            "| images | native, median | against the package: median (min, max) "
             "| against OpenCV's single strategy |",
             "|---|---|---|---|",
         ]
@@ -76,7 +76,7 @@ def summary(results: dict[str, Any]) -> list[str]:
             )
     if "threads" in results:
         rates = results["threads"]["images_per_s"]
-        lines += ["", "| threads | images a second |", "|---|---|"]
+        lines += ["", "| threads | images per second |", "|---|---|"]
         lines += [f"| {count} | {rate:.1f} |" for count, rate in rates.items()]
     if "growth" in results:
         lines += [

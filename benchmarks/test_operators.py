@@ -14,7 +14,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from rcnn_ext.bench.cases import Case
-from rcnn_ext.bench.runner import OURS, REFERENCE, SEED, TORCHVISION, contender_ops, entered
+from rcnn_ext.bench.runner import OURS, REFERENCE, SEED, TORCHVISION, active, contender_ops
 from rcnn_ext.bench.suite import select, suite
 
 
@@ -34,7 +34,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         pytest.param(case, name, id=f"{case.name}-{name}")
         for case in cases
         for name in (OURS, TORCHVISION, REFERENCE)
-        if case.has_rival or name != TORCHVISION
+        if case.has_counterpart or name != TORCHVISION
     ]
     metafunc.parametrize(("prepared", "contender"), pairs, indirect=["prepared"])
 
@@ -47,7 +47,7 @@ def prepared(request: pytest.FixtureRequest) -> Prepared:
     if device.type == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     inputs = case.make(SEED, device, case.dtypes[0])
-    with entered(REFERENCE, case):
+    with active(REFERENCE, case):
         return Prepared(case, inputs, case.check(inputs))
 
 
@@ -64,10 +64,10 @@ def test_operator(prepared: Prepared, contender: str, benchmark: BenchmarkFixtur
     dtype = case.dtypes[0]
     benchmark.group = case.name
     benchmark.extra_info.update(work=case.work, contender=contender)
-    with entered(contender, case):
+    with active(contender, case):
         call = case.bind(contender_ops(contender), inputs)
         error = check(call())
-        assert error <= case.tolerance(dtype, rival=contender == TORCHVISION), case.measure
+        assert error <= case.tolerance(dtype, other_library=contender == TORCHVISION), case.measure
         benchmark(_synchronised(call))
 
 

@@ -1,37 +1,56 @@
-"""Put the newest figures of ``benchmarks/results`` into the README, between its pairs of markers.
+"""Put the newest figures of ``benchmarks/results`` into the two READMEs.
+
+README.md gets six rows and benchmarks/README.md every row, each between ``<!-- figures:begin -->``
+and ``<!-- figures:end -->``.
 
 python tools/update_readme.py           write them
-python tools/update_readme.py --check   exit with 1 where the README does not match
+python tools/update_readme.py --check   exit with 1 where a README does not match
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+FULL_README = ROOT / "benchmarks" / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
+
+Report = dict[str, Any]
+
+# The rows of README.md: suite and name of the case.
+SHORT_ROWS = (
+    ("operators", "nms/5000"),
+    ("operators", "batched_nms/10000"),
+    ("operators", "match_boxes/200000x100/anchors"),
+    ("operators", "roi_align/512"),
+    ("operators", "roi_align/512/bwd"),
+    ("models", "inference"),
+)
 
 
 def newest(
     device: str, results: Path = RESULTS, suite: str = "operators"
-) -> tuple[Path, dict[str, Any]] | None:
-    """The newest comparison on ``cpu`` or ``cuda``, or None."""
+) -> tuple[Path, Report] | None:
+    """Return the newest report of a suite on ``cpu`` or ``cuda`` with its path, or None."""
     reports = []
     for path in results.glob("*.json"):
         report = json.loads(path.read_text())
-        # Those from before the suites had names are of the operators.
-        its_suite = report.get("suite", "operators" if "results" in report else None)
-        if its_suite == suite and report["environment"]["device"] == device:
+        # Files without a suite were written before suites had names: they are of the operators.
+        found = report.get("suite", "operators" if "results" in report else None)
+        if found == suite and report["environment"]["device"] == device:
             reports.append((report["environment"]["date"], path, report))
     return max(reports, key=lambda r: r[0])[1:] if reports else None
 
 
 def seconds(value: float) -> str:
-    """A time with three digits and a unit."""
+    """Format a time with three digits and a unit."""
     for factor, unit in ((1e6, "us"), (1e3, "ms"), (1.0, "s")):
         if value * factor < 1000 or unit == "s":
             scaled = value * factor
@@ -40,45 +59,60 @@ def seconds(value: float) -> str:
     raise AssertionError("unreachable")
 
 
-def factor(ratio: float | None) -> str:
-    """A ratio for a cell, empty where there is none."""
+def ratio_cell(ratio: float | None) -> str:
+    """Format a ratio for a cell, empty where there is none."""
     return "" if ratio is None else f"{ratio:.0f}x" if ratio >= 99.5 else f"{ratio:.1f}x"
 
 
-def machine(path: Path, environment: dict[str, Any]) -> str:
-    """The line above a table: what was measured where and when."""
+def target_cell(row: dict[str, Any]) -> str:
+    """Format the target of a row for a cell, empty where there is none."""
+    return "" if row["target"] is None else f"{row['target']:g}x"
+
+
+def machine(environment: dict[str, Any]) -> str:
+    """Say on what machine and software the figures were measured, and when."""
     versions = environment["versions"]
     return (
         f"{environment['device_name']}, torch {versions['torch']}, torchvision "
         f"{versions['torchvision']}, {environment['date'][:10]}, sources "
-        f"`{environment['csrc_hash']}` ([all figures]({path.relative_to(ROOT).as_posix()})):"
+        f"`{environment['csrc_hash']}`"
     )
 
 
-def model_table(path: Path, report: dict[str, Any]) -> str:
-    """A Markdown table of detectors: one row a case."""
+def markdown(caption: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Format a Markdown table below a line of text."""
+    lines = [caption, "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in body)])
+
+
+def model_table(link: str, report: Report) -> str:
+    """Format the detectors, one row per case.
+
+    Args:
+        link: Path of the JSON file, relative to the document.
+        report: Its content.
+    """
     head = ["work", "threads", "rcnn_ext", "torchvision", "ratio", "target"]
     head += ["memory, rcnn_ext", "memory, torchvision"]
-    lines = [
-        machine(path, report["environment"]),
-        "",
-        "| " + " | ".join(head) + " |",
-        "|" + "---|" * len(head),
-    ]
+    body = []
     for row in report["results"]:
         ours, theirs = (row["contenders"][name] for name in ("rcnn_ext", "torchvision"))
         cells = [row["work"], str(row["threads"]), seconds(ours["median_s"])]
         cells += [seconds(theirs["median_s"]), f"{ours['ratio_torchvision']:.2f}x"]
-        cells.append("" if row["target"] is None else f"{row['target']:g}x")
+        cells.append(target_cell(row))
         cells += [f"{side['extra_bytes'] / 2**20:.0f} MiB" for side in (ours, theirs)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        body.append(cells)
+    return markdown(f"{machine(report['environment'])} ([all figures]({link})):", head, body)
 
 
-def table(path: Path, report: dict[str, Any]) -> str:
-    """A Markdown table of operators: one row a case, one ratio a thread count.
+def operator_table(link: str, report: Report) -> str:
+    """Format the operators, one row per case and one ratio per number of threads.
 
-    A row without a rival in torchvision has the reference's time, and no ratio.
+    An operator that torchvision lacks has the reference's time, and no ratio.
+
+    Args:
+        link: Path of the JSON file, relative to the document.
+        report: Its content.
     """
     environment = report["environment"]
     threads = sorted({row["threads"] for row in report["results"]})
@@ -88,80 +122,130 @@ def table(path: Path, report: dict[str, Any]) -> str:
     head += [f"ratio{column}" for column in columns] + ["target"]
     with_avx2 = any(row.get("avx2") for row in report["results"])
     head += [f"AVX2 ratio{column}" for column in columns] * with_avx2
-    lines = [
-        machine(path, environment),
-        "",
-        "| " + " | ".join(head) + " |",
-        "|" + "---|" * len(head),
-    ]
-    cases: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
-    for row in report["results"]:
-        without_rival = _has_no_rival(row) and "median_s" in row["contenders"]["rcnn_ext"]
-        if row["ratio_torchvision"] is not None or without_rival:
-            cases.setdefault((row["case"], row["dtype"]), {})[row["threads"]] = row
-    for (_, dtype), rows in cases.items():
+    body = []
+    for rows in _by_case(report):
         first = rows.get(threads[0])
         if first is None:
             continue
-        work = first["work"] + ("" if dtype == "float32" else f", {dtype}")
-        times = [seconds(first["contenders"]["rcnn_ext"]["median_s"]), _rival(first)]
         ratios = [rows[n]["ratio_torchvision"] if n in rows else None for n in threads]
-        cells = [f"`{first['operator']}`", work, *times]
-        cells += [*map(factor, ratios), "" if first["target"] is None else f"{first['target']:g}x"]
+        cells = [f"`{first['operator']}`", _work(first)]
+        cells += [seconds(first["contenders"]["rcnn_ext"]["median_s"]), _torchvision_time(first)]
+        cells += [*map(ratio_cell, ratios), target_cell(first)]
         if with_avx2:
             forced = [(rows[n].get("avx2") or {}) if n in rows else {} for n in threads]
-            cells += [factor(row.get("ratio_torchvision")) for row in forced]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            cells += [ratio_cell(row.get("ratio_torchvision")) for row in forced]
+        body.append(cells)
+    return markdown(f"{machine(environment)} ([all figures]({link})):", head, body)
 
 
-def _has_no_rival(row: dict[str, Any]) -> bool:
-    """Whether torchvision has nothing of the kind; results from before that was noted always do."""
-    return row.get("rival", "torchvision") is None
+def _by_case(report: Report) -> list[dict[int, dict[str, Any]]]:
+    """Group the rows that have something to show by case and dtype, then by threads."""
+    cases: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for row in report["results"]:
+        timed = "median_s" in row["contenders"]["rcnn_ext"]
+        if row["ratio_torchvision"] is not None or (row["counterpart"] is None and timed):
+            cases.setdefault((row["case"], row["dtype"]), {})[row["threads"]] = row
+    return list(cases.values())
 
 
-def _rival(row: dict[str, Any]) -> str:
-    """The cell of torchvision's time, and what stands there without one."""
-    if not _has_no_rival(row):
+def _work(row: dict[str, Any]) -> str:
+    return row["work"] + ("" if row["dtype"] == "float32" else f", {row['dtype']}")
+
+
+def _torchvision_time(row: dict[str, Any]) -> str:
+    """Format torchvision's time, or what stands there for an operator that it lacks."""
+    if row["counterpart"] is not None:
         return seconds(row["contenders"]["torchvision"]["median_s"])
     reference = row["contenders"].get("reference", {}).get("median_s")
     beside = "" if reference is None else f"; our reference {seconds(reference)}"
-    return f"no rival in torchvision{beside}"
+    return f"not in torchvision{beside}"
 
 
-TABLES = {"operators": table, "models": model_table}  # suite: what its figures become
+def short_table(reports: dict[str, Report]) -> str:
+    """Format the rows of README.md.
+
+    Args:
+        reports: Content of the newest file of each suite on one device.
+    """
+    body = []
+    for suite, case in SHORT_ROWS:
+        rows = [row for row in reports.get(suite, {}).get("results", []) if row["case"] == case]
+        rows = [row for row in rows if row["ratio_torchvision"] is not None]
+        if not rows:
+            continue
+        # Operators on one thread; the models were measured on all cores only.
+        row = min(rows, key=lambda row: row["threads"])
+        times = [row["contenders"][name]["median_s"] for name in ("rcnn_ext", "torchvision")]
+        name = f"`{row['operator']}`" if suite == "operators" else "whole model"
+        cells = [name, row["work"], str(row["threads"]), *map(seconds, times)]
+        body.append([*cells, ratio_cell(row["ratio_torchvision"])])
+    head = ["operator", "work", "threads", "rcnn_ext", "torchvision", "ratio"]
+    return markdown(machine(next(iter(reports.values()))["environment"]) + ":", head, body)
 
 
-def block(suite: str) -> str:
-    """What belongs between the markers of a suite."""
+def _unrun(name: str) -> str:
+    return f"{name}: unrun; no result in `benchmarks/results`."
+
+
+def short_block() -> str:
+    """Return the figures of README.md."""
     parts = []
     for device, name in (("cpu", "CPU"), ("cuda", "CUDA")):
-        found = newest(device, suite=suite)
-        unrun = f"{name}: unrun; no result in `benchmarks/results`."
-        parts.append(unrun if found is None else TABLES[suite](*found))
+        found = {suite: newest(device, suite=suite) for suite in ("operators", "models")}
+        reports = {suite: pair[1] for suite, pair in found.items() if pair is not None}
+        parts.append(short_table(reports) if reports else _unrun(name))
     return "\n\n".join(parts)
 
 
-def updated(text: str) -> str:
-    """The README with the newest figures."""
-    for suite in TABLES:
-        begin, end = f"<!-- {suite}: begin -->", f"<!-- {suite}: end -->"
-        before, rest = text.split(begin)
-        _, after = rest.split(end)
-        text = f"{before}{begin}\n{block(suite)}\n{end}{after}"
-    return text
+TABLES = {  # suite: title and table
+    "operators": ("Operators", operator_table),
+    "models": ("Faster R-CNN", model_table),
+}
+
+
+def full_block() -> str:
+    """Return the figures of benchmarks/README.md."""
+    parts = []
+    for suite, (title, table) in TABLES.items():
+        parts.append(f"### {title}")
+        for device, name in (("cpu", "CPU"), ("cuda", "CUDA")):
+            found = newest(device, suite=suite)
+            if found is None:
+                parts.append(_unrun(name))
+                continue
+            path, report = found
+            link = Path(os.path.relpath(path, FULL_README.parent)).as_posix()
+            parts.append(table(link, report))
+    return "\n\n".join(parts)
+
+
+def updated(text: str, block: Callable[[], str]) -> str:
+    """Return a README with the newest figures between its markers.
+
+    Raises:
+        ValueError: The text does not have each marker once.
+    """
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n{block()}\n{END}{after}"
+
+
+DOCUMENTS = ((README, short_block), (FULL_README, full_block))
 
 
 def main() -> int:
-    """Write, or check."""
-    text = README.read_text()
-    new = updated(text)
-    if "--check" in sys.argv[1:]:
-        if new != text:
-            print("README.md does not have the newest figures: run tools/update_readme.py")
-        return int(new != text)
-    README.write_text(new)
-    return 0
+    """Write the figures, or check them."""
+    status = 0
+    for path, block in DOCUMENTS:
+        text = path.read_text()
+        new = updated(text, block)
+        if "--check" not in sys.argv[1:]:
+            path.write_text(new)
+        elif new != text:
+            name = path.relative_to(ROOT)
+            print(f"{name} does not have the newest figures: run tools/update_readme.py")
+            status = 1
+    return status
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The operators against ``torchvision.ops`` and the pure-PyTorch reference.
+"""Compare the operators with ``torchvision.ops`` and the pure-PyTorch reference.
 
-Every result is compared with a float64 reference before it is timed; the rivals run interleaved in
-one process, on the same inputs and with the same number of threads. ``rcnn-ext bench --help`` tells
-what can be asked for, ``benchmarks/README.md`` how to read what comes out.
+Every result is compared with a float64 reference before it is timed; the contenders run
+interleaved in one process, on equal inputs and with an equal number of threads. ``rcnn-ext bench
+--help`` lists the options, ``benchmarks/README.md`` explains the output.
 """
 
 from __future__ import annotations

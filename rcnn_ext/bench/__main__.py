@@ -1,4 +1,4 @@
-"""``python -m rcnn_ext.bench``: the same as ``rcnn-ext bench``."""
+"""Run ``python -m rcnn_ext.bench``, an alias of ``rcnn-ext bench``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rcnn_ext.errors import UserError
 
 
 def main() -> int:
-    """Parse the options, run, and give the exit status."""
+    """Parse the options, run, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m rcnn_ext.bench", description=bench.__doc__)
     bench.add_arguments(parser)
     try:

@@ -1,6 +1,6 @@
 """RoIAlign with a gradient summed by atomic additions: a contender in the backward rows on CUDA.
 
-What determinism costs shows against a variant that does without. Its kernel is
+It measures what determinism costs. Its kernel is
 ``benchmarks/cuda/atomic_roi_align_backward.cu``, part of no wheel;
 ``RCNN_EXT_BENCHMARKS=1 python setup.py build_ext --inplace`` builds it in a checkout, and ``make
 gpu`` does.
@@ -21,27 +21,27 @@ from rcnn_ext._memory_format import is_channels_last
 from rcnn_ext.ops._rois import pair, to_rois
 
 _FOLDER = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "cuda"
-# What the variant needs, for whoever asks for it without.
+# Requirements of the variant, for error messages.
 HOW = (
     "it runs on CUDA, built in a checkout by RCNN_EXT_BENCHMARKS=1 python setup.py build_ext "
     "--inplace"
 )
-# Operators, and those that stand for them; with the same schemas.
+# Each operator, and the atomic variant with an equal schema.
 DERIVATIVES = {
     name: f"atomic_{name}" for name in ("roi_align_backward", "multiscale_roi_align_backward")
 }
 
 
 def library() -> pathlib.Path | None:
-    """Give the compiled kernels; None where nobody has built them."""
+    """Return the path of the compiled kernels; None where they are not built."""
     return next(iter(sorted(_FOLDER.glob("_atomic*.so"))), None)
 
 
 class AtomicOps:
-    """Stands for :mod:`rcnn_ext.ops` in a case: other derivatives, all else the same.
+    """A replacement for :mod:`rcnn_ext.ops` in a case, with atomic gradients.
 
     Args:
-        namespace: that the operators are in.
+        namespace: Namespace of the operators in ``torch.ops``.
     """
 
     def __init__(self, namespace: str = "rcnn_ext") -> None:
@@ -110,7 +110,7 @@ class AtomicOps:
 
 
 class _Pooled(torch.autograd.Function):
-    """Pooled maps whose derivative is a function's."""
+    """Pooled maps with a given function as their derivative."""
 
     @staticmethod
     def forward(
@@ -129,10 +129,10 @@ class _Pooled(torch.autograd.Function):
 
 @functools.cache
 def load() -> AtomicOps:
-    """Load the kernels and give what calls them.
+    """Load the kernels and return the operators that call them.
 
     Raises:
-        RuntimeError: nobody has built them.
+        RuntimeError: The kernels are not built.
     """
     path = library()
     if path is None:

@@ -16,7 +16,7 @@ BOX_SIDES = (8.0, 208.0)
 
 
 def generator(seed: int) -> torch.Generator:
-    """Give a CPU generator of its own, so that a case leaves the global one alone."""
+    """Return a CPU generator of its own, so that a case leaves the global one alone."""
     return torch.Generator().manual_seed(seed)
 
 
@@ -26,21 +26,21 @@ def random_boxes(
     image_size: tuple[int, int] = IMAGE_SIZE,
     sides: tuple[float, float] = BOX_SIDES,
 ) -> Tensor:
-    """Draw boxes with uniform centres and uniform sides; they may reach over the image's border.
+    """Draw boxes with uniform centers and uniform sides; they may reach over the image's border.
 
     Args:
         count: number of boxes, N.
         random: source of the numbers.
-        image_size: width and height within which the centres lie, in image pixels.
+        image_size: width and height within which the centers lie, in image pixels.
         sides: smallest and largest side, in image pixels.
 
     Returns:
         [N, 4] (x1, y1, x2, y2), image pixels, float32, CPU.
     """
     low, high = sides
-    centres = torch.rand(count, 2, generator=random) * torch.tensor(image_size)  # [N, 2] (x, y)
+    centers = torch.rand(count, 2, generator=random) * torch.tensor(image_size)  # [N, 2] (x, y)
     halves = (low + (high - low) * torch.rand(count, 2, generator=random)) / 2  # [N, 2]
-    return torch.cat([centres - halves, centres + halves], dim=1)
+    return torch.cat([centers - halves, centers + halves], dim=1)
 
 
 def random_scores(count: int, random: torch.Generator) -> Tensor:

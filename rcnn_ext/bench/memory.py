@@ -1,4 +1,4 @@
-"""What a call takes beyond its result: peak memory, and on CUDA the number of kernels."""
+"""Peak memory of a call beyond its result, and on CUDA its number of kernels."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import Tensor
 
 
 def extra_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
-    """Give the peak of memory during a call, less what was there before and less its result.
+    """Return the peak of memory during a call, less what was there before and less its result.
 
     On CUDA this is the caching allocator's count. On the CPU it is the resident size of the
     process, so it comes in pages, also counts what the call does not return to the system at once,
     and is known on Linux only.
 
     Args:
-        call: the work; it ran before, so that nothing is loaded now.
-        device: where it runs.
+        call: The work; it ran before, so that nothing is loaded now.
+        device: The device that it runs on.
 
     Returns:
         Bytes, or None where this cannot be measured.
@@ -52,11 +52,11 @@ def keep_freed_memory() -> str | None:
 
     Otherwise the sizes and the order of earlier calls decide whether a result of some megabytes
     lies in memory at hand or in fresh pages, whose faults may cost as much as the work: the same
-    case then takes once and once twice as long, and not for all contenders. The rest of the process
-    keeps the setting.
+    case may then take twice as long in one run as in another, and not for all contenders. The
+    setting stays in force until the process ends.
 
     Returns:
-        What now holds, for the report; None where the C library is not glibc.
+        A description of the setting, for the report; None where the C library is not glibc.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if set_option is None:
@@ -84,14 +84,14 @@ def kernel_count(call: Callable[[], Any], device: torch.device) -> int | None:
 
 
 def bytes_of(result: Any) -> int:
-    """Give the size of a tensor, or of a sequence of tensors."""
+    """Return the size of a tensor, or of a sequence of tensors."""
     tensors = (result,) if isinstance(result, Tensor) else tuple(result)
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 @dataclasses.dataclass(frozen=True)
 class ResidentPeak:
-    """The resident size of the process around a call, in bytes, and what the call gave."""
+    """The resident size of the process around a call, in bytes, and the result of the call."""
 
     before: int
     highest: int

@@ -42,7 +42,7 @@ SMALL = Scale("resnet18", 6, 96, 128, 96, 160)
 
 
 def make_image(scale: Scale, device: torch.device, seed: int = 0) -> Tensor:
-    """Draw an image [3, H, W] in [0, 1]: patches of colour, so that places differ."""
+    """Draw an image [3, H, W] in [0, 1]: patches of color, so that places differ."""
     random = torch.Generator().manual_seed(seed)
     coarse = torch.rand(1, 3, scale.height // 16, scale.width // 16, generator=random)
     image = nn.functional.interpolate(coarse, size=(scale.height, scale.width), mode="bicubic")
@@ -103,7 +103,7 @@ def make_pair(
 
 @torch.no_grad()
 def _calibrate(model: Any, image: Tensor) -> None:
-    """Give random weights statistics, scores and boxes spread as those of a trained model.
+    """Return random weights statistics, scores and boxes spread as those of a trained model.
 
     With fresh weights all boxes score alike, and either none or all pass the thresholds: then
     suppression has nothing or everything to do.

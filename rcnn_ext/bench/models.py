@@ -21,7 +21,14 @@ from rcnn_ext.bench import memory
 from rcnn_ext.bench.model_pair import SMALL, Scale, make_image, make_pair, make_target
 from rcnn_ext.bench.report import SCHEMA, format_seconds, format_table
 from rcnn_ext.bench.runner import OURS, TORCHVISION
-from rcnn_ext.bench.timing import MIN_RUNS, Rival, Rules, Timing, clock_for, time_interleaved
+from rcnn_ext.bench.timing import (
+    MIN_RUNS,
+    Contender,
+    Timing,
+    TimingConfig,
+    clock_for,
+    time_interleaved,
+)
 from rcnn_ext.progress import Progress
 
 AS_BUILT = "rcnn_ext-as-built"
@@ -39,17 +46,17 @@ Call = Callable[[], Any]
 
 @dataclasses.dataclass(frozen=True)
 class ModelCase:
-    """Something that a detector does, and who does it.
+    """A task of a detector, and the contenders that do it.
 
     Attributes:
-        name: unique in the suite.
-        work: in some words, for the table.
-        target: the speed-up over torchvision that is aimed at on the CPU.
-        calls: the contenders' calls; torchvision's is the first.
-        error: of a result against torchvision's.
-        error_is: what the error means.
-        gradients: whether the calls record and run gradients.
-        tolerances: of contenders that may differ by more than ``_TOLERANCE``.
+        name: Unique name in the suite.
+        work: Short description for the table.
+        target: Target speed-up over torchvision on the CPU.
+        calls: Calls by contender; torchvision's is the first.
+        error: Measures a result against torchvision's.
+        error_measure: Name of the error.
+        gradients: Whether the calls record and run gradients.
+        tolerances: Tolerances by contender, where above ``_TOLERANCE``.
     """
 
     name: str
@@ -57,14 +64,14 @@ class ModelCase:
     target: float | None
     calls: dict[str, Call]
     error: Callable[[Any, Any], float]
-    error_is: str
+    error_measure: str
     gradients: bool = False
     tolerances: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
 class ModelRow:
-    """What came out of a case with one number of threads."""
+    """The result of a case with one number of threads."""
 
     case: ModelCase
     threads: int
@@ -74,13 +81,13 @@ class ModelRow:
     failures: list[str]
 
     def ratio(self, name: str) -> float | None:
-        """How many times faster a contender is than torchvision."""
+        """Return how many times faster a contender is than torchvision."""
         if name not in self.timings or TORCHVISION not in self.timings:
             return None
         return self.timings[TORCHVISION].median / self.timings[name].median
 
     def as_json(self, device: torch.device) -> dict[str, Any]:
-        """Give the row in the format of the operators' results."""
+        """Return the row in the format of the operators' results."""
         ratio = self.ratio(OURS)
         target = self.case.target if device.type == "cpu" else None
         return {
@@ -90,7 +97,7 @@ class ModelRow:
             "size": None,
             "dtype": "float32",
             "threads": self.threads,
-            "error_is": self.case.error_is,
+            "error_measure": self.case.error_measure,
             "contenders": {
                 name: {
                     **(self.timings[name].as_json() if name in self.timings else {}),
@@ -116,16 +123,16 @@ def run_models(
     """Compare the detectors.
 
     Args:
-        device: where they run.
-        threads: numbers of CPU threads, each of which makes rows of its own.
-        quick: small detectors and images, half a minute; for tests of the comparison itself.
+        device: The device that they run on.
+        threads: Numbers of CPU threads, with rows for each.
+        quick: Small detectors and images, half a minute; for tests of the comparison itself.
 
     Returns:
         The report for JSON and the text to print. The report's ``failures`` are empty if all went
         well.
     """
     scale = SMALL if quick else Scale()
-    rules = Rules(window=0.0, budget=1.0 if quick else 10.0, max_runs=15)
+    config = TimingConfig(min_run_time=0.0, budget=1.0 if quick else 10.0, max_runs=15)
     rows = []
     before = torch.get_num_threads()
     try:
@@ -134,7 +141,7 @@ def run_models(
                 case = make(scale, device)
                 for count in threads:
                     torch.set_num_threads(count)
-                    rows.append(run_case(case, count, device, rules))
+                    rows.append(run_case(case, count, device, config))
                     progress.advance(note=case.name)
                 del case  # the detectors of a case are large
     finally:
@@ -147,20 +154,20 @@ def run_models(
         "environment": description,
         "settings": {
             "threads": list(threads),
-            "window_s": rules.window,
-            "least_runs": MIN_RUNS,
+            "min_run_s": config.min_run_time,
+            "min_runs": MIN_RUNS,
             **dataclasses.asdict(scale),
         },
         "backends": _environment.operator_backends(device.type),
         "results": [row.as_json(device) for row in rows],
-        "left_out": [],
+        "skipped": [],
         "failures": failures,
     }
     return report, _format(report, rows)
 
 
 def inference_case(scale: Scale, device: torch.device) -> ModelCase:
-    """Images to detections, batch 1."""
+    """Make the case of images to detections, batch 1."""
     ours, theirs = make_pair(scale, device, trainable_layers=3)
     image = make_image(scale, device)
     detectors: dict[str, Any] = {
@@ -179,7 +186,10 @@ def inference_case(scale: Scale, device: torch.device) -> ModelCase:
 
 
 def outside_case(scale: Scale, device: torch.device) -> ModelCase:
-    """Inference without its networks: transform, proposals, RoI pooling, post-processing."""
+    """Make the case of inference without its networks.
+
+    What remains is the transform, proposals, RoI pooling and post-processing.
+    """
     ours, theirs = make_pair(scale, device, trainable_layers=3)
     image = make_image(scale, device)
     detectors = {TORCHVISION: theirs, OURS: ours.prepare_for_inference(dtype=None)}
@@ -187,7 +197,7 @@ def outside_case(scale: Scale, device: torch.device) -> ModelCase:
         _replay_networks(model, image)
     return ModelCase(
         "outside_networks",
-        "the same, without backbone, RPN head, box head and predictor",
+        "inference without backbone, RPN head, box head and predictor",
         6.0,
         {name: partial(model, [image]) for name, model in detectors.items()},
         detection_error,
@@ -196,7 +206,7 @@ def outside_case(scale: Scale, device: torch.device) -> ModelCase:
 
 
 def training_case(scale: Scale, device: torch.device) -> ModelCase:
-    """A training step with frozen body, batch 1: losses, gradients, optimiser."""
+    """Make the case of a training step with frozen body, batch 1: losses, gradients, optimizer."""
     ours, theirs = make_pair(scale, device, trainable_layers=0)
     last = copy.deepcopy(ours).to(memory_format=torch.channels_last)
     image, target = make_image(scale, device), make_target(scale, device)
@@ -215,10 +225,10 @@ def training_case(scale: Scale, device: torch.device) -> ModelCase:
     )
 
 
-def run_case(case: ModelCase, threads: int, device: torch.device, rules: Rules) -> ModelRow:
+def run_case(case: ModelCase, threads: int, device: torch.device, config: TimingConfig) -> ModelRow:
     """Compare results, measure memory, then time the contenders in turns."""
     row = ModelRow(case, threads, {}, {}, {}, [])
-    rivals = []
+    contenders = []
 
     def context() -> contextlib.AbstractContextManager[Any]:
         return torch.enable_grad() if case.gradients else torch.no_grad()
@@ -229,7 +239,9 @@ def run_case(case: ModelCase, threads: int, device: torch.device, rules: Rules) 
             error = row.errors[name] = case.error(call(), expected)
             tolerance = case.tolerances.get(name, _TOLERANCE)
             if not error <= tolerance:  # NaN is wrong too
-                row.failures.append(f"{name}: {case.error_is} {error:.3g}, allowed {tolerance:.3g}")
+                row.failures.append(
+                    f"{name}: {case.error_measure} {error:.3g}, allowed {tolerance:.3g}"
+                )
                 continue
 
             def without_result(call: Call = call) -> tuple[()]:
@@ -237,13 +249,13 @@ def run_case(case: ModelCase, threads: int, device: torch.device, rules: Rules) 
                 return ()
 
             row.extra_bytes[name] = memory.extra_bytes(without_result, device)
-            rivals.append(Rival(name, [call], context))
-    row.timings = time_interleaved(rivals, clock_for(device), rules)
+            contenders.append(Contender(name, [call], context))
+    row.timings = time_interleaved(contenders, clock_for(device), config)
     return row
 
 
 def detection_error(found: list[dict[str, Tensor]], expected: list[dict[str, Tensor]]) -> float:
-    """Give the largest difference between detections and their partners in another result.
+    """Return the largest difference between detections and their partners in another result.
 
     Detections that may fall either side of the score threshold, or of the limit on their number,
     are left out.
@@ -258,7 +270,7 @@ def detection_error(found: list[dict[str, Tensor]], expected: list[dict[str, Ten
 def _partners(
     found: list[dict[str, Tensor]], expected: list[dict[str, Tensor]]
 ) -> Iterator[tuple[float, float]]:
-    """IoU with the nearest detection of the class in the other result, and how scores differ."""
+    """Yield IoU and score difference to the nearest detection of the class in the other result."""
     for mine, other in zip(found, expected, strict=True):
         for one, two in ((mine, other), (other, mine)):
             if len(one["scores"]) == 0:
@@ -274,7 +286,7 @@ def _partners(
 
 
 def loss_error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """Give the largest relative difference of losses; NaN where their names differ."""
+    """Return the largest relative difference of losses; NaN where their names differ."""
     if found.keys() != expected.keys():
         return math.nan
     return max(
@@ -300,12 +312,12 @@ def _training_step(model: nn.Module, image: Tensor, target: dict[str, Tensor]) -
 
 
 class _Replay(nn.Module):
-    """Gives what a module gave before, whatever it is called with."""
+    """Return the recorded output of a module, whatever it is called with."""
 
     def __init__(self, output: Any) -> None:
         super().__init__()
         self.output = output
-        # What a detector reads off its backbone.
+        # A detector reads device and dtype off the parameters of its backbone.
         self.anchor = nn.Parameter(torch.zeros(()), requires_grad=False)
 
     def forward(self, *_: Any) -> Any:
@@ -314,7 +326,7 @@ class _Replay(nn.Module):
 
 @torch.no_grad()
 def _replay_networks(model: Any, image: Tensor) -> None:
-    """Replace the networks of a detector by what they give for an image."""
+    """Replace the networks of a detector by their recorded outputs for an image."""
     names = ("backbone", "rpn.head", "roi_heads.box_head", "roi_heads.box_predictor")
     outputs: dict[str, Any] = {}
     hooks = [

@@ -1,4 +1,4 @@
-"""Pictures of a report: ratios as bars, and how cost grows with size."""
+"""Plots of a report: ratios as bars, and how cost grows with size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rcnn_ext.files import replacing
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_COLOURS = {
+_COLORS = {
     OURS: "#0b6e4f",
     AVX2: "#66b28f",
     TORCHVISION: "#d1495b",
@@ -68,8 +68,8 @@ def _ratios(report: Report) -> Figure | None:
     positions = list(range(len(rows)))
     # From 1 to the ratio, so that a slower row points the other way.
     lengths = [(row.ratio(TORCHVISION) or 1) - 1 for row in rows]
-    colours = [_COLOURS[OURS if length >= 0 else TORCHVISION] for length in lengths]
-    axes.barh(positions, lengths, left=1, color=colours)
+    colors = [_COLORS[OURS if length >= 0 else TORCHVISION] for length in lengths]
+    axes.barh(positions, lengths, left=1, color=colors)
     for position, row in zip(positions, rows, strict=True):
         target = row.target(device)
         if target is not None:
@@ -100,14 +100,14 @@ def _growth(report: Report) -> Figure | None:
     for axes, (operator, rows) in zip(
         figure.subplots(1, len(series), squeeze=False)[0], series.items(), strict=True
     ):
-        for name, colour in _COLOURS.items():
+        for name, color in _COLORS.items():
             points = sorted(
                 (row.case.size or 0, row.timings[name].median * 1e3)
                 for row in rows
                 if name in row.timings
             )
             if points:
-                axes.plot(*zip(*points, strict=True), "o-", label=name, color=colour)
+                axes.plot(*zip(*points, strict=True), "o-", label=name, color=color)
         axes.set_xscale("log")
         axes.set_yscale("log")
         sizes = [row.case.size or 0 for row in rows]

@@ -1,4 +1,4 @@
-"""Rows as a table to read and as JSON to keep."""
+"""Format rows as a text table and as JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rcnn_ext.bench.cases.base import MOST_TIMES_OF_ATOMIC
+from rcnn_ext.bench.cases.base import MAX_TIME_RATIO_TO_ATOMIC
 from rcnn_ext.bench.runner import AVX2, OURS, REFERENCE, TORCHVISION, Row, Settings
 from rcnn_ext.bench.timing import MIN_RUNS, Timing
 
@@ -22,30 +22,30 @@ class Report:
     """One run of the suite.
 
     Attributes:
-        environment: what :func:`rcnn_ext._environment.describe` gives.
-        settings: what was run on.
-        rows: what came out.
-        left_out: cases for which there was no time.
-        backends: which backend ours has for each operator on this device.
+        environment: The record of :func:`rcnn_ext._environment.describe`.
+        settings: Device, threads and timing of the run.
+        rows: One per case, dtype and number of threads.
+        skipped: Names of the cases that the time limit left out.
+        backends: ``native`` or ``reference``, by operator, on this device.
         suite: ``operators`` or ``growth``.
-        copy_bandwidth: of a CUDA device, in bytes read and written a second.
+        copy_bandwidth: Copy bandwidth of a CUDA device, in bytes read and written per second.
     """
 
     environment: dict[str, Any]
     settings: Settings
     rows: list[Row]
-    left_out: list[str]
+    skipped: list[str]
     backends: dict[str, str]
     suite: str = "operators"
     copy_bandwidth: float | None = None
 
     @property
     def failures(self) -> list[str]:
-        """What was wrong, one line each."""
+        """One line per failure."""
         return [f"{_label(row)}: {failure}" for row in self.rows for failure in row.failures]
 
     def as_json(self) -> dict[str, Any]:
-        """Give the whole report for JSON."""
+        """Return the whole report for JSON."""
         device = self.settings.device.type
         return {
             "schema": SCHEMA,
@@ -53,13 +53,13 @@ class Report:
             "environment": self.environment,
             "settings": {
                 "threads": list(self.settings.threads),
-                "window_s": self.settings.rules.window,
-                "least_runs": MIN_RUNS,
+                "min_run_s": self.settings.timing.min_run_time,
+                "min_runs": MIN_RUNS,
             },
             "backends": self.backends,
             "copy_bytes_per_s": self.copy_bandwidth,
             "results": [_row_json(row, device, self.copy_bandwidth) for row in self.rows],
-            "left_out": self.left_out,
+            "skipped": self.skipped,
             "failures": self.failures,
         }
 
@@ -72,7 +72,7 @@ def result_name(environment: dict[str, Any], suffix: str = "") -> str:
 
 
 def format_report(report: Report) -> str:
-    """Give the whole text: environment, table, what was wrong or left out, and a summary."""
+    """Format environment, table, problems, skipped cases and a summary as text."""
     parts = [_head(report), _rows_table(report), _legend(report)]
     problems = [
         f"  {_label(row)}: {name}: {problem}"
@@ -81,8 +81,8 @@ def format_report(report: Report) -> str:
     ]
     if problems:
         parts.append("\n".join(["Not timed:", *problems]))
-    if report.left_out:
-        parts.append("No time left for: " + ", ".join(report.left_out))
+    if report.skipped:
+        parts.append("No time left for: " + ", ".join(report.skipped))
     parts.append(_summary(report))
     if report.failures:
         parts.append("\n".join(["FAILED:", *(f"  {failure}" for failure in report.failures)]))
@@ -93,9 +93,9 @@ def format_table(head: Sequence[str], body: Sequence[Sequence[str]], left: int =
     """Align columns of text.
 
     Args:
-        head: the column titles.
-        body: the rows.
-        left: how many of the first columns are flush left; the others are flush right.
+        head: The column titles.
+        body: The rows.
+        left: Number of leading columns that are aligned left; the others are aligned right.
     """
     widths = [max(len(row[i]) for row in (head, *body)) for i in range(len(head))]
 
@@ -110,7 +110,7 @@ def format_table(head: Sequence[str], body: Sequence[Sequence[str]], left: int =
 
 
 def format_seconds(seconds: float) -> str:
-    """Give a time in its unit with three digits."""
+    """Format a time with its unit and three digits."""
     for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
         if seconds >= scale * 0.9995:
             return f"{_digits(seconds / scale)} {unit}"
@@ -118,7 +118,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def _digits(value: float) -> str:
-    """Give three significant digits without an exponent."""
+    """Format three significant digits without an exponent."""
     if value <= 0:
         return "0"
     value = float(f"{value:.2e}")  # 9.996 has two digits before the point once it is rounded
@@ -143,7 +143,7 @@ def _head(report: Report) -> str:
 
 
 def _rows_table(report: Report) -> str:
-    """One line a case and dtype: times on the first number of threads, ratios on each."""
+    """Format a line per case and dtype: times on the first number of threads, ratios on each."""
     device = report.settings.device.type
     threads = report.settings.threads[:1] if device == "cuda" else report.settings.threads
     with_avx2 = AVX2 in report.settings.contenders
@@ -162,28 +162,30 @@ def _rows_table(report: Report) -> str:
         cells = [row.case.operator, _work(row)]
         for name in (OURS, TORCHVISION):
             timing = row.timings.get(name)
-            missing = name == TORCHVISION and not row.case.has_rival
-            cells += ["no rival" if missing else _median(timing), _range(timing)]
+            missing = name == TORCHVISION and not row.case.has_counterpart
+            cells += ["no counterpart" if missing else _median(timing), _range(timing)]
         cells += [_median(row.timings.get(REFERENCE))]
         for ours in (OURS, AVX2) if with_avx2 else (OURS,):
             ratios = [rows[n].ratio(TORCHVISION, ours) if n in rows else None for n in threads]
             cells += [*map(_factor, ratios), _target(row, device, ours)]
         if with_atomic:
-            times = row.times_of_atomic()
-            cells += ["" if times is None else _factor(times) + "*" * bool(_keeps_up(row))]
+            ratio = row.time_ratio_to_atomic()
+            cells += [
+                "" if ratio is None else _factor(ratio) + "*" * bool(_within_atomic_limit(row))
+            ]
         cells += [_factor(row.ratio(REFERENCE))]
         pair = (OURS, TORCHVISION)
         cells += [" / ".join(_mebibytes(row.extra_bytes.get(name)) for name in pair)]
         if device == "cuda":
             cells += [" / ".join(str(row.kernels.get(name, "-")) for name in pair)]
-            share = row.share_of_copy(report.copy_bandwidth)
-            cells += ["" if share is None else f"{share:.0%}"]
+            fraction = row.copy_bandwidth_fraction(report.copy_bandwidth)
+            cells += ["" if fraction is None else f"{fraction:.0%}"]
         body.append(cells)
     return format_table(head, body, left=2)
 
 
 def _by_case(rows: Sequence[Row]) -> list[dict[int, Row]]:
-    """Rows of one case and dtype together, by their number of threads."""
+    """Group the rows of one case and dtype, by their number of threads."""
     grouped: dict[tuple[str, torch.dtype], dict[int, Row]] = {}
     for row in rows:
         grouped.setdefault((row.case.name, row.dtype), {})[row.threads] = row
@@ -196,19 +198,19 @@ def _target(row: Row, device: str, ours: str) -> str:
 
 
 def _reached(row: Row, device: str, ours: str) -> bool | None:
-    """Whether a row reaches its target; None where it has none or was not timed."""
+    """Return whether a row reaches its target; None where it has none or was not timed."""
     ratio, target = row.ratio(TORCHVISION, ours), row.target(device, ours)
     return None if ratio is None or target is None else ratio >= target
 
 
 def _has_atomic(report: Report) -> bool:
-    return any(row.times_of_atomic() is not None for row in report.rows)
+    return any(row.time_ratio_to_atomic() is not None for row in report.rows)
 
 
-def _keeps_up(row: Row) -> bool | None:
-    """Whether a row is as fast as its atomic variant, or nearly; None where that was not timed."""
-    times = row.times_of_atomic()
-    return None if times is None else times <= MOST_TIMES_OF_ATOMIC
+def _within_atomic_limit(row: Row) -> bool | None:
+    """Return whether determinism costs no more than it may; None where that was not timed."""
+    ratio = row.time_ratio_to_atomic()
+    return None if ratio is None else ratio <= MAX_TIME_RATIO_TO_ATOMIC
 
 
 def _legend(report: Report) -> str:
@@ -223,20 +225,20 @@ def _legend(report: Report) -> str:
     ]
     if _has_atomic(report):
         lines += [
-            f"of atomic: time of {OURS}, whose gradients have the same bits every time, in times of"
-            f" a variant by atomic additions; * at most {MOST_TIMES_OF_ATOMIC:g}."
+            f"of atomic: time of {OURS}, whose gradients are deterministic, relative to"
+            f" a variant by atomic additions; * at most {MAX_TIME_RATIO_TO_ATOMIC:g}."
         ]
     if report.copy_bandwidth is not None:
         lines += [
-            f"of copy: {OURS}'s share of the speed of a copy, {report.copy_bandwidth / 1e12:.2f}"
-            " TB/s here, if it moved each input and result once."
+            "of copy: fraction of the copy bandwidth,"
+            f" {report.copy_bandwidth / 1e12:.2f} TB/s, if each input and result is moved once."
         ]
-    if not all(row.case.has_rival for row in report.rows):
-        lines += ["no rival: torchvision has nothing of the kind, and the reference stands in."]
+    if not all(row.case.has_counterpart for row in report.rows):
+        lines += ["no counterpart: torchvision has no such operator; compare with the reference."]
     fallback = sorted(name for name, kind in report.backends.items() if kind != "native")
     if fallback:
         lines.append(
-            "WITHOUT NATIVE KERNELS HERE, so the reference ran under our name: "
+            "NO NATIVE KERNELS FOR, so the rows of rcnn_ext are the reference's: "
             + ", ".join(fallback)
         )
     return "\n".join(lines)
@@ -254,9 +256,9 @@ def _summary(report: Report) -> str:
             f"Faster than torchvision in {faster} of {len(ratios)} rows"
             f" (geometric mean {_digits(geometric)}x)."
         )
-    alone = sum(not row.case.has_rival for row in report.rows)
-    if alone:
-        lines.append(f"Rows without a rival in torchvision: {alone}.")
+    without = sum(not row.case.has_counterpart for row in report.rows)
+    if without:
+        lines.append(f"Rows without a counterpart in torchvision: {without}.")
     for ours in (OURS, AVX2):
         reached = [
             found for row in report.rows if (found := _reached(row, device, ours)) is not None
@@ -264,17 +266,17 @@ def _summary(report: Report) -> str:
         if reached:
             which = "" if ours == OURS else " with the kernels for AVX2"
             lines.append(f"Targets reached{which}: {sum(reached)} of {len(reached)}.")
-    kept_up = [found for row in report.rows if (found := _keeps_up(row)) is not None]
-    if kept_up:
+    within = [found for row in report.rows if (found := _within_atomic_limit(row)) is not None]
+    if within:
         lines.append(
-            f"Within {MOST_TIMES_OF_ATOMIC:g} times the atomic variant's time:"
-            f" {sum(kept_up)} of {len(kept_up)}."
+            f"Within {MAX_TIME_RATIO_TO_ATOMIC:g} times the atomic variant's time:"
+            f" {sum(within)} of {len(within)}."
         )
     return " ".join(lines)
 
 
 def _row_json(row: Row, device: str, copy_bandwidth: float | None) -> dict[str, Any]:
-    # Those that took part: timed, or known not to work.
+    # Every contender that was timed or failed.
     names = dict.fromkeys([*row.timings, *row.errors, *row.problems])
     contenders = {}
     for name in names:
@@ -294,13 +296,13 @@ def _row_json(row: Row, device: str, copy_bandwidth: float | None) -> dict[str, 
         "size": row.case.size,
         "dtype": _dtype_name(row.dtype),
         "threads": row.threads,
-        "error_is": row.case.measure,
+        "error_measure": row.case.measure,
         "contenders": contenders,
-        "rival": TORCHVISION if row.case.has_rival else None,
+        "counterpart": TORCHVISION if row.case.has_counterpart else None,
         "ratio_torchvision": row.ratio(TORCHVISION),
         "ratio_reference": row.ratio(REFERENCE),
         "moved_bytes": row.moved_bytes,
-        "share_of_copy_bandwidth": row.share_of_copy(copy_bandwidth),
+        "copy_bandwidth_fraction": row.copy_bandwidth_fraction(copy_bandwidth),
         "target": row.target(device),
         "target_reached": _reached(row, device, OURS),
         "avx2": {
@@ -311,11 +313,11 @@ def _row_json(row: Row, device: str, copy_bandwidth: float | None) -> dict[str, 
         if AVX2 in row.timings
         else None,
         "atomic": {
-            "times": row.times_of_atomic(),
-            "target_at_most": MOST_TIMES_OF_ATOMIC,
-            "target_reached": _keeps_up(row),
+            "time_ratio": row.time_ratio_to_atomic(),
+            "max_time_ratio": MAX_TIME_RATIO_TO_ATOMIC,
+            "target_reached": _within_atomic_limit(row),
         }
-        if row.times_of_atomic() is not None
+        if row.time_ratio_to_atomic() is not None
         else None,
         "failures": row.failures,
     }

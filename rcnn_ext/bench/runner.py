@@ -1,4 +1,4 @@
-"""Runs cases: inputs, truth, comparison, and only then the clock."""
+"""Run cases: make inputs, compute the truth, compare, and only then time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from rcnn_ext import _extension, ops
 from rcnn_ext.bench import atomic, memory
 from rcnn_ext.bench.cases import Case
-from rcnn_ext.bench.timing import Rival, Rules, Timing, clock_for, time_interleaved
+from rcnn_ext.bench.timing import Contender, Timing, TimingConfig, clock_for, time_interleaved
 
 OURS = "rcnn_ext"
 # Ours with the kernels of an instruction set below the best.
@@ -28,8 +28,8 @@ CONTENDERS = (OURS, AVX2, BASELINE, ATOMIC, TORCHVISION, REFERENCE)
 _FORCED = {AVX2: "avx2", BASELINE: "baseline"}
 
 
-def usual_contenders(device_type: str) -> tuple[str, ...]:
-    """Those that take part unless the user names others.
+def default_contenders(device_type: str) -> tuple[str, ...]:
+    """Return the contenders that run unless the user names others.
 
     Args:
         device_type: ``cpu`` or ``cuda``.
@@ -43,30 +43,30 @@ def usual_contenders(device_type: str) -> tuple[str, ...]:
 
 SEED = 20
 # Inputs rotate over this many times the L2 cache, within limits that keep set-up short.
-_L2_TIMES = 3
-_MOST_SETS = 64
+_L2_MULTIPLE = 3
+_MAX_INPUT_SETS = 64
 _DEFAULT_L2 = 64 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What to run the cases on.
+    """Device, dtypes, threads and timing of a run.
 
     Attributes:
         device: the device.
         dtypes: dtypes for every case; empty for each case's own.
-        threads: numbers of threads, each of which makes a row; on CUDA the first alone counts.
-        rules: how long to measure.
-        contenders: who takes part.
-        seconds: cases are no longer started after this time; None for no limit.
+        threads: Numbers of threads, with one row for each; on CUDA only the first counts.
+        timing: How long to measure.
+        contenders: Names of the contenders to run.
+        time_limit: Seconds after which no further case is started; None for no limit.
     """
 
     device: torch.device
     dtypes: tuple[torch.dtype, ...] = ()
     threads: tuple[int, ...] = (1,)
-    rules: Rules = Rules()
+    timing: TimingConfig = TimingConfig()
     contenders: tuple[str, ...] = (OURS, TORCHVISION, REFERENCE)
-    seconds: float | None = None
+    time_limit: float | None = None
 
 
 @dataclasses.dataclass
@@ -74,7 +74,7 @@ class Row:
     """One case in one dtype with one number of threads.
 
     Attributes:
-        case: what was done.
+        case: The case.
         dtype: the dtype of the inputs.
         threads: number of CPU threads.
         timings: the contenders that were timed.
@@ -83,7 +83,7 @@ class Row:
         failures: the problems that are this package's own, or put the truth in doubt.
         kernels: kernels a call launches on CUDA, by contender.
         extra_bytes: peak of memory beyond the result, by contender.
-        moved_bytes: the fewest bytes that the work moves: every input and result once.
+        moved_bytes: Minimum memory traffic of the work: every input and result once.
     """
 
     case: Case
@@ -97,25 +97,28 @@ class Row:
     extra_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
     moved_bytes: int | None = None
 
-    def ratio(self, rival: str, ours: str = OURS) -> float | None:
-        """Give how many times faster ours is than a rival; None where one was not timed."""
-        if ours not in self.timings or rival not in self.timings:
+    def ratio(self, contender: str, ours: str = OURS) -> float | None:
+        """Return how many times faster ours is than a contender; None where one was not timed."""
+        if ours not in self.timings or contender not in self.timings:
             return None
-        return self.timings[rival].median / self.timings[ours].median
+        return self.timings[contender].median / self.timings[ours].median
 
-    def times_of_atomic(self) -> float | None:
-        """Give ours' time in times of the atomic variant's; None where one was not timed."""
+    def time_ratio_to_atomic(self) -> float | None:
+        """Return our time relative to the atomic variant's; None where one was not timed."""
         faster = self.ratio(ATOMIC)
         return None if faster is None else 1 / faster
 
-    def share_of_copy(self, copy_bandwidth: float | None) -> float | None:
-        """Give ours' share of a device's copy bandwidth, in bytes a second; None if unknown."""
+    def copy_bandwidth_fraction(self, copy_bandwidth: float | None) -> float | None:
+        """Return the fraction of the copy bandwidth (bytes per second) that ours reaches.
+
+        None where it is unknown or ours was not timed.
+        """
         if copy_bandwidth is None or self.moved_bytes is None or OURS not in self.timings:
             return None
         return self.moved_bytes / self.timings[OURS].median / copy_bandwidth
 
     def target(self, device: str, ours: str = OURS) -> float | None:
-        """Give the speed-up over torchvision that is aimed at in this row, if any."""
+        """Return the target speed-up over torchvision in this row, if any."""
         if self.dtype not in self.case.dtypes:
             return None
         targets = self.case.targets
@@ -129,7 +132,7 @@ class Row:
 
 
 def contender_ops(name: str) -> Any:
-    """Give the module whose operators a contender uses."""
+    """Return the module whose operators a contender uses."""
     if name == TORCHVISION:
         import torchvision.ops
 
@@ -138,8 +141,8 @@ def contender_ops(name: str) -> Any:
 
 
 @contextlib.contextmanager
-def entered(name: str, case: Case) -> Iterator[None]:
-    """Enter what a contender's calls on a case need: backend and gradient mode."""
+def active(name: str, case: Case) -> Iterator[None]:
+    """Activate the backend and gradient mode that a contender needs for a case."""
     # Ours is what a user gets without asking: the dispatcher's choice.
     backend: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if name == REFERENCE:
@@ -157,21 +160,21 @@ def run_cases(
     """Run cases in turn.
 
     Args:
-        cases: what to run.
-        settings: on what, and how long.
-        report: called with each row when it is done, for progress.
+        cases: The cases to run.
+        settings: Device, dtypes, threads and timing.
+        report: Called with each finished row, for progress.
 
     Returns:
-        The rows, and the names of the cases that ``settings.seconds`` left no time for.
+        The rows, and the names of the cases that ``settings.time_limit`` left no time for.
     """
     start = time.monotonic()
     threads_before = torch.get_num_threads()
     rows: list[Row] = []
-    left_out: list[str] = []
+    skipped: list[str] = []
     try:
         for case in cases:
-            if settings.seconds is not None and time.monotonic() - start > settings.seconds:
-                left_out.append(case.name)
+            if settings.time_limit is not None and time.monotonic() - start > settings.time_limit:
+                skipped.append(case.name)
                 continue
             for dtype in settings.dtypes or case.dtypes:
                 for row in run_case(case, dtype, settings):
@@ -179,16 +182,16 @@ def run_cases(
                     report(row)
     finally:
         torch.set_num_threads(threads_before)
-    return rows, left_out
+    return rows, skipped
 
 
 def run_case(case: Case, dtype: torch.dtype, settings: Settings) -> Iterator[Row]:
-    """Run one case in one dtype, a row for each number of threads."""
+    """Run one case in one dtype, with one row per number of threads."""
     device = settings.device
     threads = settings.threads[:1] if device.type == "cuda" else settings.threads
     inputs = case.make(SEED, device, dtype)
     try:
-        with entered(REFERENCE, case):
+        with active(REFERENCE, case):
             check = case.check(inputs)
     except Exception as error:  # whatever it is, it is reported and the suite goes on
         row = Row(case, dtype, threads[0])
@@ -199,39 +202,39 @@ def run_case(case: Case, dtype: torch.dtype, settings: Settings) -> Iterator[Row
     for count in threads:
         torch.set_num_threads(count)
         row = Row(case, dtype, count)
-        rivals = [
-            rival
+        contenders = [
+            contender
             for name in _contenders_of(case, settings.contenders)
-            if (rival := _verified(name, row, sets, check, device)) is not None
+            if (contender := _verified(name, row, sets, check, device)) is not None
         ]
-        if rivals:
-            row.timings = time_interleaved(rivals, clock_for(device), settings.rules)
+        if contenders:
+            row.timings = time_interleaved(contenders, clock_for(device), settings.timing)
         yield row
-        del rivals  # they hold recorded graphs
+        del contenders  # they hold recorded graphs
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
 
 
 def _contenders_of(case: Case, names: Sequence[str]) -> tuple[str, ...]:
-    """Which of the contenders take part in a case."""
+    """Return the contenders that can run a case."""
     if not case.has_atomic_variant:
         names = [name for name in names if name != ATOMIC]
-    if case.alone:
+    if case.only_ours:
         return tuple(name for name in names if name not in (TORCHVISION, REFERENCE))
-    if not case.has_rival:
-        # The reference stands in, once.
+    if not case.has_counterpart:
+        # The reference takes torchvision's place, once.
         return tuple(dict.fromkeys(REFERENCE if name == TORCHVISION else name for name in names))
     return tuple(names)
 
 
 def _verified(
     name: str, row: Row, sets: Sequence[Any], check: Callable[[Any], float], device: torch.device
-) -> Rival | None:
-    """Compare one contender with the truth; give it for timing unless it cannot be timed."""
+) -> Contender | None:
+    """Compare one contender with the truth; return it for timing, or None if it fails."""
     case = row.case
     try:
-        with entered(name, case):
+        with active(name, case):
             calls = [case.bind(contender_ops(name), inputs) for inputs in sets]
             result = calls[0]()
             error = check(result)
@@ -239,12 +242,12 @@ def _verified(
                 row.moved_bytes = _input_bytes(sets[0]) + memory.bytes_of(result)
             del result
             extra = kernels = None
-            # The reference is no rival in these, and calling it once more may take seconds.
+            # Memory of the reference is not reported, and calling it once more may take seconds.
             if name != REFERENCE:
                 extra = memory.extra_bytes(calls[0], device)
                 kernels = memory.kernel_count(calls[0], device)
     except Exception as failure:  # whatever it is, it is reported and the suite goes on
-        # A rival that lacks a dtype, or runs out of memory, is no failure of ours.
+        # Another library that lacks a dtype, or runs out of memory, is no failure of ours.
         row.problems[name] = f"{type(failure).__name__}: {_first_line(failure)}"
         if name not in (TORCHVISION, REFERENCE):
             row.failures.append(f"{name} raised {row.problems[name]}")
@@ -254,12 +257,12 @@ def _verified(
         row.extra_bytes[name] = extra
     if kernels is not None:
         row.kernels[name] = kernels
-    tolerance = case.tolerance(row.dtype, rival=name == TORCHVISION)
+    tolerance = case.tolerance(row.dtype, other_library=name == TORCHVISION)
     if not error <= tolerance:  # NaN is wrong too
         row.problems[name] = f"{case.measure} {error:.3g}, at most {tolerance:.3g} is right"
         row.failures.append(f"{name}: {row.problems[name]}")
         return None
-    return Rival(name, calls, lambda: entered(name, case), may_be_slow=name == REFERENCE)
+    return Contender(name, calls, lambda: active(name, case), may_be_slow=name == REFERENCE)
 
 
 def _more_inputs(
@@ -271,7 +274,7 @@ def _more_inputs(
     properties = torch.cuda.get_device_properties(device)
     cache = getattr(properties, "L2_cache_size", 0) or _DEFAULT_L2
     size = max(1, _input_bytes(inputs))
-    sets = min(_MOST_SETS, -(-_L2_TIMES * cache // size))
+    sets = min(_MAX_INPUT_SETS, -(-_L2_MULTIPLE * cache // size))
     for seed in range(SEED + 1, SEED + sets):
         yield case.make(seed, device, dtype)
 

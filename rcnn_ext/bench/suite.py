@@ -1,6 +1,6 @@
 """The suite: every operator, at the sizes that detectors use.
 
-Boxes have centres uniform in 1333 x 800 pixels and sides of 8 to 208; seeds are fixed. The targets
+Boxes have centers uniform in 1333 x 800 pixels and sides of 8 to 208; seeds are fixed. The targets
 are the project's own: ratios to torchvision, on one CPU thread (AVX-512 unless a row says AVX2) or
 on a GPU of the H200's class.
 """
@@ -35,7 +35,7 @@ _IOU_VARIANTS = ("generalized_box_iou", "distance_box_iou", "complete_box_iou")
 
 
 def suite(quick: bool) -> list[Case]:
-    """Give the cases of the quick suite or of the full one, for all devices.
+    """Return the cases of the quick suite or of the full one, for all devices.
 
     Args:
         quick: the small suite, which ends within a minute on two CPU cores.
@@ -54,14 +54,17 @@ def suite(quick: bool) -> list[Case]:
 
 
 def growth() -> list[Case]:
-    """Give the cases whose cost is plotted against their size, CPU only.
+    """Return the cases whose cost is plotted against their size, CPU only.
 
     Beyond 30,000 boxes torchvision's NMS takes tens of seconds, and at a million some 20 minutes.
     """
     boxes = (100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
     rois = (10, 30, 100, 300, 1_000, 3_000, 10_000)
     return [
-        *(dataclasses.replace(_nms(count, devices=_CPU), alone=count > 30_000) for count in boxes),
+        *(
+            dataclasses.replace(_nms(count, devices=_CPU), only_ours=count > 30_000)
+            for count in boxes
+        ),
         *(RoiCase("roi_align", devices=_CPU, rois=count, channels=64) for count in rois),
         *(
             RoiCase("roi_align", devices=_CPU, rois=count, channels=64, backward=True)
@@ -91,7 +94,7 @@ def select(cases: list[Case], device: str, pattern: str | None = None) -> list[C
 
 def _iou() -> list[Case]:
     return [
-        # The cost of a call.
+        # Overhead of a call.
         IouCase("box_iou", devices=_CPU, rows=1, columns=1),
         IouCase("box_iou", Targets(cpu=20), rows=2_000, columns=100),
         IouCase("box_iou", Targets(cpu=30), rows=200_000, columns=20),
@@ -260,7 +263,7 @@ def _quick() -> list[Case]:
 
 
 def tiny() -> list[Case]:
-    """Give one small case for each operator and variant: a self-test, too small to time."""
+    """Return one small case for each operator and variant: a self-test, too small to time."""
 
     def roi(operator: str, **options: Any) -> RoiCase:
         return RoiCase(operator, rois=9, channels=5, map_size=(13, 17), **options)

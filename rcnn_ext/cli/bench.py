@@ -18,16 +18,16 @@ from rcnn_ext.bench.runner import (
     REFERENCE,
     Row,
     Settings,
+    default_contenders,
     run_cases,
-    usual_contenders,
 )
 from rcnn_ext.bench.suite import growth, select, suite
-from rcnn_ext.bench.timing import Rules, copy_bandwidth
+from rcnn_ext.bench.timing import TimingConfig, copy_bandwidth
 from rcnn_ext.errors import UserError
 from rcnn_ext.progress import Progress
 
-_QUICK_RULES = Rules(budget=0.25, max_runs=15, patience=0.5)
-_CUDA_RULES = Rules(window=0.005, budget=1.0, max_runs=25)
+_QUICK_TIMING = TimingConfig(budget=0.25, max_runs=15, slow_threshold=0.5)
+_CUDA_TIMING = TimingConfig(min_run_time=0.005, budget=1.0, max_runs=25)
 _DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
@@ -109,17 +109,17 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         files.make_folder(args.out)
     target = None if args.json is None else _json_target(args.json)
-    full_rules = _CUDA_RULES if device.type == "cuda" else Rules()
-    contenders = usual_contenders(device.type)
+    full_timing = _CUDA_TIMING if device.type == "cuda" else TimingConfig()
+    contenders = default_contenders(device.type)
     if args.growth:
         contenders = tuple(name for name in contenders if name != REFERENCE)
     settings = Settings(
         device=device,
         dtypes=args.dtype,
         threads=args.threads or _default_threads(args.quick or args.growth),
-        rules=_QUICK_RULES if args.quick else full_rules,
+        timing=_QUICK_TIMING if args.quick else full_timing,
         contenders=args.contenders or contenders,
-        seconds=args.budget,
+        time_limit=args.budget,
     )
     report = compare(settings, cases, "growth" if args.growth else "operators")
     text = format_report(report)
@@ -166,7 +166,7 @@ def _json_target(path: pathlib.Path) -> tuple[pathlib.Path, str | None]:
 
 def run_quick(out_dir: pathlib.Path) -> pathlib.Path:
     """Run the small comparison on the CPU, print its table and write all it produces."""
-    settings = Settings(device=torch.device("cpu"), rules=_QUICK_RULES)
+    settings = Settings(device=torch.device("cpu"), timing=_QUICK_TIMING)
     report = compare(settings, select(suite(quick=True), "cpu"))
     print(format_report(report), end="")
     write_report(report, out_dir, "operators")
@@ -190,11 +190,11 @@ def compare(settings: Settings, cases: list[Case], name: str = "operators") -> R
     )
     with Progress("Comparing", total, "row") as progress:
         allocator = keep_freed_memory() if settings.device.type == "cpu" else None
-        rows, left_out = run_cases(cases, settings, lambda row: progress.advance(note=_note(row)))
+        rows, skipped = run_cases(cases, settings, lambda row: progress.advance(note=_note(row)))
     backends = _environment.operator_backends(settings.device.type)
     description = _environment.describe(settings.device) | {"allocator": allocator}
     ceiling = copy_bandwidth(settings.device)
-    return Report(description, settings, rows, left_out, backends, name, ceiling)
+    return Report(description, settings, rows, skipped, backends, name, ceiling)
 
 
 def write_report(report: Report, folder: pathlib.Path, stem: str) -> list[pathlib.Path]:

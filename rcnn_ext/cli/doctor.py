@@ -197,28 +197,28 @@ def self_test(device: torch.device) -> dict[str, str]:
     """
     import torch
 
-    from rcnn_ext.bench.runner import OURS, REFERENCE, contender_ops, entered
+    from rcnn_ext.bench.runner import OURS, REFERENCE, active, contender_ops
     from rcnn_ext.bench.suite import tiny
 
     results = {}
     for case in tiny():
         try:
             inputs = case.make(0, device, torch.float32)
-            with entered(REFERENCE, case):
+            with active(REFERENCE, case):
                 check = case.check(inputs)
-            with entered(OURS, case):
+            with active(OURS, case):
                 error = check(case.bind(contender_ops(OURS), inputs)())
         except Exception as failure:
             results[case.name] = f"raised {failure!r}"
             continue
-        tolerance = case.tolerance(torch.float32, rival=False)
+        tolerance = case.tolerance(torch.float32, other_library=False)
         right = error <= tolerance
         results[case.name] = "ok" if right else f"wrong: {case.measure} {error:.3g}"
     return results
 
 
 def format_findings(findings: dict[str, Any]) -> str:
-    """Give the findings as text."""
+    """Return the findings as text."""
     parts = []
     if "versions" in findings:
         parts += [_versions_text(findings), _modules_text(findings), _operators_text(findings)]

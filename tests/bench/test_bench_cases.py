@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
-    "case", [case for case in tiny() if case.has_rival], ids=lambda case: case.name
+    "case", [case for case in tiny() if case.has_counterpart], ids=lambda case: case.name
 )
 def test_truth_accepts_torchvision(case: Case) -> None:
     """torchvision is independent of the truth, which our reference computes for most cases."""
@@ -39,7 +39,7 @@ def test_truth_accepts_torchvision(case: Case) -> None:
     check = case.check(inputs)
     with torch.set_grad_enabled(case.differentiates):
         result = case.bind(torchvision.ops, inputs)()
-    assert check(result) <= case.tolerance(torch.float32, rival=True)
+    assert check(result) <= case.tolerance(torch.float32, other_library=True)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_truth_rejects_a_small_error(case: Case) -> None:
     largest = max(spoilt, key=lambda tensor: float(tensor.abs().max()))
     largest.view(-1)[largest.abs().argmax()] *= 1.05
     wrong = spoilt[0] if isinstance(result, Tensor) else tuple(spoilt)
-    assert check(wrong) > case.tolerance(torch.float32, rival=False)
+    assert check(wrong) > case.tolerance(torch.float32, other_library=False)
 
 
 def test_bind_draws_nothing_and_changes_no_input() -> None:
@@ -119,7 +119,7 @@ def test_share_of_wrong_matches(grid: bool) -> None:
     assert check(case.bind(torchvision.ops, inputs)()) == 0
     assert 3 < len(matches.unique()) < 23
     matches[5:8] += 1
-    assert check(matches) == 3e-3 > case.tolerance(torch.float32, rival=False)
+    assert check(matches) == 3e-3 > case.tolerance(torch.float32, other_library=False)
     assert check(matches[1:]) == math.inf
 
 
@@ -137,7 +137,7 @@ def test_share_of_other_boxes(case: Case) -> None:
     found = case.bind(ops, inputs)()
     assert check(found) == 0
     theirs = case.bind(torchvision.ops, inputs)()
-    assert check(theirs) <= case.tolerance(torch.float32, rival=True)
+    assert check(theirs) <= case.tolerance(torch.float32, other_library=True)
     count = int(found.counts.sum())
     assert count > 30
     found.boxes[0, 3] += 1
@@ -216,7 +216,7 @@ def test_every_removal_and_every_addition_is_noticed() -> None:
     inputs = case.make(1, CPU, torch.float32)
     check = case.check(inputs)
     kept = torchvision.ops.nms(inputs.boxes, inputs.scores, 0.5).tolist()
-    assert check(torch.tensor(kept)) <= case.tolerance(torch.float32, rival=False)
+    assert check(torch.tensor(kept)) <= case.tolerance(torch.float32, other_library=False)
     for gone in kept[::7]:
         without = [index for index in kept if index != gone]
         assert check(torch.tensor(without)) > 1e-3
@@ -272,7 +272,7 @@ def test_share_of_boxes_scored_otherwise(method: str) -> None:
     swapped = kept.clone()
     swapped[3], swapped[4] = kept[4], kept[3]
     assert check((swapped, lowered)) == pytest.approx(2 / 250)
-    assert case.tolerance(torch.float32, rival=False) < 1 / 250
+    assert case.tolerance(torch.float32, other_library=False) < 1 / 250
     unknown = lowered.clone()
     unknown[7] = math.nan
     assert check((kept, unknown)) == pytest.approx(1 / 250)
@@ -307,8 +307,12 @@ def test_worst_error_of_several_results() -> None:
     assert math.isnan(worst_error((torch.full((2,), math.nan), torch.ones(2)), truths))
 
 
-def test_half_tolerances_are_wider_for_a_rival_only() -> None:
+def test_half_tolerances_are_wider_for_another_library_only() -> None:
     case = RoiCase("roi_align", rois=1)
-    assert case.tolerance(torch.bfloat16, rival=True) > case.tolerance(torch.bfloat16, rival=False)
-    assert case.tolerance(torch.float32, rival=True) == TOLERANCES[torch.float32]
-    assert IouCase("box_iou").tolerance(torch.float32, rival=True) == TOLERANCES[torch.float32]
+    assert case.tolerance(torch.bfloat16, other_library=True) > case.tolerance(
+        torch.bfloat16, other_library=False
+    )
+    assert case.tolerance(torch.float32, other_library=True) == TOLERANCES[torch.float32]
+    assert (
+        IouCase("box_iou").tolerance(torch.float32, other_library=True) == TOLERANCES[torch.float32]
+    )

@@ -17,12 +17,12 @@ from rcnn_ext import _extension, bench, ops
 from rcnn_ext.bench import atomic, runner, suite
 from rcnn_ext.bench.cases import IouCase, NmsCase, RoiCase, SoftNmsCase
 from rcnn_ext.bench.runner import ATOMIC, OURS, REFERENCE, TORCHVISION, Settings, run_cases
-from rcnn_ext.bench.timing import Rules
+from rcnn_ext.bench.timing import TimingConfig
 from rcnn_ext.cli import bench as command
 from rcnn_ext.errors import UserError
 
-FAST = Rules(window=1e-4, budget=0.0, max_runs=5)
-SETTINGS = Settings(torch.device("cpu"), rules=FAST)
+FAST = TimingConfig(min_run_time=1e-4, budget=0.0, max_runs=5)
+SETTINGS = Settings(torch.device("cpu"), timing=FAST)
 
 
 def _arguments(*options: str) -> argparse.Namespace:
@@ -34,7 +34,7 @@ def _arguments(*options: str) -> argparse.Namespace:
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "suite", lambda quick: suite.tiny())
-    monkeypatch.setattr(command, "_QUICK_RULES", FAST)
+    monkeypatch.setattr(command, "_QUICK_TIMING", FAST)
 
 
 def test_run_prints_and_writes_everything(
@@ -100,10 +100,10 @@ def test_wrong_result_fails_the_run(
     assert (tmp_path / "operators.json").is_file()
 
 
-def test_a_rival_without_the_dtype_is_no_failure() -> None:
-    settings = Settings(torch.device("cpu"), (torch.bfloat16,), rules=FAST)
-    (row,), left_out = run_cases([NmsCase("nms", count=40)], settings, lambda row: None)
-    assert not left_out
+def test_torchvision_without_the_dtype_is_no_failure() -> None:
+    settings = Settings(torch.device("cpu"), (torch.bfloat16,), timing=FAST)
+    (row,), skipped = run_cases([NmsCase("nms", count=40)], settings, lambda row: None)
+    assert not skipped
     assert not row.failures
     assert OURS in row.timings
     assert TORCHVISION in row.timings or "not implemented" in row.problems[TORCHVISION]
@@ -140,7 +140,7 @@ def test_reference_contender_runs_the_reference(monkeypatch: pytest.MonkeyPatch)
         return real(name)
 
     monkeypatch.setattr(ops, "use_backend", record)
-    settings = Settings(torch.device("cpu"), rules=FAST, contenders=(REFERENCE,))
+    settings = Settings(torch.device("cpu"), timing=FAST, contenders=(REFERENCE,))
     (row,), _ = run_cases([NmsCase("nms", count=40)], settings, lambda row: None)
     assert set(row.timings) == {REFERENCE}
     assert backends == {"reference"}
@@ -149,7 +149,7 @@ def test_reference_contender_runs_the_reference(monkeypatch: pytest.MonkeyPatch)
 def test_threads_are_set_and_restored() -> None:
     before = torch.get_num_threads()
     seen = []
-    settings = Settings(torch.device("cpu"), threads=(1, 2), rules=FAST)
+    settings = Settings(torch.device("cpu"), threads=(1, 2), timing=FAST)
     run_cases(
         [NmsCase("nms", count=40)], settings, lambda row: seen.append(torch.get_num_threads())
     )
@@ -180,20 +180,20 @@ def test_usual_contenders_take_avx2_where_it_is_not_the_best(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_extension, "instruction_set", lambda: "avx512")
-    assert runner.AVX2 in runner.usual_contenders("cpu")
-    assert runner.AVX2 not in runner.usual_contenders("cuda")
+    assert runner.AVX2 in runner.default_contenders("cpu")
+    assert runner.AVX2 not in runner.default_contenders("cuda")
     monkeypatch.setattr(_extension, "instruction_set", lambda: "avx2")
-    assert runner.usual_contenders("cpu") == (OURS, TORCHVISION, REFERENCE)
+    assert runner.default_contenders("cpu") == (OURS, TORCHVISION, REFERENCE)
 
 
-def test_a_case_too_long_for_rivals_runs_alone() -> None:
+def test_a_case_too_long_for_others_runs_ours_only() -> None:
     settings = dataclasses.replace(SETTINGS, contenders=(OURS, TORCHVISION, REFERENCE))
-    rows, _ = run_cases([NmsCase("nms", count=50, alone=True)], settings, lambda row: None)
+    rows, _ = run_cases([NmsCase("nms", count=50, only_ours=True)], settings, lambda row: None)
     assert set(rows[0].timings) == {OURS}
 
 
 @pytest.mark.parametrize("named", [(TORCHVISION,), (TORCHVISION, REFERENCE), ()])
-def test_reference_stands_in_for_a_rival_that_is_not(named: tuple[str, ...]) -> None:
+def test_reference_takes_the_place_of_a_missing_counterpart(named: tuple[str, ...]) -> None:
     settings = dataclasses.replace(SETTINGS, contenders=(OURS, *named))
     case = SoftNmsCase("soft_nms", count=20)
     (row,), _ = run_cases([case], settings, lambda row: None)
@@ -205,10 +205,10 @@ def test_the_atomic_variant_is_a_contender_where_it_is_built(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(atomic, "_FOLDER", tmp_path)
-    assert ATOMIC not in runner.usual_contenders("cuda")
+    assert ATOMIC not in runner.default_contenders("cuda")
     (tmp_path / "_atomic.abi3.so").touch()
-    assert ATOMIC in runner.usual_contenders("cuda")
-    assert ATOMIC not in runner.usual_contenders("cpu")
+    assert ATOMIC in runner.default_contenders("cuda")
+    assert ATOMIC not in runner.default_contenders("cpu")
 
 
 def test_the_atomic_variant_takes_part_where_a_gradient_is_the_work(
@@ -239,8 +239,8 @@ def test_growth_spares_torchvision_the_largest_sizes(
 ) -> None:
     largest = max(suite.growth(), key=lambda case: case.size if "nms" in case.name else 0)
     assert largest.size == 1_000_000
-    assert largest.alone
-    small = [NmsCase("nms", count=count, alone=count > 100) for count in (50, 100, 200)]
+    assert largest.only_ours
+    small = [NmsCase("nms", count=count, only_ours=count > 100) for count in (50, 100, 200)]
     monkeypatch.setattr(command, "growth", lambda: small)
     assert bench.run(_arguments("--growth", "--json", str(tmp_path))) == 0
     (data,) = tmp_path.glob("*-growth.json")
@@ -251,11 +251,11 @@ def test_growth_spares_torchvision_the_largest_sizes(
 
 
 def test_budget_leaves_cases_out_and_says_so() -> None:
-    settings = Settings(torch.device("cpu"), rules=FAST, seconds=0.0)
+    settings = Settings(torch.device("cpu"), timing=FAST, time_limit=0.0)
     cases = suite.tiny()[:3]
-    rows, left_out = run_cases(cases, settings, lambda row: None)
-    assert len(rows) + len(left_out) == 3
-    assert left_out
+    rows, skipped = run_cases(cases, settings, lambda row: None)
+    assert len(rows) + len(skipped) == 3
+    assert skipped
 
 
 def test_list_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,10 +12,10 @@ from rcnn_ext.bench.__main__ import main
 from rcnn_ext.bench.model_pair import SMALL, make_image, make_pair
 from rcnn_ext.bench.models import ModelCase, detection_error, loss_error, run_case
 from rcnn_ext.bench.runner import OURS, TORCHVISION
-from rcnn_ext.bench.timing import Rules
+from rcnn_ext.bench.timing import TimingConfig
 
 CPU = torch.device("cpu")
-RULES = Rules(window=0.0, budget=0.0, max_runs=1)
+TIMING = TimingConfig(min_run_time=0.0, budget=0.0, max_runs=1)
 
 
 def detections(boxes, labels, scores):
@@ -92,20 +92,20 @@ def case(calls, **options):
 def test_a_wrong_result_is_not_timed():
     right, wrong = detections(*BASE), detections([], [], [])
     calls = {TORCHVISION: lambda: right, OURS: lambda: wrong, models.AS_BUILT: lambda: right}
-    row = run_case(case(calls), 1, CPU, RULES)
+    row = run_case(case(calls), 1, CPU, TIMING)
     assert set(row.timings) == {TORCHVISION, models.AS_BUILT}
     assert len(row.failures) == 1
     assert row.failures[0].startswith("rcnn_ext: ")
     entry = row.as_json(CPU)
     assert entry["ratio_torchvision"] is None
     assert entry["contenders"][OURS]["problem"] == "wrong result"
-    assert run_case(case(calls, tolerances={OURS: 2.0}), 1, CPU, RULES).failures == []
+    assert run_case(case(calls, tolerances={OURS: 2.0}), 1, CPU, TIMING).failures == []
 
 
 @pytest.mark.parametrize("make", [models.inference_case, models.training_case, models.outside_case])
 def test_cases_agree(make):
     made = make(SMALL, CPU)
-    row = run_case(made, 1, CPU, RULES)
+    row = run_case(made, 1, CPU, TIMING)
     assert row.failures == []
     assert row.timings.keys() == made.calls.keys()
     assert row.ratio(OURS) > 0

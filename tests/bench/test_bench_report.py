@@ -15,7 +15,7 @@ from rcnn_ext.bench import plots, report, runner
 from rcnn_ext.bench.cases import NmsCase, SoftNmsCase, Targets
 from rcnn_ext.bench.report import Report, format_report, format_seconds, format_table, result_name
 from rcnn_ext.bench.runner import ATOMIC, AVX2, OURS, REFERENCE, TORCHVISION, Row, Settings
-from rcnn_ext.bench.timing import Rules, Timing
+from rcnn_ext.bench.timing import Timing, TimingConfig
 
 ENVIRONMENT = {
     "date": "2026-01-31T12:00:00+00:00",
@@ -52,20 +52,22 @@ def _report(rows: list[Row], **changes: Any) -> Report:
 
 def test_share_of_the_copy_bandwidth() -> None:
     row = _row(100, 0.002)
-    assert row.share_of_copy(1e9) is None
+    assert row.copy_bandwidth_fraction(1e9) is None
     row.moved_bytes = 1_000_000
-    assert row.share_of_copy(None) is None
-    assert row.share_of_copy(1e9) == pytest.approx(0.5)
+    assert row.copy_bandwidth_fraction(None) is None
+    assert row.copy_bandwidth_fraction(1e9) == pytest.approx(0.5)
     settings = Settings(torch.device("cuda"))
     environment = {**ENVIRONMENT, "device": "cuda"}
     made = Report(environment, settings, [row], [], {}, copy_bandwidth=1e9)
-    assert made.as_json()["results"][0]["share_of_copy_bandwidth"] == pytest.approx(0.5)
+    assert made.as_json()["results"][0]["copy_bandwidth_fraction"] == pytest.approx(0.5)
     assert made.as_json()["copy_bytes_per_s"] == 1e9
     assert " 50%" in format_report(made)
 
 
 def test_bytes_that_a_call_moves() -> None:
-    settings = Settings(torch.device("cpu"), rules=Rules(window=0, budget=0), contenders=(OURS,))
+    settings = Settings(
+        torch.device("cpu"), timing=TimingConfig(min_run_time=0, budget=0), contenders=(OURS,)
+    )
     (row,) = runner.run_case(NmsCase("nms", count=10), torch.float32, settings)
     kept = row.moved_bytes - 10 * 4 * 5  # boxes and scores
     assert kept > 0
@@ -126,30 +128,30 @@ def test_table_has_a_line_for_all_threads_and_both_instruction_sets(
     assert "Targets reached with the kernels for AVX2: 0 of 1." in text
 
 
-def _row_without_rival() -> Row:
+def _row_without_counterpart() -> Row:
     row = Row(SoftNmsCase("soft_nms", count=100), torch.float32, 1)
     row.timings = {OURS: Timing((0.001,) * 5, 1), REFERENCE: Timing((0.5,), 1)}
     row.errors = {OURS: 0.0, REFERENCE: 0.0}
     return row
 
 
-def test_row_without_a_rival_is_compared_with_the_reference() -> None:
-    made = _report([_row(100, 0.002, cpu=4), _row_without_rival()])
+def test_row_without_a_counterpart_is_compared_with_the_reference() -> None:
+    made = _report([_row(100, 0.002, cpu=4), _row_without_counterpart()])
     text = format_report(made)
     (line,) = (line for line in text.splitlines() if line.startswith("soft_nms"))
-    assert "no rival" in line
+    assert "no counterpart" in line
     assert "~500 ms" in line
     assert "500x" in line
-    assert "no rival: torchvision has nothing of the kind" in text
+    assert "no counterpart: torchvision has no such operator" in text
     assert "Faster than torchvision in 1 of 1 rows (geometric mean 5.00x)." in text
-    assert "Rows without a rival in torchvision: 1." in text
-    with_rival, without = made.as_json()["results"]
-    assert with_rival["rival"] == TORCHVISION
-    assert without["rival"] is None
+    assert "Rows without a counterpart in torchvision: 1." in text
+    with_counterpart, without = made.as_json()["results"]
+    assert with_counterpart["counterpart"] == TORCHVISION
+    assert without["counterpart"] is None
     assert without["ratio_torchvision"] is None
     assert without["ratio_reference"] == pytest.approx(500)
     assert without["target_reached"] is None
-    assert "rival" not in format_report(_report([_row(100, 0.002)]))
+    assert "counterpart" not in format_report(_report([_row(100, 0.002)]))
 
 
 def test_gradients_beside_atomic_ones() -> None:
@@ -158,8 +160,8 @@ def test_gradients_beside_atomic_ones() -> None:
         row.timings[ATOMIC] = Timing((seconds,) * 5, 1)
     made = _report(rows)
     assert [result["atomic"] for result in made.as_json()["results"]] == [
-        {"times": pytest.approx(0.8), "target_at_most": 1.2, "target_reached": True},
-        {"times": pytest.approx(1.25), "target_at_most": 1.2, "target_reached": False},
+        {"time_ratio": pytest.approx(0.8), "max_time_ratio": 1.2, "target_reached": True},
+        {"time_ratio": pytest.approx(1.25), "max_time_ratio": 1.2, "target_reached": False},
         None,
     ]
     text = format_report(made)
@@ -176,8 +178,8 @@ def test_failures_and_fallbacks_stand_out() -> None:
     row.failures.append(f"{OURS}: IoU beyond the threshold 0.3")
     text = format_report(_report([row], roi_align="reference"))
     assert "FAILED:\n  nms/100 (float32, 1 threads): rcnn_ext: IoU beyond" in text
-    assert "WITHOUT NATIVE KERNELS HERE" in text
-    assert "roi_align" in text.split("WITHOUT NATIVE KERNELS")[1]
+    assert "NO NATIVE KERNELS FOR" in text
+    assert "roi_align" in text.split("NO NATIVE KERNELS FOR")[1]
 
 
 def test_report_without_any_timing() -> None:
@@ -245,6 +247,6 @@ def test_plots_only_what_there_is(tmp_path: pathlib.Path, monkeypatch: pytest.Mo
     one = [_row(100, 0.002)]
     assert [p.name for p in plots.write_plots(_report(one), tmp_path, "x")] == ["x-ratios.png"]
     assert plots.write_plots(_report([]), tmp_path, "y") == []
-    assert plots.write_plots(_report([_row_without_rival()]), tmp_path, "y") == []
+    assert plots.write_plots(_report([_row_without_counterpart()]), tmp_path, "y") == []
     monkeypatch.setattr(plots, "can_plot", lambda: False)
     assert plots.write_plots(_report(one), tmp_path, "z") == []

@@ -15,7 +15,14 @@ import pytest
 import torch
 
 from rcnn_ext.bench import memory
-from rcnn_ext.bench.timing import MIN_RUNS, Rival, Rules, Timing, WallClock, time_interleaved
+from rcnn_ext.bench.timing import (
+    MIN_RUNS,
+    Contender,
+    Timing,
+    TimingConfig,
+    WallClock,
+    time_interleaved,
+)
 
 
 class FakeClock:
@@ -30,24 +37,26 @@ class FakeClock:
         return seconds * count
 
 
-def _rival(name: str, seconds: float, may_be_slow: bool = False) -> Rival:
-    return Rival(name, [lambda: (name, seconds)], may_be_slow=may_be_slow)
+def _contender(name: str, seconds: float, may_be_slow: bool = False) -> Contender:
+    return Contender(name, [lambda: (name, seconds)], may_be_slow=may_be_slow)
 
 
-def test_rivals_take_turns_and_each_comes_first() -> None:
+def test_contenders_take_turns_and_each_comes_first() -> None:
     clock = FakeClock()
-    rules = Rules(window=0.1, budget=1, max_runs=6)
-    timings = time_interleaved([_rival("a", 0.1), _rival("b", 0.1)], clock, rules)
+    config = TimingConfig(min_run_time=0.1, budget=1, max_runs=6)
+    timings = time_interleaved([_contender("a", 0.1), _contender("b", 0.1)], clock, config)
     timed = [name for name, _ in clock.runs[4:]]  # after the warm-up of both
     assert timed == ["a", "b", "b", "a", "b", "a", "a", "b", "a", "b"]
     assert len(timings["a"].seconds) == len(timings["b"].seconds) == 5
 
 
-def test_each_rival_follows_each_other_equally_often() -> None:
+def test_each_contender_follows_each_other_equally_often() -> None:
     clock = FakeClock()
     names = ["a", "b", "c"]
     time_interleaved(
-        [_rival(name, 0.1) for name in names], clock, Rules(window=0.1, budget=2, max_runs=6)
+        [_contender(name, 0.1) for name in names],
+        clock,
+        TimingConfig(min_run_time=0.1, budget=2, max_runs=6),
     )
     timed = [name for name, _ in clock.runs[-18:]]
     pairs = Counter(
@@ -57,23 +66,25 @@ def test_each_rival_follows_each_other_equally_often() -> None:
 
 
 def test_short_calls_are_repeated_within_a_run() -> None:
-    timings = time_interleaved([_rival("a", 1e-5)], FakeClock(), Rules(window=0.002))
+    timings = time_interleaved(
+        [_contender("a", 1e-5)], FakeClock(), TimingConfig(min_run_time=0.002)
+    )
     assert timings["a"].calls == 200
     assert timings["a"].median == pytest.approx(1e-5)
 
 
 def test_budget_and_most_runs_bound_the_runs() -> None:
-    rules = Rules(window=0.01, budget=0.2, max_runs=12)
-    assert len(time_interleaved([_rival("a", 0.001)], FakeClock(), rules)["a"].seconds) == 12
-    assert len(time_interleaved([_rival("a", 0.02)], FakeClock(), rules)["a"].seconds) == 10
-    slow = time_interleaved([_rival("a", 3.0)], FakeClock(), rules)["a"]
+    config = TimingConfig(min_run_time=0.01, budget=0.2, max_runs=12)
+    assert len(time_interleaved([_contender("a", 0.001)], FakeClock(), config)["a"].seconds) == 12
+    assert len(time_interleaved([_contender("a", 0.02)], FakeClock(), config)["a"].seconds) == 10
+    slow = time_interleaved([_contender("a", 3.0)], FakeClock(), config)["a"]
     assert len(slow.seconds) == MIN_RUNS
 
 
-def test_patience_ends_with_a_rival_that_may_be_slow() -> None:
-    rules = Rules(patience=1.0, budget=1.0)
+def test_a_slow_contender_runs_once() -> None:
+    config = TimingConfig(slow_threshold=1.0, budget=1.0)
     timings = time_interleaved(
-        [_rival("a", 0.1), _rival("b", 5.0, may_be_slow=True)], FakeClock(), rules
+        [_contender("a", 0.1), _contender("b", 5.0, may_be_slow=True)], FakeClock(), config
     )
     assert len(timings["b"].seconds) == 1
     assert len(timings["a"].seconds) >= MIN_RUNS
@@ -82,17 +93,20 @@ def test_patience_ends_with_a_rival_that_may_be_slow() -> None:
 def test_patience_counts_all_inputs() -> None:
     clock = FakeClock()
     calls = [lambda: ("a", 0.1)] * 20
-    slow = Rival("a", calls, may_be_slow=True)
-    assert len(time_interleaved([slow], clock, Rules(patience=1.0))["a"].seconds) == 1
+    slow = Contender("a", calls, may_be_slow=True)
+    assert len(time_interleaved([slow], clock, TimingConfig(slow_threshold=1.0))["a"].seconds) == 1
     assert clock.runs == [("a", 1)]
-    few = Rival("a", calls[:5], may_be_slow=True)
-    assert len(time_interleaved([few], clock, Rules(patience=1.0))["a"].seconds) >= MIN_RUNS
+    few = Contender("a", calls[:5], may_be_slow=True)
+    assert (
+        len(time_interleaved([few], clock, TimingConfig(slow_threshold=1.0))["a"].seconds)
+        >= MIN_RUNS
+    )
 
 
 def test_every_input_is_warm_before_the_first_run() -> None:
     called: list[int] = []
     calls = [lambda i=i: called.append(i) for i in range(3)]
-    time_interleaved([Rival("a", calls)], WallClock(), Rules(window=0, budget=0))
+    time_interleaved([Contender("a", calls)], WallClock(), TimingConfig(min_run_time=0, budget=0))
     assert called[:3] == [0, 1, 2]
 
 
@@ -112,7 +126,7 @@ def test_context_is_entered_around_every_run() -> None:
         seen.add(depth)
         return "a", 0.01
 
-    time_interleaved([Rival("a", [call], context)], FakeClock(), Rules())
+    time_interleaved([Contender("a", [call], context)], FakeClock(), TimingConfig())
     assert seen == {1}
 
 
@@ -123,7 +137,7 @@ def test_collector_is_back_on_after_a_failure() -> None:
 
     assert gc.isenabled()
     with pytest.raises(RuntimeError, match="no kernel"):
-        time_interleaved([Rival("a", [fail])], WallClock(), Rules())
+        time_interleaved([Contender("a", [fail])], WallClock(), TimingConfig())
     assert gc.isenabled()
 
 
@@ -142,7 +156,7 @@ def test_median_of_a_timing() -> None:
         "min_s": 1.0,
         "max_s": 3.0,
         "runs": 3,
-        "calls_a_run": 4,
+        "calls_per_run": 4,
     }
 
 

@@ -1,4 +1,4 @@
-"""The README's figures are those of the newest file in benchmarks/results."""
+"""The figures of both READMEs are those of the newest files in benchmarks/results."""
 
 import importlib.util
 import json
@@ -26,6 +26,7 @@ def report(date, device="cpu"):
         "work": "1,000 boxes",
         "dtype": "float32",
         "threads": 1,
+        "counterpart": "torchvision",
         "ratio_torchvision": 25.0,
         "target": 30.0,
         "contenders": {"rcnn_ext": {"median_s": 1e-4}, "torchvision": {"median_s": 2.5e-3}},
@@ -40,9 +41,27 @@ def report(date, device="cpu"):
     return {"environment": environment, "results": [row]}
 
 
-def test_readme_has_the_newest_figures(tool):
-    text = (ROOT / "README.md").read_text()
-    assert tool.updated(text) == text, "run tools/update_readme.py"
+@pytest.mark.parametrize("name", ["README.md", "benchmarks/README.md"])
+def test_readmes_have_the_newest_figures(tool, name):
+    (block,) = (block for path, block in tool.DOCUMENTS if path == ROOT / name)
+    text = (ROOT / name).read_text()
+    assert tool.updated(text, block) == text, "run tools/update_readme.py"
+
+
+def test_check_fails_for_a_document_with_old_figures(tool, tmp_path, monkeypatch, capsys):
+    document = tmp_path / "README.md"
+    document.write_text(f"before\n{tool.BEGIN}\nold\n{tool.END}\nafter\n")
+    monkeypatch.setattr(tool, "ROOT", tmp_path)
+    monkeypatch.setattr(tool, "DOCUMENTS", ((document, lambda: "new"),))
+    monkeypatch.setattr("sys.argv", ["update_readme.py", "--check"])
+    assert tool.main() == 1
+    assert "README.md does not have the newest figures" in capsys.readouterr().out
+    assert "old" in document.read_text(), "--check writes nothing"
+    monkeypatch.setattr("sys.argv", ["update_readme.py"])
+    assert tool.main() == 0
+    assert document.read_text() == f"before\n{tool.BEGIN}\nnew\n{tool.END}\nafter\n"
+    monkeypatch.setattr("sys.argv", ["update_readme.py", "--check"])
+    assert tool.main() == 0
 
 
 def test_newest_is_by_date_not_by_name(tool, tmp_path):
@@ -55,31 +74,29 @@ def test_newest_is_by_date_not_by_name(tool, tmp_path):
 
 
 def test_table_gives_times_and_ratio(tool):
-    text = tool.table(ROOT / "benchmarks" / "results" / "a.json", report("2026-01-02T00:00:00"))
+    text = tool.operator_table("results/a.json", report("2026-01-02T00:00:00"))
     assert "| `nms` | 1,000 boxes | 100 us | 2.50 ms | 25.0x | 30x |" in text
 
 
 def test_table_has_ratios_with_avx2_where_they_were_measured(tool):
     measured = report("2026-01-02T00:00:00")
     measured["results"][0]["avx2"] = {"ratio_torchvision": 123.4}
-    text = tool.table(ROOT / "benchmarks" / "results" / "a.json", measured)
+    text = tool.operator_table("results/a.json", measured)
     assert "| 25.0x | 30x | 123x |" in text
 
 
-def test_row_without_a_rival_has_the_references_time_and_no_ratio(tool):
+def test_operator_not_in_torchvision_has_the_time_of_the_reference_and_no_ratio(tool):
     measured = report("2026-01-02T00:00:00")
     row = measured["results"][0]
-    row.update(operator="soft_nms", rival=None, ratio_torchvision=None, target=None)
+    row.update(operator="soft_nms", counterpart=None, ratio_torchvision=None, target=None)
     row["contenders"] = {"rcnn_ext": {"median_s": 1e-4}, "reference": {"median_s": 0.25}}
-    path = ROOT / "benchmarks" / "results" / "a.json"
-    cells = (
-        "| `soft_nms` | 1,000 boxes | 100 us | no rival in torchvision; our reference 250 ms |  |"
-    )
-    assert cells in tool.table(path, measured)
+    link = "results/a.json"
+    cells = "| `soft_nms` | 1,000 boxes | 100 us | not in torchvision; our reference 250 ms |  |"
+    assert cells in tool.operator_table(link, measured)
     del row["contenders"]["reference"]
-    assert "| 100 us | no rival in torchvision |  |  |" in tool.table(path, measured)
+    assert "| 100 us | not in torchvision |  |  |" in tool.operator_table(link, measured)
     row["contenders"]["rcnn_ext"] = {"problem": "it failed"}
-    assert "soft_nms" not in tool.table(path, measured)
+    assert "soft_nms" not in tool.operator_table(link, measured)
 
 
 def test_newest_leaves_other_suites_out(tool, tmp_path):
@@ -108,5 +125,28 @@ def test_detectors_have_a_table_with_memory(tool):
     row = {"work": "inference", "threads": 2, "target": 1.4}
     row["contenders"] = {"rcnn_ext": side, "torchvision": {**side, "median_s": 3.0}}
     results = {**report("2026-01-02T00:00:00"), "results": [row]}
-    text = tool.model_table(ROOT / "benchmarks" / "results" / "a.json", results)
+    text = tool.model_table("results/a.json", results)
     assert "| inference | 2 | 1.50 s | 3.00 s | 2.00x | 1.4x | 3 MiB | 3 MiB |" in text
+
+
+def test_short_table_has_chosen_rows_on_the_fewest_threads(tool):
+    operators = report("2026-01-02T00:00:00")
+    (row,) = operators["results"]
+    chosen = {**row, "case": "nms/5000", "work": "5,000 boxes"}
+    operators["results"] += [{**chosen, "threads": 2, "ratio_torchvision": 99.0}, chosen]
+    model = {**row, "case": "inference", "work": "Faster R-CNN", "threads": 2}
+    models = {**operators, "results": [model]}
+    text = tool.short_table({"operators": operators, "models": models})
+    assert "a machine, torch 2.15.0" in text.splitlines()[0]
+    assert text.splitlines()[4:] == [
+        "| `nms` | 5,000 boxes | 1 | 100 us | 2.50 ms | 25.0x |",
+        "| whole model | Faster R-CNN | 2 | 100 us | 2.50 ms | 25.0x |",
+    ]
+
+
+def test_every_chosen_row_is_a_case_of_the_suite(tool):
+    from rcnn_ext.bench.suite import suite
+
+    names = {case.name for case in suite(quick=False)}
+    assert {case for kind, case in tool.SHORT_ROWS if kind == "operators"} <= names
+    assert len(tool.SHORT_ROWS) == 6

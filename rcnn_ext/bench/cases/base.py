@@ -1,4 +1,4 @@
-"""What a case of the benchmark is, and how a result is compared with the float64 truth."""
+"""The base class of the benchmark's cases, and the comparison with the float64 truth."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# A bound call, ready to be timed; and the error of what it gave, measured against the truth.
+# A bound call, ready to be timed; and the function that measures the error of its result.
 Call = Callable[[], Any]
 Check = Callable[[Any], float]
 
-# What determinism may cost: times of the atomic variant of the same work.
-MOST_TIMES_OF_ATOMIC = 1.2
+# What determinism may cost: the time of a deterministic gradient relative to atomic additions.
+MAX_TIME_RATIO_TO_ATOMIC = 1.2
 
 # Relative error ||result - truth|| / ||truth|| that counts as right. Float32 sampling positions
 # cost some 1e-5 on noise, half types are rounded once or twice on the way.
@@ -31,12 +31,12 @@ TOLERANCES = {
 
 @dataclasses.dataclass(frozen=True)
 class Targets:
-    """How many times faster than torchvision the operator is meant to be, at float32.
+    """Target speed-ups over torchvision, at float32.
 
     Attributes:
-        cpu: on one thread.
-        cpu_avx2: on one thread with the kernels for AVX2, where that differs.
-        cuda: on a GPU of the H200's class.
+        cpu: On one thread.
+        cpu_avx2: On one thread with the kernels for AVX2, where that differs.
+        cuda: On a GPU of the H200's class.
     """
 
     cpu: float | None = None
@@ -52,18 +52,18 @@ class Case(ABC):
     right result is. ``ops`` is always a module with the names of ``torchvision.ops``.
 
     Attributes:
-        operator: the operator's name.
-        targets: speed-ups aimed at, where there are any.
-        devices: the device types that this case belongs to.
-        dtypes: the dtypes that it runs in unless the user names others.
-        alone: only this package runs it: its rivals would take minutes.
+        operator: The operator's name.
+        targets: Target speed-ups over torchvision, where there are any.
+        devices: Device types that this case runs on.
+        dtypes: Dtypes that it runs in unless the user names others.
+        only_ours: Whether only this package runs it, because the others would take minutes.
     """
 
     operator: str
     targets: Targets = Targets()
     devices: tuple[str, ...] = ("cpu", "cuda")
     dtypes: tuple[torch.dtype, ...] = (torch.float32,)
-    alone: bool = False
+    only_ours: bool = False
 
     @property
     @abstractmethod
@@ -73,16 +73,16 @@ class Case(ABC):
     @property
     @abstractmethod
     def work(self) -> str:
-        """The work in some words, for the table."""
+        """Short description of the work, for the table."""
 
     @property
     def size(self) -> int | None:
-        """The size for the plot of cost against size; none for a case outside such a series."""
+        """The size for the plot of cost against size; None for a case outside such a series."""
         return None
 
     @property
-    def has_rival(self) -> bool:
-        """Whether torchvision does the same work; where not, the reference takes its place."""
+    def has_counterpart(self) -> bool:
+        """Whether torchvision has this operator; where not, only the reference is compared."""
         return True
 
     @property
@@ -97,15 +97,15 @@ class Case(ABC):
 
     @property
     def measure(self) -> str:
-        """What the error of a result means."""
+        """Name of the error measure."""
         return "relative error"
 
-    def tolerance(self, dtype: torch.dtype, rival: bool) -> float:
-        """Give the largest error that counts as right.
+    def tolerance(self, dtype: torch.dtype, other_library: bool) -> float:
+        """Return the largest error that counts as right.
 
         Args:
-            dtype: the dtype of the inputs.
-            rival: whether the result is another library's, which may promise less than we do.
+            dtype: Dtype of the inputs.
+            other_library: Whether the result is another library's, which may promise less.
         """
         return TOLERANCES[dtype]
 
@@ -115,16 +115,16 @@ class Case(ABC):
 
     @abstractmethod
     def bind(self, ops: Any, inputs: Any) -> Call:
-        """Give the call to time, with everything that is not part of the work done beforehand."""
+        """Return the call to time; everything that is not part of the work is done before."""
 
     @abstractmethod
     def check(self, inputs: Any) -> Check:
-        """Compute the truth in float64, once, and give the measure of a result's error."""
+        """Compute the truth in float64, once, and return the function that measures errors."""
 
 
 @contextlib.contextmanager
 def double_reference() -> Iterator[Any]:
-    """Give ``rcnn_ext.ops`` on its pure-PyTorch backend, for float64 inputs."""
+    """Yield ``rcnn_ext.ops`` on its pure-PyTorch backend, for float64 inputs."""
     from rcnn_ext import ops
 
     with ops.use_backend("reference"):
@@ -132,11 +132,11 @@ def double_reference() -> Iterator[Any]:
 
 
 def relative_error(result: Tensor, truth: Tensor) -> float:
-    """Give ||result - truth|| / ||truth||, or NaN where the shapes differ.
+    """Return ||result - truth|| / ||truth||, or NaN where the shapes differ.
 
     Args:
-        result: any shape.
-        truth: the same shape, float64, same device.
+        result: Any shape.
+        truth: Same shape and device as ``result``, float64.
     """
     if result.shape != truth.shape:
         return math.nan
@@ -156,7 +156,7 @@ def _pieces(tensor: Tensor, elements: int = 1 << 22) -> Iterator[Tensor]:
 
 
 def worst_error(results: Any, truths: tuple[Tensor, ...]) -> float:
-    """Give the largest relative error among one result or a tuple of them; NaN if any has it."""
+    """Return the largest relative error among one result or a tuple of them; NaN if any has it."""
     tensors = (results,) if isinstance(results, Tensor) else tuple(results)
     if len(tensors) != len(truths):
         return math.nan

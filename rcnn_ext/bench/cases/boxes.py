@@ -44,7 +44,7 @@ class IouCase(Case):
 
     @property
     def work(self) -> str:
-        """The work in some words."""
+        """Short description of the work."""
         passes = ", forward + backward" if self.backward else ""
         return f"{self.rows:,} x {self.columns:,} boxes{passes}"
 
@@ -67,7 +67,7 @@ class IouCase(Case):
         return IouInputs(boxes1, boxes2, gradient)
 
     def bind(self, ops: Any, inputs: IouInputs) -> Call:
-        """Give the call of the IoU function, with its backward where that belongs to the work."""
+        """Return the call of the IoU function, with its backward where that belongs to the work."""
         function = getattr(ops, self.operator)
         boxes1, boxes2, gradient = inputs.boxes1, inputs.boxes2, inputs.gradient
         if gradient is None:

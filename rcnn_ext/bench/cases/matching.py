@@ -29,12 +29,12 @@ class MatchInputs:
 class MatchCase(Case):
     """IoU, the best ground truth and thresholds, with low-quality matches.
 
-    A rival without such an operator runs its ``box_iou`` and torchvision's ``Matcher``.
+    A library without such an operator runs its ``box_iou`` and torchvision's ``Matcher``.
 
     Attributes:
-        boxes: number of boxes to match.
-        gts: number of ground-truth boxes.
-        grid: the boxes are anchors of a feature pyramid in its order; otherwise random ones.
+        boxes: Number of boxes to match.
+        gts: Number of ground-truth boxes.
+        grid: Whether the boxes are anchors of a feature pyramid in its order; otherwise random.
     """
 
     boxes: int = 0
@@ -49,7 +49,7 @@ class MatchCase(Case):
 
     @property
     def work(self) -> str:
-        """The work in some words."""
+        """Short description of the work."""
         kind = "anchors in grid order" if self.grid else "random boxes"
         return f"{self.boxes:,} {kind}, {self.gts} ground truths"
 
@@ -61,7 +61,7 @@ class MatchCase(Case):
         return MatchInputs(gt_boxes.to(device, dtype), boxes.to(device, dtype))
 
     def bind(self, ops: Any, inputs: MatchInputs) -> Call:
-        """Give the call that matches."""
+        """Return the call that matches."""
         gt_boxes, boxes = inputs.gt_boxes, inputs.boxes
         # Not of torchvision.ops, which refuses the name, nor of what only re-exports it.
         match_boxes = getattr(ops, "match_boxes", None)
@@ -74,11 +74,11 @@ class MatchCase(Case):
 
     @property
     def measure(self) -> str:
-        """What the error of a result means."""
-        return "share of boxes matched otherwise"
+        """Name of the error measure."""
+        return "fraction of boxes matched differently"
 
-    def tolerance(self, dtype: torch.dtype, rival: bool) -> float:
-        """Give the share of boxes whose match may hang on rounding: ties, and thresholds."""
+    def tolerance(self, dtype: torch.dtype, other_library: bool) -> float:
+        """Return the fraction of boxes whose match rounding may decide: ties, and thresholds."""
         return 1e-3
 
     def check(self, inputs: MatchInputs) -> Check:
@@ -86,9 +86,11 @@ class MatchCase(Case):
         gt_boxes = inputs.gt_boxes.double()
         parts = inputs.boxes.double().split(_BOXES_AT_A_TIME)
         with double_reference() as ops:
-            peaks = torch.stack([ops.box_iou(gt_boxes, part).amax(dim=1) for part in parts])
-            peak = peaks.amax(dim=0)[:, None]  # [G, 1]
-            truth = torch.cat([_matches(ops.box_iou(gt_boxes, part), peak) for part in parts])
+            bests = torch.stack([ops.box_iou(gt_boxes, part).amax(dim=1) for part in parts])
+            best_per_gt = bests.amax(dim=0)[:, None]  # [G, 1]
+            truth = torch.cat(
+                [_matches(ops.box_iou(gt_boxes, part), best_per_gt) for part in parts]
+            )
 
         def check(matches: Tensor) -> float:
             if matches.shape != truth.shape:
@@ -98,18 +100,18 @@ class MatchCase(Case):
         return check
 
 
-def _matches(iou: Tensor, peak: Tensor) -> Tensor:
-    """Torchvision's rule; iou ``[G, P]``, peak ``[G, 1]`` the best of each ground truth."""
+def _matches(iou: Tensor, best_per_gt: Tensor) -> Tensor:
+    """Torchvision's rule; iou ``[G, P]``, best_per_gt ``[G, 1]`` the best of each ground truth."""
     best, index = iou.max(dim=0)
     matches = index.masked_fill(best < _HIGH, -2).masked_fill(best < _LOW, -1)
-    return torch.where((iou == peak).any(dim=0), index, matches)
+    return torch.where((iou == best_per_gt).any(dim=0), index, matches)
 
 
 def pyramid_anchors(count: int) -> Tensor:
-    """Give anchors of a feature pyramid on the usual image, level by level, row by row.
+    """Return anchors of a feature pyramid on the usual image, level by level, row by row.
 
     Args:
-        count: of the last of them, so that all levels take part.
+        count: Number of anchors. The last ones are returned, so that all levels are among them.
 
     Returns:
         [count, 4] (x1, y1, x2, y2), image pixels, float32, CPU.
@@ -120,10 +122,10 @@ def pyramid_anchors(count: int) -> Tensor:
         y, x = torch.meshgrid(
             torch.arange(0, height, stride), torch.arange(0, width, stride), indexing="ij"
         )
-        centres = torch.stack([x, y], dim=-1).view(-1, 1, 2).float()  # [H * W, 1, 2]
+        centers = torch.stack([x, y], dim=-1).view(-1, 1, 2).float()  # [H * W, 1, 2]
         aspects = torch.tensor([0.5, 1.0, 2.0]).sqrt()  # of height to width
         halves = (side / 2 * torch.stack([1 / aspects, aspects], dim=1)).round()  # [3, 2]
-        levels.append(torch.cat([centres - halves, centres + halves], dim=-1).view(-1, 4))
+        levels.append(torch.cat([centers - halves, centers + halves], dim=-1).view(-1, 4))
     anchors = torch.cat(levels)
     if count > len(anchors):
         raise ValueError(f"expected at most {len(anchors)} anchors, got {count}")

@@ -28,7 +28,7 @@ _HALF_TOLERANCE = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class PoolingCase(Case):
-    """What RoIAlign, RoIPool and their pyramid form share.
+    """Base class of the cases of RoIAlign, RoIPool and their pyramid form.
 
     Attributes:
         rois: number of RoIs, K.
@@ -53,7 +53,7 @@ class PoolingCase(Case):
 
     @property
     def work(self) -> str:
-        """The work in some words."""
+        """Short description of the work."""
         parts = [f"{self.rois:,} RoIs", *self._details]
         parts += ["NHWC"] * self.channels_last + ["backward"] * self.backward
         return ", ".join(parts)
@@ -61,12 +61,12 @@ class PoolingCase(Case):
     @property
     @abstractmethod
     def _variant(self) -> list[str]:
-        """What else the name has to tell apart."""
+        """Further parts of the name."""
 
     @property
     @abstractmethod
     def _details(self) -> list[str]:
-        """What else a reader needs to know of the work."""
+        """Further details of the work."""
 
     @property
     def differentiates(self) -> bool:
@@ -78,10 +78,10 @@ class PoolingCase(Case):
         """Whether the gradient can be summed by atomic additions."""
         return self.backward and self.operator != "roi_pool"
 
-    def tolerance(self, dtype: torch.dtype, rival: bool) -> float:
-        """Give the largest relative error that counts as right."""
+    def tolerance(self, dtype: torch.dtype, other_library: bool) -> float:
+        """Return the largest relative error that counts as right."""
         half = dtype in (torch.float16, torch.bfloat16)
-        return _HALF_TOLERANCE if rival and half else TOLERANCES[dtype]
+        return _HALF_TOLERANCE if other_library and half else TOLERANCES[dtype]
 
     def _draw_gradient(
         self, random: torch.Generator, device: torch.device, dtype: torch.dtype
@@ -107,7 +107,7 @@ class RoiCase(PoolingCase):
 
     Attributes:
         map_size: height and width of the feature map.
-        spatial_scale: feature pixels for one image pixel.
+        spatial_scale: feature pixels per image pixel.
         sampling_ratio: RoIAlign's samples along each side of a bin; 0 lets the RoI's size choose.
         sides: smallest and largest side of a RoI, in image pixels.
     """
@@ -146,7 +146,7 @@ class RoiCase(PoolingCase):
         return RoiInputs(features, rois, self._draw_gradient(random, device, dtype))
 
     def bind(self, ops: Any, inputs: RoiInputs) -> Call:
-        """Give the call of the operator, or of its backward pass on a graph recorded here."""
+        """Return the call of the operator, or of its backward pass on a graph recorded here."""
         pool = self._pool(ops)
         features, rois, gradient = inputs.features, inputs.rois, inputs.gradient
         if gradient is None:
@@ -236,14 +236,14 @@ class PyramidCase(PoolingCase):
             height, width = (side >> level for side in self.finest)
             shape = (1, self.channels, height, width)
             levels[str(level)] = draw.features(shape, random, device, dtype, self.channels_last)
-        # Sides up to 800 pixels, so that every level has its share of the boxes.
+        # Sides up to 800 pixels, so that every level gets some of the boxes.
         boxes = draw.random_rois(self.rois, random, self.finest, 0.25, (8.0, 800.0))
         return PyramidInputs(
             levels, boxes.to(device, dtype), self._draw_gradient(random, device, dtype)
         )
 
     def bind(self, ops: Any, inputs: PyramidInputs) -> Call:
-        """Give the call of the module, or of its backward pass on a graph recorded here."""
+        """Return the call of the module, or of its backward pass on a graph recorded here."""
         module = ops.MultiScaleRoIAlign(list(inputs.levels), self.output_size, sampling_ratio=2)
         boxes, gradient = [inputs.boxes], inputs.gradient
         image_shapes = [(self.finest[0] * 4, self.finest[1] * 4)]
@@ -268,12 +268,12 @@ class PyramidCase(PoolingCase):
 
 
 def _bins(start: float, end: float, scale: float, count: int, extent: int) -> list[slice]:
-    """Give RoIPool's bins along one axis, in feature pixels, computed in float32 as it does.
+    """Return RoIPool's bins along one axis, in feature pixels, computed in float32 as it does.
 
     Args:
         start: of the RoI, image pixels.
         end: of the RoI, image pixels.
-        scale: feature pixels for one image pixel.
+        scale: feature pixels per image pixel.
         count: number of bins.
         extent: pixels of the feature map along the axis.
     """

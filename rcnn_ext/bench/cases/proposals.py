@@ -1,6 +1,6 @@
-"""Cases of what a detector does between and after its layers: proposals and detections.
+"""Cases of ``generate_proposals`` and ``postprocess_detections``.
 
-The rival is torchvision's own models: a library of operators has nothing of the kind.
+torchvision's counterparts are methods of its models.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from rcnn_ext.bench import inputs as draw
 from rcnn_ext.bench.cases.base import Call, Case, Check, double_reference
 
-# Of the padded batch of a feature pyramid, divisible by its strides as far as torchvision pads.
+# Size of the padded batch: a multiple of 32, as torchvision pads.
 _HEIGHT, _WIDTH = 800, 1216
 _STRIDES = (4, 8, 16, 32, 64)
 _ASPECTS = 3
-# Boxes of a result and of the truth are the same within this, image pixels.
+# Boxes of a result and of the truth are equal within this distance, image pixels.
 _SAME = 0.05
 
 # The boxes of each image, and for detections their labels.
@@ -28,7 +28,7 @@ Found = list[tuple[Tensor, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class PyramidPredictions:
-    """What the head of a region proposal network gives."""
+    """The outputs of a region proposal network's head."""
 
     logits: list[Tensor]  # [N, 3, H_l, W_l] for each level l
     deltas: list[Tensor]  # [N, 12, H_l, W_l] for each level l
@@ -38,7 +38,7 @@ class PyramidPredictions:
 
 @dataclasses.dataclass(frozen=True)
 class RoiPredictions:
-    """What the predictor of a detector's second stage gives."""
+    """The outputs of the predictor in a detector's second stage."""
 
     logits: Tensor  # [R, K]
     deltas: Tensor  # [R, 4 K]
@@ -49,21 +49,21 @@ class RoiPredictions:
 
 @dataclasses.dataclass(frozen=True)
 class _PredictionCase(Case):
-    """What the two cases share.
+    """Base class of the two cases.
 
     Attributes:
-        images: of the batch.
+        images: Number of images in the batch.
     """
 
     images: int = 1
 
     @property
     def measure(self) -> str:
-        """What the error of a result means."""
-        return "share of boxes found otherwise"
+        """Name of the error measure."""
+        return "fraction of boxes without a partner"
 
-    def tolerance(self, dtype: torch.dtype, rival: bool) -> float:
-        """Give the share of boxes that may hang on rounding: an IoU or a score at its limit."""
+    def tolerance(self, dtype: torch.dtype, other_library: bool) -> float:
+        """Return the fraction of boxes that rounding may decide: an IoU or score at its limit."""
         return 0.01
 
     def run(self, ops: Any, inputs: Any) -> Any:
@@ -84,17 +84,17 @@ class _PredictionCase(Case):
 
         def check(result: Any) -> float:
             found = _cut(result) if hasattr(result, "counts") else _by_image(result, len(truth))
-            return _share_of_others(found, truth)
+            return _unpaired_fraction(found, truth)
 
         return check
 
 
 @dataclasses.dataclass(frozen=True)
 class ProposalCase(_PredictionCase):
-    """Proposals of a feature pyramid over 800 x 1216 pixels: 1,000 of a level, 1,000 of an image.
+    """Proposals of a feature pyramid over 800 x 1216 pixels: 1,000 per level, 1,000 per image.
 
     Attributes:
-        scale: divides height and width; for tests.
+        scale: Divisor of height and width; for tests.
     """
 
     scale: int = 1
@@ -106,7 +106,7 @@ class ProposalCase(_PredictionCase):
 
     @property
     def work(self) -> str:
-        """The work in some words."""
+        """Short description of the work."""
         images = "image" if self.images == 1 else "images"
         return f"5 levels, {self.images} {images} of {_HEIGHT // self.scale}x{_WIDTH // self.scale}"
 
@@ -135,7 +135,7 @@ class ProposalCase(_PredictionCase):
         return ops.generate_proposals(inputs.logits, inputs.deltas, inputs.anchors, inputs.sizes)
 
     def bind(self, ops: Any, inputs: PyramidPredictions) -> Call:
-        """Give the call of the operator, or of torchvision's model from the head's maps on."""
+        """Return the call of the operator, or of torchvision's model from the head's maps on."""
         if getattr(ops, "generate_proposals", None) is not None:
             return lambda: self.run(ops, inputs)
         from torchvision.models.detection import rpn
@@ -160,11 +160,11 @@ class ProposalCase(_PredictionCase):
 
 @dataclasses.dataclass(frozen=True)
 class DetectionCase(_PredictionCase):
-    """Detections from the predictions for RoIs, with a box for each class.
+    """Detections from the predictions for RoIs, with one box per class.
 
     Attributes:
-        rois: of an image.
-        classes: background included.
+        rois: Number of RoIs per image.
+        classes: Number of classes, background included.
     """
 
     rois: int = 1000
@@ -177,7 +177,7 @@ class DetectionCase(_PredictionCase):
 
     @property
     def work(self) -> str:
-        """The work in some words."""
+        """Short description of the work."""
         images = f"{self.images} images, " if self.images > 1 else ""
         return f"{images}{self.rois:,} RoIs, {self.classes} classes"
 
@@ -201,7 +201,7 @@ class DetectionCase(_PredictionCase):
         )
 
     def bind(self, ops: Any, inputs: RoiPredictions) -> Call:
-        """Give the call of the operator, or of torchvision's method of that name."""
+        """Return the call of the operator, or of torchvision's method of that name."""
         if getattr(ops, "postprocess_detections", None) is not None:
             return lambda: self.run(ops, inputs)
         from torchvision.models.detection.roi_heads import RoIHeads
@@ -222,7 +222,7 @@ class DetectionCase(_PredictionCase):
 
 
 def _anchors(height: int, width: int, maps: list[Tensor]) -> Tensor:
-    """Anchors of the levels as Faster R-CNN has them: [A, 4]."""
+    """Return the anchors of the levels as Faster R-CNN has them: [A, 4]."""
     from torchvision.models.detection.image_list import ImageList
 
     from rcnn_ext.models.anchors import AnchorGenerator
@@ -239,7 +239,7 @@ def _double(value: Any) -> Any:
 
 
 def _cut(result: Any) -> Found:
-    """What an operator found in each image, without the padding."""
+    """Return the results of each image, without the padding."""
     columns = [result.boxes, *([result.labels] if hasattr(result, "labels") else [])]
     return [
         tuple(column[image, :count] for column in columns)
@@ -248,21 +248,21 @@ def _cut(result: Any) -> Found:
 
 
 def _by_image(columns: tuple[Tensor, ...], images: int) -> Found:
-    """Boxes of all images and then, for detections, labels of all images, image by image."""
+    """Group boxes of all images and then, for detections, labels of all images, by image."""
     return [columns[image::images] for image in range(images)]
 
 
-def _share_of_others(found: Found, truth: Found) -> float:
-    """Of found and true boxes, the share without a partner in the other set, of its label."""
+def _unpaired_fraction(found: Found, truth: Found) -> float:
+    """Return the fraction of found and true boxes without a partner of their label."""
     if [len(columns) for columns in found] != [len(columns) for columns in truth]:
         return math.inf
-    others = every = 0
+    unpaired = total = 0
     for (boxes, *labels), (true_boxes, *true_labels) in zip(found, truth, strict=True):
         if boxes.dim() != 2 or boxes.shape[1] != 4:
             return math.inf
         same = torch.cdist(boxes.double(), true_boxes.double(), p=math.inf) < _SAME
         if labels:
             same &= labels[0][:, None] == true_labels[0]
-        others += int((~same.any(dim=0)).sum()) + int((~same.any(dim=1)).sum())
-        every += sum(same.shape)
-    return others / max(every, 1)
+        unpaired += int((~same.any(dim=0)).sum()) + int((~same.any(dim=1)).sum())
+        total += sum(same.shape)
+    return unpaired / max(total, 1)

@@ -57,7 +57,7 @@ class NmsCase(Case):
 
     @property
     def work(self) -> str:
-        """The work in some words."""
+        """Short description of the work."""
         classes = f", {self.classes} classes" if self.classes else ""
         return f"{self.count:,} boxes{classes}, IoU {self.threshold:g}"
 
@@ -77,7 +77,7 @@ class NmsCase(Case):
         return NmsInputs(boxes, scores, classes)
 
     def bind(self, ops: Any, inputs: NmsInputs) -> Call:
-        """Give the call of ``nms`` or ``batched_nms``."""
+        """Return the call of ``nms`` or ``batched_nms``."""
         boxes, scores, threshold = inputs.boxes, inputs.scores, self.threshold
         if inputs.classes is None:
             function = ops.nms
@@ -87,15 +87,15 @@ class NmsCase(Case):
 
     @property
     def measure(self) -> str:
-        """What the error of a result means."""
+        """Name of the error measure."""
         return "IoU beyond the threshold"
 
-    def tolerance(self, dtype: torch.dtype, rival: bool) -> float:
-        """Give the band of IoU around the threshold in which either decision is right."""
-        return max(_BANDS[dtype], _OFFSET_BAND) if rival and self.classes else _BANDS[dtype]
+    def tolerance(self, dtype: torch.dtype, other_library: bool) -> float:
+        """Return the band of IoU around the threshold in which either decision is right."""
+        return max(_BANDS[dtype], _OFFSET_BAND) if other_library and self.classes else _BANDS[dtype]
 
     def check(self, inputs: NmsInputs) -> Check:
-        """Give the check of the greedy property, which defines the result up to rounding."""
+        """Return the check of the greedy property, which defines the result up to rounding."""
         boxes, scores = inputs.boxes.double(), inputs.scores.double()
         classes = inputs.classes if inputs.classes is not None else torch.zeros_like(scores).long()
         known: list[tuple[Tensor, float]] = []
@@ -131,12 +131,12 @@ class SoftNmsCase(Case):
 
     @property
     def work(self) -> str:
-        """The work in some words."""
+        """Short description of the work."""
         return f"{self.count:,} boxes, {self.method}"
 
     @property
-    def has_rival(self) -> bool:
-        """None in torchvision."""
+    def has_counterpart(self) -> bool:
+        """False: torchvision has no soft NMS."""
         return False
 
     def make(self, seed: int, device: torch.device, dtype: torch.dtype) -> NmsInputs:
@@ -144,17 +144,17 @@ class SoftNmsCase(Case):
         return NmsCase("nms", count=self.count).make(seed, device, dtype)
 
     def bind(self, ops: Any, inputs: NmsInputs) -> Call:
-        """Give the call of ``soft_nms``."""
+        """Return the call of ``soft_nms``."""
         boxes, scores, method, function = inputs.boxes, inputs.scores, self.method, ops.soft_nms
         return lambda: function(boxes, scores, method=method)
 
     @property
     def measure(self) -> str:
-        """What the error of a result means."""
-        return "share of boxes scored otherwise"
+        """Name of the error measure."""
+        return "fraction of boxes scored differently"
 
-    def tolerance(self, dtype: torch.dtype, rival: bool) -> float:
-        """Give the share of boxes that may hang on rounding: an IoU at the threshold, a tie."""
+    def tolerance(self, dtype: torch.dtype, other_library: bool) -> float:
+        """Return the fraction of boxes that rounding may decide: an IoU at the threshold, a tie."""
         return 1e-3
 
     def check(self, inputs: NmsInputs) -> Check:
@@ -191,7 +191,7 @@ def _are_distinct(kept: Tensor, count: int) -> bool:
 def greedy_violation(
     boxes: Tensor, scores: Tensor, classes: Tensor, kept: Tensor, threshold: float
 ) -> float:
-    """Say by how much IoU a set of kept boxes breaks the rule of greedy suppression.
+    """Measure by how much IoU a set of kept boxes violates greedy suppression.
 
     The rule has three parts, and together they leave one answer: kept boxes come in falling order
     of score; no two of a class overlap by more than the threshold; every other box overlaps a
@@ -212,7 +212,7 @@ def greedy_violation(
     if not _are_distinct(kept, count) or (scores[kept].diff() > 0).any():
         return math.inf
     # Position of a box in the order of suppression, kept boxes first among equal scores: an order
-    # among ties that the rival may choose for itself.
+    # among ties that each library may choose for itself.
     is_kept = torch.zeros(count, dtype=torch.bool, device=boxes.device)
     is_kept[kept] = True
     kept_rank = torch.full((count,), kept.numel(), device=boxes.device)
