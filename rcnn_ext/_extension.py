@@ -21,6 +21,8 @@ import torch
 
 # Forces the CPU kernels of one instruction set: "baseline", "avx2" or "avx512".
 ISA_VARIABLE = "RCNN_EXT_ISA"
+# Not named in code: the native modules read RCNN_EXT_DISABLE_CPU_FEATURES once, a list such as
+# "f16c,avx512vl" of features that the processor is then taken not to have (csrc/cpu/isa.h).
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ def _load(name: str) -> ModuleStatus:
     except (ImportError, OSError) as error:
         # A torch older than the stable ABI it was built for, or another CUDA major version.
         return ModuleStatus(name, False, path, f"cannot be loaded: {error}")
+    if name != "_C_cuda":
+        module.instruction_set()  # raises for an unknown name in RCNN_EXT_DISABLE_CPU_FEATURES
     wanted = os.environ.get(ISA_VARIABLE)
     if name == "_C" and wanted:
         try:
@@ -121,7 +125,9 @@ def use_instruction_set(name: str) -> Iterator[None]:
     """Run the CPU kernels of one instruction set in a block of code, in all threads.
 
     All give the same results; this is for tests and measurements. The environment variable
-    ``RCNN_EXT_ISA`` chooses for a whole process.
+    ``RCNN_EXT_ISA`` chooses for a whole process, and ``RCNN_EXT_DISABLE_CPU_FEATURES`` takes
+    single features of the processor away (such as ``f16c,avx512vl``), and with them the
+    instruction sets that need them.
 
     Args:
         name: one of :func:`instruction_sets`.

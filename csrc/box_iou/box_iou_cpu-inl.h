@@ -1,5 +1,27 @@
-// The loops of box_iou_cpu.cpp, once for each instruction set (for_each_isa.h).
+// The loops of box_iou_cpu.cpp, compiled once per instruction set (foreach_target.h).
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "../core/dual.h"
+#include "../cpu/targets.h"
+#include "box_iou_columns_cpu.h"
+
+#if defined(RCNN_BOX_IOU_BOX_IOU_CPU_INL_H_) == defined(RCNN_TARGET_TOGGLE)
+#ifdef RCNN_BOX_IOU_BOX_IOU_CPU_INL_H_
+#undef RCNN_BOX_IOU_BOX_IOU_CPU_INL_H_
+#else
+#define RCNN_BOX_IOU_BOX_IOU_CPU_INL_H_
+#endif
+
 #include "../cpu/simd-inl.h"
+
+RCNN_BEFORE_NAMESPACE();
+namespace rcnn_ext {
+namespace {
+namespace RCNN_NAMESPACE {
 
 // out[k] = measure(a, columns[k]) for kCount columns: vector code without a remainder.
 template <int kCount, class Measure, class T, class Output>
@@ -194,3 +216,10 @@ void sum_gradients(const Measure& measure, const Stored* rows, int64_t begin, in
     }
   }
 }
+
+}  // namespace RCNN_NAMESPACE
+}  // namespace
+}  // namespace rcnn_ext
+RCNN_AFTER_NAMESPACE();
+
+#endif  // RCNN_BOX_IOU_BOX_IOU_CPU_INL_H_

@@ -9,32 +9,46 @@
 
 namespace {
 
+// Calls function() and makes its std::invalid_argument a ValueError.
+template <class Function>
+PyObject* with_errors(Function&& function) {
+  try {
+    return function();
+  } catch (const std::invalid_argument& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+    return nullptr;
+  }
+}
+
 PyObject* instruction_set(PyObject*, PyObject*) {
-  return PyUnicode_FromString(rcnn_ext::name_of(rcnn_ext::active_isa()));
+  return with_errors(
+      [] { return PyUnicode_FromString(rcnn_ext::name_of(rcnn_ext::active_isa())); });
 }
 
 // The names in ascending order, the best of this processor last.
 PyObject* instruction_sets(PyObject*, PyObject*) {
-  PyObject* names = PyList_New(0);
-  for (int level = 0; names && level <= static_cast<int>(rcnn_ext::best_isa()); ++level) {
-    PyObject* name = PyUnicode_FromString(rcnn_ext::name_of(static_cast<rcnn_ext::Isa>(level)));
-    if (!name || PyList_Append(names, name) != 0) Py_CLEAR(names);
-    Py_XDECREF(name);
-  }
-  return names;
+  return with_errors([] {
+    const int best = static_cast<int>(rcnn_ext::best_isa());
+    PyObject* names = PyList_New(0);
+    for (int level = 0; names && level <= best; ++level) {
+      PyObject* name = PyUnicode_FromString(rcnn_ext::name_of(static_cast<rcnn_ext::Isa>(level)));
+      if (!name || PyList_Append(names, name) != 0) Py_CLEAR(names);
+      Py_XDECREF(name);
+    }
+    return names;
+  });
 }
 
 PyObject* use_instruction_set(PyObject*, PyObject* name) {
   PyObject* utf8 = PyUnicode_AsUTF8String(name);
   if (!utf8) return nullptr;
-  try {
+  PyObject* const result = with_errors([&] {
     rcnn_ext::use_isa(PyBytes_AsString(utf8));
-  } catch (const std::invalid_argument& error) {
-    PyErr_SetString(PyExc_ValueError, error.what());
-  }
+    Py_INCREF(Py_None);
+    return Py_None;
+  });
   Py_DECREF(utf8);
-  if (PyErr_Occurred()) return nullptr;
-  Py_RETURN_NONE;
+  return result;
 }
 
 PyMethodDef kMethods[] = {

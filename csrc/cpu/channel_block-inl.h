@@ -1,6 +1,32 @@
 // A register's number of channels at once: planes turned pixel by pixel, so that the lanes of a
 // register are channels and no kernel has to merge lanes, and results turned back. For sources of
-// for_each_isa.h, after isa_packs.h; once in each namespace.
+// foreach_target.h.
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <type_traits>
+#include <vector>
+
+#include "../core/host_device.h"
+#include "intrinsics.h"
+#include "prefetch.h"
+#include "roi_order.h"
+#include "targets.h"
+
+#if defined(RCNN_CPU_CHANNEL_BLOCK_INL_H_) == defined(RCNN_TARGET_TOGGLE)
+#ifdef RCNN_CPU_CHANNEL_BLOCK_INL_H_
+#undef RCNN_CPU_CHANNEL_BLOCK_INL_H_
+#else
+#define RCNN_CPU_CHANNEL_BLOCK_INL_H_
+#endif
+
+#include "simd-inl.h"
+
+RCNN_BEFORE_NAMESPACE();
+namespace rcnn_ext {
+namespace {
+namespace RCNN_NAMESPACE {
 
 // Memory on a cache line, with no value yet.
 template <class T>
@@ -289,3 +315,10 @@ void for_each_tile(const std::vector<RoiSpan<Roi, Stored>>& runs, int64_t first,
     }
   }
 }
+
+}  // namespace RCNN_NAMESPACE
+}  // namespace
+}  // namespace rcnn_ext
+RCNN_AFTER_NAMESPACE();
+
+#endif  // RCNN_CPU_CHANNEL_BLOCK_INL_H_

@@ -6,7 +6,7 @@ namespace rcnn_ext {
 // Ascending; a processor that has one has all before it.
 enum class Isa : int { kBaseline = 0, kAvx2 = 1, kAvx512 = 2 };
 
-// Whether kernels for more than the compiler's own target are built (for_each_isa.h).
+// Whether kernels for more than the compiler's own target are built (foreach_target.h).
 #if defined(__GNUC__) && defined(__x86_64__)
 #define RCNN_HAS_X86_ISAS 1
 #else
@@ -16,7 +16,11 @@ enum class Isa : int { kBaseline = 0, kAvx2 = 1, kAvx512 = 2 };
 // "baseline", "avx2" or "avx512".
 const char* name_of(Isa isa);
 
-// The highest instruction set that this processor and this build have.
+// The highest instruction set that this build has and of which this processor has every feature
+// that the kernels are compiled for (targets.h). The environment variable
+// RCNN_EXT_DISABLE_CPU_FEATURES takes features away, as a virtual machine does that masks them:
+// their names as compilers and /proc/cpuinfo's readers write them ("f16c,avx512vl"), separated by
+// commas. It is read once. Throws std::invalid_argument for a name that is not in the list.
 Isa best_isa();
 
 // The instruction set that kernels run with: best_isa() until use_isa() is told another.

@@ -1,27 +1,86 @@
 // Finds out what the processor has. Contract: isa.h.
+#include <algorithm>
 #include <atomic>
+#include <cstdint>
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "isa.h"
+#include "targets.h"
+#if RCNN_HAS_X86_ISAS
+#include <cpuid.h>
+#endif
 
 namespace rcnn_ext {
 namespace {
 
-Isa detect() {
+// A feature of the processor that kernels may be compiled for.
+struct Feature {
+  const char* name;
+  Isa isa;  // the first instruction set that needs it
+  bool present;
+};
+
 #if RCNN_HAS_X86_ISAS
-  // The names of the target attributes in for_each_isa.h. The compiler's run time also asks
-  // whether the operating system saves the wide registers.
+struct CpuidRegisters {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+};
+
+// All bits 0 where the processor has no such leaf.
+CpuidRegisters cpuid(unsigned leaf) {
+  CpuidRegisters r;
+  __get_cpuid_count(leaf, 0, &r.eax, &r.ebx, &r.ecx, &r.edx);
+  return r;
+}
+
+// By cpuid, since not every compiler's __builtin_cpu_supports() knows "f16c" and "lzcnt". What the
+// builtin adds is whether the operating system saves the wide registers.
+std::vector<Feature> find_features() {
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") &&
-                    __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
-                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512vl");
-  if (avx512) return Isa::kAvx512;
-  if (avx2) return Isa::kAvx2;
+  const bool saves_256_bits = __builtin_cpu_supports("avx2");
+  const bool saves_512_bits = __builtin_cpu_supports("avx512f");
+#define RCNN_AVX2_FEATURE(name, leaf, register, bit) \
+  {#name, Isa::kAvx2, saves_256_bits && (cpuid(leaf).register >> bit & 1)},
+#define RCNN_AVX512_FEATURE(name, leaf, register, bit) \
+  {#name, Isa::kAvx512, saves_512_bits && (cpuid(leaf).register >> bit & 1)},
+  return {RCNN_AVX2_FEATURES(RCNN_AVX2_FEATURE) RCNN_AVX512_FEATURES(RCNN_AVX512_FEATURE)};
+}
+#else
+std::vector<Feature> find_features() { return {}; }
 #endif
-  return Isa::kBaseline;
+
+// names: separated by commas; empty ones are skipped
+void disable(const std::string& names, std::vector<Feature>& features) {
+  for (size_t begin = 0; begin < names.size();) {
+    const size_t end = std::min(names.find(',', begin), names.size());
+    const std::string name = names.substr(begin, end - begin);
+    begin = end + 1;
+    bool known = name.empty();
+    std::string expected;
+    for (Feature& feature : features) {
+      expected += (expected.empty() ? "" : ", ") + std::string(feature.name);
+      if (name != feature.name) continue;
+      feature.present = false;
+      known = true;
+    }
+    if (!known) {
+      throw std::invalid_argument("RCNN_EXT_DISABLE_CPU_FEATURES: expected names among (" +
+                                  expected + "), got '" + name + "'");
+    }
+  }
+}
+
+Isa detect() {
+  std::vector<Feature> features = find_features();
+  const char* const disabled = std::getenv("RCNN_EXT_DISABLE_CPU_FEATURES");
+  if (disabled != nullptr) disable(disabled, features);
+  int best = static_cast<int>(features.empty() ? Isa::kBaseline : Isa::kAvx512);
+  for (const Feature& feature : features) {
+    if (!feature.present) best = std::min(best, static_cast<int>(feature.isa) - 1);
+  }
+  return static_cast<Isa>(best);
 }
 
 std::atomic<Isa>& active() {

@@ -1,5 +1,5 @@
-// Packs of numbers that fill a SIMD register, for sources of for_each_isa.h: included inside such a
-// source, so that each instruction set has its own. Arithmetic on packs is that of their numbers.
+// Vectors of numbers that fill a SIMD register, compiled once per instruction set
+// (foreach_target.h). Arithmetic on vectors is that of their numbers.
 //
 //   Vec<T, N>                     N numbers
 //   kLanes<T>                      numbers of the widest register
@@ -7,8 +7,27 @@
 //   store(to, pack)                converted to what is stored, to the nearest and ties to even
 //   Set<N>(value)                N copies
 //   transpose(rows)                of N packs of N numbers, in place
-//
-// Not guarded against repetition: once in each namespace of for_each_isa.h, after intrinsics.h.
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "../core/dispatch.h"
+#include "../core/host_device.h"
+#include "intrinsics.h"
+#include "targets.h"
+
+#if defined(RCNN_CPU_SIMD_INL_H_) == defined(RCNN_TARGET_TOGGLE)
+#ifdef RCNN_CPU_SIMD_INL_H_
+#undef RCNN_CPU_SIMD_INL_H_
+#else
+#define RCNN_CPU_SIMD_INL_H_
+#endif
+
+RCNN_BEFORE_NAMESPACE();
+namespace rcnn_ext {
+namespace {
+namespace RCNN_NAMESPACE {
 
 #if defined(__GNUC__)
 template <class T, int N>
@@ -340,3 +359,10 @@ template <class P, int N>
 RCNN_INLINE void transpose(P (&rows)[N]) {
   transpose_blocks<N / 2>(rows);
 }
+
+}  // namespace RCNN_NAMESPACE
+}  // namespace
+}  // namespace rcnn_ext
+RCNN_AFTER_NAMESPACE();
+
+#endif  // RCNN_CPU_SIMD_INL_H_

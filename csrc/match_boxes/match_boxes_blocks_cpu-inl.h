@@ -1,5 +1,31 @@
-// Blocks of boxes as the loops of match_boxes_kernels.h read them: included there, once for each
-// instruction set, after isa_packs.h.
+// Blocks of boxes as the loops of match_boxes_cpu-inl.h read them. Compiled once per instruction
+// set (foreach_target.h).
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#include <utility>
+
+#include "../core/box_math.h"
+#include "../cpu/intrinsics.h"
+#include "../cpu/targets.h"
+#include "match_boxes_ground_truth_cpu.h"
+#include "match_boxes_work_cpu.h"
+
+#if defined(RCNN_MATCH_BOXES_MATCH_BOXES_BLOCKS_CPU_INL_H_) == defined(RCNN_TARGET_TOGGLE)
+#ifdef RCNN_MATCH_BOXES_MATCH_BOXES_BLOCKS_CPU_INL_H_
+#undef RCNN_MATCH_BOXES_MATCH_BOXES_BLOCKS_CPU_INL_H_
+#else
+#define RCNN_MATCH_BOXES_MATCH_BOXES_BLOCKS_CPU_INL_H_
+#endif
+
+#include "../cpu/simd-inl.h"
+
+RCNN_BEFORE_NAMESPACE();
+namespace rcnn_ext {
+namespace {
+namespace RCNN_NAMESPACE {
 
 // Boxes that are left out together where none of them may overlap a ground truth: more at once
 // would seldom be without one that does, and fewer would not fill the vectors.
@@ -194,3 +220,10 @@ inline uint32_t groups_near(const GroundTruth<T>& gts, int32_t g, const Block<T,
 #endif
   return groups;
 }
+
+}  // namespace RCNN_NAMESPACE
+}  // namespace
+}  // namespace rcnn_ext
+RCNN_AFTER_NAMESPACE();
+
+#endif  // RCNN_MATCH_BOXES_MATCH_BOXES_BLOCKS_CPU_INL_H_

@@ -1,7 +1,31 @@
-// The loops of match_boxes_cpu.cpp, once for each instruction set (for_each_isa.h).
+// The loops of match_boxes_cpu.cpp, compiled once per instruction set (foreach_target.h).
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <numeric>
+#include <type_traits>
+#include <vector>
+
+#include "../core/box_math.h"
+#include "../cpu/intrinsics.h"
+#include "../cpu/targets.h"
+#include "match_boxes_ground_truth_cpu.h"
+#include "match_boxes_work_cpu.h"
+
+#if defined(RCNN_MATCH_BOXES_MATCH_BOXES_CPU_INL_H_) == defined(RCNN_TARGET_TOGGLE)
+#ifdef RCNN_MATCH_BOXES_MATCH_BOXES_CPU_INL_H_
+#undef RCNN_MATCH_BOXES_MATCH_BOXES_CPU_INL_H_
+#else
+#define RCNN_MATCH_BOXES_MATCH_BOXES_CPU_INL_H_
+#endif
 
 #include "../cpu/simd-inl.h"
 #include "match_boxes_blocks_cpu-inl.h"
+
+RCNN_BEFORE_NAMESPACE();
+namespace rcnn_ext {
+namespace {
+namespace RCNN_NAMESPACE {
 
 // Whether one of kCount numbers is at least `bar`, or NaN, or `bar` is.
 template <int kCount, class Iou>
@@ -309,3 +333,10 @@ void claim_blocks(const MatchTask<Stored>& task, const ImageWork<Stored>& work, 
     }
   }
 }
+
+}  // namespace RCNN_NAMESPACE
+}  // namespace
+}  // namespace rcnn_ext
+RCNN_AFTER_NAMESPACE();
+
+#endif  // RCNN_MATCH_BOXES_MATCH_BOXES_CPU_INL_H_

@@ -1,5 +1,26 @@
-// Suppression among sorted boxes, for one instruction set (for_each_isa.h). Why the shortcuts are
-// right: nms_grid_cpu.h.
+// Suppression among sorted boxes, compiled once per instruction set (foreach_target.h). Why the
+// shortcuts are right: nms_grid_cpu.h.
+#include <cstdint>
+#include <limits>
+
+#include "../core/box_math.h"
+#include "../cpu/intrinsics.h"
+#include "../cpu/prefetch.h"
+#include "../cpu/targets.h"
+#include "nms_grid_cpu.h"
+#include "nms_suppression.h"
+
+#if defined(RCNN_NMS_NMS_CPU_INL_H_) == defined(RCNN_TARGET_TOGGLE)
+#ifdef RCNN_NMS_NMS_CPU_INL_H_
+#undef RCNN_NMS_NMS_CPU_INL_H_
+#else
+#define RCNN_NMS_NMS_CPU_INL_H_
+#endif
+
+RCNN_BEFORE_NAMESPACE();
+namespace rcnn_ext {
+namespace {
+namespace RCNN_NAMESPACE {
 
 template <class T>
 struct Candidate {
@@ -234,3 +255,10 @@ void resolve_survivors(const Stored* boxes, const uint32_t* order, int64_t begin
     if (keep[rank]) enter(grid, pool, c, rule, round);
   }
 }
+
+}  // namespace RCNN_NAMESPACE
+}  // namespace
+}  // namespace rcnn_ext
+RCNN_AFTER_NAMESPACE();
+
+#endif  // RCNN_NMS_NMS_CPU_INL_H_

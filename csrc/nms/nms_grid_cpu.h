@@ -1,5 +1,5 @@
 // Where suppression on the CPU keeps the boxes that it has kept, so that a candidate meets few of
-// them, and why it meets all that matter. The kernels are in suppress_kernels.h.
+// them, and why it meets all that matter. The kernels are in nms_cpu-inl.h.
 //
 // Every shortcut here is conservative: it may only leave out kept boxes for which suppresses() of
 // box_math.h is false, and that function decides about all others. Notation: u is half the epsilon

@@ -1,6 +1,25 @@
-// The loops of proposals and detections, for one instruction set (for_each_isa.h).
+// The loops of generate_proposals and postprocess_detections, compiled once per instruction set
+// (foreach_target.h).
+#include <cstdint>
+#include <vector>
+
+#include "../core/sort_key.h"
+#include "../cpu/targets.h"
+#include "nms_grid_cpu.h"
+
+#if defined(RCNN_NMS_NMS_PER_IMAGE_CPU_INL_H_) == defined(RCNN_TARGET_TOGGLE)
+#ifdef RCNN_NMS_NMS_PER_IMAGE_CPU_INL_H_
+#undef RCNN_NMS_NMS_PER_IMAGE_CPU_INL_H_
+#else
+#define RCNN_NMS_NMS_PER_IMAGE_CPU_INL_H_
+#endif
 
 #include "nms_cpu-inl.h"
+
+RCNN_BEFORE_NAMESPACE();
+namespace rcnn_ext {
+namespace {
+namespace RCNN_NAMESPACE {
 
 // Calls found(i) for every i of [0, count) at which values[i] isn't below the threshold,
 // NaN included, in order. Most blocks have none.
@@ -73,3 +92,10 @@ int64_t keep_best(const Box<T>* boxes, const uint32_t* order, int64_t count, con
   }
   return number;
 }
+
+}  // namespace RCNN_NAMESPACE
+}  // namespace
+}  // namespace rcnn_ext
+RCNN_AFTER_NAMESPACE();
+
+#endif  // RCNN_NMS_NMS_PER_IMAGE_CPU_INL_H_

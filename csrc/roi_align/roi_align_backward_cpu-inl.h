@@ -1,7 +1,27 @@
-// RoIAlign on one CPU core, backward. A source of for_each_isa.h, after align_forward_kernels.h.
+// RoIAlign on one CPU core, backward. Compiled once per instruction set (foreach_target.h).
 //
 // A pixel sums what each RoI gives it, RoI by RoI; what a RoI gives it is a sum over bins, along x
 // first in NCHW and along y first in NHWC.
+#include <cstdint>
+#include <type_traits>
+
+#include "../cpu/targets.h"
+#include "roi_align_scratch_cpu.h"
+#include "roi_align_weights_cpu.h"
+
+#if defined(RCNN_ROI_ALIGN_ROI_ALIGN_BACKWARD_CPU_INL_H_) == defined(RCNN_TARGET_TOGGLE)
+#ifdef RCNN_ROI_ALIGN_ROI_ALIGN_BACKWARD_CPU_INL_H_
+#undef RCNN_ROI_ALIGN_ROI_ALIGN_BACKWARD_CPU_INL_H_
+#else
+#define RCNN_ROI_ALIGN_ROI_ALIGN_BACKWARD_CPU_INL_H_
+#endif
+
+#include "../cpu/simd-inl.h"
+
+RCNN_BEFORE_NAMESPACE();
+namespace rcnn_ext {
+namespace {
+namespace RCNN_NAMESPACE {
 
 // Whether a NaN or an infinity is among the values.
 template <class T>
@@ -201,3 +221,10 @@ inline void spread_line(const RoiTable<T>& table, const Stored* grad, const Pool
              line + (table.first_x + x) * channels);
   }
 }
+
+}  // namespace RCNN_NAMESPACE
+}  // namespace
+}  // namespace rcnn_ext
+RCNN_AFTER_NAMESPACE();
+
+#endif  // RCNN_ROI_ALIGN_ROI_ALIGN_BACKWARD_CPU_INL_H_

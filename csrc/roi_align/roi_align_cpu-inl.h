@@ -1,9 +1,33 @@
-// RoIAlign on one CPU core: what a thread does. A source of for_each_isa.h.
-// clang-format off: the others need the first.
-#include "roi_align_forward_cpu-inl.h"
+// RoIAlign on one CPU core: what a thread does. Compiled once per instruction set
+// (foreach_target.h).
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+#include <vector>
+
+#include "../cpu/prefetch.h"
+#include "../cpu/roi_order.h"
+#include "../cpu/targets.h"
+#include "roi_align_scratch_cpu.h"
+#include "roi_align_weights_cpu.h"
+
+#if defined(RCNN_ROI_ALIGN_ROI_ALIGN_CPU_INL_H_) == defined(RCNN_TARGET_TOGGLE)
+#ifdef RCNN_ROI_ALIGN_ROI_ALIGN_CPU_INL_H_
+#undef RCNN_ROI_ALIGN_ROI_ALIGN_CPU_INL_H_
+#else
+#define RCNN_ROI_ALIGN_ROI_ALIGN_CPU_INL_H_
+#endif
+
+#include "../cpu/channel_block-inl.h"
+#include "../cpu/simd-inl.h"
 #include "roi_align_backward_cpu-inl.h"
+#include "roi_align_forward_cpu-inl.h"
 #include "roi_align_transposed_cpu-inl.h"
-// clang-format on
+
+RCNN_BEFORE_NAMESPACE();
+namespace rcnn_ext {
+namespace {
+namespace RCNN_NAMESPACE {
 
 constexpr int64_t kRoisAhead = 2;  // that prefetch_range() runs before the work
 
@@ -116,3 +140,10 @@ void spread_lines(const RoiTable<T>* begin, const RoiTable<T>* end, const Stored
     if constexpr (!std::is_same_v<T, Stored>) store_all(target, line, size);
   }
 }
+
+}  // namespace RCNN_NAMESPACE
+}  // namespace
+}  // namespace rcnn_ext
+RCNN_AFTER_NAMESPACE();
+
+#endif  // RCNN_ROI_ALIGN_ROI_ALIGN_CPU_INL_H_

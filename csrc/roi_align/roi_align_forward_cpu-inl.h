@@ -1,10 +1,30 @@
-// RoIAlign on one CPU core, forward. A source of for_each_isa.h; it also defines what
-// align_backward_kernels.h needs.
+// RoIAlign on one CPU core, forward. Compiled once per instruction set (foreach_target.h).
 //
 // The order of a sum is the same everywhere, so that instruction sets, layouts of registers and
 // numbers of threads do not show: over a bin's rows in ascending order first, then over its
 // columns.
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "../cpu/intrinsics.h"
+#include "../cpu/targets.h"
+#include "roi_align_scratch_cpu.h"
+#include "roi_align_weights_cpu.h"
+
+#if defined(RCNN_ROI_ALIGN_ROI_ALIGN_FORWARD_CPU_INL_H_) == defined(RCNN_TARGET_TOGGLE)
+#ifdef RCNN_ROI_ALIGN_ROI_ALIGN_FORWARD_CPU_INL_H_
+#undef RCNN_ROI_ALIGN_ROI_ALIGN_FORWARD_CPU_INL_H_
+#else
+#define RCNN_ROI_ALIGN_ROI_ALIGN_FORWARD_CPU_INL_H_
+#endif
+
 #include "../cpu/simd-inl.h"
+
+RCNN_BEFORE_NAMESPACE();
+namespace rcnn_ext {
+namespace {
+namespace RCNN_NAMESPACE {
 
 // The rows that a bin row combines, of some channels.
 template <class T, class Stored>
@@ -299,3 +319,10 @@ inline void align_pixels(const RoiTable<T>& table, const Stored* image, int64_t 
     }
   }
 }
+
+}  // namespace RCNN_NAMESPACE
+}  // namespace
+}  // namespace rcnn_ext
+RCNN_AFTER_NAMESPACE();
+
+#endif  // RCNN_ROI_ALIGN_ROI_ALIGN_FORWARD_CPU_INL_H_

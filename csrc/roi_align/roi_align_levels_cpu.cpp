@@ -1,4 +1,4 @@
-// Shares out the work of align_kernels.h among threads. Contract: align_levels.h.
+// Divides the work of roi_align_cpu-inl.h among threads. Contract: roi_align_levels_cpu.h.
 //
 // Threads share out channels, RoIs or rows of which each number has one thread that sums it, in an
 // order that the RoIs alone decide: the bits depend on nothing else.

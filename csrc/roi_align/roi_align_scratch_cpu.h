@@ -1,5 +1,5 @@
-// Scratch memory of a thread that runs align_kernels.h. It grows with a row of the map and of the
-// pooled map, not with their areas.
+// Scratch memory of a thread that runs roi_align_cpu-inl.h. It grows with a row of the map and of
+// the pooled map, not with their areas.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,29 @@
 // RoIAlign on one CPU core, forward, NCHW, with channels in the lanes of a register: for bins of
-// few taps. A source of for_each_isa.h, after align_forward_kernels.h; sums have its order, and so
-// its bits.
+// few taps. Sums have the order of roi_align_forward_cpu-inl.h, and so its bits. Compiled once per
+// instruction set (foreach_target.h).
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "../cpu/roi_order.h"
+#include "../cpu/targets.h"
+#include "roi_align_weights_cpu.h"
+
+#if defined(RCNN_ROI_ALIGN_ROI_ALIGN_TRANSPOSED_CPU_INL_H_) == defined(RCNN_TARGET_TOGGLE)
+#ifdef RCNN_ROI_ALIGN_ROI_ALIGN_TRANSPOSED_CPU_INL_H_
+#undef RCNN_ROI_ALIGN_ROI_ALIGN_TRANSPOSED_CPU_INL_H_
+#else
+#define RCNN_ROI_ALIGN_ROI_ALIGN_TRANSPOSED_CPU_INL_H_
+#endif
+
 #include "../cpu/channel_block-inl.h"
+#include "../cpu/simd-inl.h"
+#include "roi_align_forward_cpu-inl.h"
+
+RCNN_BEFORE_NAMESPACE();
+namespace rcnn_ext {
+namespace {
+namespace RCNN_NAMESPACE {
 
 // The most taps that a bin has on an axis for kernels that know their number.
 constexpr int kFewTaps = 4;
@@ -131,3 +153,10 @@ void align_tiles(const std::vector<RoiSpan<RoiTable<T>, Stored>>& runs, const Po
         results.put(count, target);
       });
 }
+
+}  // namespace RCNN_NAMESPACE
+}  // namespace
+}  // namespace rcnn_ext
+RCNN_AFTER_NAMESPACE();
+
+#endif  // RCNN_ROI_ALIGN_ROI_ALIGN_TRANSPOSED_CPU_INL_H_

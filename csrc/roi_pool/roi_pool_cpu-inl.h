@@ -1,13 +1,36 @@
-// RoIPool on one CPU core. A source of for_each_isa.h.
+// RoIPool on one CPU core, compiled once per instruction set (foreach_target.h).
 //
 // The lanes of a register are channels, so that no bin needs its lanes merged: NCHW planes are
 // transposed to that where RoIs cover them, each pixel once for all RoIs. Maxima are kept with the
 // pixels that they come from, in numbers of the same width; among equals the first pixel stays. A
 // NaN counts as the largest number: where there may be one, bins are taken channel by channel.
-// clang-format off: the second needs the first.
-#include "../cpu/simd-inl.h"
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+#include <vector>
+
+#include "../core/checks.h"
+#include "../core/roi_math.h"
+#include "../cpu/roi_order.h"
+#include "../cpu/targets.h"
+#include "roi_pool.h"
+#include "roi_pool_bins_cpu.h"
+
+#if defined(RCNN_ROI_POOL_ROI_POOL_CPU_INL_H_) == defined(RCNN_TARGET_TOGGLE)
+#ifdef RCNN_ROI_POOL_ROI_POOL_CPU_INL_H_
+#undef RCNN_ROI_POOL_ROI_POOL_CPU_INL_H_
+#else
+#define RCNN_ROI_POOL_ROI_POOL_CPU_INL_H_
+#endif
+
 #include "../cpu/channel_block-inl.h"
-// clang-format on
+#include "../cpu/simd-inl.h"
+
+RCNN_BEFORE_NAMESPACE();
+namespace rcnn_ext {
+namespace {
+namespace RCNN_NAMESPACE {
 
 template <class T>
 using PixelOf = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
@@ -250,3 +273,10 @@ void scatter_pixels(const T* rois, int64_t roi_count, int64_t image, const Store
     }
   }
 }
+
+}  // namespace RCNN_NAMESPACE
+}  // namespace
+}  // namespace rcnn_ext
+RCNN_AFTER_NAMESPACE();
+
+#endif  // RCNN_ROI_POOL_ROI_POOL_CPU_INL_H_

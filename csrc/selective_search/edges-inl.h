@@ -1,5 +1,23 @@
-// Compiled for each instruction set (common/for_each_isa.h). Sums keep the order of NumPy, so that
+// Compiled once per instruction set (foreach_target.h). Sums keep the order of NumPy, so that
 // segmentations come out as scikit-image's, bit for bit.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "../cpu/targets.h"
+#include "edges.h"
+
+#if defined(RCNN_SELECTIVE_SEARCH_EDGES_INL_H_) == defined(RCNN_TARGET_TOGGLE)
+#ifdef RCNN_SELECTIVE_SEARCH_EDGES_INL_H_
+#undef RCNN_SELECTIVE_SEARCH_EDGES_INL_H_
+#else
+#define RCNN_SELECTIVE_SEARCH_EDGES_INL_H_
+#endif
+
+RCNN_BEFORE_NAMESPACE();
+namespace rcnn_ext {
+namespace {
+namespace RCNN_NAMESPACE {
 
 // Euclidean distances between the pixels of two rows of planes, and their ranks.
 inline void distances(const double* const* a, const double* const* b, int shift_a, int shift_b,
@@ -20,3 +38,10 @@ inline void distances(const double* const* a, const double* const* b, int shift_
     ranks[i] = static_cast<uint16_t>(low < kLast ? low : kLast);
   }
 }
+
+}  // namespace RCNN_NAMESPACE
+}  // namespace
+}  // namespace rcnn_ext
+RCNN_AFTER_NAMESPACE();
+
+#endif  // RCNN_SELECTIVE_SEARCH_EDGES_INL_H_

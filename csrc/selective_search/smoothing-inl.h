@@ -1,5 +1,18 @@
-// Compiled for each instruction set (common/for_each_isa.h). Sums keep the order of scipy.ndimage,
+// Compiled once per instruction set (foreach_target.h). Sums keep the order of scipy.ndimage,
 // so that smoothed images come out as its own, bit for bit.
+#include "../cpu/targets.h"
+
+#if defined(RCNN_SELECTIVE_SEARCH_SMOOTHING_INL_H_) == defined(RCNN_TARGET_TOGGLE)
+#ifdef RCNN_SELECTIVE_SEARCH_SMOOTHING_INL_H_
+#undef RCNN_SELECTIVE_SEARCH_SMOOTHING_INL_H_
+#else
+#define RCNN_SELECTIVE_SEARCH_SMOOTHING_INL_H_
+#endif
+
+RCNN_BEFORE_NAMESPACE();
+namespace rcnn_ext {
+namespace {
+namespace RCNN_NAMESPACE {
 
 // One row of interleaved pixels into three rows of doubles.
 template <class T>
@@ -55,3 +68,10 @@ inline void smooth_row(const double* padded, const double* weights, int radius, 
       padded, [&](int k) { return padded - k; }, [&](int k) { return padded + k; }, weights, radius,
       width, smoothed);
 }
+
+}  // namespace RCNN_NAMESPACE
+}  // namespace
+}  // namespace rcnn_ext
+RCNN_AFTER_NAMESPACE();
+
+#endif  // RCNN_SELECTIVE_SEARCH_SMOOTHING_INL_H_

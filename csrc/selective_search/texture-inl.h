@@ -1,4 +1,19 @@
-// Compiled for each instruction set (common/for_each_isa.h).
+// Compiled once per instruction set (foreach_target.h).
+#include <cstdint>
+
+#include "../cpu/targets.h"
+
+#if defined(RCNN_SELECTIVE_SEARCH_TEXTURE_INL_H_) == defined(RCNN_TARGET_TOGGLE)
+#ifdef RCNN_SELECTIVE_SEARCH_TEXTURE_INL_H_
+#undef RCNN_SELECTIVE_SEARCH_TEXTURE_INL_H_
+#else
+#define RCNN_SELECTIVE_SEARCH_TEXTURE_INL_H_
+#endif
+
+RCNN_BEFORE_NAMESPACE();
+namespace rcnn_ext {
+namespace {
+namespace RCNN_NAMESPACE {
 
 // Marks the pixels of one channel that are above their upper, left and lower neighbours. Rows are
 // interleaved; a missing neighbour counts as 0.
@@ -13,3 +28,10 @@ void mark_peaks(const T* up, const T* row, const T* down, int width, int channel
     marks[x] = (value > above[3 * x]) & (value > below[3 * x]) & (value > middle[3 * (x - 1)]);
   }
 }
+
+}  // namespace RCNN_NAMESPACE
+}  // namespace
+}  // namespace rcnn_ext
+RCNN_AFTER_NAMESPACE();
+
+#endif  // RCNN_SELECTIVE_SEARCH_TEXTURE_INL_H_

@@ -1,4 +1,21 @@
-// Compiled for each instruction set (common/for_each_isa.h).
+// Compiled once per instruction set (foreach_target.h).
+#include <cmath>
+#include <cstdint>
+
+#include "../cpu/targets.h"
+#include "uijlings.h"
+
+#if defined(RCNN_SELECTIVE_SEARCH_UIJLINGS_INL_H_) == defined(RCNN_TARGET_TOGGLE)
+#ifdef RCNN_SELECTIVE_SEARCH_UIJLINGS_INL_H_
+#undef RCNN_SELECTIVE_SEARCH_UIJLINGS_INL_H_
+#else
+#define RCNN_SELECTIVE_SEARCH_UIJLINGS_INL_H_
+#endif
+
+RCNN_BEFORE_NAMESPACE();
+namespace rcnn_ext {
+namespace {
+namespace RCNN_NAMESPACE {
 
 // Sum of the smaller of two shares. `count` is a multiple of kLanes, and each lane has a sum of its
 // own whatever the width of the registers.
@@ -36,3 +53,10 @@ inline void code_derivatives(const double* before, const double* after, const do
     codes[x] = static_cast<uint8_t>(bin + (slope < 0 ? kBins : 0));
   }
 }
+
+}  // namespace RCNN_NAMESPACE
+}  // namespace
+}  // namespace rcnn_ext
+RCNN_AFTER_NAMESPACE();
+
+#endif  // RCNN_SELECTIVE_SEARCH_UIJLINGS_INL_H_

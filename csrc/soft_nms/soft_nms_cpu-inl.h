@@ -1,4 +1,24 @@
-// Soft suppression within one segment, for one instruction set (for_each_isa.h).
+// Soft suppression within one segment, compiled once per instruction set (foreach_target.h).
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "../core/box_math.h"
+#include "../cpu/targets.h"
+#include "soft_nms.h"
+#include "soft_nms_boxes_cpu.h"
+
+#if defined(RCNN_SOFT_NMS_SOFT_NMS_CPU_INL_H_) == defined(RCNN_TARGET_TOGGLE)
+#ifdef RCNN_SOFT_NMS_SOFT_NMS_CPU_INL_H_
+#undef RCNN_SOFT_NMS_SOFT_NMS_CPU_INL_H_
+#else
+#define RCNN_SOFT_NMS_SOFT_NMS_CPU_INL_H_
+#endif
+
+RCNN_BEFORE_NAMESPACE();
+namespace rcnn_ext {
+namespace {
+namespace RCNN_NAMESPACE {
 
 template <class T>
 inline key_t<T> key_of(T score) {
@@ -77,3 +97,10 @@ void soft_suppress(const SoftBoxes<T>& s, const SoftNmsRule<T>& rule, T* rescore
     }
   }
 }
+
+}  // namespace RCNN_NAMESPACE
+}  // namespace
+}  // namespace rcnn_ext
+RCNN_AFTER_NAMESPACE();
+
+#endif  // RCNN_SOFT_NMS_SOFT_NMS_CPU_INL_H_
