@@ -31,6 +31,8 @@ PAGES = [
     ROOT / "README.md",
     *sorted(path for path in (ROOT / "docs").rglob("*.md") if path.name != "mutants.md"),
 ]
+# Pages whose blocks are not run, but which name files too.
+OTHERS = [ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md")]
 RUN = ("python", "console")
 NOT_RUN = ("bash", "text", "yaml", "diff", "json", "mermaid", "c++")
 
@@ -251,7 +253,7 @@ _TARGET = re.compile(r"^\s*make ([a-z-]+)|`make ([a-z-]+)", re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("path", PAGES + OTHERS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_files_targets_and_links_exist(path):
     text = path.read_text()
     named = {match[0] for match in _PATH.finditer(text)}
