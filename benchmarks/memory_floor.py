@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from rcnn_ext.bench.cases.pooling import PoolingCase, PyramidInputs
+from rcnn_ext.bench.contenders import OURS, TORCHVISION
 from rcnn_ext.bench.memory import keep_freed_memory
-from rcnn_ext.bench.runner import OURS, SEED, TORCHVISION, active, contender_ops
+from rcnn_ext.bench.runner import SEED, active, contender_ops
 from rcnn_ext.bench.suite import select, suite
 from rcnn_ext.bench.timing import Contender, TimingConfig, WallClock, time_interleaved
 

@@ -14,7 +14,8 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from rcnn_ext.bench.cases import Case
-from rcnn_ext.bench.runner import OURS, REFERENCE, SEED, TORCHVISION, active, contender_ops
+from rcnn_ext.bench.contenders import OURS, REFERENCE, TORCHVISION
+from rcnn_ext.bench.runner import SEED, active, contender_ops
 from rcnn_ext.bench.suite import select, suite
 
 

@@ -205,7 +205,7 @@ def judge_atomic(context: Context, done: Finished) -> Outcome:
 
 def prepare_load(context: Context, limit: float) -> Command:
     """Ask the doctor."""
-    return Command([sys.executable, "-m", "rcnn_ext.cli.doctor", "--json"])
+    return Command([sys.executable, "-m", "rcnn_ext", "doctor", "--json"])
 
 
 def judge_load(context: Context, done: Finished) -> Outcome:
@@ -263,7 +263,7 @@ def prepare_compare(context: Context, limit: float) -> Command:
     """Run the operator comparison on CUDA within most of the time there is."""
     return Command(
         [
-            *(sys.executable, "-m", "rcnn_ext.bench", "--device", "cuda"),
+            *(sys.executable, "-m", "rcnn_ext", "bench", "--device", "cuda"),
             *("--budget", f"{0.7 * limit:.0f}", "--json", str(context.scratch / "bench.json")),
         ]
     )

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from rcnn_ext import _environment, ops
 from rcnn_ext.bench import memory
+from rcnn_ext.bench.contenders import OURS, TORCHVISION
 from rcnn_ext.bench.model_pair import SMALL, Scale, make_image, make_pair, make_target
 from rcnn_ext.bench.report import SCHEMA, format_seconds, format_table
-from rcnn_ext.bench.runner import OURS, TORCHVISION
 from rcnn_ext.bench.timing import (
     MIN_RUNS,
     Contender,

@@ -6,8 +6,9 @@ import importlib.util
 import pathlib
 from typing import TYPE_CHECKING
 
+from rcnn_ext.bench.contenders import AVX2, OURS, REFERENCE, TORCHVISION
 from rcnn_ext.bench.report import Report
-from rcnn_ext.bench.runner import AVX2, OURS, REFERENCE, TORCHVISION, Row
+from rcnn_ext.bench.runner import Row
 from rcnn_ext.files import replacing
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from rcnn_ext.bench.cases.base import MAX_TIME_RATIO_TO_ATOMIC
-from rcnn_ext.bench.runner import AVX2, OURS, REFERENCE, TORCHVISION, Row, Settings
+from rcnn_ext.bench.contenders import AVX2, OURS, REFERENCE, TORCHVISION
+from rcnn_ext.bench.runner import Row, Settings
 from rcnn_ext.bench.timing import MIN_RUNS, Timing
 
 SCHEMA = 1

@@ -14,17 +14,9 @@ import torch
 from rcnn_ext import _extension, ops
 from rcnn_ext.bench import atomic, memory
 from rcnn_ext.bench.cases import Case
+from rcnn_ext.bench.contenders import ATOMIC, AVX2, BASELINE, OURS, REFERENCE, TORCHVISION
 from rcnn_ext.bench.timing import Contender, Timing, TimingConfig, clock_for, time_interleaved
 
-OURS = "rcnn_ext"
-# Ours with the kernels of an instruction set below the best.
-AVX2 = "rcnn_ext-avx2"
-BASELINE = "rcnn_ext-baseline"
-# Gradients by atomic additions, on CUDA.
-ATOMIC = "atomic"
-TORCHVISION = "torchvision"
-REFERENCE = "reference"
-CONTENDERS = (OURS, AVX2, BASELINE, ATOMIC, TORCHVISION, REFERENCE)
 _FORCED = {AVX2: "avx2", BASELINE: "baseline"}
 
 

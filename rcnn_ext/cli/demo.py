@@ -1,32 +1,30 @@
-"""``rcnn-ext demo``: the whole package on data that it makes itself, in minutes."""
+"""The command ``rcnn-ext demo``: the whole package on synthetic data, in minutes."""
 
 from __future__ import annotations
 
 import argparse
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
+SUMMARY = "make data, train, evaluate, draw and compare, in minutes"
 
 _PICTURES = 12
-_WHAT = {
+_FILE_LABELS = {
     "metrics.json": "metrics",
     "detections.json": "detections",
     "precision_recall.png": "curves",
     "confusion.png": "confusion",
 }
-_WANTED_AP50 = 0.9
+_MIN_AP50 = 0.9
 _RECIPE = "faster_rcnn_synthetic"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options of ``rcnn-ext demo``."""
+    """Declare the options of ``rcnn-ext demo``."""
     parser.description = (
-        "Makes a data set of textured shapes, trains a small Faster R-CNN on it, evaluates it "
-        "with the COCO metrics, draws its detections beside the truth, and compares the operators "
-        "with torchvision's."
+        "Make a data set of textured shapes, train a small Faster R-CNN on it, evaluate it with "
+        "the COCO metrics, draw its detections beside the truth, and compare the operators with "
+        "torchvision's."
     )
     parser.add_argument(
         "overrides", metavar="key=value", nargs="*", help=f"values to replace in {_RECIPE}"
@@ -34,17 +32,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="OUT", type=Path, required=True, help="folder for everything it writes"
     )
-    parser.add_argument("--no-bench", action="store_true", help="leave out the operators")
+    parser.add_argument("--no-bench", action="store_true", help="skip the comparison of operators")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the demo.
+    """Run the demo.
 
     Args:
-        args: What :func:`add_arguments` declared.
+        args: The options that :func:`add_arguments` declares.
 
     Returns:
-        0, or 1 where AP50 stays below what the recipe is known to reach.
+        0, or 1 where AP50 is below the 0.9 that this recipe should reach.
 
     Raises:
         UserError: A path or an override is wrong.
@@ -69,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
     _announce(2, f"training {_RECIPE}: {recipe.schedule.steps} steps")
     result = train(recipe, data, folder, overwrite=True)
-    assert result is not None  # It is in the first process, and there is no other.
+    assert result is not None  # Only other processes than the main one get None.
     print(result.summary())
 
     _announce(3, f"COCO metrics on the {len(validation)} validation images")
@@ -107,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     table = None
     if not args.no_bench:
         _announce(5, "the operators against torchvision's")
-        from rcnn_ext.bench import run_quick
+        from rcnn_ext.bench.comparison import run_quick
 
         table = run_quick(out / "operators")
 
@@ -117,16 +115,16 @@ def run(args: argparse.Namespace) -> int:
         ("data set", data),
         ("training run", folder),
         ("loss curve", folder / "losses.png"),
-        *((_WHAT.get(path.name, "pictures"), path) for path in written),
+        *((_FILE_LABELS.get(path.name, "pictures"), path) for path in written),
         ("truth and detections", sheet),
         ("operators", table),
     ]
-    for what, path in places:
+    for label, path in places:
         if path is not None and path.exists():
-            print(f"  {what:<21} {path}")
+            print(f"  {label:<21} {path}")
     ap50 = metrics.summary["AP50"] or 0.0
-    if ap50 < _WANTED_AP50:
-        print(f"AP50 is {ap50:.3f}, below the {_WANTED_AP50} that this recipe should reach")
+    if ap50 < _MIN_AP50:
+        print(f"AP50 is {ap50:.3f}, below the {_MIN_AP50} that this recipe should reach")
         return 1
     print(f"AP50 is {ap50:.3f}")
     return 0

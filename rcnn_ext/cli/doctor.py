@@ -1,4 +1,4 @@
-"""``rcnn-ext doctor``: what is installed, what is compiled and why not, and whether it works.
+"""The command ``rcnn-ext doctor``.
 
 Runs with the base dependencies alone, on a CPU-only torch, and where native modules are missing.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import traceback
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,9 @@ if TYPE_CHECKING:
 
     from rcnn_ext._extension import ModuleStatus
 
-# What each extra of pyproject.toml brings, by distribution.
+SUMMARY = "show versions, what is compiled and what is not, and why"
+
+# The distributions of each extra in pyproject.toml.
 EXTRAS = {
     "train": (
         "lightning",
@@ -43,10 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Examine the installation and print what was found.
+    """Examine the installation and print the findings.
 
     Args:
-        args: what :func:`add_arguments` declared.
+        args: The options that :func:`add_arguments` declares.
 
     Returns:
         0 where the package works (if only through its reference), 1 where something is broken.
@@ -60,8 +61,8 @@ def examine() -> dict[str, Any]:
     """Examine the installation.
 
     Returns:
-        A dict for JSON: ``works``; ``problems``, what is broken; ``hints``, what could be better;
-        and what is known of versions, devices, modules, operators, extras and the self-test.
+        A dict for JSON: ``works``; ``problems`` and ``hints``, one line each; and versions,
+        devices, modules, operators, extras and results of the self-test.
     """
     findings: dict[str, Any] = {"works": False, "problems": [], "hints": []}
     try:
@@ -97,7 +98,7 @@ def examine() -> dict[str, Any]:
 
 
 def _examine_modules(findings: dict[str, Any]) -> None:
-    """Add the native modules, what they were built from, and what is wrong with them."""
+    """Add the native modules, the hash of their sources, and their problems."""
     import torch
 
     from rcnn_ext import _environment, _extension
@@ -134,34 +135,34 @@ def _examine_modules(findings: dict[str, Any]) -> None:
 
 
 def judge_module(status: ModuleStatus, torch_has_cuda: bool) -> tuple[str, str | None]:
-    """Say what the state of a native module means.
+    """Judge the state of a native module.
 
     Args:
-        status: what the loader says.
-        torch_has_cuda: whether this torch was built with CUDA.
+        status: Status from the loader.
+        torch_has_cuda: Whether this torch was built with CUDA.
 
     Returns:
-        ``loaded``, ``missing``, ``not needed`` or ``broken``, and what to do about it, if anything.
+        ``loaded``, ``missing``, ``not needed`` or ``broken``, and advice, if any.
     """
     if status.loaded:
         return "loaded", None
     if status.name == "_C_cuda" and not torch_has_cuda:
         return "not needed", None
     if status.path is not None:
-        return "broken", f"{status.reason}; to mend it, {_REBUILD} with this torch installed"
+        return "broken", f"{status.reason}; to fix it, {_REBUILD} with this torch installed"
     need = "nvcc of torch's CUDA version" if status.name == "_C_cuda" else "a C++17 compiler"
     return "missing", f"{status.reason}; with {need} at hand, {_REBUILD}"
 
 
 def covers(architectures: str, capability: tuple[int, int]) -> bool | None:
-    """Say whether code for a list of architectures runs on a GPU.
+    """Return whether code for a list of architectures runs on a GPU.
 
     Args:
-        architectures: as in ``TORCH_CUDA_ARCH_LIST``: ``"8.0;9.0+PTX"``.
-        capability: the GPU's compute capability.
+        architectures: Architectures as in ``TORCH_CUDA_ARCH_LIST``: ``"8.0;9.0+PTX"``.
+        capability: The GPU's compute capability.
 
     Returns:
-        None where the list holds a name that says no number.
+        None where a name in the list has no number.
     """
     unknown = False
     for entry in architectures.replace(",", ";").replace(" ", ";").split(";"):
@@ -190,14 +191,15 @@ def self_test(device: torch.device) -> dict[str, str]:
     """Run every operator on small inputs, as the dispatcher chooses, against the float64 reference.
 
     Args:
-        device: where to run them.
+        device: The device to run them on.
 
     Returns:
-        ``ok`` or what was wrong, by operator and variant.
+        ``ok`` or the fault, by operator and variant.
     """
     import torch
 
-    from rcnn_ext.bench.runner import OURS, REFERENCE, active, contender_ops
+    from rcnn_ext.bench.contenders import OURS, REFERENCE
+    from rcnn_ext.bench.runner import active, contender_ops
     from rcnn_ext.bench.suite import tiny
 
     results = {}
@@ -218,7 +220,7 @@ def self_test(device: torch.device) -> dict[str, str]:
 
 
 def format_findings(findings: dict[str, Any]) -> str:
-    """Return the findings as text."""
+    """Format the findings as text."""
     parts = []
     if "versions" in findings:
         parts += [_versions_text(findings), _modules_text(findings), _operators_text(findings)]
@@ -314,14 +316,3 @@ def _extras_text(findings: dict[str, Any]) -> str:
         if missing:
             lines[-1] += f" (pip install 'rcnn-ext[{extra}]')"
     return "\n".join(lines)
-
-
-def main() -> int:
-    """``python -m rcnn_ext.cli.doctor``: the same as ``rcnn-ext doctor``."""
-    parser = argparse.ArgumentParser(prog="python -m rcnn_ext.cli.doctor", description=__doc__)
-    add_arguments(parser)
-    return run(parser.parse_args())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,27 +7,25 @@ import time
 from pathlib import Path
 
 from rcnn_ext import files
-from rcnn_ext.data.images import find_images
 from rcnn_ext.errors import UserError
-from rcnn_ext.selective_search.cache import ProposalCache
-from rcnn_ext.selective_search.precompute import precompute
-from rcnn_ext.selective_search.search import BACKENDS
-from rcnn_ext.selective_search.settings import MODES, SearchSettings
 
-_EPILOG = """\
+SUMMARY = "search a data set for object proposals"
+EPILOG = """\
 examples:
   rcnn-ext selective-search VOCdevkit/VOC2007 --out regions
   rcnn-ext selective-search VOCdevkit/VOC2007 --out regions --mode fast
   torchrun --nproc-per-node 4 -m rcnn_ext selective-search images/ --out regions
 
-Stop it whenever you like: the same command goes on from there. Training reads the folder with
-selective_search.folder=regions and the same settings.
+Stop it at any time: run the command again to continue. Training reads the folder with
+selective_search.folder=regions and equal settings.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``rcnn-ext selective-search``."""
-    parser.epilog = _EPILOG
+    from rcnn_ext.selective_search.search import BACKENDS
+    from rcnn_ext.selective_search.settings import MODES
+
     parser.add_argument(
         "dataset",
         metavar="DATASET",
@@ -50,17 +48,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         nargs="+",
         metavar="S",
-        help="of the segmentation (default: 500; fast: 50 100; quality: 50 100 150 300)",
+        help="scale of the segmentation (default: 500; fast: 50 100; quality: 50 100 150 300)",
     )
     parser.add_argument(
-        "--sigma", type=float, help="of the smoothing, in pixels (default: 0.9; other modes: 0.8)"
+        "--sigma",
+        type=float,
+        help="deviation of the smoothing, in pixels (default: 0.9; other modes: 0.8)",
     )
     parser.add_argument(
         "--min-size", type=int, metavar="N", help="pixels of the smallest segment (default: 10)"
     )
-    parser.add_argument("--backend", choices=tuple(BACKENDS), default="native", help="who searches")
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="searches at a time (default: one a core)"
+        "--backend", choices=tuple(BACKENDS), default="native", help="implementation of the search"
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="searches at a time (default: one per core)"
     )
 
 
@@ -68,11 +70,19 @@ def run(args: argparse.Namespace) -> int:
     """Compute the proposals that are missing.
 
     Args:
-        args: what :func:`add_arguments` declared.
+        args: The options that :func:`add_arguments` declares.
 
     Returns:
-        0; 1 where an image could not be read.
+        0, or 1 where an image could not be read.
+
+    Raises:
+        UserError: An option or a path is wrong.
     """
+    from rcnn_ext.data.images import find_images
+    from rcnn_ext.selective_search.cache import ProposalCache
+    from rcnn_ext.selective_search.precompute import precompute
+    from rcnn_ext.selective_search.settings import SearchSettings
+
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers: expected at least 1, got {args.workers}")
     scale = args.scale

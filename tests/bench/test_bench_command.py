@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from rcnn_ext import _extension, bench, ops
-from rcnn_ext.bench import atomic, runner, suite
+from rcnn_ext import _extension, ops
+from rcnn_ext.bench import atomic, comparison, contenders, report, runner, suite
 from rcnn_ext.bench.cases import IouCase, NmsCase, RoiCase, SoftNmsCase
-from rcnn_ext.bench.runner import ATOMIC, OURS, REFERENCE, TORCHVISION, Settings, run_cases
+from rcnn_ext.bench.contenders import ATOMIC, OURS, REFERENCE, TORCHVISION
+from rcnn_ext.bench.runner import Settings, run_cases
 from rcnn_ext.bench.timing import TimingConfig
-from rcnn_ext.cli import bench as command
+from rcnn_ext.cli import bench
 from rcnn_ext.errors import UserError
 
 FAST = TimingConfig(min_run_time=1e-4, budget=0.0, max_runs=5)
@@ -33,8 +34,8 @@ def _arguments(*options: str) -> argparse.Namespace:
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "suite", lambda quick: suite.tiny())
-    monkeypatch.setattr(command, "_QUICK_TIMING", FAST)
+    monkeypatch.setattr(suite, "suite", lambda quick: suite.tiny())
+    monkeypatch.setattr(comparison, "QUICK_TIMING", FAST)
 
 
 def test_run_prints_and_writes_everything(
@@ -60,12 +61,12 @@ def test_run_prints_and_writes_everything(
     ]
     assert (out / "operators.txt").read_text() in printed.out
     (named,) = results.iterdir()
-    assert named.name == command.result_name(data["environment"])
+    assert named.name == report.result_name(data["environment"])
     assert json.loads(named.read_text()) == data
 
 
 def test_environment_says_what_a_figure_needs() -> None:
-    data = command.compare(SETTINGS, suite.select(suite.tiny(), "cpu", "nms")).as_json()
+    data = comparison.compare(SETTINGS, suite.select(suite.tiny(), "cpu", "nms")).as_json()
     environment = data["environment"]
     assert environment["versions"]["torch"] == torch.__version__
     assert environment["date"].endswith("+00:00")
@@ -77,7 +78,7 @@ def test_environment_says_what_a_figure_needs() -> None:
 
 
 def test_run_quick(tmp_path: pathlib.Path) -> None:
-    table = bench.run_quick(tmp_path)
+    table = comparison.run_quick(tmp_path)
     assert table == tmp_path / "operators.txt"
     for case in suite.tiny():
         assert case.work in table.read_text()
@@ -96,7 +97,7 @@ def test_wrong_result_fails_the_run(
     assert bench.run(_arguments("--quick", "--only", "nms/300")) == 1
     assert "FAILED" in capsys.readouterr().out
     with pytest.raises(RuntimeError, match="nms/300"):
-        bench.run_quick(tmp_path)
+        comparison.run_quick(tmp_path)
     assert (tmp_path / "operators.json").is_file()
 
 
@@ -167,7 +168,7 @@ def test_forced_instruction_sets_are_contenders_of_their_own() -> None:
 
     sets = _extension.instruction_sets()
     names = tuple(
-        name for name in runner.CONTENDERS if name.removeprefix("rcnn_ext-") in {*sets, OURS}
+        name for name in contenders.CONTENDERS if name.removeprefix("rcnn_ext-") in {*sets, OURS}
     )
     settings = dataclasses.replace(SETTINGS, contenders=names)
     rows, _ = run_cases([Watching("nms", count=50)], settings, lambda row: None)
@@ -180,8 +181,8 @@ def test_usual_contenders_take_avx2_where_it_is_not_the_best(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_extension, "instruction_set", lambda: "avx512")
-    assert runner.AVX2 in runner.default_contenders("cpu")
-    assert runner.AVX2 not in runner.default_contenders("cuda")
+    assert contenders.AVX2 in runner.default_contenders("cpu")
+    assert contenders.AVX2 not in runner.default_contenders("cuda")
     monkeypatch.setattr(_extension, "instruction_set", lambda: "avx2")
     assert runner.default_contenders("cpu") == (OURS, TORCHVISION, REFERENCE)
 
@@ -241,7 +242,7 @@ def test_growth_spares_torchvision_the_largest_sizes(
     assert largest.size == 1_000_000
     assert largest.only_ours
     small = [NmsCase("nms", count=count, only_ours=count > 100) for count in (50, 100, 200)]
-    monkeypatch.setattr(command, "growth", lambda: small)
+    monkeypatch.setattr(suite, "growth", lambda: small)
     assert bench.run(_arguments("--growth", "--json", str(tmp_path))) == 0
     (data,) = tmp_path.glob("*-growth.json")
     results = json.loads(data.read_text())["results"]
@@ -279,7 +280,7 @@ def test_what_the_user_can_mend(options: list[str], message: str) -> None:
 def test_places_that_cannot_be_written_are_found_at_once(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "compare", lambda *_: pytest.fail("the suite ran"))
+    monkeypatch.setattr(comparison, "compare", lambda *_: pytest.fail("the suite ran"))
     occupied = tmp_path / "file"
     occupied.touch()
     for option, place in (("--out", occupied), ("--json", occupied / "results")):
@@ -305,14 +306,14 @@ def test_bad_options_are_refused_by_the_parser(
     assert options[0] in capsys.readouterr().err
 
 
-def test_module_as_a_program() -> None:
+def test_a_mistake_is_one_line() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "rcnn_ext.bench", "--only", "nmz"],
+        [sys.executable, "-m", "rcnn_ext", "bench", "--only", "nmz"],
         capture_output=True,
         text=True,
         check=False,
         cwd=pathlib.Path(__file__).parents[2],
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("error: no case matches 'nmz'")
+    assert done.stderr.startswith("rcnn-ext: no case matches 'nmz'")
     assert "Traceback" not in done.stderr

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from rcnn_ext.bench import models
-from rcnn_ext.bench.__main__ import main
+from rcnn_ext.bench.contenders import OURS, TORCHVISION
 from rcnn_ext.bench.model_pair import SMALL, make_image, make_pair
 from rcnn_ext.bench.models import ModelCase, detection_error, loss_error, run_case
-from rcnn_ext.bench.runner import OURS, TORCHVISION
 from rcnn_ext.bench.timing import TimingConfig
+from rcnn_ext.cli.main import main
 
 CPU = torch.device("cpu")
 TIMING = TimingConfig(min_run_time=0.0, budget=0.0, max_runs=1)
@@ -124,17 +124,15 @@ def test_networks_do_not_run_outside_of_themselves(monkeypatch):
             assert len(call()[0]["boxes"]) > 0
 
 
-def test_options_that_do_not_apply(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["bench", "--models", "--only", "nms"])
-    assert main() == 2
+def test_options_that_do_not_apply(capsys):
+    assert main(["bench", "--models", "--only", "nms"]) == 2
     assert "--models: --only is for the comparison of operators" in capsys.readouterr().err
 
 
 def test_command_writes_json(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(models, "_MAKERS", (models.outside_case,))
     arguments = ["bench", "--models", "--quick", "--threads", "1", "--json", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", arguments)
-    assert main() == 0
+    assert main(arguments) == 0
     (path,) = tmp_path.glob("*-models.json")
     report = json.loads(path.read_text())
     assert report["suite"] == "models"

@@ -13,8 +13,9 @@ import torch
 
 from rcnn_ext.bench import plots, report, runner
 from rcnn_ext.bench.cases import NmsCase, SoftNmsCase, Targets
+from rcnn_ext.bench.contenders import ATOMIC, AVX2, OURS, REFERENCE, TORCHVISION
 from rcnn_ext.bench.report import Report, format_report, format_seconds, format_table, result_name
-from rcnn_ext.bench.runner import ATOMIC, AVX2, OURS, REFERENCE, TORCHVISION, Row, Settings
+from rcnn_ext.bench.runner import Row, Settings
 from rcnn_ext.bench.timing import Timing, TimingConfig
 
 ENVIRONMENT = {

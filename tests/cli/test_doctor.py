@@ -84,7 +84,7 @@ def test_module_that_does_not_load_is_a_problem(
     monkeypatch.setattr(_extension, "status", lambda: {**statuses, "_C": broken})
     assert _run() == 1
     text = capsys.readouterr().out
-    assert "undefined symbol; to mend it, run `pip install .`" in text
+    assert "undefined symbol; to fix it, run `pip install .`" in text
 
 
 def test_changed_sources_are_hinted_at(
@@ -171,7 +171,7 @@ def test_installation_without_native_modules(tmp_path: pathlib.Path) -> None:
         ignore=shutil.ignore_patterns("*.so", "*.pyd", "__pycache__", "_build_info.json"),
     )
     done = subprocess.run(
-        [sys.executable, "-m", "rcnn_ext.cli.doctor", "--json"],
+        [sys.executable, "-m", "rcnn_ext", "doctor", "--json"],
         capture_output=True,
         text=True,
         cwd=tmp_path,

@@ -16,13 +16,14 @@ import pytest
 from PIL import Image
 
 import rcnn_ext
+from rcnn_ext.cli import eval as eval_command
 from rcnn_ext.cli import main as cli
 from rcnn_ext.config import recipe_names
 from rcnn_ext.errors import UserError
 
 ROOT = Path(rcnn_ext.__file__).parents[1]
 REAL = ROOT.parent / "shared" / "data" / "coco"
-COMMANDS = ("train", "eval", "detect", "selective-search", "check", "bench", "doctor", "demo")
+HEAVY = ("torch", "numpy", "PIL", "lightning", "yaml", "matplotlib")
 EXTRA = ("lightning", "pycocotools", "matplotlib", "yaml", "tqdm", "safetensors", "defusedxml")
 
 
@@ -48,27 +49,56 @@ def run(capsys, *arguments):
     return code, captured.out, captured.err.splitlines()
 
 
-def test_help_names_every_command_and_imports_nothing_heavy():
+def help_without_heavy_imports(*command):
     script = textwrap.dedent(
-        """
+        f"""
         import sys
         from rcnn_ext.cli.main import main
         try:
-            main(["--help"])
+            main([*sys.argv[1:], "--help"])
         except SystemExit as stop:
             assert stop.code == 0
-        heavy = {"torch", "numpy", "PIL", "lightning", "yaml"} & set(sys.modules)
+        heavy = set({HEAVY!r}) & set(sys.modules)
         assert not heavy, heavy
         """
     )
-    finished = python("-c", script)
+    return python("-c", script, *command)
+
+
+def test_help_names_every_command_and_imports_nothing_heavy():
+    finished = help_without_heavy_imports()
     assert finished.returncode == 0, finished.stderr
-    for command in COMMANDS:
-        assert re.search(rf"^    {command} ", finished.stdout, re.MULTILINE), command
+    for command in cli.COMMANDS:
+        assert re.search(rf"^    {command}( |$)", finished.stdout, re.MULTILINE), command
     assert "rcnn-ext train faster_rcnn_coco --data DATA" in finished.stdout
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", ["train", "eval", "detect", "export", "bench", "doctor", "demo"]
+)
+def test_help_of_a_command_imports_nothing_heavy(command):
+    finished = help_without_heavy_imports(command)
+    assert finished.returncode == 0, finished.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not tell the CPU time of children")
+def test_help_takes_at_most_300_ms():
+    """CPU time, the minimum of some runs: other processes of the machine do not count."""
+    import resource
+
+    def cpu_seconds():
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    seconds = []
+    for _ in range(5):
+        before = cpu_seconds()
+        assert python("-m", "rcnn_ext", "--help").returncode == 0
+        seconds.append(cpu_seconds() - before)
+    assert min(seconds) <= 0.3
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_every_command_explains_itself(capsys, command):
     code, out, _ = run(capsys, command, "--help")
     assert code == 0
@@ -186,7 +216,7 @@ def test_exceptions_become_lines_and_codes(capsys, monkeypatch, error, code, mes
     def fail(options):
         raise error
 
-    monkeypatch.setattr(cli, "_eval", fail)
+    monkeypatch.setattr(eval_command, "run", fail)
     got, _, errors = run(capsys, "eval", "x", "--data", "y")
     assert got == code
     assert len(errors) == 1

@@ -1,0 +1,72 @@
+"""The command ``rcnn-ext detect``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rcnn_ext.cli.arguments import add_checkpoint, add_inference, fraction
+
+SUMMARY = "find objects in pictures"
+EPILOG = """\
+examples:
+  rcnn-ext detect runs/first photo.jpg --out found
+  rcnn-ext detect runs/first folder/ --out found --draw-score 0.3
+  rcnn-ext detect runs/first 'film/frame_*.png' --out found
+  rcnn-ext detect runs/masks csv/test.csv --out found
+
+A CSV file lists pictures, relative to its folder or to images/ beside it. For a localizer, --out
+also gets submission.csv, with one row per picture in that order, in pixels of the file on disk.
+--out gets detections.json (COCO result format), pictures/ with boxes drawn, and overview.jpg.
+The id of an image is its file name if all names are numbers, as COCO's are; otherwise its position
+in the list, counted from 1. Every entry also has file_name.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``rcnn-ext detect``."""
+    add_checkpoint(parser)
+    parser.add_argument(
+        "images",
+        metavar="IMAGE",
+        type=Path,
+        nargs="+",
+        help="pictures, folders of pictures or of video frames, patterns in quotes, or CSV lists",
+    )
+    parser.add_argument(
+        "--out", metavar="OUT", type=Path, required=True, help="folder for JSON and pictures"
+    )
+    parser.add_argument(
+        "--min-score", type=fraction, default=0.05, help="minimum score in JSON (default: 0.05)"
+    )
+    parser.add_argument(
+        "--draw-score", type=fraction, default=0.5, help="minimum score drawn (default: 0.5)"
+    )
+    parser.add_argument("--no-pictures", action="store_true", help="write JSON only")
+    add_inference(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Detect objects and write them.
+
+    Args:
+        options: The options that :func:`add_arguments` declares.
+
+    Returns:
+        0.
+
+    Raises:
+        UserError: The checkpoint or an image is wrong.
+    """
+    from rcnn_ext.predict.detect import detect_to_folder
+
+    detect_to_folder(
+        options.checkpoint,
+        options.images,
+        options.out,
+        device_name=options.device,
+        batch_size=options.batch_size,
+        min_score=options.min_score,
+        draw_score=None if options.no_pictures else options.draw_score,
+    )
+    return 0

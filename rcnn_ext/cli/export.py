@@ -1,0 +1,60 @@
+"""The command ``rcnn-ext export``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rcnn_ext.cli.arguments import add_checkpoint
+
+SUMMARY = "write a model for use elsewhere"
+EPILOG = """\
+examples:
+  rcnn-ext export runs/first --out detector.safetensors
+  rcnn-ext export runs/first --out detector.pt2 --size 640x480
+
+.safetensors holds the weights, with the recipe and the class names in its metadata.
+.pt2 is a torch.export program for images of one size: it runs with torch and the operators of
+this package (import rcnn_ext.ops), without the code of the models.
+rcnn-ext detect and rcnn-ext eval accept both in the place of RUN.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``rcnn-ext export``."""
+    add_checkpoint(parser)
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, required=True, help="ends in .safetensors or .pt2"
+    )
+    parser.add_argument(
+        "--size", metavar="WxH", type=_size, help="image size of a .pt2 (default: the recipe's)"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Export a trained model.
+
+    Args:
+        options: The options that :func:`add_arguments` declares.
+
+    Returns:
+        0.
+
+    Raises:
+        UserError: The checkpoint or the name of the file is wrong.
+    """
+    from rcnn_ext.predict.export import export
+    from rcnn_ext.predict.load import load_saved
+
+    saved = load_saved(options.checkpoint)
+    export(saved, options.out, options.size)
+    print(f"{saved.path}: step {saved.step}, classes {', '.join(saved.classes.names)}")
+    print(f"wrote {options.out}")
+    return 0
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, cross, height = text.partition("x")
+    if not (cross and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT in pixels, not {text!r}")
+    return int(width), int(height)

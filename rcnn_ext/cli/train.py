@@ -1,0 +1,94 @@
+"""The command ``rcnn-ext train``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rcnn_ext.cli.arguments import positive_int
+from rcnn_ext.errors import UserError
+
+SUMMARY = "train a detector by a recipe"
+EPILOG = """\
+A recipe is a YAML file. Replace any of its values on the command line:
+  rcnn-ext train faster_rcnn_coco --data DATA --out runs/a optimizer.lr=0.01 data.batch_size=4
+  rcnn-ext train faster_rcnn_coco --data DATA --out runs/b data.classes='[cat, dog]'
+  rcnn-ext train faster_rcnn_coco --data DATA --out runs/c model.weights_backbone=null
+  rcnn-ext train faster_rcnn_synthetic --data shapes --out runs/d --max-steps 100
+The last one generates its own data. --show prints a recipe with all its values.
+
+DATA is a folder such as
+  DATA/annotations/instances_train2017.json   or   DATA/instances_train.json
+  DATA/annotations/instances_val2017.json          DATA/instances_val.json
+  DATA/train2017/*.jpg, DATA/val2017/*.jpg         DATA/images/*.jpg
+Name other places with data.train_annotations=, data.train_images=, data.val_annotations= and
+data.val_images=.
+
+Ctrl-C finishes the step, saves last.ckpt and stops; --resume continues from there.
+
+On several GPUs, and on several machines with torchrun's --nnodes and --rdzv-endpoint:
+  torchrun --nproc-per-node 4 -m rcnn_ext train faster_rcnn_coco --data DATA --out runs/e
+data.batch_size is the total over all processes, so that results do not depend on their number.
+"""
+
+_RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``rcnn-ext train``."""
+    names = ", ".join(sorted(path.stem for path in _RECIPES.glob("*.yaml")))
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help=f"one of {names}; or the path of a YAML file"
+    )
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="values to replace")
+    parser.add_argument("--data", metavar="DATA", type=Path, help="folder of the data set")
+    parser.add_argument("--out", metavar="OUT", type=Path, help="folder for everything it writes")
+    parser.add_argument(
+        "--max-steps",
+        metavar="N",
+        type=positive_int,
+        help="train at most N steps in total; a second phase gets those that are left",
+    )
+    parser.add_argument("--resume", action="store_true", help="continue from OUT/last.ckpt")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in OUT")
+    parser.add_argument(
+        "--show", action="store_true", help="print the recipe with all its values, and stop"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train a detector, or print its recipe.
+
+    Args:
+        options: The options that :func:`add_arguments` declares.
+
+    Returns:
+        0.
+
+    Raises:
+        UserError: An option, the recipe or the data is wrong.
+    """
+    from rcnn_ext.config import load_recipe, recipe_to_yaml, with_steps
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    if options.max_steps is not None:
+        recipe = with_steps(recipe, options.max_steps)
+    if options.show:
+        print(recipe_to_yaml(recipe), end="")
+        return 0
+    for name in ("data", "out"):
+        if getattr(options, name) is None:
+            raise UserError(f"train needs --{name}; rcnn-ext train --help explains")
+    if options.resume and options.overwrite:
+        raise UserError("--resume and --overwrite exclude each other")
+    from rcnn_ext.train.run import train
+
+    result = train(
+        recipe, options.data, options.out, resume=options.resume, overwrite=options.overwrite
+    )
+    if result is None:
+        return 0  # Only the main process has a result to print.
+    print(result.summary())
+    print(f"everything is in {options.out}")
+    print(f"next: rcnn-ext eval {options.out} --data {options.data}")
+    return 0
