@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Something the user can mend: a wrong path, option, file or value.
+    """A mistake that the user can fix: a wrong path, option, file or value.
 
     The command line prints its message without a traceback and exits with code 2.
     """

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all.
+"""Files that are written atomically: whole or not at all.
 
 A run that is killed in the middle of a write must not leave half a checkpoint, half a JSON or half
 a data set behind: each writer here fills a temporary file or folder next to the target and renames
@@ -21,16 +21,19 @@ from rcnn_ext.errors import UserError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary path that becomes ``path`` when the block ends without an exception.
+    """Yield a temporary path that becomes ``path`` when the block ends without an exception.
 
     The temporary name keeps the suffix of ``path``, since Pillow and matplotlib choose the format
     by it.
 
     Args:
-        path: The file to write; its folder is made if need be.
+        path: The file to write; its folder is created if missing.
+
+    Yields:
+        The temporary path.
 
     Raises:
-        UserError: The folder cannot be made or written.
+        UserError: The folder cannot be created or written.
     """
     make_folder(path.parent)
     try:
@@ -52,9 +55,16 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Gives a temporary folder that becomes ``path`` when the block ends without an exception.
+    """Yield a temporary folder that becomes ``path`` when the block ends without an exception.
 
-    ``path`` itself must not exist, or be an empty folder.
+    Args:
+        path: The folder to write, which must not exist or be empty.
+
+    Yields:
+        The temporary folder.
+
+    Raises:
+        UserError: The parent folder cannot be created.
     """
     make_folder(path.parent)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
@@ -69,7 +79,14 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def make_folder(path: Path) -> Path:
-    """Makes a folder and its parents, and says in one line why that is not possible."""
+    """Create a folder and its parents.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: The folder cannot be created; the message gives the reason in one line.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -78,18 +95,22 @@ def make_folder(path: Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text, whole or not at all."""
+    """Write UTF-8 text atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON, whole or not at all. NaN and infinity are refused: they are not JSON."""
+    """Write JSON atomically.
+
+    Raises:
+        ValueError: ``value`` contains NaN or infinity, which are not JSON.
+    """
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file.
+    """Read a JSON file.
 
     Raises:
         UserError: The file is missing, unreadable or not JSON; the message has the line and column.

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of long work: a tqdm bar on a terminal, occasional lines in a log file."""
 
 from __future__ import annotations
 
@@ -9,41 +9,47 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# Where there is no terminal, such as in the log of a batch system, the next line comes after so
-# many seconds or so large a part of the time since the start: nobody reads thousands of lines.
+# In a log file, such as of a batch system, tqdm would overwrite its one line without end. Lines are
+# at least this many seconds apart, and this fraction of the time since the start, so that a run of
+# days does not write thousands of them.
 _LINE_INTERVAL = 10.0
-_LINE_PART = 0.1
+_LINE_FRACTION = 0.1
 
 
 class Progress:
-    """Shows how much of some work is done, on standard error.
+    """Show on standard error how much of some work is done.
 
-    On a terminal it is a tqdm bar; without tqdm, or where output goes to a file, it is a line every
-    ten seconds, then more and more rarely, and one at the end.
+    On a terminal it is a tqdm bar. Without tqdm, or where output goes to a file, it is a line every
+    ten seconds, then less and less often, and one at the end.
 
     Args:
-        what: The work, in a word or two.
+        description: The work, in a word or two.
         total: Number of units.
         unit: Name of a unit.
-        done: Units that were done before, by an earlier run.
+        initial: Units done before, by an earlier run.
 
     Example:
         >>> with Progress("Evaluating", len(batches)) as progress:
         ...     progress.advance()
     """
 
-    def __init__(self, what: str, total: int, unit: str = "step", done: int = 0) -> None:
-        self.what = what
+    def __init__(self, description: str, total: int, unit: str = "step", initial: int = 0) -> None:
+        self.description = description
         self.total = total
         self.unit = unit
-        self._done = self._before = done
-        self._started = self._shown = time.monotonic()
+        self._done = self._initial = initial
+        self._start_time = self._shown_time = time.monotonic()
         self._note = ""
-        self._lines_at = done
-        self._bar = _terminal_bar(what, total, unit, done)
+        self._shown_count = initial
+        self._bar = _terminal_bar(description, total, unit, initial)
 
     def advance(self, by: int = 1, note: str = "") -> None:
-        """Counts units as done; ``note`` stands behind the numbers until the next one."""
+        """Count units as done.
+
+        Args:
+            by: Number of units.
+            note: Text to show behind the numbers until the next one replaces it.
+        """
         self._done += by
         self._note = note or self._note
         if self._bar is not None:
@@ -52,23 +58,25 @@ class Progress:
             self._bar.update(by)
         else:
             now = time.monotonic()
-            if now - self._shown >= max(_LINE_INTERVAL, _LINE_PART * (now - self._started)):
+            if now - self._shown_time >= max(
+                _LINE_INTERVAL, _LINE_FRACTION * (now - self._start_time)
+            ):
                 self._show_line()
 
     def message(self, text: str) -> None:
-        """Prints a line without disturbing the bar."""
+        """Print a line without disturbing the bar."""
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
         else:
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Ends the display."""
+        """End the display."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        elif self._done > self._lines_at and self._shown > self._started:
-            # Only work that was long enough for a line deserves a last one.
+        elif self._done > self._shown_count and self._shown_time > self._start_time:
+            # Work too short for a first line gets no last one either.
             self._show_line()
 
     def __enter__(self) -> Progress:
@@ -78,12 +86,12 @@ class Progress:
         self.close()
 
     def _show_line(self) -> None:
-        self._shown = time.monotonic()
-        self._lines_at = self._done
-        seconds = (self._shown - self._started) / max(1, self._done - self._before)
+        self._shown_time = time.monotonic()
+        self._shown_count = self._done
+        seconds = (self._shown_time - self._start_time) / max(1, self._done - self._initial)
         left = _duration(seconds * (self.total - self._done))
         parts = [
-            f"{self.what}: {self._done}/{self.total}",
+            f"{self.description}: {self._done}/{self.total}",
             f"{seconds:.2f} s/{self.unit}",
             f"{left} left" if self._done < self.total else "done",
         ]
@@ -91,22 +99,29 @@ class Progress:
         print(", ".join(parts), file=sys.stderr, flush=True)
 
 
-def tracked(items: Iterable[T], what: str, total: int, unit: str = "image") -> Iterator[T]:
-    """Yields the items and shows how many have been worked on."""
-    with Progress(what, total, unit) as progress:
+def tracked(items: Iterable[T], description: str, total: int, unit: str = "image") -> Iterator[T]:
+    """Yield the items and show how many are done.
+
+    Args:
+        items: The items.
+        description: The work, in a word or two.
+        total: Number of items.
+        unit: Name of an item.
+    """
+    with Progress(description, total, unit) as progress:
         for item in items:
             yield item
             progress.advance()
 
 
-def _terminal_bar(what: str, total: int, unit: str, done: int) -> Any:
+def _terminal_bar(description: str, total: int, unit: str, initial: int) -> Any:
     if not sys.stderr.isatty():
         return None
     try:
         from tqdm import tqdm
     except ModuleNotFoundError:
         return None
-    return tqdm(total=total, initial=done, desc=what, unit=unit, dynamic_ncols=True)
+    return tqdm(total=total, initial=initial, desc=description, unit=unit, dynamic_ncols=True)
 
 
 def _duration(seconds: float) -> str:

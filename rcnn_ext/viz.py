@@ -18,18 +18,25 @@ from PIL import Image, ImageDraw, ImageFont
 from rcnn_ext.data.annotations import ClassList
 from rcnn_ext.files import replacing
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 Box = tuple[float, float, float, float]  # (x1, y1, x2, y2), pixels
 
-# Tags of objects that lie on each other are stacked; more than these would hide the picture.
-_MOST_TAG_PLACES = 5
+# Tags of objects at one place are stacked; more than these would hide the picture.
+_MAX_TAG_PLACES = 5
 
 _GOLDEN_RATIO = 0.618033988749895
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
 
 
-def class_colour(label: int) -> Colour:
-    """The colour of a label, always the same; neighbouring labels differ most."""
+def class_color(label: int) -> Color:
+    """Return the color of a label; colors of neighboring labels differ most.
+
+    Args:
+        label: A label, from 1.
+
+    Returns:
+        (red, green, blue), each from 0 to 255.
+    """
     hue = (label * _GOLDEN_RATIO) % 1
     # Saturation alternates too, or hues would come close after a dozen classes.
     red, green, blue = colorsys.hsv_to_rgb(hue, (0.95, 0.65, 0.8)[label % 3], 0.95)
@@ -42,9 +49,9 @@ def draw_boxes(
     labels: Sequence[int],
     classes: ClassList,
     scores: Sequence[float] | None = None,
-    least_size: int = 384,
+    min_size: int = 384,
 ) -> Image.Image:
-    """Draws boxes with the names of their classes on a copy of a picture.
+    """Draw boxes with the names of their classes on a copy of a picture.
 
     Args:
         picture: The image; small ones are enlarged so that the text is legible.
@@ -52,9 +59,12 @@ def draw_boxes(
         labels: [N], from 1.
         classes: The names of the labels.
         scores: [N], from 0 to 1; None for ground truth. The best are drawn last, on top.
-        least_size: Pictures whose longer side is shorter are enlarged a whole number of times.
+        min_size: Minimum longer side; smaller pictures are enlarged by an integer factor.
+
+    Returns:
+        The enlarged copy, RGB.
     """
-    scale = max(1, math.ceil(least_size / max(picture.size)))
+    scale = max(1, math.ceil(min_size / max(picture.size)))
     canvas = picture.convert("RGB").resize((picture.width * scale, picture.height * scale))
     pen = ImageDraw.Draw(canvas)
     width = max(2, round(max(canvas.size) / 300))
@@ -63,15 +73,15 @@ def draw_boxes(
     order = range(len(rows)) if scores is None else np.argsort(np.asarray(scores), kind="stable")
     texts = []
     for i in (int(index) for index in order):
-        colour = class_colour(int(labels[i]))
+        color = class_color(int(labels[i]))
         name = classes.name(int(labels[i]))
-        pen.rectangle(rows[i], outline=colour, width=width)
+        pen.rectangle(rows[i], outline=color, width=width)
         text = name if scores is None else f"{name} {float(scores[i]):.2f}"
-        texts.append((rows[i], text, colour))
+        texts.append((rows[i], text, color))
     # After all boxes, so that no box crosses a name; the best first, so that it gets its place.
     taken: list[Box] = []
-    for row, text, colour in reversed(texts):
-        taken.append(_draw_tag(pen, canvas.size, row, text, colour, font, taken))
+    for row, text, color in reversed(texts):
+        taken.append(_draw_tag(pen, canvas.size, row, text, color, font, taken))
     return canvas
 
 
@@ -81,16 +91,16 @@ def contact_sheet(
     columns: int = 4,
     cell: int = 320,
 ) -> Image.Image:
-    """Arranges pictures in a grid, each fitted into a square cell with its caption below.
+    """Arrange pictures in a grid, each fitted into a square cell with its caption below.
 
     Args:
         pictures: One or more.
-        captions: One for each picture, or None.
-        columns: Cells in a row.
+        captions: One per picture, or None.
+        columns: Cells per row.
         cell: Side of a cell in pixels.
 
     Raises:
-        ValueError: No pictures, or captions of another number.
+        ValueError: There are no pictures, or their number differs from that of the captions.
     """
     if not pictures:
         raise ValueError("a contact sheet needs at least one picture")
@@ -117,17 +127,17 @@ def contact_sheet(
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Writes a picture in the format of the suffix, whole or not at all."""
+    """Write a picture atomically, in the format of the suffix."""
     options: dict[str, Any] = {"quality": 92} if path.suffix.lower() in (".jpg", ".jpeg") else {}
     with replacing(path) as temporary:
         picture.save(temporary, **options)
 
 
 def plot_losses(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws the curves of a ``losses.csv``.
+    """Plot the curves of a ``losses.csv``.
 
     Args:
-        rows: Its rows: ``step``, ``loss`` and the single losses.
+        rows: Its rows, with ``step``, ``loss`` and the single losses.
         path: The picture to write.
 
     Raises:
@@ -153,12 +163,12 @@ def plot_losses(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def plot_precision_recall(precision: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """Draws precision over recall at IoU 0.5.
+    """Plot precision over recall at IoU 0.5.
 
     Args:
-        precision: [101, K] at recall 0, 0.01, ..., 1 for each class; -1 for classes without
+        precision: [101, K] at recall 0, 0.01, ..., 1 per class; -1 for classes without
             objects, which are left out.
-        names: [K] of the classes.
+        names: [K] class names.
         path: The picture to write.
 
     Raises:
@@ -168,11 +178,11 @@ def plot_precision_recall(precision: np.ndarray, names: Sequence[str], path: Pat
     recall = np.linspace(0, 1, len(precision))
     shown = [k for k in range(len(names)) if (precision[:, k] > -1).all()]
     for k in shown:
-        colour = [value / 255 for value in class_colour(k + 1)]
+        color = [value / 255 for value in class_color(k + 1)]
         # Named curves of eighty classes could not be told apart.
         few = len(shown) <= 12
         label = f"{names[k]} (AP50 {precision[:, k].mean():.2f})" if few else None
-        axes.plot(recall, precision[:, k], color=colour, label=label, alpha=1 if few else 0.35)
+        axes.plot(recall, precision[:, k], color=color, label=label, alpha=1 if few else 0.35)
     if shown:
         mean = precision[:, shown].mean(axis=1)
         axes.plot(recall, mean, color="black", linewidth=2.2, label=f"mean ({mean.mean():.2f})")
@@ -184,11 +194,11 @@ def plot_precision_recall(precision: np.ndarray, names: Sequence[str], path: Pat
 
 
 def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """Draws a confusion matrix; colours are parts of a row, which is a true class.
+    """Plot a confusion matrix; colors are fractions of a row, which is a true class.
 
     Args:
-        matrix: [K, K] counts, true classes in rows and found ones in columns.
-        names: [K].
+        matrix: [K, K] counts, true classes in rows and predicted ones in columns.
+        names: [K] class names.
         path: The picture to write.
 
     Raises:
@@ -196,18 +206,18 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None
     """
     count = len(names)
     side = min(24.0, 3 + 0.45 * count)
-    figure, axes = _new_plot("What is taken for what", "found", "true", (side + 1, side))
+    figure, axes = _new_plot("Confusion matrix", "predicted", "true", (side + 1, side))
     rows = matrix.sum(axis=1, keepdims=True)
-    parts = matrix / np.maximum(rows, 1)
-    axes.imshow(parts, cmap="Blues", vmin=0, vmax=1)
+    fractions = matrix / np.maximum(rows, 1)
+    axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     small = {"fontsize": 8 if count <= 30 else 5}
     axes.set_xticks(range(count), names, rotation=90, **small)
     axes.set_yticks(range(count), names, **small)
     axes.grid(False)
     for row, column in np.argwhere(matrix > 0):
-        colour = "white" if parts[row, column] > 0.6 else "black"
+        color = "white" if fractions[row, column] > 0.6 else "black"
         axes.text(
-            column, row, str(matrix[row, column]), ha="center", va="center", color=colour, **small
+            column, row, str(matrix[row, column]), ha="center", va="center", color=color, **small
         )
     with replacing(path) as temporary:
         figure.savefig(temporary)
@@ -218,27 +228,27 @@ def _draw_tag(
     size: tuple[int, int],
     box: Sequence[float],
     text: str,
-    colour: Colour,
+    color: Color,
     font: Any,
     taken: Sequence[Box],
 ) -> Box:
-    """Writes on a coloured tag above the box or, where that is taken or outside, further down.
+    """Write on a colored tag above the box or, where that is taken or outside, further down.
 
     Returns:
-        Where the tag is.
+        The rectangle of the tag.
     """
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     width, height = right - left + 6, bottom - top + 6
     x = min(max(0.0, box[0]), max(0.0, size[0] - width))
     lowest = max(0.0, size[1] - height)
-    places = [box[1] + height * i for i in range(-1, _MOST_TAG_PLACES)]
+    places = [box[1] + height * i for i in range(-1, _MAX_TAG_PLACES)]
     tags = [(x, y, x + width, y + height) for y in places if 0 <= y <= lowest]
     free = (tag for tag in tags if not any(_overlap(tag, other) for other in taken))
     y = min(max(0.0, box[1]), lowest)
     tag = next(free, (x, y, x + width, y + height))
-    pen.rectangle(tag, fill=colour)
+    pen.rectangle(tag, fill=color)
     # Perceived brightness, ITU-R BT.601.
-    bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
+    bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
     pen.text((tag[0] + 3 - left, tag[1] + 3 - top), text, _INK if bright else _PAPER, font)
     return tag
 

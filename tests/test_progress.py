@@ -25,7 +25,7 @@ def clock(monkeypatch):
 
 
 def test_in_a_file_it_is_a_line_now_and_then_and_one_at_the_end(clock, capsys):
-    with Progress("Training", 100, done=40) as shown:
+    with Progress("Training", 100, initial=40) as shown:
         for step in range(60):
             clock.now += 0.5
             shown.advance(note=f"loss {step}")

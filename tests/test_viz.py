@@ -8,7 +8,7 @@ from PIL import Image
 
 from rcnn_ext.data import ClassList
 from rcnn_ext.viz import (
-    class_colour,
+    class_color,
     contact_sheet,
     draw_boxes,
     plot_losses,
@@ -24,25 +24,25 @@ def grey(width, height):
     return Image.new("RGB", (width, height), GREY)
 
 
-def near(pixel, colour):
-    return max(abs(int(a) - int(b)) for a, b in zip(pixel, colour, strict=True)) <= 2
+def near(pixel, color):
+    return max(abs(int(a) - int(b)) for a, b in zip(pixel, color, strict=True)) <= 2
 
 
-def test_colours_of_classes_are_fixed_and_tell_neighbours_apart():
-    colours = [class_colour(label) for label in range(1, 91)]
-    assert colours == [class_colour(label) for label in range(1, 91)]
-    assert len(set(colours)) == 90
-    for first, second in zip(colours, colours[1:], strict=False):
+def test_colors_of_classes_are_fixed_and_tell_neighbors_apart():
+    colors = [class_color(label) for label in range(1, 91)]
+    assert colors == [class_color(label) for label in range(1, 91)]
+    assert len(set(colors)) == 90
+    for first, second in zip(colors, colors[1:], strict=False):
         assert sum(abs(a - b) for a, b in zip(first, second, strict=True)) > 80
 
 
-def test_boxes_are_drawn_where_they_are_and_in_the_colour_of_their_class():
+def test_boxes_are_drawn_where_they_are_and_in_the_color_of_their_class():
     picture = grey(400, 300)
     drawn = draw_boxes(picture, [[50, 60, 200, 250]], [2], CLASSES)
     assert drawn.size == (400, 300)
     pixels = np.asarray(drawn)
     for x, y in ((50, 150), (200, 150), (120, 250), (150, 60)):
-        assert near(pixels[y, x], class_colour(2)), (x, y)
+        assert near(pixels[y, x], class_color(2)), (x, y)
     assert near(pixels[150, 120], GREY), "the inside stays"
     assert near(pixels[280, 380], GREY)
     assert np.asarray(picture).std() == 0, "the picture itself stays"
@@ -52,8 +52,8 @@ def test_small_pictures_are_enlarged_with_their_boxes():
     drawn = draw_boxes(grey(100, 50), [[10, 20, 60, 40]], [1], CLASSES)
     assert drawn.size == (400, 200)
     pixels = np.asarray(drawn)
-    assert near(pixels[120, 40], class_colour(1))
-    assert near(pixels[120, 240], class_colour(1))
+    assert near(pixels[120, 40], class_color(1))
+    assert near(pixels[120, 240], class_color(1))
 
 
 @pytest.mark.parametrize("box", [[0, 0, 400, 300], [380, 0, 400, 10], [0, 290, 20, 300]])
@@ -76,7 +76,7 @@ def test_the_best_detection_is_drawn_on_top():
     boxes = [[50, 60, 200, 250], [50, 60, 200, 250]]
     for scores, label in (([0.9, 0.2], 1), ([0.2, 0.9], 2)):
         pixels = np.asarray(draw_boxes(grey(400, 300), boxes, [1, 2], CLASSES, scores))
-        assert near(pixels[150, 50], class_colour(label))
+        assert near(pixels[150, 50], class_color(label))
 
 
 def test_names_of_boxes_on_each_other_are_stacked():
@@ -85,7 +85,7 @@ def test_names_of_boxes_on_each_other_are_stacked():
     def tagged(count):
         boxes = [[100 + i, 100 + i, 300, 250] for i in range(count)]
         pixels = np.asarray(draw_boxes(grey(400, 300), boxes, [2] * count, CLASSES))
-        return (pixels[:, 110:130] == class_colour(2)).all(axis=2).any(axis=1).sum()
+        return (pixels[:, 110:130] == class_color(2)).all(axis=2).any(axis=1).sum()
 
     heights = [tagged(count) for count in (1, 2, 3)]
     assert heights[1] > 1.6 * heights[0]
@@ -98,18 +98,18 @@ def test_nothing_to_draw_gives_the_picture():
 
 
 def test_a_contact_sheet_shows_every_picture_whole():
-    colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 0), (0, 200, 200)]
+    colors = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 0), (0, 200, 200)]
     shapes = [(100, 100), (200, 50), (50, 200), (10, 10), (400, 300)]
     sheet = contact_sheet(
-        [Image.new("RGB", size, colour) for size, colour in zip(shapes, colours, strict=True)],
+        [Image.new("RGB", size, color) for size, color in zip(shapes, colors, strict=True)],
         captions=list("abcde"),
         columns=2,
         cell=100,
     )
     pixels = np.asarray(sheet).astype(int)
     assert pixels.shape == (3 * 130 + 8, 2 * 108 + 8, 3)
-    for (width, height), colour in zip(shapes, colours, strict=True):
-        seen = (np.abs(pixels - colour).max(axis=2) <= 2).sum()
+    for (width, height), color in zip(shapes, colors, strict=True):
+        seen = (np.abs(pixels - color).max(axis=2) <= 2).sum()
         scale = 100 / max(width, height)
         assert seen == pytest.approx(width * height * scale * scale, rel=0.03)
 

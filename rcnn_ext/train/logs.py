@@ -67,7 +67,7 @@ class Logs(pl.Callback):
                 write_csv(path, [row for row in rows if int(row["step"]) <= done])
         if self.tensorboard:
             self._board = _board(self.folder / TENSORBOARD, done)
-        self._progress = Progress("Training", self.end, done=done)
+        self._progress = Progress("Training", self.end, initial=done)
         self._since = time.monotonic()
 
     def close(self) -> None:
