@@ -1,9 +1,10 @@
 """Every example of README.md and docs runs, and every file that they name exists.
 
 The blocks of a page run in order in one folder, ``python`` blocks with the names of those before.
-A ``console`` block holds commands after ``$``, and may show lines that their output has (``...``
-stands for anything); behind a ``print`` of a ``python`` block a comment says what it prints. What
-cannot run here is in ``bash`` or ``text`` blocks, or behind ``<!-- not run: reason -->``.
+A ``yaml`` block is part of a recipe, and is read as one. A ``console`` block holds commands after
+``$``, and may show lines that their output has (``...`` stands for anything); behind a ``print`` of
+a ``python`` block a comment says what it prints. What cannot run here is in ``bash`` or ``text``
+blocks, or behind ``<!-- not run: reason -->``.
 
 Training commands run as they are but for the sizes that ``_SMALL`` adds to them.
 """
@@ -19,10 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 pytest.importorskip("lightning", reason="lightning comes with the extra train")
 
 from rcnn_ext.cli.main import main
+from rcnn_ext.config import Recipe, recipe_from_dict
 from tests.docs.page_data import make_page_data
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,12 +36,12 @@ PAGES = [
 ]
 # Pages whose blocks are not run, but which name files too.
 OTHERS = [ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md")]
-RUN = ("python", "console")
-NOT_RUN = ("bash", "text", "yaml", "diff", "json", "mermaid", "c++")
+RUN = ("python", "console", "yaml")
+NOT_RUN = ("bash", "text", "diff")
 
 _FENCE = re.compile(r"^( *)```(.*)$")
 _REASON = re.compile(r"<!-- not run: (.+) -->")
-_MOST_REASONS = 6
+_MAX_REASONS = 4
 
 _SMALL = (
     "model.weights_backbone=null",
@@ -123,8 +126,12 @@ def run_page(blocks: list[Block]) -> None:
     for block in blocks:
         if block.reason is not None or block.language not in RUN:
             continue
-        run = run_console if block.language == "console" else run_python
-        run(block, namespace)
+        if block.language == "console":
+            run_console(block)
+        elif block.language == "python":
+            run_python(block, namespace)
+        else:
+            recipe_from_dict(yaml.safe_load(block.text))
 
 
 def run_python(block: Block, namespace: dict[str, object]) -> None:
@@ -137,7 +144,7 @@ def run_python(block: Block, namespace: dict[str, object]) -> None:
     must_show(block, expected, output.getvalue())
 
 
-def run_console(block: Block, _: dict[str, object]) -> None:
+def run_console(block: Block) -> None:
     for command, expected in commands_of(block):
         arguments = [*command[1:], *small_sizes(command[1:])]
         output = io.StringIO()
@@ -216,7 +223,7 @@ def test_blocks_have_a_known_language_and_few_are_not_run():
     unknown = [(b.page, b.line, b.language) for b in blocks if b.language not in RUN + NOT_RUN]
     assert not unknown
     reasons = [(block.page, block.line, block.reason) for block in blocks if block.reason]
-    assert len(reasons) <= _MOST_REASONS, reasons
+    assert len(reasons) <= _MAX_REASONS, reasons
     assert sum(block.language in RUN and not block.reason for block in blocks) > 20
 
 
@@ -229,6 +236,7 @@ def test_blocks_have_a_known_language_and_few_are_not_run():
         "```console\n$ rcnn-ext train faster_rcnn_coco --data coco --out x optimizer.rl=1\n```",
         "```console\n$ rcnn-ext check nowhere\n```",
         "```console\n$ pip install .\n```",
+        "```yaml\noptimizer: {rl: 1}\n```",
         "```console\n$ rcnn-ext check coco\nno such line\n```",
     ],
 )
@@ -265,3 +273,22 @@ def test_files_targets_and_links_exist(path):
         if not link.startswith(("http:", "https:")) and not (path.parent / link).exists():
             missing.append(link)
     assert not missing, f"{path.name} names what does not exist"
+
+
+_KEY = re.compile(
+    r"(?<![\w./-])((?:model|data|selective_search|optimizer|schedule|evaluation|runtime)"
+    r"(?:\.[a-z][a-z_0-9]*)+)(?=[=`: ,\]])"
+)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_keys_of_recipes_exist(path):
+    missing = []
+    for key in {match[1] for match in _KEY.finditer(path.read_text())} - {"data.yaml"}:
+        value: object = Recipe()
+        for name in key.split("."):
+            if not hasattr(value, name):
+                missing.append(key)
+                break
+            value = getattr(value, name)
+    assert not missing
