@@ -13,6 +13,7 @@ from rcnn_ext.errors import UserError
 from rcnn_ext.metrics.coco import EvaluationResult, detection_metrics
 from rcnn_ext.metrics.results import ImageResult
 from rcnn_ext.models import FastRCNN, Localizer
+from rcnn_ext.models.loss_normalizer import LossNormalizer, own_samples
 
 # The entry of a target that holds boxes for Fast R-CNN, [P, 4] in pixels of the image.
 PROPOSALS = "proposals"
@@ -24,7 +25,11 @@ def needs_proposals(model: nn.Module) -> bool:
 
 
 def call_model(
-    model: nn.Module, images: Sequence[torch.Tensor], targets: Sequence[dict[str, Any]]
+    model: nn.Module,
+    images: Sequence[torch.Tensor],
+    targets: Sequence[dict[str, Any]],
+    *,
+    normalizer: LossNormalizer = own_samples,
 ) -> Any:
     """Calls a model with what it takes.
 
@@ -33,6 +38,7 @@ def call_model(
         images: N images.
         targets: For each image what the data set gives, which models use in training only; those
             that need proposals find them there in evaluation too.
+        normalizer: Divisor of the losses in training, from the number of samples.
 
     Returns:
         The losses by name, or the detections of each image.
@@ -46,7 +52,7 @@ def call_model(
             raise UserError("this model needs proposals, and the data bring none")
         arguments.append([target[PROPOSALS] for target in targets])
     if model.training:
-        arguments.append(targets)
+        return model(*arguments, targets, normalizer=normalizer)
     return model(*arguments)
 
 

@@ -14,6 +14,7 @@ from rcnn_ext.models.detector import Detector
 from rcnn_ext.models.detectron2 import convert_detectron2, load_detectron2
 from rcnn_ext.models.fast_rcnn import FastRCNN
 from rcnn_ext.models.faster_rcnn import FasterRCNN
+from rcnn_ext.models.folding import fold_frozen_norms
 from rcnn_ext.models.localizer import Localizer, localizer
 from rcnn_ext.models.matcher import Matcher
 from rcnn_ext.models.poolers import RoIPooler
@@ -59,6 +60,7 @@ __all__ = [
     "fasterrcnn_resnet50_fpn_v2",
     "fastrcnn_resnet50_c4",
     "fastrcnn_resnet50_fpn",
+    "fold_frozen_norms",
     "load_detectron2",
     "localizer",
 ]

@@ -14,6 +14,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from rcnn_ext.models.folding import fold_frozen_norms
 from rcnn_ext.models.inputs import backbone_features
 from rcnn_ext.models.weights import fetch_state_dict, resolve_weights
 
@@ -129,14 +130,15 @@ def build_fpn_backbone(
             f"{len(stages) - 1}, got {tuple(returned_layers)}"
         )
     chosen = [stages[layer] for layer in returned_layers]
-    network = nn.Sequential(_join_layers(stages))
-    return BackboneWithFPN(
-        network,
+    backbone = BackboneWithFPN(
+        nn.Sequential(_join_layers(stages)),
         return_layers={stage.output: str(level) for level, stage in enumerate(chosen)},
         in_channels_list=[stage.channels for stage in chosen],
         out_channels=FPN_CHANNELS,
         norm_layer=pyramid_norm_layer,
     )
+    fold_frozen_norms(backbone)
+    return backbone
 
 
 def build_c4_backbone(
@@ -167,7 +169,11 @@ def build_c4_backbone(
     """
     stages, _ = _load_stages(name, weights, norm_layer, trainable_layers, progress)
     # ResNet: stem, layer1, layer2, layer3. MobileNetV3: the stages of strides 2, 4, 8 and 16.
-    return SingleMapBackbone(_join_layers(stages[:4])), nn.Sequential(_join_layers(stages[4:]))
+    backbone = SingleMapBackbone(_join_layers(stages[:4]))
+    last_stage = nn.Sequential(_join_layers(stages[4:]))
+    for part in (backbone, last_stage):
+        fold_frozen_norms(part)
+    return backbone, last_stage
 
 
 def build_c5_backbone(
@@ -192,7 +198,9 @@ def build_c5_backbone(
         UserError: the weights do not exist or cannot be downloaded.
     """
     stages, _ = _load_stages(name, weights, norm_layer, trainable_layers, progress)
-    return SingleMapBackbone(_join_layers(stages))
+    backbone = SingleMapBackbone(_join_layers(stages))
+    fold_frozen_norms(backbone)
+    return backbone
 
 
 def remove_strides(module: nn.Module) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self  # torch itself requires it
 
-from rcnn_ext.models.folding import fold_frozen_norms, fold_norms
+from rcnn_ext.models.folding import fold_norms
 
 # Where the arithmetic is: transform, RPN and RoI heads have code around theirs.
 _COMPUTING_PARTS = (
@@ -22,7 +22,7 @@ _COMPUTING_PARTS = (
 
 
 class Detector(nn.Module):
-    """Base of the models; a subclass calls `finish` at the end of its constructor."""
+    """Base of the models."""
 
     backbone: nn.Module
 
@@ -30,10 +30,6 @@ class Detector(nn.Module):
         super().__init__()
         # What `prepare_for_inference` has chosen; None in a model that can still be trained.
         self._compute: tuple[torch.dtype, torch.memory_format] | None = None
-
-    def finish(self) -> None:
-        """Fold frozen batch norms into the convolutions before them."""
-        fold_frozen_norms(self)
 
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation.

@@ -20,6 +20,7 @@ from rcnn_ext.models.inputs import (
     check_box_tensor,
     prepare_batch,
 )
+from rcnn_ext.models.loss_normalizer import LossNormalizer, own_samples
 from rcnn_ext.models.poolers import RoIPooler
 from rcnn_ext.models.roi_heads import RoIHeads
 from rcnn_ext.reference.box_coding import clip
@@ -116,13 +117,14 @@ class FastRCNN(Detector):
             bbox_target_stds,
             box_bg_iou_low,
         )
-        self.finish()
 
     def forward(
         self,
         images: Sequence[Tensor],
         proposals: Sequence[Tensor],
         targets: Sequence[dict[str, Tensor]] | None = None,
+        *,
+        normalizer: LossNormalizer = own_samples,
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Compute the losses in training, detect objects in evaluation.
 
@@ -134,6 +136,8 @@ class FastRCNN(Detector):
             targets: for each image `boxes` [G_i, 4] (x1, y1, x2, y2) in its pixels and `labels`
                 [G_i] int64, 1 or more. G_i may be 0. Needed in training, where the boxes join the
                 proposals.
+            normalizer: Divisor of the losses, from the number of samples; `mean_over_processes`
+                where several processes share a batch.
 
         Returns:
             In training the losses `loss_classifier` and `loss_box_reg`; in evaluation, for each
@@ -154,6 +158,7 @@ class FastRCNN(Detector):
             batch.image_sizes,
             resized_targets,
             padded_size=(batch.tensors.shape[2], batch.tensors.shape[3]),
+            normalizer=normalizer,
         )
         if self.training:
             return losses

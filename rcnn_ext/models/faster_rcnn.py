@@ -13,6 +13,7 @@ from rcnn_ext.models.backbones import out_channels_of
 from rcnn_ext.models.box_heads import default_box_branch
 from rcnn_ext.models.detector import Detector
 from rcnn_ext.models.inputs import backbone_features, build_transform, prepare_batch
+from rcnn_ext.models.loss_normalizer import LossNormalizer, own_samples
 from rcnn_ext.models.roi_heads import RoIHeads
 from rcnn_ext.models.rpn import RegionProposalNetwork, RPNHead
 
@@ -160,12 +161,13 @@ class FasterRCNN(Detector):
             bbox_target_stds,
             box_bg_iou_low,
         )
-        self.finish()
 
     def forward(
         self,
         images: Sequence[Tensor],
         targets: Sequence[dict[str, Tensor]] | None = None,
+        *,
+        normalizer: LossNormalizer = own_samples,
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Compute the losses in training, detect objects in evaluation.
 
@@ -173,6 +175,8 @@ class FasterRCNN(Detector):
             images: N images [3, H_i, W_i], floating point in [0, 1], of any sizes.
             targets: for each image `boxes` [G_i, 4] (x1, y1, x2, y2) in its pixels and `labels`
                 [G_i] int64, 1 or more. G_i may be 0. Needed in training.
+            normalizer: Divisor of the losses, from the number of samples; `mean_over_processes`
+                where several processes share a batch.
 
         Returns:
             In training the losses `loss_classifier`, `loss_box_reg`, `loss_objectness` and
@@ -186,13 +190,16 @@ class FasterRCNN(Detector):
             self.transform, images, targets, training=self.training
         )
         features = backbone_features(self.backbone, self.to_compute(batch.tensors))
-        proposals, proposal_losses = self.rpn(batch, features, resized_targets)
+        proposals, proposal_losses = self.rpn(
+            batch, features, resized_targets, normalizer=normalizer
+        )
         detections, detector_losses = self.roi_heads(
             features,
             proposals,
             batch.image_sizes,
             resized_targets,
             padded_size=(batch.tensors.shape[2], batch.tensors.shape[3]),
+            normalizer=normalizer,
         )
         if self.training:
             return {**detector_losses, **proposal_losses}

@@ -12,7 +12,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from rcnn_ext.models.box_utils import at_least_float32, first_bad_box
-from rcnn_ext.models.sharding import SEED
+from rcnn_ext.models.sampler import SEED
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -28,7 +28,7 @@ from rcnn_ext.models.inputs import (
     check_labels,
     prepare_batch,
 )
-from rcnn_ext.models.sharding import loss_denominator
+from rcnn_ext.models.loss_normalizer import LossNormalizer, own_samples
 from rcnn_ext.reference.box_coding import clip
 
 LOCALIZER_BACKBONES = ("cnn", *BACKBONES, *(f"{name}_fpn" for name in BACKBONES))
@@ -197,12 +197,13 @@ class Localizer(Detector):
         self.register_buffer(
             "class_weights", _class_weights(class_weights, num_classes), persistent=False
         )
-        self.finish()
 
     def forward(
         self,
         images: Sequence[Tensor],
         targets: Sequence[dict[str, Tensor]] | None = None,
+        *,
+        normalizer: LossNormalizer = own_samples,
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Compute the losses in training, find the objects in evaluation.
 
@@ -210,6 +211,8 @@ class Localizer(Detector):
             images: N images [3, H_i, W_i], floating point in [0, 1], of any sizes.
             targets: for each image `boxes` [1, 4] (x1, y1, x2, y2) in its pixels and `labels` [1]
                 int64, 1 or more. Needed in training.
+            normalizer: Divisor of the losses, from the number of samples; `mean_over_processes`
+                where several processes share a batch.
 
         Returns:
             In training `loss_classifier`, (1 - alpha) * weighted cross-entropy, and `loss_box_reg`,
@@ -244,11 +247,17 @@ class Localizer(Detector):
         sides = sizes[:, [1, 0, 1, 0]]  # [N, 4]
         if self.training:
             assert resized_targets is not None
-            return self.compute_loss(logits, boxes, resized_targets, sides)
+            return self.compute_loss(logits, boxes, resized_targets, sides, normalizer=normalizer)
         return self._answers(logits, boxes * sides, sizes, batch.image_sizes, original_sizes)
 
     def compute_loss(
-        self, logits: Tensor, boxes: Tensor, targets: list[dict[str, Tensor]], sides: Tensor
+        self,
+        logits: Tensor,
+        boxes: Tensor,
+        targets: list[dict[str, Tensor]],
+        sides: Tensor,
+        *,
+        normalizer: LossNormalizer = own_samples,
     ) -> dict[str, Tensor]:
         """Compute the losses of a batch.
 
@@ -257,6 +266,7 @@ class Localizer(Detector):
             boxes: [N, 4] in units of the image's sides.
             targets: as for `forward`, in pixels of the resized images.
             sides: [N, 4] (width, height, width, height) of the resized images.
+            normalizer: as for `forward`.
 
         Returns:
             `loss_classifier` and `loss_box_reg`.
@@ -280,7 +290,7 @@ class Localizer(Detector):
         weight: float | Tensor = len(classes)
         if self.class_weights is not None:
             weight = self.class_weights[classes].sum()
-        class_loss = class_loss / loss_denominator(weight, logits.device)
+        class_loss = class_loss / normalizer(weight, logits.device)
         return {
             "loss_classifier": (1 - self.alpha) * class_loss,
             "loss_box_reg": self.alpha * box_loss,

@@ -10,9 +10,9 @@ from rcnn_ext import ops
 from rcnn_ext.models.box_coder import box_coder_for_targets
 from rcnn_ext.models.box_utils import at_least_float32, image_size_tensor, unpad
 from rcnn_ext.models.inputs import check_labels
+from rcnn_ext.models.loss_normalizer import LossNormalizer, own_samples
 from rcnn_ext.models.matcher import Matcher
-from rcnn_ext.models.sampler import BalancedPositiveNegativeSampler
-from rcnn_ext.models.sharding import image_generator, loss_denominator
+from rcnn_ext.models.sampler import BalancedPositiveNegativeSampler, image_generator
 
 # See `image_generator`.
 _STAGE = 1
@@ -93,6 +93,8 @@ class RoIHeads(nn.Module):
         image_shapes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]] | None = None,
         padded_size: tuple[int, int] | None = None,
+        *,
+        normalizer: LossNormalizer = own_samples,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         """Detect objects or, in training, compute the losses.
 
@@ -105,6 +107,8 @@ class RoIHeads(nn.Module):
                 perhaps `seed`, see `image_generator`. Needed in training.
             padded_size: (height, width) of the batch that the features were computed from; None
                 means the largest of `image_shapes`.
+            normalizer: Divisor of the losses, from the number of samples; `mean_over_processes`
+                where several processes share a batch.
 
         Returns:
             In evaluation, for each image `boxes` [D_i, 4], image pixels, `labels` [D_i] and
@@ -138,7 +142,9 @@ class RoIHeads(nn.Module):
         if self.training:
             assert targets is not None
             check_labels([target["labels"] for target in targets], num_classes)
-            return [], self.compute_loss(logits, deltas, labels, delta_targets)
+            return [], self.compute_loss(
+                logits, deltas, labels, delta_targets, normalizer=normalizer
+            )
         return self.postprocess_detections(logits, deltas, proposals, image_shapes), {}
 
     @torch.no_grad()
@@ -191,7 +197,13 @@ class RoIHeads(nn.Module):
         return sampled, classes, delta_targets
 
     def compute_loss(
-        self, logits: Tensor, deltas: Tensor, labels: Tensor, delta_targets: Tensor
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        labels: Tensor,
+        delta_targets: Tensor,
+        *,
+        normalizer: LossNormalizer = own_samples,
     ) -> dict[str, Tensor]:
         """Compute the losses of the sampled RoIs.
 
@@ -200,11 +212,12 @@ class RoIHeads(nn.Module):
             deltas: [R, K, 4], or [R, 1, 4] for class-agnostic boxes.
             labels: [R] int64, 0 for background.
             delta_targets: [R, 4].
+            normalizer: as for `forward`.
 
         Returns:
             `loss_classifier` and `loss_box_reg`, both divided by R; 0 where R is 0.
         """
-        num_rois = loss_denominator(len(labels), logits.device)
+        num_rois = normalizer(len(labels), logits.device)
         foreground = (labels > 0).nonzero().squeeze(1)  # [F]
         box_of = labels[foreground] if deltas.shape[1] > 1 else torch.zeros_like(foreground)
         return {

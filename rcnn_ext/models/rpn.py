@@ -12,9 +12,9 @@ from torchvision.models.detection.image_list import ImageList
 from rcnn_ext import ops
 from rcnn_ext.models.box_coder import BoxCoder
 from rcnn_ext.models.box_utils import at_least_float32, image_size_tensor, unpad
+from rcnn_ext.models.loss_normalizer import LossNormalizer, own_samples
 from rcnn_ext.models.matcher import Matcher
-from rcnn_ext.models.sampler import BalancedPositiveNegativeSampler
-from rcnn_ext.models.sharding import image_generator, loss_denominator
+from rcnn_ext.models.sampler import BalancedPositiveNegativeSampler, image_generator
 
 # See `image_generator`.
 _STAGE = 0
@@ -165,6 +165,8 @@ class RegionProposalNetwork(nn.Module):
         images: ImageList,
         features: dict[str, Tensor],
         targets: list[dict[str, Tensor]] | None = None,
+        *,
+        normalizer: LossNormalizer = own_samples,
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Propose boxes and, in training, compute the losses.
 
@@ -173,6 +175,8 @@ class RegionProposalNetwork(nn.Module):
             features: name of a level to its map [N, C, H_l, W_l]; all levels are used.
             targets: for each image `boxes` [G_i, 4], image pixels, and perhaps `seed`, see
                 `image_generator`. Needed in training.
+            normalizer: Divisor of the losses, from the number of samples; `mean_over_processes`
+                where several processes share a batch.
 
         Returns:
             One tensor [P_i, 4] of proposals (x1, y1, x2, y2) an image, image pixels of the resized
@@ -200,7 +204,10 @@ class RegionProposalNetwork(nn.Module):
         if targets is None:
             raise ValueError("the RPN needs targets in training mode")
         anchors = anchors.expand(len(per_image), -1, -1)  # [N, A, 4] without a copy
-        return proposals, self.compute_loss(*_flatten_predictions(logits, deltas), anchors, targets)
+        losses = self.compute_loss(
+            *_flatten_predictions(logits, deltas), anchors, targets, normalizer=normalizer
+        )
+        return proposals, losses
 
     def propose(
         self,
@@ -244,6 +251,8 @@ class RegionProposalNetwork(nn.Module):
         deltas: Tensor,
         anchors: Tensor,
         targets: list[dict[str, Tensor]],
+        *,
+        normalizer: LossNormalizer = own_samples,
     ) -> dict[str, Tensor]:
         """Sample anchors and compute the losses of the RPN.
 
@@ -252,6 +261,7 @@ class RegionProposalNetwork(nn.Module):
             deltas: [N, A, 4].
             anchors: [N, A, 4] (x1, y1, x2, y2), image pixels.
             targets: as for `forward`.
+            normalizer: as for `forward`.
 
         Returns:
             `loss_objectness` and `loss_rpn_box_reg`, both divided by the number of samples.
@@ -274,7 +284,7 @@ class RegionProposalNetwork(nn.Module):
         is_object = torch.zeros(len(sampled), dtype=objectness.dtype, device=objectness.device)
         is_object[: len(positive)] = 1
         # An image can be all between the thresholds: then nothing is sampled.
-        num_sampled = loss_denominator(len(sampled), objectness.device)
+        num_sampled = normalizer(len(sampled), objectness.device)
         return {
             "loss_objectness": F.binary_cross_entropy_with_logits(
                 objectness.flatten()[sampled], is_object, reduction="sum"

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
+
+# Key of an image's own seed, an optional entry of its target.
+SEED = "seed"
 
 
 class BalancedPositiveNegativeSampler:
@@ -55,3 +61,23 @@ class BalancedPositiveNegativeSampler:
         chosen_positives = order_of_positives[:num_positives]
         chosen_negatives = order_of_negatives[:num_negatives]
         return positives[chosen_positives].sort().values, negatives[chosen_negatives].sort().values
+
+
+def image_generator(
+    target: Mapping[str, Any], stage: int, device: torch.device
+) -> torch.Generator | None:
+    """Return the generator that the sampler of a stage uses for an image.
+
+    Args:
+        target: Target of the image. With an int under ``seed``, the sample depends on that alone,
+            not on the other images of the batch nor on what was drawn before.
+        stage: Number that makes the samples of the two stages of a detector differ.
+        device: Device that the sampler draws on.
+
+    Returns:
+        A generator, or None for torch's own, where the target has no seed.
+    """
+    seed = target.get(SEED)
+    if seed is None:
+        return None
+    return torch.Generator(device).manual_seed((int(seed) + stage) % 2**63)

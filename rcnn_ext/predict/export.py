@@ -40,8 +40,8 @@ def export(saved: SavedDetector, path: Path, size: tuple[int, int] | None = None
 
     ``.safetensors``: the weights, for :meth:`SavedDetector.build`; the metadata have the rest.
     ``.pt2``: a program that runs wherever torch and the operators of this package are (``import
-    rcnn_ext.ops``), without the code of the models. ``torch.export.load(path).module()`` takes an image
-    [3, height, width], float32 in [0, 1], and for Fast R-CNN proposals [P, 4]; it gives boxes
+    rcnn_ext.ops``), without the code of the models. ``torch.export.load(path).module()`` takes an
+    image [3, height, width], float32 in [0, 1], and for Fast R-CNN proposals [P, 4]; it gives boxes
     [D, 4] in pixels of the image, labels [D] and scores [D], the same as the model.
 
     Args:

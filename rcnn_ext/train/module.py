@@ -15,7 +15,8 @@ from rcnn_ext.data.dataset import Batch, mixed_seed
 from rcnn_ext.distributed import Processes
 from rcnn_ext.errors import UserError
 from rcnn_ext.metrics.tasks import call_model
-from rcnn_ext.models.sharding import SEED, shared_batch
+from rcnn_ext.models.loss_normalizer import mean_over_processes
+from rcnn_ext.models.sampler import SEED
 from rcnn_ext.predict.checkpoint import describe
 from rcnn_ext.train.optim import build_optimizer, group_options, set_options, train_mode
 from rcnn_ext.train.phases import Phase, RunState
@@ -115,8 +116,7 @@ class DetectionModule(pl.LightningModule):
             {**target, SEED: mixed_seed(self.recipe.seed, position, 4)}
             for position, target in enumerate(targets, start=self._first_position(len(images)))
         ]
-        with shared_batch():
-            losses = call_model(self.model, images, seeded)
+        losses = call_model(self.model, images, seeded, normalizer=mean_over_processes)
         values = torch.stack(list(losses.values()))  # [number of losses]
         means = self._agree(values.detach(), list(losses))
         return {"loss": values.sum(), **dict(zip(losses, means, strict=True))}

@@ -13,6 +13,7 @@ from rcnn_ext.models.backbones import (
     build_fpn_backbone,
     measure_feature_maps,
 )
+from rcnn_ext.models.folding import FoldedFrozenBatchNorm2d
 
 # Channels of the map of stride 16 and of the last stage.
 C4_CHANNELS = {"resnet18": (256, 512), "resnet50": (1024, 2048), "mobilenet_v3_large": (112, 960)}
@@ -81,7 +82,7 @@ def test_trainable_layers_of_c4_include_the_last_stage():
     [
         ("auto", nn.BatchNorm2d),
         ("batch", nn.BatchNorm2d),
-        ("frozen", FrozenBatchNorm2d),
+        ("frozen", FoldedFrozenBatchNorm2d),
         (lambda channels: nn.GroupNorm(8, channels), nn.GroupNorm),
     ],
 )

@@ -16,7 +16,7 @@ from rcnn_ext import models
 from rcnn_ext.models.folding import fold_frozen_norms, fold_norms
 
 
-def randomise(module: nn.Module) -> None:
+def randomize(module: nn.Module) -> None:
     """Give norms statistics and scales that change what they normalise."""
     with torch.no_grad():
         for layer in module.modules():
@@ -46,7 +46,7 @@ def test_results_and_gradients_are_those_of_the_layers(norm_runs, trainable):
     network = resnet_fpn_backbone(
         backbone_name="resnet18", weights=None, trainable_layers=trainable
     )
-    randomise(network)
+    randomize(network)
     folded = copy.deepcopy(network)
     fold_frozen_norms(folded)
     assert list(folded.state_dict()) == list(network.state_dict())
@@ -69,7 +69,7 @@ def test_results_and_gradients_are_those_of_the_layers(norm_runs, trainable):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_large"])
-def test_detectors_fold_by_themselves(norm_runs, name, make_batch):
+def test_frozen_backbones_come_folded(norm_runs, name, make_batch):
     model = models.faster_rcnn(name, num_classes=3, norm_layer="frozen", min_size=96, max_size=128)
     norm_runs.clear()  # The builder has run the backbone, to measure it.
     images, targets = make_batch([(96, 96)], [2], 3)
@@ -77,11 +77,19 @@ def test_detectors_fold_by_themselves(norm_runs, name, make_batch):
     assert norm_runs == []
 
 
+def test_constructors_leave_layers_alone():
+    backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None)
+    kinds = [type(layer) for layer in backbone.modules()]
+    models.FasterRCNN(backbone, num_classes=3)
+    assert [type(layer) for layer in backbone.modules()] == kinds
+    assert not [layer for layer in backbone.modules() if "forward" in vars(layer)]
+
+
 def test_buffers_may_change_later():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), FrozenBatchNorm2d(4))
     fold_frozen_norms(network)
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), FrozenBatchNorm2d(4))
-    randomise(plain)
+    randomize(plain)
     plain[1].eps = 0.5
     network[1].eps = 0.5
     network.load_state_dict(plain.state_dict())
@@ -92,11 +100,11 @@ def test_buffers_may_change_later():
 @pytest.mark.parametrize("place", [0, 1])
 def test_a_replaced_layer_ends_the_pair(place):
     network = nn.Sequential(nn.Conv2d(3, 4, 3), FrozenBatchNorm2d(4), nn.ReLU())
-    randomise(network)
+    randomize(network)
     plain = copy.deepcopy(network)
     fold_frozen_norms(network)
     new = (nn.Conv2d(3, 4, 3), FrozenBatchNorm2d(4))[place]
-    randomise(nn.Sequential(new))
+    randomize(nn.Sequential(new))
     network[place] = plain[place] = new
     image = torch.rand(1, 3, 8, 8)
     torch.testing.assert_close(network(image), plain(image))
@@ -117,7 +125,7 @@ def test_copies_use_their_own_layers():
 @pytest.mark.parametrize("build", [resnet18, resnet50])
 def test_folding_for_good_leaves_no_norm(build):
     network = build().eval()
-    randomise(network)
+    randomize(network)
     folded = copy.deepcopy(network)
     fold_norms(folded)
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules())
@@ -133,7 +141,7 @@ def test_folding_for_good_leaves_no_norm(build):
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d, FrozenBatchNorm2d])
 def test_grouped_convolutions_with_and_without_bias(bias, norm):
     network = Conv2dNormActivation(6, 12, groups=3, norm_layer=norm, bias=bias).eval()
-    randomise(network)
+    randomize(network)
     folded = copy.deepcopy(network)
     fold_norms(folded)
     assert isinstance(folded[1], nn.Identity)
@@ -165,7 +173,7 @@ def hooked_convolution() -> nn.Module:
 def test_what_cannot_be_folded_stays(build):
     network = build().eval()
     if network[-1].__class__ is not nn.BatchNorm2d or network[-1].track_running_stats:
-        randomise(network)
+        randomize(network)
     folded = copy.deepcopy(network)
     fold_norms(folded)
     assert any(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules())

@@ -7,6 +7,7 @@ from torchvision.models.detection._utils import (
 )
 
 from rcnn_ext.models import BalancedPositiveNegativeSampler
+from rcnn_ext.models.sampler import image_generator
 
 
 def labels_with(positives: int, negatives: int, ignored: int) -> torch.Tensor:
@@ -69,3 +70,14 @@ def test_every_candidate_is_drawn_equally_often():
 def test_bad_arguments(size, fraction, message):
     with pytest.raises(ValueError, match=message):
         BalancedPositiveNegativeSampler(size, fraction)
+
+
+def test_without_seeds_the_global_generator_is_drawn_from():
+    assert image_generator({}, 0, torch.device("cpu")) is None
+    draws = [
+        torch.rand(3, generator=image_generator({"seed": seed}, stage, torch.device("cpu")))
+        for seed, stage in ((2**64 - 1, 0), (2**64 - 1, 0), (2**64 - 1, 1), (5, 0))
+    ]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    assert not torch.equal(draws[0], draws[3])

@@ -166,8 +166,8 @@ def bad_at_step_2(monkeypatch):
     call = module.call_model
     steps = []
 
-    def bad(model, images, targets):
-        losses = call(model, images, targets)
+    def bad(model, images, targets, **options):
+        losses = call(model, images, targets, **options)
         if model.training:
             steps.append(1)
             if len(steps) == 2:
@@ -210,8 +210,8 @@ def test_steps_that_are_not_finite_can_be_skipped(tiny_run, tmp_path, capsys, ba
 def test_gradients_that_are_not_finite_stop_too(tiny_run, tmp_path, capsys, monkeypatch):
     call = module.call_model
 
-    def bad(model, images, targets):
-        losses = call(model, images, targets)
+    def bad(model, images, targets, **options):
+        losses = call(model, images, targets, **options)
         zero = losses["loss_box_reg"] * 0
         return {**losses, "loss_box_reg": (zero - zero.detach()).sqrt()}
 
@@ -224,8 +224,11 @@ def test_endless_skipping_stops(tiny_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(module, "_MOST_SKIPPED", 3)
     call = module.call_model
 
-    def bad(model, images, targets):
-        return {name: value * float("nan") for name, value in call(model, images, targets).items()}
+    def bad(model, images, targets, **options):
+        return {
+            name: value * float("nan")
+            for name, value in call(model, images, targets, **options).items()
+        }
 
     monkeypatch.setattr(module, "call_model", bad)
     assert train(tiny_run, tmp_path / "out", "runtime.on_nan=skip", steps=9) == 2

@@ -1,12 +1,12 @@
-"""An image's samples can be made its own; tests/train/test_distributed.py has the processes."""
+"""Parts of a batch have the losses of the whole; processes: tests/train/test_distributed.py."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from rcnn_ext.models import fast_rcnn, faster_rcnn, localizer, sharding
-from rcnn_ext.models.sharding import image_generator, loss_denominator, shared_batch
+from rcnn_ext.models import fast_rcnn, faster_rcnn, localizer, loss_normalizer
+from rcnn_ext.models.loss_normalizer import mean_over_processes, own_samples
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -63,9 +63,9 @@ class Group:
 
     def __init__(self, monkeypatch, sums):
         self.sums = sums
-        monkeypatch.setattr(sharding.distributed, "is_initialized", lambda: True)
-        monkeypatch.setattr(sharding.distributed, "get_world_size", lambda: 2)
-        monkeypatch.setattr(sharding.distributed, "all_reduce", self.all_reduce)
+        monkeypatch.setattr(loss_normalizer.distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(loss_normalizer.distributed, "get_world_size", lambda: 2)
+        monkeypatch.setattr(loss_normalizer.distributed, "all_reduce", self.all_reduce)
 
     def all_reduce(self, value):
         value.copy_(self.sums.pop(0))
@@ -87,29 +87,20 @@ def test_weighted_losses_of_a_localizer_are_those_of_the_whole_batch(monkeypatch
         model.class_weights = class_weights
         whole = model(images, targets)
         Group(monkeypatch, [total, total])
-        with shared_batch():
-            shares = [model(images[:2], targets[:2]), model(images[2:], targets[2:])]
+        shares = [
+            model(images[part], targets[part], normalizer=mean_over_processes)
+            for part in (slice(0, 2), slice(2, 4))
+        ]
         monkeypatch.undo()
         for name, value in whole.items():
             together = (shares[0][name] + shares[1][name]) / 2
             torch.testing.assert_close(together, value, rtol=1e-5, atol=1e-7)
 
 
-def test_without_seeds_the_global_generator_is_drawn_from():
-    assert image_generator({}, 0, torch.device("cpu")) is None
-    draws = [
-        torch.rand(3, generator=image_generator({"seed": seed}, stage, torch.device("cpu")))
-        for seed, stage in ((2**64 - 1, 0), (2**64 - 1, 0), (2**64 - 1, 1), (5, 0))
-    ]
-    assert torch.equal(draws[0], draws[1])
-    assert not torch.equal(draws[0], draws[2])
-    assert not torch.equal(draws[0], draws[3])
-
-
 def test_denominators_of_a_single_process():
     cpu = torch.device("cpu")
-    with shared_batch():
-        assert loss_denominator(7, cpu) == 7
-    assert loss_denominator(0, cpu) == 1
-    assert loss_denominator(torch.tensor(0.25), cpu) == 0.25
-    assert loss_denominator(torch.tensor(0.0), cpu) == 1
+    for normalizer in (own_samples, mean_over_processes):
+        assert normalizer(7, cpu) == 7
+        assert normalizer(0, cpu) == 1
+        assert normalizer(torch.tensor(0.25), cpu) == 0.25
+        assert normalizer(torch.tensor(0.0), cpu) == 1
