@@ -52,9 +52,9 @@ from rcnn_ext.selective_search.images import UNIT, gaussian_weights
 PARTS = ("parity", "speed", "recall", "threads", "growth")
 ROOT = Path(__file__).resolve().parents[1]
 PARAMETERS = (500, 0.9, 10)  # scale, sigma, min_size
-NATIVE = SearchSettings.of()
-OPENCV = SearchSettings.of(backend="opencv", scale=200, sigma=0.8)  # OpenCV's own parameters
-OPENCV_FAST = SearchSettings.of(backend="opencv", mode="fast", scale=(150, 300), sigma=0.8)
+NATIVE = SearchSettings()
+OPENCV = SearchSettings(backend="opencv", scale=200, sigma=0.8)  # OpenCV's own parameters
+OPENCV_FAST = SearchSettings(backend="opencv", mode="fast", scale=(150, 300), sigma=0.8)
 
 
 class _StableNumpy:
@@ -177,8 +177,8 @@ def recall(paths: list[Path], folder: Path) -> dict[str, Any]:
     contenders: dict[str, Callable[[np.ndarray], Regions]] = {
         "package": lambda image: regions_of(search_with_package(image, stably=False)[1]),
         "native single": lambda image: find_regions(image, NATIVE),
-        "native fast": lambda image: find_regions(image, SearchSettings.of(mode="fast")),
-        "native quality": lambda image: find_regions(image, SearchSettings.of(mode="quality")),
+        "native fast": lambda image: find_regions(image, SearchSettings(mode="fast")),
+        "native quality": lambda image: find_regions(image, SearchSettings(mode="quality")),
         "opencv single": lambda image: find_regions(image, OPENCV),
         "opencv fast": lambda image: find_regions(image, OPENCV_FAST),
     }

@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "rcnn_ext"
 LAYERS = (
     "rcnn_ext",
     "errors",
+    "config",
     "_memory_format",
     "_source_hash",
     "_extension",
@@ -27,7 +28,6 @@ LAYERS = (
     "data",
     "viz",
     "selective_search",
-    "config",
     "models",
     "metrics",
     "predict",

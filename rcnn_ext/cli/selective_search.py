@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from pathlib import Path
+from typing import get_args
 
 from rcnn_ext import files
 from rcnn_ext.errors import UserError
@@ -23,8 +25,7 @@ selective_search.folder=regions and equal settings.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``rcnn-ext selective-search``."""
-    from rcnn_ext.selective_search.search import BACKENDS
-    from rcnn_ext.selective_search.settings import MODES
+    from rcnn_ext.config.selective_search import BackendName, ModeName
 
     parser.add_argument(
         "dataset",
@@ -38,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--mode",
-        choices=MODES,
-        default="single",
+        choices=get_args(ModeName),
+        default=argparse.SUPPRESS,
         help="single: the selectivesearch package's regions; fast, quality: the paper's diversified"
         " sets (default: single)",
     )
@@ -48,18 +49,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         nargs="+",
         metavar="S",
+        default=argparse.SUPPRESS,
         help="scale of the segmentation (default: 500; fast: 50 100; quality: 50 100 150 300)",
     )
     parser.add_argument(
         "--sigma",
         type=float,
+        default=argparse.SUPPRESS,
         help="deviation of the smoothing, in pixels (default: 0.9; other modes: 0.8)",
     )
     parser.add_argument(
-        "--min-size", type=int, metavar="N", help="pixels of the smallest segment (default: 10)"
+        "--min-size",
+        type=int,
+        metavar="N",
+        default=argparse.SUPPRESS,
+        help="pixels of the smallest segment (default: 10; other modes: the scale)",
     )
     parser.add_argument(
-        "--backend", choices=tuple(BACKENDS), default="native", help="implementation of the search"
+        "--seed",
+        type=int,
+        default=argparse.SUPPRESS,
+        help="seed of the random part of the order in fast and quality (default: 0)",
+    )
+    parser.add_argument(
+        "--backend",
+        choices=get_args(BackendName),
+        default=argparse.SUPPRESS,
+        help="implementation of the search (default: native)",
     )
     parser.add_argument(
         "--workers", type=int, metavar="N", help="searches at a time (default: one per core)"
@@ -78,24 +94,17 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: An option or a path is wrong.
     """
+    from rcnn_ext.config.selective_search import SearchSettings
     from rcnn_ext.data.images import find_images
     from rcnn_ext.selective_search.cache import ProposalCache
     from rcnn_ext.selective_search.precompute import precompute
-    from rcnn_ext.selective_search.settings import SearchSettings
 
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers: expected at least 1, got {args.workers}")
-    scale = args.scale
-    if scale is not None and len(scale) == 1:
-        (scale,) = scale
+    given = vars(args)
+    names = [field.name for field in dataclasses.fields(SearchSettings)]
     try:
-        settings = SearchSettings.of(
-            backend=args.backend,
-            mode=args.mode,
-            scale=scale,
-            sigma=args.sigma,
-            min_size=args.min_size,
-        )
+        settings = SearchSettings(**{name: given[name] for name in names if name in given})
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from None
     images = [path for path, _ in find_images(args.dataset)]

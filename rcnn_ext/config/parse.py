@@ -1,36 +1,49 @@
-"""From plain dictionaries to the dataclasses of a schema; what is not in it is refused."""
+"""From dictionaries to recipes by pydantic, with messages in the words of a recipe."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import types
 import typing
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rcnn_ext.config.renamed import renamed_key
 from rcnn_ext.errors import UserError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+    from pydantic_core import ErrorDetails
 
 T = TypeVar("T")
 
 
 def from_dict(kind: type[T], values: Any) -> T:
-    """Builds a dataclass, and those within it, from a dictionary.
+    """Build a dataclass, and those within it, from a dictionary.
 
     Args:
-        kind: The dataclass.
+        kind: The dataclass; its ``__pydantic_config__`` forbids unknown keys.
         values: Its values by name; those left out keep their defaults.
 
     Raises:
         UserError: An unknown key (with the nearest known one), or a value of the wrong type or out
             of range; the message has the dotted key.
     """
-    return _section(kind, values, kind, "")
+    from pydantic import ValidationError
+
+    try:
+        return typing.cast(T, _adapter(typing.cast(Any, kind)).validate_python(values))
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        # A misspelled key explains what else is wrong with its section.
+        details.sort(key=lambda one: not _is_unknown_key(one))
+        raise UserError(_message(kind, values, details[0])) from None
 
 
 def all_keys(kind: type, prefix: str = "") -> Iterator[str]:
-    """The dotted keys of all values of a dataclass and those within it."""
+    """Yield the dotted keys of all values of a dataclass and those within it."""
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         key = f"{prefix}{field.name}"
@@ -41,33 +54,40 @@ def all_keys(kind: type, prefix: str = "") -> Iterator[str]:
             yield key
 
 
-def _section(kind: type[T], values: Any, root: type, prefix: str) -> T:
-    if not isinstance(values, dict):
-        where = prefix.rstrip(".") or "a recipe"
-        raise UserError(f"{where} must be a section with keys, not {_shown(values)}")
-    hints = typing.get_type_hints(kind)
-    for name in values:
-        if name not in hints:
-            raise UserError(_unknown_key(f"{prefix}{name}", root))
-    converted: dict[str, Any] = {}
-    for name, value in values.items():
-        hint, key = hints[name], f"{prefix}{name}"
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def _is_unknown_key(details: ErrorDetails) -> bool:
+    return details["type"] in ("unexpected_keyword_argument", "invalid_key")
+
+
+def _message(root: type, values: Any, details: ErrorDetails) -> str:
+    """Return what one error of pydantic means in terms of keys and values of a recipe."""
+    if _is_unknown_key(details):
+        return _unknown_key(".".join(map(str, details["loc"])), root)
+    hint: Any = root
+    key = ""
+    # Behind the key, a location goes on into lists and the alternatives of a union.
+    for part in details["loc"]:
         section = _section_kind(hint)
-        if section is not None and (value is not None or section is hint):
-            converted[name] = _section(section, value, root, f"{key}.")
-            continue
-        try:
-            converted[name] = _converted(hint, value)
-        except ValueError:
-            raise UserError(f"{key} must be {_described(hint)}, not {_shown(value)}") from None
-    try:
-        return kind(**converted)
-    except (ValueError, UserError) as error:
-        raise UserError(f"{prefix}{error}") from None
+        if section is None:
+            break
+        hint = typing.get_type_hints(section)[str(part)]
+        values = values.get(part) if isinstance(values, Mapping) else getattr(values, str(part))
+        key = f"{key}.{part}" if key else str(part)
+    if _section_kind(hint) is None:
+        return f"{key} must be {_described(hint)}, not {_shown(values)}"
+    if details["type"] == "value_error":
+        return f"{key}.{details['ctx']['error']}" if key else str(details["ctx"]["error"])
+    return f"{key or 'a recipe'} must be a section with keys, not {_shown(values)}"
 
 
 def _section_kind(hint: Any) -> type | None:
-    """The dataclass that a field holds, which may be optional; None for plain values."""
+    """Return the dataclass that a field holds, which may be optional; None for plain values."""
     kinds = [kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)]
     return typing.cast(type, kinds[0]) if kinds else None
 
@@ -78,7 +98,7 @@ def _unknown_key(key: str, root: type) -> str:
         return f"unknown key {key}; it is called {renamed} now"
     known = list(all_keys(root))
     name = key.rpartition(".")[2]
-    # Somebody who forgets the section has spelt the rest right.
+    # Somebody who forgets the section has spelled the rest right.
     near = [other for other in known if other.rpartition(".")[2] == name]
     # The second phase has the keys of the first, one level deeper.
     near = [other for other in near if other.count(".") == min(n.count(".") for n in near)]
@@ -89,73 +109,14 @@ def _unknown_key(key: str, root: type) -> str:
     return f"unknown key {key}; a recipe has {sections}"
 
 
-def _converted(hint: Any, value: Any) -> Any:
-    """The value as ``hint`` wants it; ValueError if it is no such thing."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        for argument in arguments:
-            try:
-                return _converted(argument, value)
-            except ValueError:
-                continue
-        raise ValueError
-    if origin is typing.Literal:
-        # YAML reads `precision: 16` as a number.
-        if isinstance(value, bool) or str(value) not in arguments:
-            raise ValueError
-        return str(value)
-    if origin is list:
-        if not isinstance(value, (list, tuple)):
-            raise ValueError
-        return [_converted(arguments[0], item) for item in value]
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)) or len(value) != len(arguments):
-            raise ValueError
-        return tuple(_converted(hint, item) for hint, item in zip(arguments, value, strict=True))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise ValueError
-        return {key: _converted(arguments[1], item) for key, item in _flat(value)}
-    return _scalar(hint, value)
-
-
-def _flat(values: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The items with dotted keys, which on a command line look like sections."""
-    for key, value in values.items():
-        if not isinstance(key, str):
-            raise ValueError
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _scalar(hint: Any, value: Any) -> Any:
-    if hint in (int, float):
-        # YAML 1.1 reads 1e-4, without a point, as a string.
-        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-            raise ValueError
-        number = float(value)
-        if hint is float:
-            return number
-        if not number.is_integer():
-            raise ValueError
-        return int(number)
-    if isinstance(value, hint):
-        return value
-    raise ValueError
-
-
 def _described(hint: Any) -> str:
-    """A type in words."""
+    """Return a type in words."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_described(argument) for argument in arguments)
     if origin is typing.Literal:
         return "one of " + ", ".join(arguments) if len(arguments) > 1 else arguments[0]
-    if origin is list:
+    if origin is list or (origin is tuple and Ellipsis in arguments):
         return f"a list ({_described(arguments[0])} each)"
     if origin is tuple:
         return f"a list of {len(arguments)} ({_described(arguments[0])} each)"

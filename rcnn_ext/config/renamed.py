@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 _RENAMED = {
+    "data.csv.normalised": "data.csv.normalized",
     "data.on_problem": "data.on_error",
     "evaluation.every": "evaluation.val_every",
     "evaluation.min_gain": "evaluation.min_delta",
+    "model.checkpoint_layers": "model.checkpoint_stages",
     "optimizer.accumulate": "optimizer.accumulate_grad_batches",
     "optimizer.frozen": "optimizer.freeze",
     "optimizer.lr_of": "optimizer.lr_overrides",

@@ -4,9 +4,9 @@
 one format without a recipe.
 """
 
+from rcnn_ext.config.data import DataConfig
 from rcnn_ext.data.annotations import AnnotationSet, ClassList, ImageRecord
 from rcnn_ext.data.coco import find_annotations, find_images_folder, read_coco
-from rcnn_ext.data.config import DataConfig
 from rcnn_ext.data.csv_boxes import CsvConfig, read_csv_boxes
 from rcnn_ext.data.dataset import (
     DetectionDataset,

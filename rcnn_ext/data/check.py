@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from rcnn_ext.config.data import DataConfig
 from rcnn_ext.data.annotations import AnnotationSet, ImageRecord
-from rcnn_ext.data.config import DataConfig
 from rcnn_ext.data.formats import FORMATS, SPLITS, detect_format, has_split, open_split
 from rcnn_ext.data.hub import check_stream, copy_split, open_stream, stream_splits
 from rcnn_ext.data.images import load_image
@@ -27,7 +27,7 @@ _DRAWN = 12
 EPILOG = """\
 examples:
   rcnn-ext check VOCdevkit
-  rcnn-ext check DATA --format csv data.csv.normalised=true
+  rcnn-ext check DATA --format csv data.csv.normalized=true
   rcnn-ext check DATA --recipe mine.yaml --pictures pictures/
   rcnn-ext check OWNER/NAME --format hf --split val
 

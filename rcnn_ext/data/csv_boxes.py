@@ -5,57 +5,16 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from rcnn_ext.config.data import CSV_COLUMN_NAMES, CsvConfig
 from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.data.builder import RawObject, ReadOptions, SetBuilder
 from rcnn_ext.data.images import image_size, numeric_ids
 from rcnn_ext.data.problems import Report
 from rcnn_ext.errors import UserError
 
-# What columns are called where the recipe does not say; the first that a file has.
-_NAMES: dict[str, tuple[str, ...]] = {
-    "image": ("filename", "file_name", "image", "image_path", "path", "file", "img", "image_id"),
-    "class": ("class", "label", "class_name", "category", "name", "class_id"),
-    "x1": ("xmin", "x1", "x_min", "left"),
-    "y1": ("ymin", "y1", "y_min", "top"),
-    "x2": ("xmax", "x2", "x_max", "right"),
-    "y2": ("ymax", "y2", "y_max", "bottom"),
-    "x": ("x", "bbox_x"),
-    "y": ("y", "bbox_y"),
-    "cx": ("cx", "x_center", "xc", "center_x"),
-    "cy": ("cy", "y_center", "yc", "center_y"),
-    "w": ("w", "width", "bbox_w", "bbox_width"),
-    "h": ("h", "height", "bbox_h", "bbox_height"),
-}
 _BOX_COLUMNS = (("x1", "y1", "x2", "y2"), ("x", "y", "w", "h"), ("cx", "cy", "w", "h"))
-
-
-@dataclass
-class CsvConfig:
-    """How a CSV file is read.
-
-    Attributes:
-        columns: Which column is what: ``image``, ``class``, and the box as ``x1 y1 x2 y2``,
-            ``x y w h`` (corner and sides) or ``cx cy w h`` (centre and sides). Those left out are
-            found by their usual names, such as ``filename`` and ``xmin``.
-        normalised: Whether coordinates are parts of the image's sides rather than pixels.
-        delimiter: What stands between values.
-    """
-
-    columns: dict[str, str] = field(default_factory=dict)
-    normalised: bool = False
-    delimiter: str = ","
-
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.columns if name not in _NAMES]
-        if unknown:
-            raise ValueError(
-                f"columns has {unknown[0]!r}; what a column can be is {', '.join(_NAMES)}"
-            )
-        if len(self.delimiter) != 1:
-            raise ValueError(f"delimiter must be one character, not {self.delimiter!r}")
 
 
 def find_csv(root: Path, split: str) -> Path | None:
@@ -159,7 +118,7 @@ def read_csv_boxes_with(
         raise UserError(f"{path} lists no images")
     folder = images or _images_folder(path, next(iter(by_image)))
     files = {name: _file_of(folder, name, builder.exists) for name in by_image}
-    reader = _RowReader(path, columns, box, config.normalised, builder)
+    reader = _RowReader(path, columns, box, config.normalized, builder)
     ids = numeric_ids([Path(name).stem for name in by_image])
     for image_id, (name, own) in zip(ids, by_image.items(), strict=True):
         reader.add(image_id, files[name], own, name in broken)
@@ -188,7 +147,7 @@ def _find_columns(path: Path, header: list[str], given: dict[str, str]) -> dict[
     """The index of each column that is there."""
     lower = [name.lower() for name in header]
     columns: dict[str, int] = {}
-    for role, names in _NAMES.items():
+    for role, names in CSV_COLUMN_NAMES.items():
         if role in given:
             if given[role] not in header:
                 raise UserError(
@@ -256,13 +215,13 @@ class _RowReader:
         path: Path,
         columns: dict[str, int],
         box: tuple[str, ...] | None,
-        normalised: bool,
+        normalized: bool,
         builder: SetBuilder,
     ) -> None:
         self.path = path
         self.columns = columns
         self.box = box
-        self.normalised = normalised
+        self.normalized = normalized
         self.builder = builder
         self._largest = 0.0
         self._objects = 0
@@ -273,7 +232,7 @@ class _RowReader:
         """Adds an image with all its rows."""
         report, first = self.builder.report, rows[0][0]
         size = None
-        if self.normalised and not broken and self.builder.exists(file):
+        if self.normalized and not broken and self.builder.exists(file):
             try:
                 size = image_size(file)
             except UserError as error:
@@ -328,13 +287,13 @@ class _RowReader:
         """Stops where parts of the image were taken for pixels, or the other way round."""
         if not self._objects:
             return
-        if not self.normalised and self._largest <= 1:
+        if not self.normalized and self._largest <= 1:
             raise UserError(
                 f"no coordinate in {self.path} is above 1: parts of the image rather than pixels? "
-                "Then data.csv.normalised=true"
+                "Then data.csv.normalized=true"
             )
-        if self.normalised and self._largest > 2:
+        if self.normalized and self._largest > 2:
             raise UserError(
-                f"a coordinate in {self.path} is {self._largest:g}, but data.csv.normalised says "
+                f"a coordinate in {self.path} is {self._largest:g}, but data.csv.normalized says "
                 "that they are parts of the image's sides"
             )

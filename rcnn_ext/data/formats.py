@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rcnn_ext.config.data import DataConfig, FormatName
 from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.data.builder import ReadOptions
 from rcnn_ext.data.coco import find_annotations, list_annotations, read_coco_with
-from rcnn_ext.data.config import DataConfig, FormatName
 from rcnn_ext.data.csv_boxes import find_csv, read_csv_boxes_with
 from rcnn_ext.data.partition import one_object_each, partition
 from rcnn_ext.data.pennfudan import mask_folders, read_pennfudan_with

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from rcnn_ext.config.data import SyntheticConfig
 from rcnn_ext.errors import UserError
 from rcnn_ext.files import read_json, replacing_folder
 
@@ -27,33 +28,6 @@ _TURN = math.radians(20)
 
 # Masks are drawn this many times larger and averaged down, which gives smooth outlines.
 _SUPERSAMPLING = 4
-
-
-@dataclass(frozen=True)
-class SyntheticConfig:
-    """What a made data set depends on; the same values give the same files.
-
-    Attributes:
-        train: Number of training images.
-        val: Number of validation images.
-        size: Side of the square images, in pixels.
-        max_objects: Most objects in an image; about one image in twenty has none.
-        seed: Seed of everything random.
-    """
-
-    train: int = 512
-    val: int = 128
-    size: int = 128
-    max_objects: int = 3
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        limits = {"train": 1, "val": 1, "size": 32, "max_objects": 1, "seed": 0}
-        for name, least in limits.items():
-            if getattr(self, name) < least:
-                raise UserError(
-                    f"a synthetic data set needs {name} >= {least}, not {getattr(self, name)}"
-                )
 
 
 def make_synthetic(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from rcnn_ext.config.data import AugmentConfig
 from rcnn_ext.data.samples import RawSample, keep_boxes
 
 # What moves into view around a shrunk or shifted image: the grey of ImageNet's mean.
@@ -23,53 +23,6 @@ _MIN_SIDE_LEFT = 2.0
 
 # Nor are those of which a mosaic shows less than this part.
 _MIN_PART_LEFT = 0.2
-
-
-@dataclass
-class AugmentConfig:
-    """How training images are varied. All off gives the images as they are.
-
-    Attributes:
-        horizontal_flip: Probability of mirroring left and right.
-        vertical_flip: Probability of mirroring top and bottom.
-        color: Brightness, contrast and saturation are scaled by 1 - color to 1 + color, drawn for
-            each image; 0 leaves them.
-        hue: The hue is turned by up to this part of a full circle, at most 0.5.
-        blur: Probability of a Gaussian blur with a deviation of 0.1 to 2 pixels.
-        zoom: Smallest and largest factor of an enlargement about the centre, drawn for each image;
-            the size of the image stays, what is left over is grey. ``[1, 1]`` leaves it.
-        shift: The image is moved by up to this part of its sides.
-        rotate: The image is turned by up to so many degrees; boxes become those around the turned
-            ones.
-        shear: The image is sheared by up to so many degrees.
-        scale_jitter: Smallest and largest factor of a resize, after which a random part of a larger
-            image is seen, or a smaller one lies somewhere on grey; the size of the image stays.
-            Unlike ``zoom`` it filters what it shrinks, so it suits factors far below 1.
-        mosaic: Probability that an image shares its place with three others, one in each corner.
-    """
-
-    horizontal_flip: float = 0.5
-    vertical_flip: float = 0.0
-    color: float = 0.0
-    hue: float = 0.0
-    blur: float = 0.0
-    zoom: tuple[float, float] = (1.0, 1.0)
-    shift: float = 0.0
-    rotate: float = 0.0
-    shear: float = 0.0
-    scale_jitter: tuple[float, float] = (1.0, 1.0)
-    mosaic: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("horizontal_flip", "vertical_flip", "blur", "mosaic", "shift"):
-            _require(0 <= getattr(self, name) <= 1, name, "from 0 to 1")
-        _require(self.color >= 0, "color", "0 or more")
-        _require(0 <= self.hue <= 0.5, "hue", "from 0 to 0.5")
-        _require(0 <= self.rotate <= 180, "rotate", "from 0 to 180 degrees")
-        _require(0 <= self.shear < 90, "shear", "from 0 to below 90 degrees")
-        for name in ("zoom", "scale_jitter"):
-            least, most = getattr(self, name)
-            _require(0 < least <= most, name, "two numbers above 0, the smaller first")
 
 
 def build_augmentation(config: AugmentConfig) -> v2.Transform:
@@ -253,8 +206,3 @@ def _large_enough(boxes: torch.Tensor) -> torch.Tensor:  # bool [N]
 
 def _areas(boxes: torch.Tensor) -> torch.Tensor:  # [N]
     return (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=1)
-
-
-def _require(fulfilled: bool, key: str, rule: str) -> None:
-    if not fulfilled:
-        raise ValueError(f"{key} must be {rule}")

@@ -7,30 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from rcnn_ext.config.data import VocConfig
 from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.data.builder import RawObject, ReadOptions, SetBuilder
 from rcnn_ext.data.images import IMAGE_SUFFIXES, numeric_ids
 from rcnn_ext.data.problems import Report
 from rcnn_ext.data.xml_lines import Node, XmlError, read_xml
 from rcnn_ext.errors import UserError
-
-
-@dataclass
-class VocConfig:
-    """How a VOC devkit is read.
-
-    Attributes:
-        years: Which of several ``VOC<year>`` folders to read; null takes all that have the image
-            set, so that 2007 and 2012 side by side give what the literature calls 07+12.
-        one_based: Whether coordinates count from 1 and name the last pixel within the box, as in
-            VOC itself. Many tools that write this format count from 0: then false.
-    """
-
-    years: list[int] | None = None
-    one_based: bool = True
 
 
 def voc_folders(root: Path, years: Sequence[int] | None = None) -> list[Path]:

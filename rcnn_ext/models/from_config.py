@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from rcnn_ext import models
-from rcnn_ext.config.schema import ModelConfig
+from rcnn_ext.config import ModelConfig
 from rcnn_ext.errors import UserError
 
 # Fields of the model section that the builders do not take, or not by this name.
-_OWN_FIELDS = ("detector", "checkpoint_layers", "channels_last", "weights_backbone", "localizer")
+_OWN_FIELDS = ("detector", "checkpoint_stages", "channels_last", "weights_backbone", "localizer")
 
 # What a localizer has in common with detectors.
 _LOCALIZER_FIELDS = (
@@ -63,7 +63,7 @@ def build_model(config: ModelConfig, num_classes: int, *, pretrained: bool = Tru
         model = _BUILDERS[config.detector](
             num_classes=num_classes,
             weights_backbone=weights,
-            checkpoint_stages=config.checkpoint_layers,
+            checkpoint_stages=config.checkpoint_stages,
             **options,
         )
     except UserError as error:

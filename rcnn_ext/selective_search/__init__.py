@@ -5,12 +5,12 @@ can key a cache; ``ProposalCache`` is that cache on disk; ``compat`` has the int
 ``selectivesearch`` package.
 """
 
+from rcnn_ext.config.selective_search import MODES, SearchSettings
 from rcnn_ext.selective_search import compat
 from rcnn_ext.selective_search.cache import CachedRegions, ProposalCache
 from rcnn_ext.selective_search.filters import ProposalFilter
 from rcnn_ext.selective_search.regions import Regions
 from rcnn_ext.selective_search.search import BACKENDS, find_regions, selective_search
-from rcnn_ext.selective_search.settings import MODES, SearchSettings
 
 __all__ = [
     "BACKENDS",

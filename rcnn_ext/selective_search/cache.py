@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from rcnn_ext import files
+from rcnn_ext.config.selective_search import SearchSettings
 from rcnn_ext.errors import UserError
 from rcnn_ext.selective_search.filters import ProposalFilter
 from rcnn_ext.selective_search.regions import Regions
-from rcnn_ext.selective_search.settings import SearchSettings
 
 # To be raised when a search gives other regions for the same settings than before.
 _VERSION = 1
@@ -64,7 +64,7 @@ class ProposalCache:
         self.settings = SearchSettings() if settings is None else settings
         self.filters = ProposalFilter() if filters is None else filters
         self._settings_text = json.dumps(
-            {"version": _VERSION, **self.settings.as_dict()}, sort_keys=True
+            {"version": _VERSION, **self.settings.resolved()}, sort_keys=True
         )
 
     def path_for(self, content: bytes) -> Path:

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from rcnn_ext.config.selective_search import check_min_size, check_number, check_sigma
 from rcnn_ext.selective_search.images import check_not_empty, gaussian_weights
 from rcnn_ext.selective_search.native import load
-from rcnn_ext.selective_search.settings import check_min_size, check_number, check_sigma
 
 
 def selective_search(

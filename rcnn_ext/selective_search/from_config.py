@@ -12,7 +12,12 @@ from torch import distributed
 
 from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.distributed import Processes
-from rcnn_ext.selective_search import CachedRegions, ProposalCache, find_regions
+from rcnn_ext.selective_search import (
+    CachedRegions,
+    ProposalCache,
+    ProposalFilter,
+    find_regions,
+)
 from rcnn_ext.selective_search.precompute import precompute
 
 if TYPE_CHECKING:
@@ -35,7 +40,7 @@ class SearchedProposals:
     def __init__(self, recipe: Recipe, run: Path) -> None:
         config = recipe.selective_search
         folder = run / _FOLDER if config.folder is None else Path(config.folder)
-        self.cache = ProposalCache(folder, config.settings(), config.filters())
+        self.cache = ProposalCache(folder, config.settings(), ProposalFilter.of(config))
         self.computes = config.missing == "compute"
 
     def boxes(self, image: Path) -> np.ndarray:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from rcnn_ext import _extension
+from rcnn_ext.config.selective_search import SearchSettings
 from rcnn_ext.selective_search.images import UNIT, as_rgb, gaussian_weights
 from rcnn_ext.selective_search.regions import Regions, unique_boxes
-from rcnn_ext.selective_search.settings import SearchSettings
 
 # Of the image whose derivatives are the texture, as in the paper.
 _TEXTURE_SIGMA = 1.0
@@ -61,7 +61,7 @@ def search(image: Any, settings: SearchSettings) -> Regions:
         _, boxes, sizes, _ = load().package_search(
             pixels,
             factor=UNIT,
-            weights=gaussian_weights(settings.sigma),
+            weights=gaussian_weights(settings.smoothing_sigma),
             scale=scale,
             min_size=settings.min_size_at(scale),
         )
@@ -77,7 +77,7 @@ def _search_diversely(pixels: np.ndarray, settings: SearchSettings) -> Regions:
         pixels,
         factor=UNIT,
         spaces=list(diversity.spaces),
-        weights=gaussian_weights(settings.sigma),
+        weights=gaussian_weights(settings.smoothing_sigma),
         texture_weights=gaussian_weights(_TEXTURE_SIGMA),
         scales=[(scale, settings.min_size_at(scale)) for scale in settings.scales],
         strategies=[sum(measure[letter] for letter in s) for s in diversity.strategies],

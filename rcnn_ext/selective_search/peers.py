@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from rcnn_ext.config.selective_search import SearchSettings
 from rcnn_ext.errors import UserError
 from rcnn_ext.selective_search.images import as_rgb
 from rcnn_ext.selective_search.regions import Regions
-from rcnn_ext.selective_search.settings import SearchSettings
 
 
 def search_with_package(image: Any, settings: SearchSettings) -> Regions:
@@ -46,7 +46,7 @@ def search_with_package(image: Any, settings: SearchSettings) -> Regions:
             # Its histograms expect values up to 255, but it segments floats as they are, where the
             # scale refers to values up to 1.
             scale=scale if pixels.dtype == np.uint8 else scale * 255.0,
-            sigma=settings.sigma,
+            sigma=settings.smoothing_sigma,
             min_size=settings.min_size_at(scale),
         )
     rects = np.array([region["rect"] for region in found], dtype=np.int32).reshape(-1, 4)
@@ -84,7 +84,7 @@ def search_with_opencv(image: Any, settings: SearchSettings) -> Regions:
         pixels = np.rint(pixels).astype(np.uint8)
     searcher = segmentation.createSelectiveSearchSegmentation()
     searcher.setBaseImage(np.ascontiguousarray(pixels[:, :, ::-1]))  # OpenCV's order is BGR
-    scale, sigma = settings.scales[0], settings.sigma
+    scale, sigma = settings.scales[0], settings.smoothing_sigma
     if settings.mode == "single":
         searcher.switchToSingleStrategy(round(scale), sigma)
     elif settings.mode == "fast":

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from rcnn_ext.config.selective_search import BackendName, ModeName, SearchSettings
 from rcnn_ext.selective_search import native, peers
 from rcnn_ext.selective_search.filters import ProposalFilter
 from rcnn_ext.selective_search.regions import Regions
-from rcnn_ext.selective_search.settings import SearchSettings
 
 BACKENDS: dict[str, Callable[[Any, SearchSettings], Regions]] = {
     "native": native.search,
@@ -38,10 +38,6 @@ def find_regions(image: Any, settings: SearchSettings | None = None) -> Regions:
         rcnn_ext.errors.UserError: the backend is not installed.
     """
     settings = SearchSettings() if settings is None else settings
-    if settings.backend not in BACKENDS:
-        raise ValueError(
-            f"backend: expected one of {', '.join(BACKENDS)}, got {settings.backend!r}"
-        )
     return BACKENDS[settings.backend](image, settings)
 
 
@@ -51,8 +47,8 @@ def selective_search(
     sigma: float | None = None,
     min_size: int | None = None,
     *,
-    backend: str = "native",
-    mode: str = "single",
+    backend: BackendName = "native",
+    mode: ModeName = "single",
     seed: int = 0,
     filters: ProposalFilter | None = None,
     enclose: bool = False,
@@ -87,8 +83,13 @@ def selective_search(
     Example:
         >>> boxes = selective_search(image, filters=ProposalFilter(min_side=20), enclose=True)
     """
-    settings = SearchSettings.of(
-        backend=backend, mode=mode, scale=scale, sigma=sigma, min_size=min_size, seed=seed
+    settings = SearchSettings(
+        backend=backend,
+        mode=mode,
+        scale=scale,  # type: ignore[arg-type]  # any sequence becomes a tuple
+        sigma=sigma,
+        min_size=min_size,
+        seed=seed,
     )
     regions = find_regions(image, settings)
     if filters is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn, optim
 
-from rcnn_ext.config.schema import OptimizerConfig, ScheduleConfig
+from rcnn_ext.config import OptimizerConfig, ScheduleConfig
 from rcnn_ext.errors import UserError
 
 

@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from rcnn_ext.config import Recipe
-from rcnn_ext.config.schema import EvaluationConfig, OptimizerConfig, ScheduleConfig
+from rcnn_ext.config import EvaluationConfig, OptimizerConfig, Recipe, ScheduleConfig
 from rcnn_ext.train.optim import choose_learning, learning_rate_factor
 
 

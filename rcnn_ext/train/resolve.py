@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from rcnn_ext.config.schema import Recipe
+from rcnn_ext.config import Recipe
 from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.data.statistics import channel_statistics
 from rcnn_ext.errors import UserError

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from rcnn_ext.config import (
+    Recipe,
     apply_override,
     load_recipe,
     recipe_from_dict,
@@ -13,7 +14,6 @@ from rcnn_ext.config import (
     with_steps,
 )
 from rcnn_ext.config.parse import all_keys
-from rcnn_ext.config.schema import Recipe
 from rcnn_ext.errors import UserError
 
 
@@ -116,9 +116,11 @@ def test_wrong_overrides_are_named(override, message):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
+        ("data.csv.normalised", "data.csv.normalized"),
         ("data.on_problem", "data.on_error"),
         ("evaluation.every", "evaluation.val_every"),
         ("evaluation.min_gain", "evaluation.min_delta"),
+        ("model.checkpoint_layers", "model.checkpoint_stages"),
         ("optimizer.accumulate", "optimizer.accumulate_grad_batches"),
         ("optimizer.frozen", "optimizer.freeze"),
         ("optimizer.lr_of", "optimizer.lr_overrides"),

@@ -49,8 +49,8 @@ def test_several_objects_an_image_and_images_without_any(write):
     [
         ("image,label,x1,y1,x2,y2", "a.jpg,d,10,4,30,16", CsvConfig()),
         ("image_id,label,x,y,w,h", "a,d,10,4,20,12", CsvConfig()),
-        ("path,class,cx,cy,w,h", "a.jpg,d,.5,.5,.5,.6", CsvConfig(normalised=True)),
-        ("path,class,x1,y1,x2,y2", "a.jpg,d,.25,.2,.75,.8", CsvConfig(normalised=True)),
+        ("path,class,cx,cy,w,h", "a.jpg,d,.5,.5,.5,.6", CsvConfig(normalized=True)),
+        ("path,class,x1,y1,x2,y2", "a.jpg,d,.25,.2,.75,.8", CsvConfig(normalized=True)),
         # Width and height are the image's here, whatever they are called.
         (
             "filename,width,height,class,xmin,ymin,xmax,ymax",
@@ -113,11 +113,11 @@ def test_broken_rows_are_named_and_their_images_left_out(write, text, line, mess
         ("what,xmin,ymin,xmax,ymax,class\n", CsvConfig(), "no column with the images' names"),
         ("filename\n", CsvConfig({"class": "kind"}), r"no column 'kind' .* names it as the class"),
         ("filename\n", CsvConfig(), "lists no images"),
-        ("filename,xmin,ymin,xmax,ymax,class\na.jpg,0,0,1,1,d\n", CsvConfig(), "normalised=true"),
+        ("filename,xmin,ymin,xmax,ymax,class\na.jpg,0,0,1,1,d\n", CsvConfig(), "normalized=true"),
         (
             "filename,xmin,ymin,xmax,ymax,class\na.jpg,0,0,30,1,d\n",
-            CsvConfig(normalised=True),
-            "is 30, but data.csv.normalised",
+            CsvConfig(normalized=True),
+            "is 30, but data.csv.normalized",
         ),
     ],
 )

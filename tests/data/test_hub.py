@@ -12,8 +12,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
+from rcnn_ext.config.data import HubConfig
 from rcnn_ext.data import AugmentConfig, DataConfig, build_augmentation
-from rcnn_ext.data.config import HubConfig
 from rcnn_ext.data.hub import HubStream, open_stream, stream_loader
 from rcnn_ext.errors import UserError
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from rcnn_ext.config.schema import ModelConfig
+from rcnn_ext.config import ModelConfig
 from rcnn_ext.errors import UserError
 from rcnn_ext.models import backbones
 from rcnn_ext.models.from_config import build_model
@@ -106,7 +106,7 @@ def test_a_failed_download_says_how_to_go_on_without(monkeypatch):
         ({"backbone": "resnet19"}, "there is no backbone 'resnet19'"),
         ({"returned_layers": [9]}, "returned_layers of resnet18 must be"),
         ({"anchor_sizes": [8, 16]}, "anchor_sizes has 2 levels"),
-        ({"checkpoint_layers": ["layer9"]}, "checkpoint_stages has 'layer9', but .* layer4"),
+        ({"checkpoint_stages": ["layer9"]}, "checkpoint_stages has 'layer9', but .* layer4"),
     ],
 )
 def test_options_that_do_not_fit_are_user_errors(changes, message):
@@ -128,7 +128,7 @@ def losses_gradients_and_statistics(model):
 
 def test_checkpointed_stages_change_nothing_but_memory():
     plain = build_model(config(), num_classes=3)
-    saving = build_model(config(checkpoint_layers=["layer3", "layer4"]), num_classes=3)
+    saving = build_model(config(checkpoint_stages=["layer3", "layer4"]), num_classes=3)
     saving.load_state_dict(plain.state_dict())
     runs = []
     handle = saving.backbone.body["layer3"][0].conv1.register_forward_hook(

@@ -35,7 +35,7 @@ def images(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> ProposalCache:
-    return ProposalCache(tmp_path / "proposals", SearchSettings(scales=(100.0,)))
+    return ProposalCache(tmp_path / "proposals", SearchSettings(scale=100.0))
 
 
 def _files(cache: ProposalCache) -> list[Path]:
@@ -78,7 +78,7 @@ def test_key_is_content_and_settings(images: list[Path], cache: ProposalCache) -
     precompute(images[:1], cache)
     moved = images[0].rename(images[0].with_name("moved.png"))
     assert len(cache.boxes(moved))
-    other = ProposalCache(cache.folder, dataclasses.replace(cache.settings, scales=(101.0,)))
+    other = ProposalCache(cache.folder, dataclasses.replace(cache.settings, scale=101.0))
     with pytest.raises(UserError, match=r"no proposals for .*moved\.png with .*101"):
         other.boxes(moved)
     Image.fromarray(smooth_noise(9, 30, 30)).save(moved)
@@ -182,7 +182,7 @@ def test_two_processes_at_once(images: list[Path], cache: ProposalCache) -> None
 
 def test_package_runs_in_processes(images: list[Path], tmp_path: Path) -> None:
     pytest.importorskip("selectivesearch")
-    cache = ProposalCache(tmp_path / "p", SearchSettings(backend="package", scales=(100.0,)))
+    cache = ProposalCache(tmp_path / "p", SearchSettings(backend="package", scale=100.0))
     assert precompute(images[:1], cache, workers=1).computed == 1
     assert len(cache.boxes(images[0]))
 

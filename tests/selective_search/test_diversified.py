@@ -17,7 +17,7 @@ MODES = ("fast", "quality")
 
 def settings_of(mode: str, seed: int = 0) -> SearchSettings:
     """Scales for images of 60 x 80."""
-    return SearchSettings.of(mode=mode, scale=(20, 60), min_size=8, seed=seed)
+    return SearchSettings(mode=mode, scale=(20, 60), min_size=8, seed=seed)
 
 
 def grouping(image: np.ndarray, space: str, measures: str) -> tuple[np.ndarray, np.ndarray]:
@@ -189,7 +189,7 @@ def test_black_and_white_images(value: int) -> None:
 @pytest.mark.parametrize("mode", ["single", *MODES])
 def test_instruction_sets_agree(mode: str) -> None:
     image = smooth_noise(3, 61, 83)
-    settings = SearchSettings.of(mode=mode)
+    settings = SearchSettings(mode=mode)
     best = native.instruction_set()
     expected = find_regions(image, settings)
     try:

@@ -115,7 +115,7 @@ def test_diversified_regions_hold_together(
 ) -> None:
     for mode in ("fast", "quality"):
         found = find_regions(
-            image, SearchSettings.of(mode=mode, scale=scale, sigma=sigma, min_size=min_size)
+            image, SearchSettings(mode=mode, scale=scale, sigma=sigma, min_size=min_size)
         )
         height, width = image.shape[:2]
         boxes = {tuple(box) for box in found.boxes.tolist()}

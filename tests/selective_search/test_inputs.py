@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 
 import numpy as np
@@ -138,13 +140,29 @@ def test_compat_refuses_bad_images(bad: np.ndarray, error: type[Exception], mess
 
 
 def test_settings_are_filled_from_the_mode() -> None:
-    assert SearchSettings.of() == SearchSettings("native", "single", (500.0,), 0.9, 10, 0)
-    fast = SearchSettings.of(mode="fast")
-    assert (fast.scales, fast.sigma, fast.min_size) == ((50.0, 100.0), 0.8, None)
+    assert SearchSettings().resolved() == {
+        "backend": "native",
+        "mode": "single",
+        "scales": (500.0,),
+        "sigma": 0.9,
+        "min_size": 10,
+        "seed": 0,
+    }
+    fast = SearchSettings(mode="fast")
+    assert (fast.scales, fast.smoothing_sigma) == ((50.0, 100.0), 0.8)
+    assert fast.resolved()["min_size"] is None
     assert fast.min_size_at(100.0) == 100
-    assert SearchSettings.of(mode="quality", scale=80, min_size=5).min_size_at(80.0) == 5
+    assert SearchSettings(mode="quality", scale=80, min_size=5).min_size_at(80.0) == 5
+
+
+def test_equal_searches_resolve_alike() -> None:
+    said = SearchSettings("native", "single", [500], np.float32(0.5), 9.5, 0)
+    assert said == SearchSettings(scale=(500.0,), sigma=0.5, min_size=10)
+    assert said.resolved() == SearchSettings(scale=500, sigma=0.5).resolved()
 
 
 def test_settings_go_through_json() -> None:
-    settings = SearchSettings.of(mode="quality", seed=3)
-    assert SearchSettings(**settings.as_dict()) == settings
+    settings = SearchSettings(mode="quality", scale=(80, 90), seed=3)
+    values = json.loads(json.dumps(dataclasses.asdict(settings)))
+    assert SearchSettings(**values) == settings
+    assert SearchSettings(**values).resolved() == settings.resolved()

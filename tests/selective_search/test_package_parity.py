@@ -6,8 +6,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from rcnn_ext.config.selective_search import SearchSettings
 from rcnn_ext.selective_search import compat, find_regions, selective_search
-from rcnn_ext.selective_search.settings import SearchSettings
 from tests.helpers.made_images import PackageSearch, smooth_noise
 
 
@@ -70,8 +70,8 @@ def test_fractional_min_size(package: PackageSearch, image: np.ndarray) -> None:
 
 def test_backends_agree(package: PackageSearch, image: np.ndarray) -> None:
     for prepared in (image, image[:, :, 0], image[:, ::2], image / 255.0):
-        native = find_regions(prepared, SearchSettings.of(backend="native"))
-        other = find_regions(prepared, SearchSettings.of(backend="package"))
+        native = find_regions(prepared, SearchSettings(backend="native"))
+        other = find_regions(prepared, SearchSettings(backend="package"))
         np.testing.assert_array_equal(native.boxes, other.boxes)
         np.testing.assert_array_equal(native.sizes, other.sizes)
 

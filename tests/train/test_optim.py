@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rcnn_ext.config.schema import OptimizerConfig, ScheduleConfig
+from rcnn_ext.config import OptimizerConfig, ScheduleConfig
 from rcnn_ext.errors import UserError
 from rcnn_ext.train.optim import build_optimizer, choose_learning, learning_rate_factor
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from rcnn_ext.config import load_recipe
-from rcnn_ext.config.schema import EvaluationConfig, OptimizerConfig, ScheduleConfig
+from rcnn_ext.config import EvaluationConfig, OptimizerConfig, ScheduleConfig, load_recipe
 from rcnn_ext.errors import UserError
 from rcnn_ext.train.optim import (
     build_optimizer,

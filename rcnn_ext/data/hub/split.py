@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rcnn_ext.config.data import DataConfig, HubConfig
 from rcnn_ext.data.annotations import ClassList
-from rcnn_ext.data.config import DataConfig, HubConfig
 from rcnn_ext.errors import UserError
 from rcnn_ext.progress import tracked
 

@@ -1,0 +1,286 @@
+"""The section ``data`` of a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from rcnn_ext.config.values import DOTTED_KEYS, Bool, Float, Int, require
+
+FormatName = Literal["coco", "voc", "pennfudan", "csv", "yolo", "hf", "synthetic"]
+
+# What columns are called where the recipe does not say; the first that a file has.
+CSV_COLUMN_NAMES: dict[str, tuple[str, ...]] = {
+    "image": ("filename", "file_name", "image", "image_path", "path", "file", "img", "image_id"),
+    "class": ("class", "label", "class_name", "category", "name", "class_id"),
+    "x1": ("xmin", "x1", "x_min", "left"),
+    "y1": ("ymin", "y1", "y_min", "top"),
+    "x2": ("xmax", "x2", "x_max", "right"),
+    "y2": ("ymax", "y2", "y_max", "bottom"),
+    "x": ("x", "bbox_x"),
+    "y": ("y", "bbox_y"),
+    "cx": ("cx", "x_center", "xc", "center_x"),
+    "cy": ("cy", "y_center", "yc", "center_y"),
+    "w": ("w", "width", "bbox_w", "bbox_width"),
+    "h": ("h", "height", "bbox_h", "bbox_height"),
+}
+
+
+@dataclass
+class AugmentConfig:
+    """How training images are varied. All off gives the images as they are.
+
+    Attributes:
+        horizontal_flip: Probability of mirroring left and right.
+        vertical_flip: Probability of mirroring top and bottom.
+        color: Brightness, contrast and saturation are scaled by 1 - color to 1 + color, drawn for
+            each image; 0 leaves them.
+        hue: The hue is turned by up to this part of a full circle, at most 0.5.
+        blur: Probability of a Gaussian blur with a deviation of 0.1 to 2 pixels.
+        zoom: Smallest and largest factor of an enlargement about the centre, drawn for each image;
+            the size of the image stays, what is left over is grey. ``[1, 1]`` leaves it.
+        shift: The image is moved by up to this part of its sides.
+        rotate: The image is turned by up to so many degrees; boxes become those around the turned
+            ones.
+        shear: The image is sheared by up to so many degrees.
+        scale_jitter: Smallest and largest factor of a resize, after which a random part of a larger
+            image is seen, or a smaller one lies somewhere on grey; the size of the image stays.
+            Unlike ``zoom`` it filters what it shrinks, so it suits factors far below 1.
+        mosaic: Probability that an image shares its place with three others, one in each corner.
+    """
+
+    horizontal_flip: Float = 0.5
+    vertical_flip: Float = 0.0
+    color: Float = 0.0
+    hue: Float = 0.0
+    blur: Float = 0.0
+    zoom: tuple[Float, Float] = (1.0, 1.0)
+    shift: Float = 0.0
+    rotate: Float = 0.0
+    shear: Float = 0.0
+    scale_jitter: tuple[Float, Float] = (1.0, 1.0)
+    mosaic: Float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("horizontal_flip", "vertical_flip", "blur", "mosaic", "shift"):
+            require(0 <= getattr(self, name) <= 1, name, "from 0 to 1")
+        require(self.color >= 0, "color", "0 or more")
+        require(0 <= self.hue <= 0.5, "hue", "from 0 to 0.5")
+        require(0 <= self.rotate <= 180, "rotate", "from 0 to 180 degrees")
+        require(0 <= self.shear < 90, "shear", "from 0 to below 90 degrees")
+        for name in ("zoom", "scale_jitter"):
+            least, most = getattr(self, name)
+            require(0 < least <= most, name, "two numbers above 0, the smaller first")
+
+
+@dataclass
+class CsvConfig:
+    """How a CSV file is read.
+
+    Attributes:
+        columns: Which column is what: ``image``, ``class``, and the box as ``x1 y1 x2 y2``,
+            ``x y w h`` (corner and sides) or ``cx cy w h`` (centre and sides). Those left out are
+            found by their usual names, such as ``filename`` and ``xmin``.
+        normalized: Whether coordinates are parts of the image's sides rather than pixels.
+        delimiter: What stands between values.
+    """
+
+    columns: Annotated[dict[str, str], DOTTED_KEYS] = field(default_factory=dict)
+    normalized: Bool = False
+    delimiter: str = ","
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.columns if name not in CSV_COLUMN_NAMES]
+        if unknown:
+            raise ValueError(
+                f"columns has {unknown[0]!r}; what a column can be is {', '.join(CSV_COLUMN_NAMES)}"
+            )
+        if len(self.delimiter) != 1:
+            raise ValueError(f"delimiter must be one character, not {self.delimiter!r}")
+
+
+@dataclass
+class VocConfig:
+    """How a VOC devkit is read.
+
+    Attributes:
+        years: Which of several ``VOC<year>`` folders to read; null takes all that have the image
+            set, so that 2007 and 2012 side by side give what the literature calls 07+12.
+        one_based: Whether coordinates count from 1 and name the last pixel within the box, as in
+            VOC itself. Many tools that write this format count from 0: then false.
+    """
+
+    years: list[Int] | None = None
+    one_based: Bool = True
+
+
+@dataclass
+class HubConfig:
+    """Which data set of the Hugging Face Hub to stream, and what its columns are called.
+
+    Attributes:
+        path: Its name on the Hub (``owner/name``), or a local folder in the same form; null takes
+            what stands for the data folder, which may be either.
+        name: Its configuration, where it has several.
+        revision: Branch, tag or commit; null takes the newest.
+        train_split: What it calls the training split.
+        val_split: What it calls the validation split; ``validation`` finds ``val`` and ``valid``
+            too.
+        test_split: What it calls the test split.
+        image: Column with the picture.
+        image_id: Column with the image's number; images without one are numbered.
+        objects: Column with the objects of an image.
+        box: Entry of ``objects`` with the boxes.
+        label: Entry of ``objects`` with the classes, as numbers or names.
+        box_format: What the four numbers of a box are: ``xywh`` (COCO's) or ``xyxy``, in pixels.
+        shuffle_buffer: Images that are kept to draw the next from. More is a better shuffle and
+            more memory.
+        streaming: Whether to read while training; false downloads all of it first.
+        train_images: How many training images there are, by which logs count epochs; null takes
+            what the data say, and counts none where they do not.
+        resume: How a resumed run finds its place. ``exact`` reads over all that the run has seen,
+            without decoding it, and then goes on as if never stopped: the whole of it is
+            transferred once more. ``reshuffle`` begins a new random order at once.
+    """
+
+    path: str | None = None
+    name: str | None = None
+    revision: str | None = None
+    train_split: str = "train"
+    val_split: str = "validation"
+    test_split: str = "test"
+    image: str = "image"
+    image_id: str = "image_id"
+    objects: str = "objects"
+    box: str = "bbox"
+    label: str = "category"
+    box_format: Literal["xywh", "xyxy"] = "xywh"
+    shuffle_buffer: Int = 1000
+    streaming: Bool = True
+    train_images: Int | None = None
+    resume: Literal["exact", "reshuffle"] = "exact"
+
+    def __post_init__(self) -> None:
+        require(self.shuffle_buffer >= 1, "shuffle_buffer", "at least 1")
+        require(
+            self.train_images is None or self.train_images >= 1,
+            "train_images",
+            "null or at least 1",
+        )
+
+
+@dataclass(frozen=True)
+class SyntheticConfig:
+    """What a made data set depends on; the same values give the same files.
+
+    Attributes:
+        train: Number of training images.
+        val: Number of validation images.
+        size: Side of the square images, in pixels.
+        max_objects: Most objects in an image; about one image in twenty has none.
+        seed: Seed of everything random.
+    """
+
+    train: Int = 512
+    val: Int = 128
+    size: Int = 128
+    max_objects: Int = 3
+    seed: Int = 0
+
+    def __post_init__(self) -> None:
+        limits = {"train": 1, "val": 1, "size": 32, "max_objects": 1, "seed": 0}
+        for name, least in limits.items():
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"a synthetic data set needs {name} >= {least}, not {getattr(self, name)}"
+                )
+
+
+@dataclass
+class DataConfig:
+    """Where samples come from. Paths may be relative to the data folder.
+
+    Attributes:
+        format: ``coco``: COCO annotation files; ``voc``: a VOC devkit; ``pennfudan``: images with
+            instance masks; ``csv``: a table of boxes; ``yolo``: text files; ``hf``: streamed from
+            the Hugging Face Hub; ``synthetic``: made shapes, written to the data folder when it is
+            empty.
+        train_annotations: What has the training annotations: the annotation file (coco, csv), the
+            image set, such as ``trainval`` (voc), or the folder or list of images (yolo); null
+            looks for it.
+        train_images: Folder of the training images (coco, csv); null looks for it.
+        val_annotations: The same for validation.
+        val_images: The same for validation.
+        test_annotations: The same for the test.
+        test_images: The same for the test.
+        classes: Names of the classes to learn; null means all of the training data.
+        other_classes: ``leave_out``: objects of classes that are not in ``classes`` are no matter;
+            ``error``: they are a problem.
+        val_fraction: Part of the training images that is set aside for validation, where the data
+            have no split of their own for it.
+        test_fraction: The same for the test.
+        stratify: Whether such splits keep the shares of the classes.
+        split_seed: Seed of such splits.
+        max_train_images: Only the first so many training images are used, to see whether a model
+            learns at all; null means all.
+        objects: ``many``: images have any number of objects; ``one``: each must have exactly one,
+            and others are a problem; ``largest``: all but the largest object of an image are left
+            out, and so are images without any.
+        keep_difficult: Whether objects marked as difficult are trained on.
+        on_error: ``stop``: broken files stop the run; ``skip``: they are left out.
+        measure_mean_std: Whether mean and standard deviation of each channel are computed from the
+            training images before the first step, in place of those of ImageNet.
+        batch_size: Images in a step, those of all processes together: a recipe means the same on
+            one GPU and on eight.
+        workers: Processes that read images; 0 reads them in the training process.
+        keep_empty: Whether images without objects are trained on, as background.
+        augment: How training images are varied.
+        csv: How CSV files are read.
+        voc: How VOC devkits are read.
+        hf: Which data set of the Hub is read, and how.
+        synthetic: What is made when ``format`` is ``synthetic``.
+    """
+
+    format: FormatName = "coco"
+    train_annotations: str | None = None
+    train_images: str | None = None
+    val_annotations: str | None = None
+    val_images: str | None = None
+    test_annotations: str | None = None
+    test_images: str | None = None
+    classes: list[str] | None = None
+    other_classes: Literal["leave_out", "error"] = "leave_out"
+    val_fraction: Float = 0.0
+    test_fraction: Float = 0.0
+    stratify: Bool = True
+    split_seed: Int = 0
+    max_train_images: Int | None = None
+    objects: Literal["many", "one", "largest"] = "many"
+    keep_difficult: Bool = False
+    on_error: Literal["stop", "skip"] = "stop"
+    measure_mean_std: Bool = False
+    batch_size: Int = 2
+    workers: Int = 2
+    keep_empty: Bool = True
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    csv: CsvConfig = field(default_factory=CsvConfig)
+    voc: VocConfig = field(default_factory=VocConfig)
+    hf: HubConfig = field(default_factory=HubConfig)
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, "batch_size", "at least 1")
+        require(self.workers >= 0, "workers", "0 or more")
+        require(self.split_seed >= 0, "split_seed", "0 or more")
+        require(
+            self.max_train_images is None or self.max_train_images >= 1,
+            "max_train_images",
+            "null or at least 1",
+        )
+        require(self.val_fraction >= 0, "val_fraction", "0 or more")
+        require(self.test_fraction >= 0, "test_fraction", "0 or more")
+        together = self.val_fraction + self.test_fraction
+        require(together < 1, "val_fraction", "less than 1 together with test_fraction")
+        if self.classes is not None:
+            distinct = len(set(self.classes)) == len(self.classes)
+            require(bool(self.classes) and distinct, "classes", "null or a list of distinct names")

@@ -1,0 +1,169 @@
+"""The sections of a recipe that say how a model is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from rcnn_ext.config.values import DIGITS, DOTTED_KEYS, Bool, Float, Int, require
+
+
+@dataclass
+class OptimizerConfig:
+    """How weights follow gradients.
+
+    Attributes:
+        name: ``sgd`` or ``adamw``.
+        lr: Learning rate after the warm-up.
+        momentum: Of SGD; the first beta of AdamW.
+        weight_decay: Of weights of two or more dimensions: convolutions and linear layers.
+        norm_weight_decay: Of the rest: biases and normalisation.
+        clip_norm: Longest gradient, over all parameters together; null does not clip.
+        accumulate_grad_batches: Parts into which the images of a step are divided, one after the
+            other, where memory is short. Their losses are averaged.
+        lr_overrides: Learning rates of parts of the model instead of ``lr``. A part is the dotted
+            beginning of its parameters' names, such as ``backbone.body.layer4``, or a regular
+            expression for whole names; the first that fits counts.
+        freeze: Parts that do not learn, named as in ``lr_overrides``.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: Float = 0.02
+    momentum: Float = 0.9
+    weight_decay: Float = 1e-4
+    norm_weight_decay: Float = 0.0
+    clip_norm: Float | None = 10.0
+    accumulate_grad_batches: Int = 1
+    lr_overrides: Annotated[dict[str, Float], DOTTED_KEYS] = field(default_factory=dict)
+    freeze: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "lr", "greater than 0")
+        require(0 <= self.momentum < 1, "momentum", "from 0 to below 1")
+        require(self.weight_decay >= 0, "weight_decay", "0 or more")
+        require(self.norm_weight_decay >= 0, "norm_weight_decay", "0 or more")
+        require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "null or above 0")
+        require(self.accumulate_grad_batches >= 1, "accumulate_grad_batches", "at least 1")
+        for part, rate in self.lr_overrides.items():
+            require(
+                rate > 0,
+                f"lr_overrides.{part}",
+                "greater than 0; freeze= stops a part from learning",
+            )
+
+
+@dataclass
+class ScheduleConfig:
+    """How long training lasts and how the learning rate changes meanwhile.
+
+    Attributes:
+        steps: Number of training steps.
+        warmup_steps: Steps in which the rate grows linearly to its full value, but no more than a
+            fifth of all, so that short trial runs learn too.
+        warmup_factor: Part of the full value at which it begins.
+        decay: After the warm-up: ``constant``, ``cosine`` (to ``final_factor`` at the last step),
+            ``multistep`` (times ``gamma`` at each of ``milestones``), or ``plateau`` (times
+            ``gamma``, down to ``final_factor``, after each ``patience`` validations in a row
+            without a new best).
+        milestones: Steps, counted from the beginning of the phase.
+        gamma: See ``decay``.
+        final_factor: See ``decay``.
+        patience: See ``decay``.
+    """
+
+    steps: Int = 90_000
+    warmup_steps: Int = 500
+    warmup_factor: Float = 0.001
+    decay: Literal["constant", "cosine", "multistep", "plateau"] = "multistep"
+    milestones: list[Int] = field(default_factory=list)
+    gamma: Float = 0.1
+    final_factor: Float = 0.0
+    patience: Int = 3
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, "steps", "at least 1")
+        require(self.warmup_steps >= 0, "warmup_steps", "0 or more")
+        require(0 < self.warmup_factor <= 1, "warmup_factor", "above 0 and at most 1")
+        require(self.milestones == sorted(self.milestones), "milestones", "ascending")
+        require(0 < self.gamma <= 1, "gamma", "above 0 and at most 1")
+        require(0 <= self.final_factor <= 1, "final_factor", "from 0 to 1")
+        require(self.patience >= 1, "patience", "at least 1")
+
+
+@dataclass
+class RefineConfig:
+    """A second phase of training, from where the first ends.
+
+    Attributes:
+        trainable: Parts of the model that learn in it, named as in ``optimizer.lr_overrides``,
+            whether or not they learned before; all others are frozen, with their batch statistics.
+        optimizer: A new optimiser.
+        schedule: Its steps come after those of the first phase.
+    """
+
+    trainable: list[str] = field(default_factory=lambda: ["roi_heads"])
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+    def __post_init__(self) -> None:
+        require(bool(self.trainable), "trainable", "one or more parts")
+
+
+@dataclass
+class EvaluationConfig:
+    """Validation during training, and the batches of any evaluation.
+
+    Attributes:
+        val_every: Steps from one validation to the next; 0 validates at the end only.
+        batch_size: Images in a batch of a process.
+        max_images: Validations during training look at the first so many images; null means all.
+        monitor: The metric that decides what is the best, such as ``AP50`` or ``VOC_AP``; null
+            means ``AP``, or for a localizer ``score``. Higher is better.
+        min_delta: How much better than the best before a validation must be.
+        patience: A phase ends after so many validations in a row without a new best; null trains
+            all steps.
+    """
+
+    val_every: Int = 5_000
+    batch_size: Int = 4
+    max_images: Int | None = None
+    monitor: str | None = None
+    min_delta: Float = 0.0
+    patience: Int | None = None
+
+    def __post_init__(self) -> None:
+        require(self.val_every >= 0, "val_every", "0 or more")
+        require(self.batch_size >= 1, "batch_size", "at least 1")
+        require(self.max_images is None or self.max_images >= 1, "max_images", "null or at least 1")
+        require(self.min_delta >= 0, "min_delta", "0 or more")
+        require(self.patience is None or self.patience >= 1, "patience", "null or at least 1")
+
+
+@dataclass
+class RuntimeConfig:
+    """How the training process runs.
+
+    Attributes:
+        device: ``auto`` takes a GPU where there is one.
+        precision: ``32``, or mixed precision with ``bf16`` or (GPU only) ``16``; ``auto`` is
+            mixed on a GPU and 32 elsewhere.
+        log_every: Steps that are averaged to one line of ``losses.csv``.
+        checkpoint_every: Steps from one write of ``last.ckpt`` to the next; it is also written
+            with each validation, at the end, and on Ctrl-C.
+        on_nan: What to do when a loss or gradient is NaN or infinite: ``stop`` with the names
+            of the losses, or ``skip`` the step.
+        tensorboard: Whether to write TensorBoard logs too, where tensorboard is installed.
+        sync_batch_norm: Whether batch normalisation takes its statistics over all GPUs.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Annotated[Literal["auto", "32", "bf16", "16"], DIGITS] = "32"
+    log_every: Int = 20
+    checkpoint_every: Int = 500
+    on_nan: Literal["stop", "skip"] = "stop"
+    tensorboard: Bool = True
+    sync_batch_norm: Bool = False
+
+    def __post_init__(self) -> None:
+        require(self.log_every >= 1, "log_every", "at least 1")
+        require(self.checkpoint_every >= 1, "checkpoint_every", "at least 1")
