@@ -41,7 +41,6 @@ LEAST_CAUGHT = 0.9  # the others change nothing: one round more, or less work sa
 OPERATORS = {
     "box_iou_cuda.cu": ("box_iou", "generalized", "distance", "complete"),
     "match_boxes_cuda.cu": ("match_boxes",),
-    "multiscale_roi_align_cuda.cu": ("multiscale_roi_align",),
     "nms_chunk_cuda_kernels.cuh": ("nms", "batched_nms"),
     "soft_nms_cuda.cu": ("soft_nms", "batched_soft_nms"),
     "generate_proposals_cuda.cu": ("generate_proposals",),
@@ -53,10 +52,17 @@ OPERATORS = {
         "generate_proposals",
         "postprocess_detections",
     ),
-    "roi_align_cuda.cu": ("roi_align",),
     "roi_pool_cuda.cu": ("roi_pool",),
 }
 ROI_OPERATORS = ("roi_align", "roi_pool", "multiscale_roi_align")
+OPERATORS["block_primitives.cuh"] = (
+    *ROI_OPERATORS,
+    "nms",
+    "batched_nms",
+    "generate_proposals",
+    "postprocess_detections",
+    "soft_nms",
+)
 
 SURVIVES = "**survives**"
 HEADING = """# Mutants of the CUDA kernels
@@ -75,8 +81,8 @@ EXCHANGED = (
 # (file, mutated text, which of those in the file) -> why nothing can tell the mutant from the
 # original.
 EXPLAINED = {
-    ("quad.cuh", "i < units", 1): "one more round, of the last channel again, written by nobody",
-    ("quad.cuh", "pass < unit.bins", 1): "one more round, without a bin",
+    ("quad.cuh", "i < tiles", 1): "one more round, of the last channel again, written by nobody",
+    ("quad.cuh", "pass < tile.bins", 1): "one more round, without a bin",
     ("gather_weights.cuh", "r < kTileHeight", 2): "a bin more in the mask, whose weights are all 0",
     (
         "gather_weights.cuh",
@@ -88,9 +94,13 @@ EXPLAINED = {
     ("roi_gather.cuh", "first < total", 1): "one more round, over no RoI",
     ("roi_gather.cuh", "ph0 < plan.pooled_height", 1): "one more round, without a bin",
     ("roi_gather.cuh", "pw0 < plan.pooled_width", 1): "one more round, without a bin",
-    ("align_forward.cuh", "__syncwarp();", 2): EXCHANGED,
+    ("roi_align_forward_cuda_kernels.cuh", "__syncwarp();", 2): EXCHANGED,
     ("roi_pool_cuda.cu", "__syncwarp();", 2): EXCHANGED,
-    ("align_forward.cuh", "inside", 2): "saves work: there is room, and nobody writes it out",
+    (
+        "roi_align_forward_cuda_kernels.cuh",
+        "inside",
+        2,
+    ): "saves work: there is room, and nobody writes it out",
     ("roi_pool_cuda.cu", "inside", 2): "saves work: there is room, and nobody writes it out",
     ("match_boxes_cuda.cu", "first < image.box_count", 1): "one more round, of the last box again",
     ("match_boxes_cuda.cu", "first < image.box_count", 2): "one more round, of the last box again",
@@ -123,10 +133,10 @@ EXPLAINED = {
 # The same for what is not examined at all: it decides how much a kernel does and not what it gives,
 # so that no test of results can notice.
 WORK_SAVED = {
-    ("roi_gather.cuh", "task.key < span.x", 1): "a round without the tile's image",
-    ("roi_gather.cuh", "task.key > span.y", 1): "a round without the tile's image",
-    ("roi_reach.cuh", "box.y < box.y_end", 1): "no tile reaches an empty box",
-    ("roi_reach.cuh", "box.x < box.x_end", 1): "no tile reaches an empty box",
+    ("roi_gather.cuh", "task.key < range.x", 1): "a round without the tile's image",
+    ("roi_gather.cuh", "task.key > range.y", 1): "a round without the tile's image",
+    ("roi_footprint.cuh", "box.y < box.y_end", 1): "no tile overlaps an empty box",
+    ("roi_footprint.cuh", "box.x < box.x_end", 1): "no tile overlaps an empty box",
     (
         "nms_chunk_cuda_kernels.cuh",
         "row_group > column_group",
@@ -166,7 +176,7 @@ def make_sources(folder: Path) -> list[Mutant]:
         '#pragma once\n__attribute__((visibility("default"))) inline int rcnn_active_mutant = 0;\n'
     )
     mutants: list[Mutant] = []
-    files = [*folder.glob("*/*_cuda.cu"), *folder.glob("*/*.cuh"), *folder.glob("core/*.h")]
+    files = [*folder.glob("*/*_cuda.cu"), *folder.rglob("*.cuh"), *folder.glob("core/*.h")]
     for path in sorted(files):
         changed, made = mutate(path.read_text(), path.relative_to(folder), len(mutants) + 1)
         path.write_text(changed)

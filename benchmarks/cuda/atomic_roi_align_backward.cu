@@ -2,11 +2,11 @@
 // csrc/cuda/roi_gather/roi_gather.cuh is measured against: made to be fast, but its last bits
 // depend on the order of the threads. No part of the package; `rcnn_ext/bench/atomic.py` loads it.
 //
-// It is the forward pass turned round: a block takes a RoI, or a part of it, works out the taps of
-// its bins once for all channels, with neighbouring samples of one pixel joined, and adds each
+// It is the forward pass transposed: a block takes a RoI, or a part of it, collects the taps of
+// its bins once for all channels, with consecutive samples of one pixel merged, and adds each
 // bin's gradient to the pixels that the bin reads. Channels-last, the lanes of a warp add to
-// neighbouring channels, 16 bytes each; in NCHW four lanes share a bin, so that those of a warp add
-// to whole stretches of a few rows.
+// consecutive channels, 16 bytes each; in NCHW four lanes share a bin, so that those of a warp add
+// to contiguous pieces of a few rows.
 //
 // Half types are summed in float32, as this package does everywhere, and rounded in the end: sums
 // kept in bfloat16 would not grow any more by what is below a 256th of them.
@@ -15,7 +15,7 @@
 
 #include "../../csrc/core/stable_ops.h"
 #include "../../csrc/multiscale_roi_align/multiscale_roi_align.h"
-#include "../../csrc/multiscale_roi_align/multiscale_roi_align_levels.cuh"
+#include "../../csrc/multiscale_roi_align/multiscale_roi_align_cuda.cuh"
 #include "../../csrc/roi_align/roi_align_forward_cuda_kernels.cuh"
 
 namespace rcnn_ext {
@@ -26,9 +26,9 @@ __device__ __forceinline__ T* at(T* from, int64_t bytes) {
   return reinterpret_cast<T*>(reinterpret_cast<char*>(from) + bytes);
 }
 
-// Adds to kCount neighbouring elements, at once where the device can.
+// Adds to kCount consecutive elements, at once where the device can.
 template <int kCount, class T>
-__device__ __forceinline__ void add_pack(T* target, const T (&values)[kCount]) {
+__device__ __forceinline__ void add_vector(T* target, const T (&values)[kCount]) {
 #if defined(RCNN_EMULATION) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
   if constexpr (kCount == 4 && std::is_same_v<T, float>) {
     atomicAdd(reinterpret_cast<float4*>(target),
@@ -41,78 +41,77 @@ __device__ __forceinline__ void add_pack(T* target, const T (&values)[kCount]) {
   }
 }
 
-// Channels-last: a thread adds kVector channels of a bin at once. grad: [PH, PW, C], image: [H, W,
+// Channels-last: a thread adds kVecSize channels of a bin at once. grad: [PH, PW, C], image: [H, W,
 // C]
-template <int kVector, class T, class Stored>
-__device__ __forceinline__ void scatter_channels_last(const AlignTables<T>& tables,
-                                                      const AlignPlan& plan, int part,
+template <int kVecSize, class T, class Stored>
+__device__ __forceinline__ void scatter_channels_last(const SharedTaps<T>& taps,
+                                                      const AlignPlan& plan, int split,
                                                       int64_t channels, const Stored* grad,
                                                       T* image) {
   const int64_t width = plan.options.pooled_width;
-  const int64_t vectors = channels / kVector;
+  const int64_t vectors = channels / kVecSize;
   const int64_t units = vectors * plan.options.pooled_height * width;
-  const int64_t step = static_cast<int64_t>(plan.parts) * kRoiThreads;
-  for (int64_t unit = static_cast<int64_t>(part) * kRoiThreads + threadIdx.x; unit < units;
+  const int64_t step = static_cast<int64_t>(plan.splits) * kRoiThreads;
+  for (int64_t unit = static_cast<int64_t>(split) * kRoiThreads + threadIdx.x; unit < units;
        unit += step) {
     const int64_t bin = unit / vectors;
     const int ph = static_cast<int>(bin / width);
     const int pw = static_cast<int>(bin % width);
-    const auto grads = load_pack<kVector>(grad + unit * kVector);
-    T* const first = image + unit % vectors * kVector;
-    const PixelTap<T>* const y_taps = tables.y_taps + ph * plan.y_slots;
-    const PixelTap<T>* const x_taps = tables.x_taps + pw * plan.x_slots;
-    const int y_count = tables.y_counts[ph];
-    const int x_count = tables.x_counts[pw];
+    const auto grads = load_vector<kVecSize>(grad + unit * kVecSize);
+    T* const first = image + unit % vectors * kVecSize;
+    const OffsetTap<T>* const y_taps = taps.y_taps + ph * plan.max_y_taps;
+    const OffsetTap<T>* const x_taps = taps.x_taps + pw * plan.max_x_taps;
+    const int y_count = taps.y_counts[ph];
+    const int x_count = taps.x_counts[pw];
     for (int i = 0; i < y_count; ++i) {
-      const PixelTap<T> y = y_taps[i];
+      const OffsetTap<T> y = y_taps[i];
       T* const row = at(first, y.offset);
       for (int j = 0; j < x_count; ++j) {
-        const PixelTap<T> x = x_taps[j];
+        const OffsetTap<T> x = x_taps[j];
         const T weight = y.weight * x.weight;
-        T values[kVector];
+        T values[kVecSize];
 #pragma unroll
-        for (int c = 0; c < kVector; ++c) values[c] = weight * static_cast<T>(grads.values[c]);
-        add_pack<kVector>(at(row, x.offset), values);
+        for (int c = 0; c < kVecSize; ++c) values[c] = weight * static_cast<T>(grads.values[c]);
+        add_vector<kVecSize>(at(row, x.offset), values);
       }
     }
   }
 }
 
-// NCHW: the lanes of a quad take the columns of a bin in turn. grad: [C, PH, PW], image: [C, H, W]
+// NCHW: the lanes of a quad take every fourth column of a bin. grad: [C, PH, PW], image: [C, H, W]
 template <class T, class Stored>
-__device__ __forceinline__ void scatter_contiguous(const AlignTables<T>& tables,
-                                                   const AlignPlan& plan, int part,
-                                                   int64_t channels, int64_t pixels,
+__device__ __forceinline__ void scatter_contiguous(const SharedTaps<T>& taps, const AlignPlan& plan,
+                                                   int split, int64_t channels, int64_t pixels,
                                                    const Stored* grad, T* image) {
-  const int turn = threadIdx.x % kQuad;
+  const int quad_lane = threadIdx.x % kQuad;
   const int width = static_cast<int>(plan.options.pooled_width);
   const int bins = static_cast<int>(plan.options.pooled_height) * width;
-  for_each_unit(part, plan.parts, channels, bins, [&](const QuadUnit& unit) {
-    T* const first = image + unit.first_channel * pixels;
-    const Stored* const unit_grad = grad + unit.first_channel * bins + unit.first_bin;
+  for_each_warp_tile(split, plan.splits, channels, bins, [&](const WarpTile& tile) {
+    T* const first = image + tile.first_channel * pixels;
+    const Stored* const tile_grad = grad + tile.first_channel * bins + tile.first_bin;
     int64_t planes[kQuad];
-    find_planes<T>(unit, pixels, planes);
-    for_each_bin(unit, width, [&](int bin, int ph, int pw, bool inside) {
+    find_plane_offsets<T>(tile, pixels, planes);
+    for_each_bin(tile, width, [&](int bin, int ph, int pw, bool inside) {
       if (!inside) return;
       T grads[kQuad];
 #pragma unroll
       for (int c = 0; c < kQuad; ++c) {
-        grads[c] = c < unit.channels ? static_cast<T>(unit_grad[int64_t{c} * bins + bin]) : T(0);
+        grads[c] = c < tile.channels ? static_cast<T>(tile_grad[int64_t{c} * bins + bin]) : T(0);
       }
-      const PixelTap<T>* const y_taps = tables.y_taps + ph * plan.y_slots;
-      const PixelTap<T>* const x_taps = tables.x_taps + pw * plan.x_slots;
-      const int y_count = tables.y_counts[ph];
-      const int x_count = tables.x_counts[pw];
-      for (int j = turn; j < x_count; j += kQuad) {
-        const PixelTap<T> x = x_taps[j];
+      const OffsetTap<T>* const y_taps = taps.y_taps + ph * plan.max_y_taps;
+      const OffsetTap<T>* const x_taps = taps.x_taps + pw * plan.max_x_taps;
+      const int y_count = taps.y_counts[ph];
+      const int x_count = taps.x_counts[pw];
+      for (int j = quad_lane; j < x_count; j += kQuad) {
+        const OffsetTap<T> x = x_taps[j];
         T* const column = at(first, x.offset);
         for (int i = 0; i < y_count; ++i) {
-          const PixelTap<T> y = y_taps[i];
+          const OffsetTap<T> y = y_taps[i];
           T* const pixel = at(column, y.offset);
           const T weight = y.weight * x.weight;
 #pragma unroll
           for (int c = 0; c < kQuad; ++c) {
-            if (c < unit.channels) atomicAdd(at(pixel, planes[c]), weight * grads[c]);
+            if (c < tile.channels) atomicAdd(at(pixel, planes[c]), weight * grads[c]);
           }
         }
       }
@@ -120,18 +119,18 @@ __device__ __forceinline__ void scatter_contiguous(const AlignTables<T>& tables,
   });
 }
 
-// Bins of more taps than the tables hold. grad: [C, PH, PW], image: [C, H, W]
+// Bins with more taps than fit shared memory. grad: [C, PH, PW], image: [C, H, W]
 template <class T, class Stored>
 __device__ __forceinline__ void scatter_without_tables(const AlignRoi<T>& roi,
-                                                       const AlignPlan& plan, int part,
+                                                       const AlignPlan& plan, int split,
                                                        int64_t channels, const MapStrides& target,
                                                        int64_t row_stride, const MapStrides& pooled,
                                                        const Stored* grad, T* image) {
   const int64_t width = plan.options.pooled_width;
   const int64_t bins = plan.options.pooled_height * width;
   const bool channels_last = pooled.channel == 1;
-  const int64_t step = static_cast<int64_t>(plan.parts) * kRoiThreads;
-  for (int64_t o = static_cast<int64_t>(part) * kRoiThreads + threadIdx.x; o < channels * bins;
+  const int64_t step = static_cast<int64_t>(plan.splits) * kRoiThreads;
+  for (int64_t o = static_cast<int64_t>(split) * kRoiThreads + threadIdx.x; o < channels * bins;
        o += step) {
     const int64_t channel = channels_last ? o % channels : o / bins;
     const int64_t bin = channels_last ? o / channels : o % bins;
@@ -146,56 +145,56 @@ __device__ __forceinline__ void scatter_without_tables(const AlignRoi<T>& roi,
   }
 }
 
-// levels: sums to add to; rois: [K, 5], grad: [K, C, PH, PW]; maps in NCHW (kVector: kContiguous)
-// or channels-last, with kVector channels at once.
-template <class Stored, int kVector, int kLevels>
+// levels: sums to add to; rois: [K, 5], grad: [K, C, PH, PW]; maps in NCHW (kVecSize: kContiguous)
+// or channels-last, with kVecSize channels at once.
+template <class Stored, int kVecSize, int kLevels>
 __global__ void __launch_bounds__(kRoiThreads, sizeof(accumulate_t<Stored>) == 8 ? 2 : 4)
     atomic_align_kernel(FeatureLevels<accumulate_t<Stored>, kLevels> levels,
                         const accumulate_t<Stored>* rois, AlignPlan plan, const Stored* grad) {
   using T = accumulate_t<Stored>;
   RCNN_DYNAMIC_SHARED(unsigned char, shared);
-  constexpr bool kChannelsLast = kVector != kContiguous;
+  constexpr bool kChannelsLast = kVecSize != kContiguous;
   constexpr int64_t kBytes = sizeof(T);
   const int64_t bins = plan.options.pooled_height * plan.options.pooled_width;
-  const AlignTables<T> tables = place_tables<T>(plan, shared);
+  const SharedTaps<T> taps = lay_out_taps<T>(plan, shared);
 
   __shared__ AlignTask<T> task;
-  for (int64_t index = blockIdx.x; index < plan.roi_count * plan.parts; index += gridDim.x) {
+  for (int64_t index = blockIdx.x; index < plan.roi_count * plan.splits; index += gridDim.x) {
     if (threadIdx.x == 0) task = find_align_task(levels, rois, plan, index);
     __syncthreads();
     const FeatureShape& shape = task.shape;
     const int64_t pixels = shape.height * shape.width;
     const MapStrides target = MapStrides::of(kChannelsLast, shape.channels, pixels);
     const int64_t row_stride = shape.width * target.pixel;
-    const bool tabulated =
-        tabulate_roi(task.roi, plan, row_stride * kBytes, target.pixel * kBytes, tables);
+    const bool collected =
+        collect_roi_taps(task.roi, plan, row_stride * kBytes, target.pixel * kBytes, taps);
     if (task.roi.batch >= 0) {
       T* const image = levels.map(task.level) + task.roi.batch * shape.channels * pixels;
       const Stored* const roi_grad = grad + task.k * shape.channels * bins;
-      if (!tabulated) {
-        scatter_without_tables(task.roi, plan, task.part, shape.channels, target, row_stride,
+      if (!collected) {
+        scatter_without_tables(task.roi, plan, task.split, shape.channels, target, row_stride,
                                MapStrides::of(kChannelsLast, shape.channels, bins), roi_grad,
                                image);
       } else if constexpr (kChannelsLast) {
-        scatter_channels_last<kVector>(tables, plan, task.part, shape.channels, roi_grad, image);
+        scatter_channels_last<kVecSize>(taps, plan, task.split, shape.channels, roi_grad, image);
       } else {
-        scatter_contiguous(tables, plan, task.part, shape.channels, pixels, roi_grad, image);
+        scatter_contiguous(taps, plan, task.split, shape.channels, pixels, roi_grad, image);
       }
     }
-    __syncthreads();  // the next RoI overwrites the tables
+    __syncthreads();  // the next RoI overwrites the taps
   }
 }
 
-template <class Stored, int kVector, int kLevels>
+template <class Stored, int kVecSize, int kLevels>
 void launch_atomic_align_kernel(const char* name,
                                 const FeatureLevels<accumulate_t<Stored>, kLevels>& levels,
                                 const accumulate_t<Stored>* rois, int64_t roi_count,
                                 const AlignOptions& options, const CudaScope& scope,
                                 const Stored* grad) {
-  const AlignPlan plan = plan_align(roi_count, levels.channels, options, kVector);
-  launch(name, atomic_align_kernel<Stored, kVector, kLevels>,
-         {dim3(stride_grid(roi_count * plan.parts, 1)), dim3(kRoiThreads),
-          tables_bytes<accumulate_t<Stored>>(plan)},
+  const AlignPlan plan = plan_align(roi_count, levels.channels, options, kVecSize);
+  launch(name, atomic_align_kernel<Stored, kVecSize, kLevels>,
+         {dim3(stride_grid(roi_count * plan.splits, 1)), dim3(kRoiThreads),
+          taps_bytes<accumulate_t<Stored>>(plan)},
          scope, levels, rois, plan, grad);
 }
 
@@ -205,15 +204,15 @@ void launch_atomic_align(const char* name,
                          const FeatureLevels<accumulate_t<Stored>, kLevels>& levels,
                          bool channels_last, const accumulate_t<Stored>* rois, int64_t roi_count,
                          const AlignOptions& options, const CudaScope& scope, const Stored* grad) {
-  constexpr int kVector = 16 / sizeof(accumulate_t<Stored>);
+  constexpr int kVecSize = 16 / sizeof(accumulate_t<Stored>);
   const auto run = [&](auto vector) {
     launch_atomic_align_kernel<Stored, decltype(vector)::value>(name, levels, rois, roi_count,
                                                                 options, scope, grad);
   };
   if (!channels_last) {
     run(std::integral_constant<int, kContiguous>{});
-  } else if (takes_packs(grad, levels.channels, kVector)) {  // and so do sums, fresh as they are
-    run(std::integral_constant<int, kVector>{});
+  } else if (can_vectorize(grad, levels.channels, kVecSize)) {  // and so do sums, fresh as they are
+    run(std::integral_constant<int, kVecSize>{});
   } else {
     run(std::integral_constant<int, 1>{});
   }

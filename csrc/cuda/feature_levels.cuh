@@ -15,13 +15,13 @@ struct FeatureLevels {
   int64_t batch_size, channels;
   PyramidRule rule;
 
-  // A constant where there is one level: an index known only at run time would put the arrays into
-  // local memory.
-  RCNN_HOST_DEVICE static int place(int level) { return kLevels == 1 ? 0 : level; }
-  RCNN_HOST_DEVICE Element* map(int level) const { return data[place(level)]; }
-  RCNN_HOST_DEVICE double spatial_scale(int level) const { return spatial_scales[place(level)]; }
+  // The index of a level in the arrays, a constant where there is one level: an index known only at
+  // run time would put the arrays into local memory.
+  RCNN_HOST_DEVICE static int slot(int level) { return kLevels == 1 ? 0 : level; }
+  RCNN_HOST_DEVICE Element* map(int level) const { return data[slot(level)]; }
+  RCNN_HOST_DEVICE double spatial_scale(int level) const { return spatial_scales[slot(level)]; }
   RCNN_HOST_DEVICE FeatureShape shape(int level) const {
-    return {batch_size, channels, heights[place(level)], widths[place(level)]};
+    return {batch_size, channels, heights[slot(level)], widths[slot(level)]};
   }
   // roi: [5] (batch index, x1, y1, x2, y2), image pixels
   template <class T>

@@ -1,5 +1,5 @@
-// What every CUDA kernel of this package goes through: the stream, the launch, dynamic shared
-// memory and the registration. Kernels use nothing else of the CUDA host interface, so that
+// The interface to the CUDA runtime that all kernels of this package use: stream, launch, dynamic
+// shared memory and registration. Kernels use nothing else of the CUDA host interface, so that
 // tests/emulation/csrc/host.h, which answers to the same names, can run them on a CPU.
 #pragma once
 
@@ -27,7 +27,7 @@
 
 namespace rcnn_ext {
 
-// Makes a tensor's device current while it lives, and knows the stream to launch on.
+// Makes a tensor's device current for the scope's lifetime, and holds the stream to launch on.
 class CudaScope {
  public:
   explicit CudaScope(const Tensor& tensor) : guard_(tensor.get_device_index()) {
@@ -55,9 +55,9 @@ void start_kernel(const char*, void (*kernel)(Parameters...), dim3 grid, dim3 bl
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-// How many blocks a loop over the grid has at most; the emulator makes do with fewer, so that such
-// loops go round on small inputs too.
-inline int64_t most_blocks(int64_t limit) { return limit; }
+// The upper limit of blocks for a grid-stride loop. The emulator has a lower one, so that such
+// loops take several rounds on small inputs too.
+inline int64_t max_blocks(int64_t limit) { return limit; }
 
 }  // namespace rcnn_ext
 
@@ -87,10 +87,11 @@ void launch(const char* name, void (*kernel)(Parameters...), const LaunchShape& 
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Blocks for a grid-stride loop over `count` elements: enough to fill any device, never too many.
+// Blocks for a grid-stride loop over `count` elements: enough to fill any device, and few enough
+// for any grid.
 inline unsigned stride_grid(int64_t count, int64_t threads_per_block) {
   return static_cast<unsigned>(
-      std::min(ceil_div(count, threads_per_block), most_blocks(int64_t{1} << 20)));
+      std::min(ceil_div(count, threads_per_block), max_blocks(int64_t{1} << 20)));
 }
 
 }  // namespace rcnn_ext

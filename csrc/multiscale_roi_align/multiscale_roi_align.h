@@ -11,7 +11,7 @@
 namespace rcnn_ext {
 
 // More levels than a map of 2^31 pixels a side can be halved.
-constexpr int64_t kMostLevels = 32;
+constexpr int64_t kMaxLevels = 32;
 
 struct PyramidOptions {
   std::vector<double> spatial_scales;
@@ -27,8 +27,8 @@ struct PyramidOptions {
 };
 
 inline void check_pyramid(const PyramidOptions& options, size_t levels, const char* op) {
-  RCNN_CHECK(levels >= 1 && static_cast<int64_t>(levels) <= kMostLevels, op, ": expected 1 to ",
-             kMostLevels, " levels, got ", levels);
+  RCNN_CHECK(levels >= 1 && static_cast<int64_t>(levels) <= kMaxLevels, op, ": expected 1 to ",
+             kMaxLevels, " levels, got ", levels);
   RCNN_CHECK(options.spatial_scales.size() == levels, op,
              ": expected a spatial_scale for each of the ", levels, " levels, got ",
              options.spatial_scales.size());

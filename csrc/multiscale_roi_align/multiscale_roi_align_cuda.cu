@@ -4,7 +4,7 @@
 #include "../roi_align/roi_align_backward_cuda_kernels.cuh"
 #include "../roi_align/roi_align_forward_cuda_kernels.cuh"
 #include "multiscale_roi_align.h"
-#include "multiscale_roi_align_levels.cuh"
+#include "multiscale_roi_align_cuda.cuh"
 
 namespace rcnn_ext {
 namespace {

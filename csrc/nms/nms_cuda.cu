@@ -24,7 +24,7 @@ std::tuple<Tensor, Tensor> suppress(const Tensor& boxes, const Tensor& scores, c
                                     const CudaScope& scope) {
   const int64_t count = boxes.size(0);
   const ScalarType dtype = boxes.scalar_type();
-  const int64_t most_groups = std::min(ceil_div(count, kGroup), most_blocks(kGroupsPerChunk));
+  const int64_t most_groups = std::min(ceil_div(count, kGroup), max_blocks(kGroupsPerChunk));
   const int64_t chunk_size = most_groups * kGroup;
   const bool one_chunk = count <= chunk_size;
   const SuppressionOrder orders =

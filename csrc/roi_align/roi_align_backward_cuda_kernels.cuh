@@ -1,4 +1,4 @@
-// The derivative of RoIAlign on CUDA: what roi_gather.cuh asks for.
+// The derivative of RoIAlign on CUDA: the Pooling of roi_gather.cuh.
 #pragma once
 
 #include "../cuda/roi_gather/roi_gather.cuh"
@@ -20,15 +20,15 @@ struct AlignGradient {
                                           const FeatureShape& shape) const {
     return make_align_roi(roi, options, spatial_scale, shape);
   }
-  __device__ __forceinline__ ReachedPixels reach(const Roi& roi) const {
-    ReachedPixels box{0, 0, 0, 0};
-    reach_along(roi.y, options.pooled_height, &box.y, &box.y_end);
-    reach_along(roi.x, options.pooled_width, &box.x, &box.x_end);
+  __device__ __forceinline__ Footprint footprint(const Roi& roi) const {
+    Footprint box{0, 0, 0, 0};
+    footprint_along(roi.y, options.pooled_height, &box.y, &box.y_end);
+    footprint_along(roi.x, options.pooled_width, &box.x, &box.x_end);
     return box;
   }
   template <int kCount>
-  bool takes(int64_t channels) const {
-    return takes_packs(grad, channels, kCount);
+  bool can_load_vectors(int64_t channels) const {
+    return can_vectorize(grad, channels, kCount);
   }
   template <class Visit>
   __device__ __forceinline__ void visit_y(const Roi& roi, int64_t bin, int64_t first, int64_t last,
@@ -43,11 +43,12 @@ struct AlignGradient {
   __device__ __forceinline__ T divisor(const Roi& roi) const { return roi.count; }
 
  private:
-  // The pixels [first, last) that samples along an axis may read; left alone where there are none.
-  __device__ __forceinline__ static void reach_along(const AlignAxis<T>& axis, int64_t bins,
-                                                     int* first, int* last) {
+  // Finds the pixels [first, last) that samples along an axis may read; leaves both alone where
+  // there are none.
+  __device__ __forceinline__ static void footprint_along(const AlignAxis<T>& axis, int64_t bins,
+                                                         int* first, int* last) {
     const T end = axis.start + T(bins) * axis.bin_size;
-    // A sample reaches less than a pixel, and rounding moves it by less than another.
+    // A sample reads pixels less than a pixel away, and rounding moves it by less than another.
     const T slack = T(2) + (std::fabs(axis.start) + std::fabs(end)) * T(1e-5);
     const T lowest = (axis.start < end ? axis.start : end) - slack;
     const T highest = (axis.start < end ? end : axis.start) + slack;

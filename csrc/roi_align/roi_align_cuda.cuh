@@ -1,5 +1,5 @@
-// What forward and backward of roi_align and multiscale_roi_align share on CUDA: where a RoI lies
-// on its feature map, and what it takes from which pixel.
+// Shared by forward and backward of roi_align and multiscale_roi_align on CUDA: where a RoI lies on
+// its feature map, and which pixels its samples read with which weights.
 #pragma once
 
 #include "../core/dispatch.h"
@@ -34,8 +34,8 @@ RCNN_HOST_DEVICE AlignRoi<T> make_align_roi(const T* roi, const AlignOptions& op
 }
 
 // Calls visit(pixel, weight) for both pixels of each sample of a bin whose position may lie in
-// [lowest, highest], along one axis. A pixel of weight 0 is left out, so that a NaN there stays
-// where it is.
+// [lowest, highest], along one axis. A pixel of weight 0 is left out, so that a NaN there does not
+// spread.
 template <class T, class Visit>
 __device__ __forceinline__ void visit_samples(const AlignAxis<T>& axis, int64_t bin, T lowest,
                                               T highest, Visit visit) {

@@ -28,21 +28,21 @@ RCNN_HOST_DEVICE PoolRoi<T> make_pool_roi(const T* roi, const PoolOptions& optio
           make_pool_axis(roi[1], roi[3], scale, options.pooled_width, shape.width)};
 }
 
-// The maximum so far, and its pixel; pixel -1: none.
+// A maximum and its pixel; pixel -1: none yet.
 template <class T>
-struct Peak {
+struct Maximum {
   T value;
   int pixel;
 };
 
-// The better of two maxima of a bin: the greater one or a NaN, and of equals the first pixel.
+// The maximum of two parts of a bin: the greater value or a NaN, and of equal ones the first pixel.
 template <class T>
-__device__ __forceinline__ Peak<T> better(Peak<T> a, Peak<T> b) {
+__device__ __forceinline__ Maximum<T> first_maximum(Maximum<T> a, Maximum<T> b) {
   if (a.pixel < 0) return b;
   if (b.pixel < 0) return a;
   const bool ordered = a.pixel < b.pixel;
-  const Peak<T> early = choose(ordered, a, b);
-  const Peak<T> late = choose(ordered, b, a);
+  const Maximum<T> early = choose(ordered, a, b);
+  const Maximum<T> late = choose(ordered, b, a);
   return choose(takes_over(late.value, early.value), late, early);
 }
 
@@ -50,15 +50,15 @@ __device__ __forceinline__ Peak<T> better(Peak<T> a, Peak<T> b) {
 struct PoolPlan {
   PoolOptions options;
   int64_t roi_count;
-  int parts;       // blocks that share a RoI
+  int splits;      // blocks that share a RoI
   bool tabulated;  // the bins' ranges are in shared memory
 };
 
-// The ranges of the bins of the RoI at hand.
+// The ranges of the bins of the current RoI.
 template <class T>
 struct PoolBins {
   PoolRoi<T> roi;
-  const PixelRange* table;  // [PH + PW], or null
+  const PixelRange* table;  // [PH + PW], or null: computed for each bin
 
   __device__ __forceinline__ PixelRange rows(int64_t ph) const {
     return table != nullptr ? table[ph] : pool_bin(roi.y, ph);
@@ -68,33 +68,33 @@ struct PoolBins {
   }
 };
 
-// Channels-last: a thread takes kVector channels of a bin in each load.
-template <int kVector, class T, class Stored>
+// Channels-last: a thread reads kVecSize channels of a bin per load.
+template <int kVecSize, class T, class Stored>
 __device__ __forceinline__ void pool_channels_last(const PoolBins<T>& bins, const PoolPlan& plan,
-                                                   int part, const FeatureShape& shape,
+                                                   int split, const FeatureShape& shape,
                                                    const Stored* image, Stored* out,
                                                    int32_t* argmax) {
   const int64_t width = plan.options.pooled_width;
-  const int64_t vectors = shape.channels / kVector;
+  const int64_t vectors = shape.channels / kVecSize;
   const int64_t units = vectors * plan.options.pooled_height * width;
-  const int64_t step = static_cast<int64_t>(plan.parts) * kRoiThreads;
-  for (int64_t unit = static_cast<int64_t>(part) * kRoiThreads + threadIdx.x; unit < units;
+  const int64_t step = static_cast<int64_t>(plan.splits) * kRoiThreads;
+  for (int64_t unit = static_cast<int64_t>(split) * kRoiThreads + threadIdx.x; unit < units;
        unit += step) {
     const int64_t bin = unit / vectors;
     const PixelRange ys = bins.rows(bin / width);
     const PixelRange xs = bins.columns(plan.options.pooled_height, bin % width);
-    const Stored* const first = image + unit % vectors * kVector;
-    T maxima[kVector] = {};
-    int pixels[kVector];
+    const Stored* const first = image + unit % vectors * kVecSize;
+    T maxima[kVecSize] = {};
+    int pixels[kVecSize];
 #pragma unroll
-    for (int c = 0; c < kVector; ++c) pixels[c] = -1;
+    for (int c = 0; c < kVecSize; ++c) pixels[c] = -1;
     for (int64_t y = ys.first; y < ys.last; ++y) {
       for (int64_t x = xs.first; x < xs.last; ++x) {
         const int64_t pixel = y * shape.width + x;
-        const auto pack = load_pack<kVector>(first + pixel * shape.channels);
+        const auto vector = load_vector<kVecSize>(first + pixel * shape.channels);
 #pragma unroll
-        for (int c = 0; c < kVector; ++c) {
-          const T value = static_cast<T>(pack.values[c]);
+        for (int c = 0; c < kVecSize; ++c) {
+          const T value = static_cast<T>(vector.values[c]);
           if (pixels[c] < 0 || takes_over(value, maxima[c])) {
             maxima[c] = value;
             pixels[c] = static_cast<int>(pixel);
@@ -102,84 +102,84 @@ __device__ __forceinline__ void pool_channels_last(const PoolBins<T>& bins, cons
         }
       }
     }
-    Pack<Stored, kVector> result;
+    AlignedVector<Stored, kVecSize> result;
 #pragma unroll
-    for (int c = 0; c < kVector; ++c) result.values[c] = static_cast<Stored>(maxima[c]);
-    constexpr int kPixels = kVector < 4 ? kVector : 4;  // in a store of 16 bytes
+    for (int c = 0; c < kVecSize; ++c) result.values[c] = static_cast<Stored>(maxima[c]);
+    constexpr int kPixels = kVecSize < 4 ? kVecSize : 4;  // in a store of 16 bytes
 #pragma unroll
-    for (int c = 0; c < kVector; c += kPixels) {
-      Pack<int32_t, kPixels> pack;
+    for (int c = 0; c < kVecSize; c += kPixels) {
+      AlignedVector<int32_t, kPixels> vector;
 #pragma unroll
-      for (int i = 0; i < kPixels; ++i) pack.values[i] = pixels[c + i];
-      store_pack<kPixels>(argmax + unit * kVector + c, pack);
+      for (int i = 0; i < kPixels; ++i) vector.values[i] = pixels[c + i];
+      store_vector<kPixels>(argmax + unit * kVecSize + c, vector);
     }
-    store_pack<kVector>(out + unit * kVector, result);
+    store_vector<kVecSize>(out + unit * kVecSize, result);
   }
 }
 
-// NCHW: the lanes of a quad take the columns of a bin in turn.
+// NCHW: the lanes of a quad take every fourth column of a bin.
 template <class T, class Stored>
 __device__ __forceinline__ void pool_contiguous(const PoolBins<T>& bins, const PoolPlan& plan,
-                                                int part, const FeatureShape& shape,
+                                                int split, const FeatureShape& shape,
                                                 const Stored* image, Staged<Stored> staged,
                                                 Staged<int32_t> staged_pixels, Stored* out,
                                                 int32_t* argmax) {
-  const int turn = threadIdx.x % kQuad;
+  const int quad_lane = threadIdx.x % kQuad;
   const int width = static_cast<int>(plan.options.pooled_width);
   const int bin_count = static_cast<int>(plan.options.pooled_height) * width;
   const int64_t plane = shape.height * shape.width;
-  for_each_unit(part, plan.parts, shape.channels, bin_count, [&](const QuadUnit& unit) {
-    const Stored* const first = image + unit.first_channel * plane;
+  for_each_warp_tile(split, plan.splits, shape.channels, bin_count, [&](const WarpTile& tile) {
+    const Stored* const first = image + tile.first_channel * plane;
     int64_t planes[kQuad];
-    find_planes<Stored>(unit, plane, planes);
-    for_each_bin(unit, width, [&](int bin, int ph, int pw, bool inside) {
-      Peak<T> peaks[kQuad];
+    find_plane_offsets<Stored>(tile, plane, planes);
+    for_each_bin(tile, width, [&](int bin, int ph, int pw, bool inside) {
+      Maximum<T> maxima[kQuad];
 #pragma unroll
-      for (int c = 0; c < kQuad; ++c) peaks[c] = {T(0), -1};
+      for (int c = 0; c < kQuad; ++c) maxima[c] = {T(0), -1};
       if (inside) {
         const PixelRange ys = bins.rows(ph);
         const PixelRange xs = bins.columns(plan.options.pooled_height, pw);
         for (int64_t y = ys.first; y < ys.last; ++y) {
-          for (int64_t x = xs.first + turn; x < xs.last; x += kQuad) {
+          for (int64_t x = xs.first + quad_lane; x < xs.last; x += kQuad) {
             const int pixel = static_cast<int>(y * shape.width + x);
 #pragma unroll
             for (int c = 0; c < kQuad; ++c) {
-              const T value = static_cast<T>(*advance(first + pixel, planes[c]));
-              if (peaks[c].pixel < 0 || takes_over(value, peaks[c].value)) {
-                peaks[c] = {value, pixel};
+              const T value = static_cast<T>(*advance_bytes(first + pixel, planes[c]));
+              if (maxima[c].pixel < 0 || takes_over(value, maxima[c].value)) {
+                maxima[c] = {value, pixel};
               }
             }
           }
         }
       }
-      const Peak<T> peak = quad_reduce_scatter(
-          peaks, [](Peak<T> a, Peak<T> b) { return better(a, b); },
-          [](Peak<T> mine, int mask) {
+      const Maximum<T> maximum = quad_reduce_scatter(
+          maxima, [](Maximum<T> a, Maximum<T> b) { return first_maximum(a, b); },
+          [](Maximum<T> mine, int mask) {
             mine.value = shuffle_xor(mine.value, mask);
             mine.pixel = shuffle_xor(mine.pixel, mask);
             return mine;
           });
       if (inside) {
-        staged[turn][bin] = static_cast<Stored>(peak.value);
-        staged_pixels[turn][bin] = peak.pixel;
+        staged[quad_lane][bin] = static_cast<Stored>(maximum.value);
+        staged_pixels[quad_lane][bin] = maximum.pixel;
       }
     });
     __syncwarp();
-    write_staged(unit, bin_count, staged, out);
-    write_staged(unit, bin_count, staged_pixels, argmax);
+    write_staged(tile, bin_count, staged, out);
+    write_staged(tile, bin_count, staged_pixels, argmax);
     __syncwarp();  // the next bins overwrite what is staged
   });
 }
 
 // A block pools a RoI, or a part of it. A RoI with a bad batch index reads nothing and gives zeros.
 // input: [N, C, H, W], rois: [K, 5], out and argmax: [K, C, PH, PW], maps in
-// NCHW (kVector: kContiguous) or channels-last, with kVector channels in a load
-template <class Stored, int kVector>
+// NCHW (kVecSize: kContiguous) or channels-last, with kVecSize channels per load
+template <class Stored, int kVecSize>
 __global__ void __launch_bounds__(kRoiThreads)
     roi_pool_kernel(const Stored* input, const accumulate_t<Stored>* rois, FeatureShape shape,
                     PoolPlan plan, Stored* out, int32_t* argmax) {
   using T = accumulate_t<Stored>;
-  constexpr bool kContiguousMaps = kVector == kContiguous;
+  constexpr bool kContiguousMaps = kVecSize == kContiguous;
   constexpr int kStagedWarps = kContiguousMaps ? kRoiWarps : 1;
   __shared__ int32_t staged_pixels[kStagedWarps * kQuad][kStagedBins];
   __shared__ Stored staged[kStagedWarps * kQuad][kStagedBins];
@@ -187,9 +187,9 @@ __global__ void __launch_bounds__(kRoiThreads)
   const int64_t height = plan.options.pooled_height;
   const int64_t width = plan.options.pooled_width;
   const int64_t map = shape.channels * height * width;
-  for (int64_t task = blockIdx.x; task < plan.roi_count * plan.parts; task += gridDim.x) {
-    const int64_t k = task / plan.parts;
-    const int part = static_cast<int>(task % plan.parts);
+  for (int64_t task = blockIdx.x; task < plan.roi_count * plan.splits; task += gridDim.x) {
+    const int64_t k = task / plan.splits;
+    const int split = static_cast<int>(task % plan.splits);
     PoolRoi<T> roi = make_pool_roi(rois + 5 * k, plan.options, plan.options.spatial_scale, shape);
     if (roi.batch < 0) roi.y.valid = roi.x.valid = false;  // every bin is empty
     if (plan.tabulated) {
@@ -203,10 +203,11 @@ __global__ void __launch_bounds__(kRoiThreads)
         input + max(roi.batch, int64_t{0}) * shape.channels * shape.height * shape.width;
     if constexpr (kContiguousMaps) {
       const int first = warp_index() * kQuad;
-      pool_contiguous(bins, plan, part, shape, image, staged + first, staged_pixels + first,
+      pool_contiguous(bins, plan, split, shape, image, staged + first, staged_pixels + first,
                       out + k * map, argmax + k * map);
     } else {
-      pool_channels_last<kVector>(bins, plan, part, shape, image, out + k * map, argmax + k * map);
+      pool_channels_last<kVecSize>(bins, plan, split, shape, image, out + k * map,
+                                   argmax + k * map);
     }
     __syncthreads();  // the next RoI overwrites the table
   }
@@ -216,28 +217,29 @@ template <class Stored>
 void launch_roi_pool(const Stored* input, const accumulate_t<Stored>* rois, int64_t roi_count,
                      const FeatureShape& shape, const PoolOptions& options, bool channels_last,
                      const CudaScope& scope, Stored* out, int32_t* argmax) {
-  constexpr int kVector = 16 / sizeof(Stored);
-  constexpr int64_t kMostTabulated = 1024;
+  constexpr int kVecSize = 16 / sizeof(Stored);
+  constexpr int64_t kMaxTabulatedBins = 1024;  // 16 KiB of ranges; untuned
   const auto run = [&](auto vector) {
     constexpr int kChannels = decltype(vector)::value;
     const int64_t bins = options.pooled_height * options.pooled_width;
     RCNN_CHECK(bins <= int64_t{1} << 30,
                "roi_pool: expected an output size of at most 2^30 bins, got ",
                options.pooled_height, " x ", options.pooled_width);
-    const PoolPlan plan{options, roi_count, roi_parts(roi_count, shape.channels, bins, kChannels),
-                        options.pooled_height + options.pooled_width <= kMostTabulated};
+    const PoolPlan plan{options, roi_count,
+                        splits_per_roi(roi_count, shape.channels, bins, kChannels),
+                        options.pooled_height + options.pooled_width <= kMaxTabulatedBins};
     const size_t table = static_cast<size_t>(options.pooled_height + options.pooled_width);
     launch("roi_pool", roi_pool_kernel<Stored, kChannels>,
-           {dim3(stride_grid(roi_count * plan.parts, 1)), dim3(kRoiThreads),
+           {dim3(stride_grid(roi_count * plan.splits, 1)), dim3(kRoiThreads),
             plan.tabulated ? table * sizeof(PixelRange) : 0},
            scope, input, rois, shape, plan, out, argmax);
   };
   if (!channels_last) {
     run(std::integral_constant<int, kContiguous>{});
-  } else if (takes_packs(input, shape.channels, kVector) &&
-             takes_packs(out, shape.channels, kVector) &&
-             takes_packs(argmax, shape.channels, kVector < 4 ? kVector : 4)) {
-    run(std::integral_constant<int, kVector>{});
+  } else if (can_vectorize(input, shape.channels, kVecSize) &&
+             can_vectorize(out, shape.channels, kVecSize) &&
+             can_vectorize(argmax, shape.channels, kVecSize < 4 ? kVecSize : 4)) {
+    run(std::integral_constant<int, kVecSize>{});
   } else {
     run(std::integral_constant<int, 1>{});
   }
@@ -270,7 +272,7 @@ std::tuple<Tensor, Tensor> roi_pool_cuda(const Tensor& input, const Tensor& rois
   return {output, argmax};
 }
 
-// What roi_gather.cuh asks for: a bin gives its gradient to the pixel of its maximum.
+// The Pooling of roi_gather.cuh: a bin gives its gradient to the pixel of its maximum.
 template <class StoredType>
 struct PoolGradient {
   using Stored = StoredType;
@@ -286,7 +288,7 @@ struct PoolGradient {
                                           const FeatureShape& shape) const {
     return make_pool_roi(roi, options, spatial_scale, shape);
   }
-  __device__ __forceinline__ ReachedPixels reach(const Roi& roi) const {
+  __device__ __forceinline__ Footprint footprint(const Roi& roi) const {
     if (!roi.y.valid || !roi.x.valid) return {0, 0, 0, 0};
     return {static_cast<int>(pool_bin(roi.y, 0).first),
             static_cast<int>(pool_bin(roi.y, options.pooled_height - 1).last),
@@ -294,8 +296,8 @@ struct PoolGradient {
             static_cast<int>(pool_bin(roi.x, options.pooled_width - 1).last)};
   }
   template <int kCount>
-  bool takes(int64_t channels) const {
-    return takes_packs(grad, channels, kCount) && takes_packs(argmax, channels, kCount);
+  bool can_load_vectors(int64_t channels) const {
+    return can_vectorize(grad, channels, kCount) && can_vectorize(argmax, channels, kCount);
   }
   template <class Visit>
   __device__ __forceinline__ void visit_y(const Roi& roi, int64_t bin, int64_t first, int64_t last,
@@ -307,16 +309,16 @@ struct PoolGradient {
                                           Visit visit) const {
     visit_bin(roi.x, bin, first, last, visit);
   }
-  // Of a bin to the pixels `pixel`, `pixel + row_step`, ... of a column.
+  // Adds the gradient of a bin to the pixels `pixel`, `pixel + row_step`, ... of a column.
   template <bool kPacks, int kRows, int kChannels>
-  __device__ __forceinline__ void add(int64_t element, int channels, int64_t channel_stride,
-                                      int64_t pixel, int64_t row_step,
-                                      T (&sums)[kRows][kChannels]) const {
-    Pack<int32_t, kChannels> maxima;
-    Pack<Stored, kChannels> grads;
+  __device__ __forceinline__ void accumulate(int64_t element, int channels, int64_t channel_stride,
+                                             int64_t pixel, int64_t row_step,
+                                             T (&sums)[kRows][kChannels]) const {
+    AlignedVector<int32_t, kChannels> maxima;
+    AlignedVector<Stored, kChannels> grads;
     if constexpr (kPacks) {
-      maxima = load_pack<kChannels>(argmax + element);
-      grads = load_pack<kChannels>(grad + element);
+      maxima = load_vector<kChannels>(argmax + element);
+      grads = load_vector<kChannels>(grad + element);
     } else {
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) {

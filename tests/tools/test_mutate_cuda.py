@@ -6,7 +6,7 @@ import pathlib
 
 import mutate_cuda
 import pytest
-from cuda_mutants import Mutant, mutate
+from cuda_mutants import DEVICE_FUNCTIONS, Mutant, mutate
 from mutate_cuda import Row, earlier_rows, is_chosen, report
 
 KERNEL = """
@@ -47,12 +47,24 @@ def test_counts_equal_texts_of_a_file() -> None:
     assert [m.occurrence for m in mutants if m.kind == "barrier"] == [1, 2]
 
 
+def test_tables_name_code_that_exists(tmp_path: pathlib.Path) -> None:
+    mutants = mutate_cuda.make_sources(tmp_path / "csrc")
+    known = {(m.file.name, m.text, m.occurrence) for m in mutants}
+    assert set(mutate_cuda.EXPLAINED) | set(mutate_cuda.WORK_SAVED) <= known
+    assert set(mutate_cuda.OPERATORS) <= {m.file.name for m in mutants}
+    sources = "".join(
+        path.read_text() for path in (tmp_path / "csrc").rglob("*.*") if "cu" in path.suffix
+    ) + "".join(path.read_text() for path in (tmp_path / "csrc" / "core").iterdir())
+    missing = [name for name in DEVICE_FUNCTIONS if f"{name}(" not in sources]
+    assert not missing
+
+
 def test_patterns_choose_by_file() -> None:
-    mutant = mutants_of("common/roi_math.h", first_number=3)[0]
+    mutant = mutants_of("core/roi_math.h", first_number=3)[0]
     assert is_chosen(mutant, ["*"], None)
     assert is_chosen(mutant, ["nms/*", "roi_*"], None)
-    assert is_chosen(mutant, ["common/*"], [3])
-    assert not is_chosen(mutant, ["common/*"], [4])
+    assert is_chosen(mutant, ["core/*"], [3])
+    assert not is_chosen(mutant, ["core/*"], [4])
     assert not is_chosen(mutant, ["nms*"], None)
 
 

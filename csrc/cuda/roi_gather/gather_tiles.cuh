@@ -5,16 +5,17 @@
 #include "../../core/map_strides.h"
 #include "../feature_levels.cuh"
 #include "../launch.cuh"
-#include "roi_reach.cuh"
+#include "roi_footprint.cuh"
 
 namespace rcnn_ext {
 
-constexpr int kGatherThreads = kReachThreads;  // RoIs that a round looks at
+constexpr int kGatherThreads = kFootprintThreads;  // RoIs that a round tests for overlap
 constexpr int kGatherWarps = kGatherThreads / kWarpSize;
-constexpr int kTileHeight = 8;
+constexpr int kTileHeight = 8;  // pixels, all summed in registers by one thread; untuned
 
-// A thread sums a column of the tile for some channels. Lanes are neighbours where the pooled maps
-// have them: channels of a bin, or bins of a channel and so columns.
+// A thread sums a column of the tile for some channels. Consecutive lanes take what the pooled maps
+// store consecutively: the channels of a bin (channels-last), or the bins of a channel (NCHW), that
+// is columns.
 template <class T, bool kLanesAreChannels>
 struct GatherShape {
   static constexpr int kTileWidth = kLanesAreChannels ? kGatherWarps : kWarpSize;
@@ -30,21 +31,22 @@ struct GatherPlan {
   int64_t tasks;
   int pooled_height, pooled_width;
   int level_count;
-  int hits;            // RoIs whose weights are in shared memory at a time
-  int y_bins, x_bins;  // bins, likewise
+  int rois_per_round;  // RoIs whose weights are in shared memory at a time
+  int y_bins, x_bins;  // bins whose weights are in shared memory at a time
   MapStrides pooled;
-  bool channels_last;  // the gradients written
-  bool packs;          // and in vectors of channels
+  bool channels_last;  // layout of the gradients written
+  bool vectorized;     // gradients are written in vectors of channels
 };
 
-// A tile of the task's level, and its channels.
+// A tile of a level, and some of its channels.
 struct GatherTask {
   int level, key;
   int64_t image, tile_y, tile_x, first_channel;
   FeatureShape shape;
 };
 
-// Coarse levels come first: their tiles meet the most RoIs, and none should begin last.
+// Coarse levels come first: their tiles overlap the most RoIs, and the longest tasks should not
+// begin last.
 template <class Shape, class Stored, int kLevels>
 RCNN_HOST_DEVICE int64_t count_tasks(const FeatureLevels<Stored, kLevels>& levels, int level) {
   const FeatureShape shape = levels.shape(level);

@@ -30,6 +30,6 @@ void start_kernel(const char* name, void (*kernel)(Parameters...), dim3 grid, di
 }
 
 // For most seeds so few that every loop over a grid goes round.
-inline int64_t most_blocks(int64_t limit) { return rcnn_emulation::most_blocks(limit); }
+inline int64_t max_blocks(int64_t limit) { return rcnn_emulation::max_blocks(limit); }
 
 }  // namespace rcnn_ext

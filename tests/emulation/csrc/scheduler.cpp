@@ -23,7 +23,7 @@ void fail(const std::string& what) { machine.fail(what); }
 bool on_fiber() { return machine.on_fiber(); }
 std::string place() { return machine.place(); }
 void fail_later(const std::string& message) { machine.fail_later(message); }
-int64_t most_blocks(int64_t limit) {
+int64_t max_blocks(int64_t limit) {
   const uint64_t choice = mix(machine.seed) % 5;
   return choice == 0 ? limit : std::min(limit, static_cast<int64_t>(choice));
 }

@@ -81,7 +81,7 @@ std::string place();
 void fail_later(const std::string& message);
 
 // A number of blocks up to `limit` that depends on the seed.
-int64_t most_blocks(int64_t limit);
+int64_t max_blocks(int64_t limit);
 
 // The byte that fills memory nobody has written yet.
 int poison_byte();

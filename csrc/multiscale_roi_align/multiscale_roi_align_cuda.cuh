@@ -1,4 +1,4 @@
-// The maps of a pyramid, as a kernel takes them.
+// The maps of a pyramid as an argument of a kernel.
 #pragma once
 
 #include <type_traits>
@@ -11,9 +11,9 @@ namespace rcnn_ext {
 
 // maps: [N, C, H, W] each, finest first, all dense in one layout
 template <class Element>
-FeatureLevels<Element, kMostLevels> pyramid_levels(const std::vector<Tensor>& maps,
-                                                   const PyramidOptions& options) {
-  FeatureLevels<Element, kMostLevels> levels{};
+FeatureLevels<Element, kMaxLevels> pyramid_levels(const std::vector<Tensor>& maps,
+                                                  const PyramidOptions& options) {
+  FeatureLevels<Element, kMaxLevels> levels{};
   for (size_t level = 0; level < maps.size(); ++level) {
     if constexpr (std::is_const_v<Element>) {
       levels.data[level] = maps[level].const_data_ptr<std::remove_const_t<Element>>();
