@@ -26,7 +26,7 @@ EXTRAS = {
         "pyyaml",
         "tqdm",
         "safetensors",
-        "defusedxml",
+        "lxml",
     ),
     "hf": ("datasets",),
 }

@@ -52,7 +52,7 @@ _TRAIN_PACKAGES = (
     "yaml",
     "tqdm",
     "safetensors",
-    "defusedxml",
+    "lxml",
 )
 
 

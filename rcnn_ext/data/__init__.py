@@ -6,8 +6,6 @@ one format without a recipe.
 
 from rcnn_ext.config.data import DataConfig
 from rcnn_ext.data.annotations import AnnotationSet, ClassList, ImageRecord
-from rcnn_ext.data.coco import find_annotations, find_images_folder, read_coco
-from rcnn_ext.data.csv_boxes import CsvConfig, read_csv_boxes
 from rcnn_ext.data.dataset import (
     DetectionDataset,
     TrainingStream,
@@ -15,7 +13,13 @@ from rcnn_ext.data.dataset import (
     evaluation_loader,
     training_loader,
 )
-from rcnn_ext.data.formats import detect_format, has_split, open_split
+from rcnn_ext.data.formats.coco import find_annotations, find_images_folder, read_coco
+from rcnn_ext.data.formats.csv_boxes import CsvConfig, read_csv_boxes
+from rcnn_ext.data.formats.pennfudan import read_pennfudan
+from rcnn_ext.data.formats.registry import detect_format, has_split, open_split
+from rcnn_ext.data.formats.synthetic import SyntheticConfig, make_synthetic
+from rcnn_ext.data.formats.voc import VocConfig, read_voc
+from rcnn_ext.data.formats.yolo import read_yolo
 from rcnn_ext.data.hub import (
     HubSplit,
     HubStream,
@@ -27,14 +31,10 @@ from rcnn_ext.data.hub import (
 )
 from rcnn_ext.data.images import find_images, image_size, load_image
 from rcnn_ext.data.partition import partition
-from rcnn_ext.data.pennfudan import read_pennfudan
 from rcnn_ext.data.problems import Problem, Report
 from rcnn_ext.data.samples import ProposalSource
 from rcnn_ext.data.statistics import channel_statistics
-from rcnn_ext.data.synthetic import SyntheticConfig, make_synthetic
 from rcnn_ext.data.transforms import AugmentConfig, build_augmentation
-from rcnn_ext.data.voc import VocConfig, read_voc
-from rcnn_ext.data.yolo import read_yolo
 
 __all__ = [
     "AnnotationSet",

@@ -12,7 +12,7 @@ from typing import Any
 
 from rcnn_ext.config.data import DataConfig
 from rcnn_ext.data.annotations import AnnotationSet, ImageRecord
-from rcnn_ext.data.formats import FORMATS, SPLITS, detect_format, has_split, open_split
+from rcnn_ext.data.formats.registry import FORMATS, SPLITS, detect_format, has_split, open_split
 from rcnn_ext.data.hub import check_stream, copy_split, open_stream, stream_splits
 from rcnn_ext.data.images import load_image
 from rcnn_ext.data.problems import Report

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rcnn_ext.config.data import DataConfig, HubConfig
 from rcnn_ext.data.annotations import AnnotationSet
-from rcnn_ext.data.formats import has_split, open_split
+from rcnn_ext.data.formats.registry import has_split, open_split
 from rcnn_ext.data.hub import copy_split, open_stream, stream_splits
 from rcnn_ext.errors import UserError
 

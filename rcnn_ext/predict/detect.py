@@ -13,7 +13,7 @@ from torch import nn
 from torchvision.transforms.v2 import functional as F
 
 from rcnn_ext.data.annotations import ClassList
-from rcnn_ext.data.csv_boxes import listed_images
+from rcnn_ext.data.formats.csv_boxes import listed_images
 from rcnn_ext.data.images import find_images, load_image
 from rcnn_ext.distributed import choose_device
 from rcnn_ext.errors import UserError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rcnn_ext.data.csv_boxes import CsvConfig, find_csv, listed_images, read_csv_boxes
+from rcnn_ext.data.formats.csv_boxes import CsvConfig, find_csv, listed_images, read_csv_boxes
 from rcnn_ext.data.problems import Report
 from rcnn_ext.errors import UserError
 from tests.helpers.real_data import REAL, needs_real_data

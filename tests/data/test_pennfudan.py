@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rcnn_ext.data.pennfudan import boxes_of_masks, read_pennfudan
+from rcnn_ext.data.formats.pennfudan import boxes_of_masks, read_pennfudan
 from rcnn_ext.data.problems import Report
 from rcnn_ext.errors import UserError
 from tests.helpers.real_data import REAL, needs_real_data

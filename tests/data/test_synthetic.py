@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rcnn_ext.data import SyntheticConfig, find_annotations, make_synthetic, read_coco
-from rcnn_ext.data.synthetic import SHAPES, draw_scene
+from rcnn_ext.data.formats.synthetic import SHAPES, draw_scene
 from rcnn_ext.errors import UserError
 
 SMALL = SyntheticConfig(train=6, val=3, size=64, seed=5)

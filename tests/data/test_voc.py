@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rcnn_ext.data.formats.voc import VocConfig, read_voc, voc_set_name
 from rcnn_ext.data.problems import Report
-from rcnn_ext.data.voc import VocConfig, read_voc, voc_set_name
 from rcnn_ext.errors import UserError
 from tests.helpers.real_data import REAL, needs_real_data
 
-pytest.importorskip("defusedxml", reason="defusedxml comes with the extra train")
+pytest.importorskip("lxml", reason="lxml comes with the extra train")
 
 
 def object_xml(name="dog", box=(1, 1, 10, 10), extra=""):
@@ -135,12 +135,21 @@ def test_lists_without_any_annotations_are_test_images(make):
         (image_xml("<object><name>cow</name></object>"), 6, "the cow has no bndbox"),
         (image_xml(object_xml(box=(1, "x", 3, 4))), 8, "ymin of the dog is 'x', not a number"),
         (image_xml(object_xml(box=(1, "nan", 3, 4))), 8, "ymin of the dog is 'nan'"),
-        ("<annotation>\n<size>\n</annotation>", 3, "not valid XML: mismatched tag"),
-        ("", 1, "not valid XML: no element found"),
+        (
+            "<annotation>\n<size>\n</annotation>",
+            3,
+            "not valid XML: Opening and ending tag mismatch",
+        ),
+        ("", 1, "not valid XML: Document is empty"),
         (
             '<!DOCTYPE a [<!ENTITY b "c">]>\n<annotation>&b;</annotation>',
             None,
-            "refused: EntitiesForbidden",
+            "refused: it declares entities",
+        ),
+        (
+            '<!DOCTYPE a SYSTEM "http://localhost/a.dtd">\n<annotation/>',
+            None,
+            "refused: it refers to an external document type",
         ),
     ],
 )
@@ -161,6 +170,25 @@ def test_broken_files_are_named_and_left_out(make, xml, line, message):
     with pytest.raises(UserError, match=message) as error:
         read_voc(root, "train")
     assert str(problem.file) in str(error.value)
+
+
+def test_entities_are_never_expanded(make, tmp_path):
+    """Neither those that grow without bounds nor those that name a file."""
+    (tmp_path / "secret").write_text("dog")
+    growing = "".join(f'<!ENTITY e{i + 1} "{f"&e{i};" * 10}">' for i in range(12))
+    for entities, use in (
+        (f'<!ENTITY e0 "dog">{growing}', "&e12;"),
+        (f'<!ENTITY e12 SYSTEM "{(tmp_path / "secret").as_uri()}">', "&e12;"),
+    ):
+        for xml in (image_xml(object_xml(use)), f'<annotation kind="{use}"/>'):
+            root = make({"1": f"<!DOCTYPE a [{entities}]>{xml}"}, {"train": ["1"]})
+            with pytest.raises(UserError, match="refused: it declares entities|not valid XML: "):
+                read_voc(root, "train")
+
+
+def test_a_document_type_without_entities_is_harmless(make):
+    xml = "<!DOCTYPE annotation [<!ELEMENT annotation ANY>]>\n" + image_xml(object_xml())
+    assert len(read_voc(make({"1": xml}, {"train": ["1"]}), "train").images[0].boxes) == 1
 
 
 def test_lists_that_are_wrong(make):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rcnn_ext.data.formats.yolo import find_yolo_split, read_yolo
 from rcnn_ext.data.problems import Report
-from rcnn_ext.data.yolo import find_yolo_split, read_yolo
 from rcnn_ext.errors import UserError
 
 pytest.importorskip("yaml", reason="PyYAML comes with the extra train")

@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 from rcnn_ext.data.annotations import AnnotationSet
-from rcnn_ext.data.coco import read_coco
+from rcnn_ext.data.formats.coco import read_coco
+from rcnn_ext.data.formats.synthetic import SyntheticConfig, make_synthetic
 from rcnn_ext.data.images import load_image
-from rcnn_ext.data.synthetic import SyntheticConfig, make_synthetic
 
 _IMAGES, _SIZE = 8, 64
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from rcnn_ext import __version__
 from rcnn_ext.data.annotations import AnnotationSet
-from rcnn_ext.data.coco import read_coco
+from rcnn_ext.data.formats.coco import read_coco
 from rcnn_ext.data.hub.rows import DecodedRow, RowsBuilder, decode_row, plain_rows
 from rcnn_ext.data.hub.split import HubSplit
 from rcnn_ext.data.problems import Report

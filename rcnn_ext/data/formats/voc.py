@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rcnn_ext.config.data import VocConfig
 from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.data.builder import RawObject, ReadOptions, SetBuilder
+from rcnn_ext.data.formats.safe_xml import XmlError, read_xml, text_of
 from rcnn_ext.data.images import IMAGE_SUFFIXES, numeric_ids
 from rcnn_ext.data.problems import Report
-from rcnn_ext.data.xml_lines import Node, XmlError, read_xml
 from rcnn_ext.errors import UserError
 
 
@@ -164,11 +165,11 @@ def _add(
         report.error(xml, getattr(error, "line", None), str(error))
         builder.skip()
         return
-    path = _picture(folder, name, node.text_of("filename"), builder)
+    path = _picture(folder, name, text_of(node, "filename"), builder)
     before = len(report.errors())
     size, size_line = _size(node, xml, report)
     objects = []
-    for item in node.find_all("object"):
+    for item in node.findall("object"):
         found = _object(item, xml, config.one_based, report)
         if found is not None:
             objects.append(found)
@@ -176,43 +177,43 @@ def _add(
     builder.add(image_id, path, size, objects, (xml, size_line), broken=broken, verify_size=True)
 
 
-def _size(node: Node, xml: Path, report: Report) -> tuple[tuple[int, int] | None, int | None]:
+def _size(node: Any, xml: Path, report: Report) -> tuple[tuple[int, int] | None, int | None]:
     size = node.find("size")
     if size is None:
         return None, None
-    width, height = (_number(size.text_of(side)) for side in ("width", "height"))
+    width, height = (_number(text_of(size, side)) for side in ("width", "height"))
     if width is None or height is None or min(width, height) < 0:
-        report.error(xml, size.line, "the size is not two numbers, width and height")
-        return None, size.line
+        report.error(xml, size.sourceline, "the size is not two numbers, width and height")
+        return None, size.sourceline
     # Some tools write 0 where they do not know it.
     known = width > 0 and height > 0
-    return ((int(width), int(height)) if known else None), size.line
+    return ((int(width), int(height)) if known else None), size.sourceline
 
 
-def _object(item: Node, xml: Path, one_based: bool, report: Report) -> RawObject | None:
-    name, box = item.text_of("name"), item.find("bndbox")
+def _object(item: Any, xml: Path, one_based: bool, report: Report) -> RawObject | None:
+    name, box = text_of(item, "name"), item.find("bndbox")
     if not name:
-        report.error(xml, item.line, "an object without a name")
+        report.error(xml, item.sourceline, "an object without a name")
         return None
     if box is None:
-        report.error(xml, item.line, f"the {name} has no bndbox")
+        report.error(xml, item.sourceline, f"the {name} has no bndbox")
         return None
-    values = {tag: _number(box.text_of(tag)) for tag in ("xmin", "ymin", "xmax", "ymax")}
+    values = {tag: _number(text_of(box, tag)) for tag in ("xmin", "ymin", "xmax", "ymax")}
     wrong = [tag for tag, value in values.items() if value is None]
     if wrong:
-        text = box.text_of(wrong[0])
+        text = text_of(box, wrong[0])
         shown = "missing" if text is None else f"{text!r}, not a number"
-        report.error(xml, box.line, f"{wrong[0]} of the {name} is {shown}")
+        report.error(xml, box.sourceline, f"{wrong[0]} of the {name} is {shown}")
         return None
     x1, y1, x2, y2 = (float(value or 0) for value in values.values())
     shift = 1.0 if one_based else 0.0
     return RawObject(
         (x1 - shift, y1 - shift, x2, y2),
         name,
-        box.line,
+        box.sourceline,
         name,
-        difficult=item.text_of("difficult") == "1",
-        truncated=item.text_of("truncated") == "1",
+        difficult=text_of(item, "difficult") == "1",
+        truncated=text_of(item, "truncated") == "1",
     )
 
 

@@ -13,14 +13,14 @@ from pathlib import Path
 from rcnn_ext.config.data import DataConfig, FormatName
 from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.data.builder import ReadOptions
-from rcnn_ext.data.coco import find_annotations, list_annotations, read_coco_with
-from rcnn_ext.data.csv_boxes import find_csv, read_csv_boxes_with
+from rcnn_ext.data.formats.coco import find_annotations, list_annotations, read_coco_with
+from rcnn_ext.data.formats.csv_boxes import find_csv, read_csv_boxes_with
+from rcnn_ext.data.formats.pennfudan import mask_folders, read_pennfudan_with
+from rcnn_ext.data.formats.synthetic import make_synthetic
+from rcnn_ext.data.formats.voc import read_voc_with, voc_folders, voc_set_name
+from rcnn_ext.data.formats.yolo import find_yolo_split, read_yolo_with
 from rcnn_ext.data.partition import one_object_each, partition
-from rcnn_ext.data.pennfudan import mask_folders, read_pennfudan_with
 from rcnn_ext.data.problems import Report
-from rcnn_ext.data.synthetic import make_synthetic
-from rcnn_ext.data.voc import read_voc_with, voc_folders, voc_set_name
-from rcnn_ext.data.yolo import find_yolo_split, read_yolo_with
 from rcnn_ext.errors import UserError
 from rcnn_ext.progress import tracked
 
