@@ -43,7 +43,7 @@ _COMMON = (
     # What `auto` is on a GPU: mixed. It halves the time here too.
     "runtime.precision=bf16",
     "runtime.log_every=1",
-    "runtime.tensorboard=false",
+    "runtime.loggers=[csv]",
 )
 DATA = {
     "localizer_csv": "csv",

@@ -48,7 +48,7 @@ _COMMON = (
     "evaluation.val_every=0",
     "evaluation.max_images=1",
     "evaluation.patience=null",
-    "runtime.tensorboard=false",
+    "runtime.loggers=[csv]",
     "runtime.device=cpu",
     "runtime.precision=32",
 )

@@ -24,7 +24,7 @@ TINY = (
     "data.workers=0",
     "evaluation.batch_size=2",
     "runtime.device=cpu",
-    "runtime.tensorboard=false",
+    "runtime.loggers=[csv]",
 )
 
 

@@ -14,6 +14,7 @@ _RENAMED = {
     "proposals": "selective_search",
     "refine.learns": "refine.trainable",
     "runtime.not_finite": "runtime.on_nan",
+    "runtime.tensorboard": "runtime.loggers",
 }
 
 # The second phase has an optimizer and a schedule of its own, with the same keys.

@@ -152,7 +152,8 @@ class RuntimeConfig:
             with each validation, at the end, and on Ctrl-C.
         on_nan: What to do when a loss or gradient is NaN or infinite: ``stop`` with the names
             of the losses, or ``skip`` the step.
-        tensorboard: Whether to write TensorBoard logs too, where tensorboard is installed.
+        loggers: Where losses and metrics go: ``csv`` (always among them), ``tensorboard`` (where
+            it is installed), ``wandb`` (Weights & Biases) and ``mlflow``.
         sync_batch_norm: Whether batch normalisation takes its statistics over all GPUs.
     """
 
@@ -161,9 +162,13 @@ class RuntimeConfig:
     log_every: Int = 20
     checkpoint_every: Int = 500
     on_nan: Literal["stop", "skip"] = "stop"
-    tensorboard: Bool = True
+    loggers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] = field(
+        default_factory=lambda: ["csv", "tensorboard"]
+    )
     sync_batch_norm: Bool = False
 
     def __post_init__(self) -> None:
         require(self.log_every >= 1, "log_every", "at least 1")
         require(self.checkpoint_every >= 1, "checkpoint_every", "at least 1")
+        # The summary of a run and its curve are made from the tables.
+        require("csv" in self.loggers, "loggers", "a list that has csv")

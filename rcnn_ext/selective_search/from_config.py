@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 from torch import distributed
 
+from rcnn_ext.config import Recipe
 from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.distributed import Processes
 from rcnn_ext.selective_search import (
@@ -19,10 +19,6 @@ from rcnn_ext.selective_search import (
     find_regions,
 )
 from rcnn_ext.selective_search.precompute import precompute
-
-if TYPE_CHECKING:
-    # The schema of recipes imports this package's options.
-    from rcnn_ext.config import Recipe
 
 _FOLDER = "selective_search"
 

@@ -1,11 +1,10 @@
-"""What happens between training steps: validation, checkpoints, and stopping on a signal."""
+"""Validate, save checkpoints and stop on signals between training steps."""
 
 from __future__ import annotations
 
 import math
 import signal
 import threading
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import FrameType
@@ -13,7 +12,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import nn
 
 from rcnn_ext.errors import UserError
 from rcnn_ext.metrics.coco import EvaluationResult
@@ -21,14 +19,11 @@ from rcnn_ext.predict.checkpoint import BEST, LAST
 from rcnn_ext.train.logs import Logs
 from rcnn_ext.train.module import DetectionModule
 from rcnn_ext.train.optim import train_mode
-
-# Gives the metrics of a model in the first process and None in the others. The second argument is
-# called after every batch.
-Validate = Callable[[nn.Module, Callable[[], None]], EvaluationResult | None]
+from rcnn_ext.train.validation import Validation
 
 
 class StopTraining(Exception):  # noqa: N818
-    """Ends the training loop after a signal; :func:`rcnn_ext.train.run.train` handles it."""
+    """End the training loop after a signal; :func:`rcnn_ext.train.run.train` handles it."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
@@ -36,18 +31,24 @@ class StopTraining(Exception):  # noqa: N818
 
 
 class Checkpoints(pl.Callback):
-    """Writes ``last.ckpt`` now and then, validates, and writes ``best.ckpt`` after the best.
+    """Write ``last.ckpt`` periodically, validate, and write ``best.ckpt`` after a best validation.
 
-    ``last.ckpt`` is written between two steps only, where the state is whole: before a validation,
-    in case that is interrupted, and again after it. On SIGINT (Ctrl-C) and SIGTERM the running step
-    is finished first, in all processes.
+    ``last.ckpt`` is written between two steps only, where the state is complete: before a
+    validation, in case that is interrupted, and again after it. On SIGINT (Ctrl-C) and SIGTERM the
+    current step is completed first, in all processes.
+
+    Lightning's ModelCheckpoint and EarlyStopping work on its validation loop, which counts batches
+    where steps of several batches are meant, and which a resumed run does not repeat when it was
+    interrupted. Patience here belongs to a phase, can be raised when a run is resumed, and shares
+    its count with the decay at plateaus.
 
     Args:
-        folder: Where to.
-        every: Steps from one ``last.ckpt`` to the next.
-        validate_every: Steps from one validation to the next; 0 for at the end of a phase only.
-        validate: Does it; None where there is nothing to validate on.
-        logs: Told of validations.
+        folder: The folder of the checkpoints.
+        every: Number of steps from one ``last.ckpt`` to the next.
+        validate_every: Number of steps from one validation to the next; 0 validates at the end of a
+            phase only.
+        validate: Computes the metrics; None where there are no validation images.
+        logs: Logs validations.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Checkpoints(pl.Callback):
         folder: Path,
         every: int,
         validate_every: int,
-        validate: Validate | None,
+        validate: Validation | None,
         logs: Logs,
     ) -> None:
         self.folder = folder
@@ -68,7 +69,7 @@ class Checkpoints(pl.Callback):
         self._module: DetectionModule | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listens to signals, and makes up for a validation that was interrupted."""
+        """Install signal handlers, and repeat a validation that was interrupted."""
         assert isinstance(pl_module, DetectionModule)
         if self._module is not None:
             # A signal in the last step of a phase stops the next one.
@@ -91,7 +92,7 @@ class Checkpoints(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Saves and validates when it is time, and stops if asked to."""
+        """Save and validate when due, and stop if asked to."""
         assert isinstance(pl_module, DetectionModule)
         if not pl_module.step_done:
             return
@@ -105,17 +106,19 @@ class Checkpoints(pl.Callback):
         if validates:
             self._run_validation(trainer, pl_module)
 
-    def finish(self, trainer: pl.Trainer, module: DetectionModule, device: torch.device) -> None:
-        """Makes up for the last validation of a phase, where the run had stopped before it.
+    def run_missed_validation(
+        self, trainer: pl.Trainer, module: DetectionModule, device: torch.device
+    ) -> None:
+        """Run the last validation of a phase where the run had stopped just before it.
 
-        There was no step left to train then, and Lightning does nothing without one.
+        No step was left to train then, and Lightning calls no hook without one.
         """
         if not module.state.ended and module.steps_done >= module.phase.end:
             module.to(device)
             self._run_validation(trainer, module)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Gives the signals back."""
+        """Restore the signal handlers."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
@@ -139,31 +142,33 @@ class Checkpoints(pl.Callback):
             self.result = result
             score = _score(result, module.recipe.evaluation.monitor)
         score = module.processes.broadcast_from_main(score, module.device)
-        best = state.note(score, step, module.phase.schedule, module.recipe.evaluation)
+        best = state.update(score, step, module.phase.schedule, module.recipe.evaluation)
         if result is not None:
-            self.logs.validated(step, result)
+            self.logs.log_validation(step, result)
         if best:
-            # Without the state of the optimiser, which would double the file.
+            # Without the optimizer's state, which would double the file.
             trainer.save_checkpoint(self.folder / BEST, weights_only=True)
         if step >= module.phase.end:
             state.ended = True
         elif state.ended:
             self.logs.message(
-                f"{state.stale} validations without a new best: the phase ends at step {step}"
+                f"{state.validations_without_improvement} validations without a new best: "
+                f"the phase ends at step {step}"
             )
             trainer.should_stop = True
         trainer.save_checkpoint(self.folder / LAST)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        # A second one stops at once, in case a step hangs.
+        # A second signal stops at once, in case a step hangs.
         signal.signal(number, self._handlers[number])
         assert self._module is not None
         self._module.stop_signal = number
 
     def _stop_if_alone(self) -> None:
-        """Stops within a validation; several processes can only stop together, after the next step.
+        """Stop within a validation, if this is the only process.
 
-        ``last.ckpt`` was written just before.
+        ``last.ckpt`` was written just before. Several processes can only stop together, after the
+        next step.
         """
         module = self._module
         if module is not None and module.stop_signal and module.processes.count == 1:
@@ -181,6 +186,6 @@ def _score(result: EvaluationResult, monitor: str | None) -> float:
 
 
 def _precision(trainer: pl.Trainer) -> AbstractContextManager[Any]:
-    """Validates in the precision of training."""
+    """Return the context of the precision of training."""
     plugin = trainer.precision_plugin
     return plugin.forward_context() if plugin is not None else nullcontext()

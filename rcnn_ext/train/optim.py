@@ -1,4 +1,4 @@
-"""The optimiser, what it changes, and the learning rate of every step."""
+"""Trainable parameters, the optimizer, and the learning rate of every step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rcnn_ext.errors import UserError
 
 
 def belongs(name: str, part: str) -> bool:
-    """Whether a parameter is in a part: its dotted beginning, or a regular expression for all."""
+    """Whether a part, a dotted prefix or a regular expression, matches a parameter's name."""
     if name == part or name.startswith(f"{part}."):
         return True
     try:
@@ -27,10 +27,10 @@ def belongs(name: str, part: str) -> bool:
 
 
 def check_parts(model: nn.Module, parts: Iterable[str], key: str) -> None:
-    """Checks that each part has parameters; a misspelt one would have no effect.
+    """Check that each part has parameters, since a misspelled one would have no effect.
 
     Raises:
-        UserError: One has none; ``key`` says where it comes from.
+        UserError: One has none; ``key`` is the key of the recipe that names it.
     """
     names = [name for name, _ in model.named_parameters()]
     for part in parts:
@@ -41,15 +41,13 @@ def check_parts(model: nn.Module, parts: Iterable[str], key: str) -> None:
             )
 
 
-def choose_learning(
-    model: nn.Module, trainable: Sequence[str] | None, freeze: Sequence[str]
-) -> None:
-    """Decides which parameters learn.
+def set_trainable(model: nn.Module, trainable: Sequence[str] | None, freeze: Sequence[str]) -> None:
+    """Set which parameters require gradients, in place.
 
     Args:
-        model: Its ``requires_grad`` flags are set.
-        trainable: Parts that learn, while nothing else does; None leaves what the model has.
-        freeze: Parts that do not, all the same.
+        model: The model.
+        trainable: The only parts that are trained; None keeps those of the model.
+        freeze: Parts that are not trained in any case.
 
     Raises:
         UserError: A part fits no parameter, or no parameter is left.
@@ -63,14 +61,14 @@ def choose_learning(
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(
-            "no parameter of the model learns; raise model.trainable_layers, or freeze less"
+            "no parameter of the model is trainable; raise model.trainable_layers, or freeze less"
         )
 
 
 def train_mode(model: nn.Module) -> None:
-    """Puts a model in training mode, but for normalisation whose parameters are all frozen.
+    """Put a model in training mode, except batch norm whose parameters are all frozen.
 
-    Its statistics would still follow the data, so that a frozen part gave changing features.
+    Its running statistics would still follow the data and change the features of a frozen part.
     """
     model.train()
     for module in model.modules():
@@ -81,7 +79,7 @@ def train_mode(model: nn.Module) -> None:
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> optim.Optimizer:
-    """Builds the optimiser of all parameters that learn.
+    """Build the optimizer of all trainable parameters.
 
     Parameters with the same learning rate and weight decay form a group; weights of two or more
     dimensions and the rest (biases, normalisation) differ in weight decay.
@@ -105,7 +103,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> optim.Optimize
 
 
 def group_options(optimizer: optim.Optimizer) -> list[dict[str, Any]]:
-    """The options of each group without its parameters."""
+    """Return the options of each parameter group."""
     return [
         {key: value for key, value in group.items() if key != "params"}
         for group in optimizer.param_groups
@@ -115,10 +113,10 @@ def group_options(optimizer: optim.Optimizer) -> list[dict[str, Any]]:
 def set_options(
     optimizer: optim.Optimizer, options: Sequence[dict[str, Any]], factor: float
 ) -> None:
-    """Gives each group its options, with the learning rate times a factor.
+    """Set the options of each parameter group, with the learning rate times a factor.
 
-    All are set, since an optimiser that was loaded from a checkpoint has those of the run before,
-    and a resumed run may want others.
+    All are set, since an optimizer loaded from a checkpoint has those of the earlier run, and a
+    resumed run may want others.
     """
     for group, wanted in zip(optimizer.param_groups, options, strict=True):
         group.update(wanted)
@@ -126,11 +124,11 @@ def set_options(
 
 
 def learning_rate_factor(step: int, config: ScheduleConfig) -> float:
-    """What the full learning rate is multiplied by, but for plateaus.
+    """Return the factor of the full learning rate, without decays at plateaus.
 
     Args:
         step: Number of steps of the phase that are done.
-        config: The schedule.
+        config: Schedule section of the recipe.
 
     Returns:
         A factor from 0 to 1. The warm-up multiplies the decay, so that the two join smoothly.

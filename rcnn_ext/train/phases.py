@@ -1,28 +1,28 @@
-"""The phases of a training run, and what a run remembers of its validations."""
+"""Phases of a training run, and the progress that a run keeps in its checkpoints."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from rcnn_ext.config import EvaluationConfig, OptimizerConfig, Recipe, ScheduleConfig
-from rcnn_ext.train.optim import choose_learning, learning_rate_factor
+from rcnn_ext.train.optim import learning_rate_factor, set_trainable
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of training with an optimiser of its own.
+    """A part of training with an optimizer of its own.
 
     Attributes:
-        index: Its number, from 0.
-        start: Steps of the phases before.
-        optimizer: See the recipe.
-        schedule: See the recipe.
-        trainable: Parts of the model that learn; None leaves what the model was built with.
+        index: Index of the phase, from 0.
+        start: Number of steps of the phases before.
+        optimizer: Optimizer section of the recipe.
+        schedule: Schedule section of the recipe.
+        trainable: Parts of the model that are trained; None keeps those it was built with.
     """
 
     index: int
@@ -33,16 +33,16 @@ class Phase:
 
     @property
     def end(self) -> int:
-        """Steps of the run after this phase, if it is not ended before."""
+        """Number of steps of the run after this phase, if it does all of its own."""
         return self.start + self.schedule.steps
 
     def prepare(self, model: nn.Module) -> None:
-        """Decides which parameters learn."""
-        choose_learning(model, self.trainable, self.optimizer.freeze)
+        """Set which parameters are trainable."""
+        set_trainable(model, self.trainable, self.optimizer.freeze)
 
 
 def all_phases(recipe: Recipe) -> list[Phase]:
-    """The phases of a recipe, each beginning when the one before has done all its steps."""
+    """Return the phases of a recipe, as if each did all its steps."""
     phases = [Phase(0, 0, recipe.optimizer, recipe.schedule)]
     if recipe.refine is not None:
         refine = recipe.refine
@@ -53,20 +53,21 @@ def all_phases(recipe: Recipe) -> list[Phase]:
 
 @dataclass
 class RunState:
-    """What a run remembers beside weights and optimiser, so that it can go on.
+    """Progress of a run beside weights and optimizer, which a resumed run starts from.
 
     Attributes:
-        phase: Number of the phase.
-        phase_start: Step at which it began.
+        phase: Index of the phase.
+        phase_start: Number of steps before it.
         ended: Whether the phase has ended, by its last step or by its patience.
         validated: Step of the last validation.
         best: Best score of the run.
         phase_best: Best score of the phase.
-        stale: Validations in a row that were no new best of the phase.
-        plateau: The same for the learning rate, counted anew after each decay.
-        rate_factor: What plateaus have left of the learning rate.
-        skipped: Steps that were skipped for a loss or gradient that was not finite.
-        processes: How many trained it, which the order of a stream depends on.
+        validations_without_improvement: Number of validations since the best of the phase.
+        plateau: Number of validations since the best of the phase or the last decay.
+        lr_factor: Product of the decays at plateaus.
+        skipped: Number of steps that were skipped for a loss or gradient that was not finite.
+        processes: Number of processes that trained it, which the order of a stream depends on.
+        logger_runs: Ids of the run in Weights & Biases and MLflow, by logger.
     """
 
     phase: int = 0
@@ -75,47 +76,50 @@ class RunState:
     validated: int = 0
     best: float | None = None
     phase_best: float | None = None
-    stale: int = 0
+    validations_without_improvement: int = 0
     plateau: int = 0
-    rate_factor: float = 1.0
+    lr_factor: float = 1.0
     skipped: int = 0
     processes: int = 1
+    logger_runs: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for a checkpoint."""
+        """Return plain values for a checkpoint."""
         return dataclasses.asdict(self)
 
     def next_phase(self, start: int) -> None:
-        """Begins a phase, but remembers the best of the run."""
-        kept = {name: getattr(self, name) for name in ("best", "validated", "skipped", "processes")}
+        """Begin the next phase after ``start`` steps, and keep the best of the run."""
+        names = ("best", "validated", "skipped", "processes", "logger_runs")
+        kept = {name: getattr(self, name) for name in names}
         self.__dict__.update(RunState(self.phase + 1, start, **kept).__dict__)
 
-    def note(
+    def update(
         self, score: float, step: int, schedule: ScheduleConfig, config: EvaluationConfig
     ) -> bool:
-        """Takes in a validation.
+        """Update the counters after a validation.
 
         Args:
             score: Its score; NaN where there was nothing to score.
-            step: When it was.
-            schedule: Of the phase.
-            config: Of the recipe.
+            step: The step it came after.
+            schedule: Schedule of the phase.
+            config: Evaluation section of the recipe.
 
         Returns:
             Whether it is at least as good as the best of the run.
         """
-        # Nothing to be found, such as only empty images, is no reason not to have a best.
+        # Images without any object have no score, but a run on them still needs a best checkpoint.
         score = 0.0 if math.isnan(score) else score
         self.validated = step
         if self.phase_best is None or score > self.phase_best + config.min_delta:
-            self.phase_best, self.stale, self.plateau = score, 0, 0
+            self.phase_best = score
+            self.validations_without_improvement = self.plateau = 0
         else:
-            self.stale += 1
+            self.validations_without_improvement += 1
             self.plateau += 1
         if schedule.decay == "plateau" and self.plateau >= schedule.patience:
-            self.rate_factor = max(schedule.final_factor, self.rate_factor * schedule.gamma)
+            self.lr_factor = max(schedule.final_factor, self.lr_factor * schedule.gamma)
             self.plateau = 0
-        if config.patience is not None and self.stale >= config.patience:
+        if config.patience is not None and self.validations_without_improvement >= config.patience:
             self.ended = True
         best = self.best is None or score >= self.best
         if best:
@@ -123,5 +127,5 @@ class RunState:
         return best
 
     def factor(self, step: int, schedule: ScheduleConfig) -> float:
-        """What the learning rates are multiplied by at a step of the phase."""
-        return self.rate_factor * learning_rate_factor(step, schedule)
+        """Return the factor of all learning rates at a step of the phase."""
+        return self.lr_factor * learning_rate_factor(step, schedule)

@@ -1,4 +1,4 @@
-"""What a run finds in its folder: an earlier run to continue, to replace, or to leave alone."""
+"""Continue or replace an earlier run in the folder of a run, or leave it alone."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from rcnn_ext.data.annotations import ClassList
 from rcnn_ext.errors import UserError
 from rcnn_ext.files import make_folder
 from rcnn_ext.predict.checkpoint import BEST, LAST, SavedDetector, load_checkpoint
-from rcnn_ext.train.logs import LOSSES, TENSORBOARD, VALIDATION
+from rcnn_ext.train.loggers import LOSSES, TENSORBOARD, VALIDATION
 from rcnn_ext.train.phases import RunState, all_phases
 
 RECIPE, LOSS_CURVE = "recipe.yaml", "losses.png"
 
 
 def prepare_folder(out: Path, resume: bool, overwrite: bool) -> None:
-    """Makes the folder of a run, or checks that a run in it can go on.
+    """Make the folder of a run, or check that a run in it can be resumed.
 
     Raises:
         UserError: There is nothing to resume, or an earlier run is not to be replaced.
@@ -44,9 +44,12 @@ def prepare_folder(out: Path, resume: bool, overwrite: bool) -> None:
 def check_resumable(
     out: Path, recipe: Recipe, classes: ClassList
 ) -> tuple[SavedDetector, RunState]:
-    """Reads ``last.ckpt`` and checks that the recipe can go on from there.
+    """Read ``last.ckpt`` and check that the recipe can resume from it.
 
-    A phase that had done all its steps goes on if the recipe has more for it now.
+    A phase that had done all its steps is continued if the recipe now has more steps for it.
+
+    Returns:
+        The checkpoint, and the progress of the run.
 
     Raises:
         UserError: It does not fit, or nothing is left to train.
@@ -69,7 +72,7 @@ def check_resumable(
     if state.phase >= len(phases):
         raise UserError(f"{path} is in its second phase, and the recipe has none")
     steps, patience = phases[state.phase].schedule.steps, recipe.evaluation.patience
-    tired = patience is not None and state.stale >= patience
+    tired = patience is not None and state.validations_without_improvement >= patience
     state.ended = state.ended and (tired or saved.step >= state.phase_start + steps)
     if state.ended and state.phase == len(phases) - 1:
         key = "refine.schedule.steps" if state.phase else "schedule.steps"
@@ -81,7 +84,7 @@ def check_resumable(
 
 
 def _fixed_values(recipe: Recipe) -> dict[str, Any]:
-    """What a resumed run cannot change, by dotted keys."""
+    """Return the values that a resumed run cannot change, by dotted key."""
     values = {f"model.{key}": value for key, value in dataclasses.asdict(recipe.model).items()}
     values |= {"data.batch_size": recipe.data.batch_size, "seed": recipe.seed}
     if recipe.data.format == "hf" and recipe.data.hf.resume == "exact":
@@ -93,7 +96,7 @@ def _fixed_values(recipe: Recipe) -> dict[str, Any]:
         values["refine.trainable"] = recipe.refine.trainable
         optimizers["refine.optimizer"] = recipe.refine.optimizer
     for section, optimizer in optimizers.items():
-        # These decide how the parameters are grouped, by which the optimiser's state is stored.
+        # These decide how the parameters are grouped, by which the optimizer's state is stored.
         values |= {
             f"{section}.name": optimizer.name,
             f"{section}.freeze": optimizer.freeze,

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from rcnn_ext.config import Recipe
-from rcnn_ext.data.annotations import AnnotationSet, ClassList
+from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.data.dataset import TrainingStream, mixed_seed, training_loader
 from rcnn_ext.data.hub import HubSplit, HubStream, open_stream, stream_loader
 from rcnn_ext.data.splits import open_split
@@ -17,49 +17,61 @@ from rcnn_ext.data.transforms import build_augmentation
 from rcnn_ext.distributed import Processes
 from rcnn_ext.errors import UserError
 from rcnn_ext.selective_search.from_config import SearchedProposals
-from rcnn_ext.train.resolve import resolve_recipe
 
 
-def open_training(recipe: Recipe, root: Path) -> TrainingFiles | TrainingRows:
-    """Open the training images of a recipe.
+def open_source(recipe: Recipe, root: Path) -> AnnotationSet | HubSplit:
+    """Open the training split of a recipe: all its annotations, or a stream.
 
     Raises:
-        UserError: They are missing or wrong, or the recipe's model cannot be trained on them.
+        UserError: It is missing or wrong, or the recipe's model cannot be trained on a stream.
     """
-    if recipe.data.format == "hf":
-        return TrainingRows(open_stream(recipe.data, root, "train"), recipe)
-    return TrainingFiles(open_split(recipe.data, root, "train"))
+    if recipe.data.format != "hf":
+        return open_split(recipe.data, root, "train")
+    if recipe.model.detector != "faster_rcnn":
+        raise UserError(
+            f"model.detector={recipe.model.detector} has to see all images before the first "
+            "step, and data.format=hf is a stream; Faster R-CNN learns from one"
+        )
+    return open_stream(recipe.data, root, "train")
+
+
+def open_training(
+    source: AnnotationSet | HubSplit,
+    recipe: Recipe,
+    proposals: SearchedProposals | None,
+    done: int,
+) -> TrainingFiles | TrainingRows:
+    """Return the batches of a training split.
+
+    Args:
+        source: What :func:`open_source` gave.
+        recipe: The resolved recipe.
+        proposals: The source of proposals for models that need them.
+        done: Number of steps that were done when the run was resumed; 0 for a new run.
+    """
+    if isinstance(source, AnnotationSet):
+        return TrainingFiles(source, recipe, proposals)
+    return TrainingRows(source, recipe, done)
 
 
 class TrainingFiles:
-    """Training images in files, with all annotations in memory.
+    """Training images in files, which can be read from any step on.
+
+    Args:
+        annotations: The images.
+        recipe: The resolved recipe.
+        proposals: The source of proposals for models that need them.
 
     Attributes:
-        annotations: The images, which are also those that proposals are searched for.
-        classes: The classes that labels stand for.
+        images_per_epoch: Number of images per epoch.
     """
 
-    def __init__(self, annotations: AnnotationSet) -> None:
-        self.annotations = annotations
-        self.classes: ClassList = annotations.classes
-        self._stream: TrainingStream | None = None
-
-    def summary(self) -> str:
-        """Return one line with the numbers of images and objects."""
-        return self.annotations.summary()
-
-    def resolve_recipe(self, recipe: Recipe, processes: Processes) -> Recipe:
-        """See :func:`rcnn_ext.train.resolve.resolve_recipe`."""
-        return resolve_recipe(recipe, self.annotations, processes.print_once)
-
-    def begin(self, recipe: Recipe, proposals: SearchedProposals | None) -> int | None:
-        """Build the training stream of a resolved recipe.
-
-        Returns:
-            Number of images per epoch.
-        """
+    def __init__(
+        self, annotations: AnnotationSet, recipe: Recipe, proposals: SearchedProposals | None
+    ) -> None:
+        self.recipe = recipe
         self._stream = TrainingStream(
-            self.annotations,
+            annotations,
             build_augmentation(recipe.data.augment),
             recipe.seed,
             recipe.data.keep_empty,
@@ -68,28 +80,23 @@ class TrainingFiles:
             mosaic=recipe.data.augment.mosaic,
             proposals=proposals,
         )
-        return self._stream.images_per_epoch
-
-    def resume(self, recipe: Recipe, done: int, trained_by: int, processes: Processes) -> None:
-        """Do nothing: files can be read from any step on."""
+        self.images_per_epoch: int | None = self._stream.images_per_epoch
 
     def loader(
-        self, recipe: Recipe, parts: int, done: int, processes: Processes, device: torch.device
+        self, parts: int, done: int, processes: Processes, device: torch.device
     ) -> DataLoader[Any]:
         """Return an endless loader of this process's batches.
 
         Args:
-            recipe: The resolved recipe.
             parts: Number of batches per step.
             done: Steps that are done, of all phases.
             processes: The processes that share each step.
             device: The device that batches are copied to.
         """
-        assert self._stream is not None
         return training_loader(
             self._stream,
-            recipe.data.batch_size // parts,
-            recipe.data.workers,
+            self.recipe.data.batch_size // parts,
+            self.recipe.data.workers,
             done * parts,
             device.type == "cuda",
             processes.rank,
@@ -98,70 +105,31 @@ class TrainingFiles:
 
 
 class TrainingRows:
-    """A stream of rows, whose number and order are unknown beforehand.
+    """A stream of rows, whose order is unknown beforehand, and mostly their number too.
+
+    Args:
+        split: The stream.
+        recipe: The resolved recipe.
+        resumed_at: Number of steps that were done when the run was resumed; 0 for a new run.
 
     Attributes:
-        annotations: None; nothing is known of the images beforehand.
-        classes: The classes that labels stand for.
+        images_per_epoch: Number of images per epoch; None where it is unknown.
     """
 
-    annotations = None
-
-    def __init__(self, split: HubSplit, recipe: Recipe) -> None:
-        if recipe.model.detector != "faster_rcnn":
-            raise UserError(
-                f"model.detector={recipe.model.detector} has to see all images before the first "
-                "step, and data.format=hf is a stream; Faster R-CNN learns from one"
-            )
+    def __init__(self, split: HubSplit, recipe: Recipe, resumed_at: int) -> None:
         self.split = split
-        self.classes: ClassList = split.classes
-        self._resumes_at = 0
-
-    def summary(self) -> str:
-        """Return one line with what is known of the stream."""
-        return self.split.summary()
-
-    def resolve_recipe(self, recipe: Recipe, processes: Processes) -> Recipe:
-        """Return the recipe as it is; no value of it may depend on a stream's images."""
-        return resolve_recipe(recipe, None, processes.print_once)
-
-    def begin(self, recipe: Recipe, proposals: SearchedProposals | None) -> int | None:
-        """Return the number of images per epoch, or None where it is unknown."""
-        return self.split.images
-
-    def resume(self, recipe: Recipe, done: int, trained_by: int, processes: Processes) -> None:
-        """Report how the position in the stream is restored.
-
-        Args:
-            recipe: The resolved recipe.
-            done: Steps that are done.
-            trained_by: Number of processes that did them.
-            processes: The processes that continue.
-        """
-        self._resumes_at = done
-        if recipe.data.hf.resume == "reshuffle":
-            processes.print_once(
-                "data.hf.resume=reshuffle: the stream begins anew, in another order"
-            )
-            return
-        images = done * recipe.data.batch_size
-        processes.print_once(
-            f"resuming: {images} images of the stream are read over; data.hf.resume=reshuffle "
-            "does without, in another order"
-        )
-        if trained_by != processes.count:
-            processes.print_once(
-                f"the run had {trained_by} processes and now has {processes.count}, which share "
-                "the stream otherwise: from here its images are others than without a stop"
-            )
+        self.recipe = recipe
+        self.resumed_at = resumed_at
+        self.images_per_epoch: int | None = split.images
 
     def loader(
-        self, recipe: Recipe, parts: int, done: int, processes: Processes, device: torch.device
+        self, parts: int, done: int, processes: Processes, device: torch.device
     ) -> DataLoader[Any]:
         """Return an endless loader of this process's batches; see :class:`TrainingFiles`."""
+        recipe = self.recipe
         seed, start = recipe.seed, done
-        if recipe.data.hf.resume == "reshuffle" and self._resumes_at:
-            seed, start = mixed_seed(seed, self._resumes_at, 6), done - self._resumes_at
+        if recipe.data.hf.resume == "reshuffle" and self.resumed_at:
+            seed, start = mixed_seed(seed, self.resumed_at, 6), done - self.resumed_at
         stream = HubStream(
             self.split,
             build_augmentation(recipe.data.augment),
@@ -173,3 +141,27 @@ class TrainingRows:
             processes=processes.count,
         )
         return stream_loader(stream, recipe.data.workers, device.type == "cuda")
+
+
+def report_resume(recipe: Recipe, done: int, trained_by: int, processes: Processes) -> None:
+    """Print how the position in a stream is restored.
+
+    Args:
+        recipe: The resolved recipe.
+        done: Number of steps that are done.
+        trained_by: Number of processes that did them.
+        processes: The processes that continue.
+    """
+    if recipe.data.hf.resume == "reshuffle":
+        processes.print_once("data.hf.resume=reshuffle: the stream begins anew, in another order")
+        return
+    images = done * recipe.data.batch_size
+    processes.print_once(
+        f"resuming: {images} images of the stream are read over; data.hf.resume=reshuffle "
+        "does without, in another order"
+    )
+    if trained_by != processes.count:
+        processes.print_once(
+            f"the run had {trained_by} processes and now has {processes.count}, which share "
+            "the stream otherwise: from here its images are others than without a stop"
+        )

@@ -35,7 +35,7 @@ _SMALL = (
     "evaluation.batch_size=4",
     "runtime.device=cpu",
     "runtime.log_every=4",
-    "runtime.tensorboard=false",
+    "runtime.loggers=[csv]",
 )
 _DETECTOR = (
     *_SMALL,

@@ -8,7 +8,7 @@ from torch import nn
 
 from rcnn_ext.config import OptimizerConfig, ScheduleConfig
 from rcnn_ext.errors import UserError
-from rcnn_ext.train.optim import build_optimizer, choose_learning, learning_rate_factor
+from rcnn_ext.train.optim import build_optimizer, learning_rate_factor, set_trainable
 
 
 def test_warm_up_is_linear_and_ends_at_the_full_rate():
@@ -73,5 +73,5 @@ def test_adamw():
 
 
 def test_a_model_that_does_not_learn_is_refused():
-    with pytest.raises(UserError, match="no parameter of the model learns"):
-        choose_learning(nn.Linear(2, 2).requires_grad_(False), None, [])
+    with pytest.raises(UserError, match="no parameter of the model is trainable"):
+        set_trainable(nn.Linear(2, 2).requires_grad_(False), None, [])

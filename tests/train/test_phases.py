@@ -13,9 +13,9 @@ from rcnn_ext.config import EvaluationConfig, OptimizerConfig, ScheduleConfig, l
 from rcnn_ext.errors import UserError
 from rcnn_ext.train.optim import (
     build_optimizer,
-    choose_learning,
     group_options,
     set_options,
+    set_trainable,
     train_mode,
 )
 from rcnn_ext.train.phases import RunState, all_phases
@@ -46,11 +46,11 @@ def rates(network, optimizer):
 
 def test_parts_are_dotted_beginnings_or_regular_expressions():
     network = model()
-    choose_learning(network, None, ["body"])
+    set_trainable(network, None, ["body"])
     assert learning(network) == {"body2.weight", "body2.bias", "head.1.weight", "head.1.bias"}
-    choose_learning(network, None, [".*bias"])
+    set_trainable(network, None, [".*bias"])
     assert learning(network) == {"body2.weight", "head.1.weight"}
-    choose_learning(network, ["head", "body.1"], ["head.1.bias"])
+    set_trainable(network, ["head", "body.1"], ["head.1.bias"])
     assert learning(network) == {"head.1.weight", "body.1.weight", "body.1.bias"}
 
 
@@ -72,9 +72,9 @@ def test_the_first_part_that_fits_sets_the_rate():
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda m: choose_learning(m, None, ["bdy"]), r"optimizer.freeze names bdy.* body.0, body"),
-        (lambda m: choose_learning(m, ["hea"], []), "trainable names hea, but no parameter fits"),
-        (lambda m: choose_learning(m, None, [".*"]), "no parameter of the model learns"),
+        (lambda m: set_trainable(m, None, ["bdy"]), r"optimizer.freeze names bdy.* body.0, body"),
+        (lambda m: set_trainable(m, ["hea"], []), "trainable names hea, but no parameter fits"),
+        (lambda m: set_trainable(m, None, [".*"]), "no parameter of the model is trainable"),
         (
             lambda m: build_optimizer(m, OptimizerConfig(lr_overrides={"[": 1.0})),
             "is no part of a model and no regular expression",
@@ -101,13 +101,13 @@ def test_options_of_the_recipe_win_over_those_of_a_checkpoint():
 
 def test_frozen_normalisation_keeps_its_statistics():
     network = model()
-    choose_learning(network, ["head"], [])
+    set_trainable(network, ["head"], [])
     train_mode(network)
     before = network.body[1].running_mean.clone()
     network(torch.rand(2, 3, 6, 6) + 1)
     assert network.training
     assert torch.equal(network.body[1].running_mean, before)
-    choose_learning(network, ["head", "body"], [])
+    set_trainable(network, ["head", "body"], [])
     train_mode(network)
     network(torch.rand(2, 3, 6, 6) + 1)
     assert not torch.equal(network.body[1].running_mean, before)
@@ -119,7 +119,7 @@ def run(scores, schedule=None, **config):
     schedule = schedule or ScheduleConfig()
     best = []
     for step, score in enumerate(scores, start=1):
-        if state.note(score, step, schedule, EvaluationConfig(**config)):
+        if state.update(score, step, schedule, EvaluationConfig(**config)):
             best.append(step)
     return state, best
 
@@ -144,15 +144,20 @@ def test_plateaus_lower_the_rate_down_to_the_final_factor():
     schedule.warmup_steps = 0
     factors = [run([0.5] + [0.4] * n, schedule)[0].factor(1, schedule) for n in range(6)]
     assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.05, 0.05])
-    assert run([0.5, 0.4, 0.6, 0.4], schedule)[0].rate_factor == 1
+    assert run([0.5, 0.4, 0.6, 0.4], schedule)[0].lr_factor == 1
 
 
 def test_a_phase_counts_anew_but_the_best_is_that_of_the_run():
     state, _ = run([0.5, 0.4, 0.4], patience=2)
     assert state.ended
     state.next_phase(3)
-    assert (state.phase, state.phase_start, state.ended, state.stale) == (1, 3, False, 0)
-    assert not state.note(0.4, 4, ScheduleConfig(), EvaluationConfig(patience=2))
+    assert (state.phase, state.phase_start, state.ended, state.validations_without_improvement) == (
+        1,
+        3,
+        False,
+        0,
+    )
+    assert not state.update(0.4, 4, ScheduleConfig(), EvaluationConfig(patience=2))
     assert (state.best, state.phase_best) == (0.5, 0.4)
 
 

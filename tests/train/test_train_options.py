@@ -221,7 +221,7 @@ def test_gradients_that_are_not_finite_stop_too(tiny_run, tmp_path, capsys, monk
 
 
 def test_endless_skipping_stops(tiny_run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(module, "_MOST_SKIPPED", 3)
+    monkeypatch.setattr(module, "_MAX_SKIPPED_IN_A_ROW", 3)
     call = module.call_model
 
     def bad(model, images, targets, **options):
@@ -240,8 +240,9 @@ def test_tensorboard_logs_have_losses_and_metrics(tiny_run, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     out = tmp_path / "out"
-    assert train(tiny_run, out, "runtime.tensorboard=true", steps=2) == 0
-    assert train(tiny_run, out, "runtime.tensorboard=true", "--resume", steps=3) == 0
+    loggers = "runtime.loggers=[csv, tensorboard]"
+    assert train(tiny_run, out, loggers, steps=2) == 0
+    assert train(tiny_run, out, loggers, "--resume", steps=3) == 0
     events = EventAccumulator(str(out / "tensorboard"))
     events.Reload()
     scalars = events.Scalars("training/loss")
@@ -253,7 +254,8 @@ def test_tensorboard_logs_have_losses_and_metrics(tiny_run, tmp_path):
 
 def test_without_tensorboard_a_line_says_so(tiny_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    options = ("runtime.tensorboard=true", "evaluation.val_every=0", "evaluation.max_images=1")
+    loggers = "runtime.loggers=[csv, tensorboard]"
+    options = (loggers, "evaluation.val_every=0", "evaluation.max_images=1")
     assert train(tiny_run, tmp_path / "out", *options, steps=1) == 0
     assert "tensorboard is not installed: pip install 'rcnn-ext[tensorboard]'" in (
         capsys.readouterr().out

@@ -1,0 +1,192 @@
+"""Loggers of a training run: CSV tables in its folder, and Lightning's for other tools."""
+
+from __future__ import annotations
+
+import csv
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from rcnn_ext.config import RuntimeConfig
+from rcnn_ext.errors import UserError
+from rcnn_ext.files import write_text
+
+LOSSES, VALIDATION, TENSORBOARD = "losses.csv", "validation.csv", "tensorboard"
+TRAINING_PREFIX, VALIDATION_PREFIX = "training", "validation"
+
+# Where a run is stored unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME says otherwise.
+_PROJECT = "rcnn-ext"
+
+
+class CsvLogger(Logger):
+    """Write a table of training metrics and one of validation metrics.
+
+    Lightning's own CSV logger keeps all metrics in one sparse table, cannot go back to the step of
+    a checkpoint, and numbers its folders. Here a row is on disk as soon as it is logged, and a
+    resumed run drops the rows of steps that it repeats.
+
+    Args:
+        folder: The folder of ``losses.csv`` and ``validation.csv``.
+        done: Number of steps that are done; later rows of an earlier run are removed.
+    """
+
+    def __init__(self, folder: Path, done: int) -> None:
+        super().__init__()
+        self.folder = folder
+        for name in (LOSSES, VALIDATION):
+            path = folder / name
+            rows = read_csv(path) if done and path.exists() else []
+            if rows or name == LOSSES:
+                write_csv(path, [row for row in rows if int(row["step"]) <= done])
+
+    @property
+    def name(self) -> str:
+        """Name of the logger."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """Empty: a folder holds one run."""
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: ``recipe.yaml`` holds them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Append a row to the table that the metrics belong to.
+
+        Args:
+            metrics: Values by name, all with the prefix ``training/`` or all with ``validation/``.
+                None leaves a cell empty.
+            step: The step they were measured at.
+        """
+        prefixes = {name.partition("/")[0] for name in metrics}
+        row = {"step": step, **{name.partition("/")[2]: v for name, v in metrics.items()}}
+        if prefixes == {TRAINING_PREFIX}:
+            append_csv(self.folder / LOSSES, row)
+        elif prefixes == {VALIDATION_PREFIX}:
+            path = self.folder / VALIDATION
+            rows = read_csv(path) if path.exists() else []
+            # A validation that was interrupted after its row was written is repeated.
+            write_csv(path, [*(old for old in rows if int(old["step"]) < (step or 0)), row])
+        else:
+            raise ValueError(f"metrics must be of training or of validation, got {list(metrics)}")
+
+
+def build_loggers(
+    config: RuntimeConfig, folder: Path, done: int, run_ids: dict[str, str]
+) -> list[Logger]:
+    """Build the loggers that a recipe names.
+
+    Args:
+        config: Runtime section of the recipe.
+        folder: Folder of the run; everything that stays on this machine is written below it.
+        done: Number of steps that are done.
+        run_ids: Ids of the run in Weights & Biases and MLflow, by logger, which a resumed run
+            continues; those of new runs are added.
+
+    Raises:
+        UserError: A logger needs a package that is not installed.
+    """
+    return [
+        logger
+        for name in dict.fromkeys(config.loggers)
+        if (logger := _build_logger(name, folder, done, run_ids)) is not None
+    ]
+
+
+def _build_logger(name: str, folder: Path, done: int, run_ids: dict[str, str]) -> Logger | None:
+    if name == "csv":
+        return CsvLogger(folder, done)
+    try:
+        if name == "tensorboard":
+            return _tensorboard_logger(folder, done)
+        if name == "wandb":
+            return _wandb_logger(folder, run_ids)
+        return _mlflow_logger(folder, run_ids)
+    except ModuleNotFoundError:
+        hint = f"{name} is not installed: pip install 'rcnn-ext[{name}]'"
+        if name != "tensorboard":
+            raise UserError(f"runtime.loggers names {name}, but {hint}") from None
+        # It is among the default loggers, and an optional package.
+        print(f"TensorBoard logs are left out, since {hint}; runtime.loggers=[csv] hides this")
+        return None
+
+
+def _tensorboard_logger(folder: Path, done: int) -> Logger:
+    import torch.utils.tensorboard  # noqa: F401  # Lightning would fall back to tensorboardX.
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    # `purge_step` hides the points of steps that are repeated.
+    return TensorBoardLogger(
+        folder,
+        name=TENSORBOARD,
+        version="",
+        default_hp_metric=False,
+        purge_step=done + 1 if done else None,
+    )
+
+
+def _wandb_logger(folder: Path, run_ids: dict[str, str]) -> Logger:
+    from lightning.pytorch.loggers import WandbLogger
+
+    return WandbLogger(
+        name=folder.name,
+        save_dir=folder,
+        id=run_ids.setdefault("wandb", uuid.uuid4().hex),
+        project=os.environ.get("WANDB_PROJECT", _PROJECT),
+    )
+
+
+def _mlflow_logger(folder: Path, run_ids: dict[str, str]) -> Logger:
+    from lightning.pytorch.loggers import MLFlowLogger
+
+    root = folder.absolute()
+    logger = MLFlowLogger(
+        experiment_name=os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT),
+        run_name=folder.name,
+        # MLflow no longer takes new runs into folders of files, but into a database.
+        tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}"),
+        artifact_location=(root / "mlartifacts").as_uri(),
+        run_id=run_ids.get("mlflow"),
+    )
+    run_ids["mlflow"] = str(logger.run_id)
+    return logger
+
+
+def close_loggers(loggers: Sequence[Logger]) -> None:
+    """End what Lightning leaves open after a fit, since a run of two phases goes on with it."""
+    for logger in loggers:
+        if type(logger).__name__ == "WandbLogger":
+            logger.experiment.finish()  # type: ignore[attr-defined]
+
+
+def read_csv(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a CSV file with a header."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows with equal keys, whole or not at all; no rows give an empty file."""
+    lines = [",".join(rows[0])] if rows else []
+    lines += [_csv_line(row) for row in rows]
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def append_csv(path: Path, row: dict[str, Any]) -> None:
+    """Append a row, after a header if the file is empty."""
+    with path.open("a", encoding="utf-8") as file:
+        lines = [] if file.tell() else [",".join(row)]
+        file.write("".join(f"{line}\n" for line in [*lines, _csv_line(row)]))
+
+
+def _csv_line(row: dict[str, Any]) -> str:
+    return ",".join("" if value is None else str(value) for value in row.values())

@@ -1,0 +1,101 @@
+"""Lightning's trainer for a phase of a run, and what it prints."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
+
+from rcnn_ext.config import RuntimeConfig
+from rcnn_ext.distributed import Processes
+from rcnn_ext.errors import UserError
+from rcnn_ext.train.checkpoint_io import AtomicCheckpointIO
+from rcnn_ext.train.phases import Phase
+
+
+def build_trainer(
+    runtime: RuntimeConfig,
+    phase: Phase,
+    out: Path,
+    processes: Processes,
+    device: torch.device,
+    *,
+    loggers: Sequence[Logger],
+    callbacks: list[pl.Callback],
+) -> pl.Trainer:
+    """Build the trainer of a phase.
+
+    Raises:
+        UserError: The device does not have the precision.
+    """
+    return pl.Trainer(
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=_devices(processes, device),
+        num_nodes=processes.machines,
+        strategy=DDPStrategy() if processes.count > 1 else "auto",
+        sync_batchnorm=runtime.sync_batch_norm and processes.count > 1,
+        precision=_precision(runtime.precision, device),
+        max_steps=phase.schedule.steps,
+        max_epochs=-1,
+        num_sanity_val_steps=0,
+        gradient_clip_val=phase.optimizer.clip_norm,
+        accumulate_grad_batches=phase.optimizer.accumulate_grad_batches,
+        default_root_dir=out,
+        use_distributed_sampler=False,
+        logger=list(loggers),
+        plugins=[AtomicCheckpointIO()],
+        callbacks=callbacks,
+        # `Checkpoints` and `Logs` say why they stand in for ModelCheckpoint, EarlyStopping and
+        # TQDMProgressBar.
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def _devices(processes: Processes, device: torch.device) -> Any:
+    if processes.count == 1 and device.type == "cuda":
+        return [device.index or 0]
+    return processes.local_count
+
+
+def _precision(name: str, device: torch.device) -> Any:
+    on_gpu = device.type == "cuda"
+    if name == "16" and not on_gpu:
+        raise UserError("runtime.precision=16 needs a GPU; bf16 and 32 run anywhere")
+    if name == "auto":
+        mixed = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "16"
+        name = mixed if on_gpu else "32"
+    return {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[name]
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Hide Lightning's messages about its own set-up; errors and other warnings stay."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    interrupt = signal.getsignal(signal.SIGINT)
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for text in (
+                ".*does not have many workers.*",
+                ".*module.* in eval mode at the start of training.*",
+                ".*have no `val_dataloader`.*",
+                ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
+            ):
+                warnings.filterwarnings("ignore", message=text)
+            yield
+    finally:
+        logger.setLevel(level)
+        # Lightning ignores further Ctrl-C after handling one.
+        signal.signal(signal.SIGINT, interrupt)

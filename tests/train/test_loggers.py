@@ -1,0 +1,138 @@
+"""Losses and metrics go to each logger that a recipe names, and go on after a resume."""
+
+from __future__ import annotations
+
+import csv
+import struct
+import sys
+
+import pytest
+
+pytest.importorskip("lightning", reason="lightning comes with the extra train")
+
+from rcnn_ext.cli.main import main
+from rcnn_ext.config import load_recipe
+from rcnn_ext.errors import UserError
+from rcnn_ext.predict.checkpoint import load_checkpoint
+from rcnn_ext.train.loggers import CsvLogger
+
+
+def train(run, out, loggers, *more, steps):
+    paths = ["--data", str(run.data), "--out", str(out), "--max-steps", str(steps)]
+    options = (f"runtime.loggers={loggers}", "data.format=coco", *more)
+    return main(["train", "faster_rcnn_synthetic", *paths, *run.overrides, *options])
+
+
+def losses(out):
+    with (out / "losses.csv").open(newline="") as file:
+        return [float(row["loss"]) for row in csv.DictReader(file)]
+
+
+def wandb_records(path):
+    """Yield the records of an offline run: LevelDB's log format after a header of seven bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, position, record = path.read_bytes(), 7, b""
+    while position + 7 <= len(content):
+        left_in_block = 32768 - position % 32768
+        if left_in_block < 7:
+            position += left_in_block
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, position)
+        position += 7 + length
+        record += content[position - length : position]
+        if kind in (1, 4):  # whole, or the last part
+            yield Record.FromString(record)
+            record = b""
+
+
+def test_weights_and_biases_gets_losses_metrics_and_the_recipe(tiny_run, tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb", reason="wandb comes with the extra wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_CONSOLE", "off")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    out = tmp_path / "out"
+    assert train(tiny_run, out, "[csv, wandb]", steps=2) == 0
+    assert wandb.run is None, "the run is finished"
+    assert train(tiny_run, out, "[csv, wandb]", "--resume", steps=3) == 0
+
+    identity = load_checkpoint(out / "last.ckpt").state["logger_runs"]["wandb"]
+    files = sorted((out / "wandb").glob(f"offline-run-*/run-{identity}.wandb"))
+    history, config = [], set()
+    for path in files:
+        for record in wandb_records(path):
+            config |= {item.key for item in record.run.config.update}
+            config |= {item.key for item in record.config.update}
+            items = record.history.item
+            row = {item.key or "/".join(item.nested_key): item.value_json for item in items}
+            if row:
+                history.append(row)
+    logged = {
+        int(row["trainer/global_step"]): float(row["training/loss"])
+        for row in history
+        if "training/loss" in row
+    }
+    assert list(logged) == [1, 2, 3]
+    assert list(logged.values()) == pytest.approx(losses(out), abs=1e-5)
+    validated = [int(row["trainer/global_step"]) for row in history if "validation/AP" in row]
+    assert validated == [2, 3]
+    assert {"model", "optimizer", "schedule"} <= config
+
+
+def test_mlflow_gets_losses_metrics_and_the_recipe(tiny_run, tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow", reason="mlflow comes with the extra mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "out"
+    assert train(tiny_run, out, "[csv, mlflow]", steps=2) == 0
+    assert train(tiny_run, out, "[csv, mlflow]", "--resume", steps=3) == 0
+    identity = load_checkpoint(out / "last.ckpt").state["logger_runs"]["mlflow"]
+    client = mlflow.MlflowClient(f"sqlite:///{out}/mlflow.db")
+    history = client.get_metric_history(identity, "training/loss")
+    assert [metric.step for metric in history] == [1, 2, 3]
+    assert [metric.value for metric in history] == pytest.approx(losses(out), abs=1e-5)
+    assert [m.step for m in client.get_metric_history(identity, "validation/AP50")] == [2, 3]
+    run = client.get_run(identity)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["model/detector"] == "faster_rcnn"
+    assert not (tmp_path / "mlruns").exists(), "everything is in the folder of the run"
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_logger_that_is_not_installed_is_told(tiny_run, tmp_path, capsys, monkeypatch, name):
+    import lightning.pytorch.loggers.mlflow
+    import lightning.pytorch.loggers.wandb
+
+    module = getattr(lightning.pytorch.loggers, name)
+    monkeypatch.setattr(module, f"_{name.upper()}_AVAILABLE", False)
+    monkeypatch.setitem(sys.modules, name, None)
+    assert train(tiny_run, tmp_path / "out", f"[csv, {name}]", steps=1) == 2
+    assert f"{name} is not installed: pip install 'rcnn-ext[{name}]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("runtime.loggers=[tensorboard]", "runtime.loggers must be a list that has csv"),
+        ("runtime.loggers=[csv, comet]", "csv, tensorboard, wandb, mlflow"),
+        ("runtime.tensorboard=false", "runtime.loggers"),
+    ],
+)
+def test_wrong_loggers_are_told(override, message):
+    with pytest.raises(UserError, match=message):
+        load_recipe("faster_rcnn_synthetic", [override])
+
+
+def test_tables_are_whole_after_every_row_and_forget_steps_that_are_repeated(tmp_path):
+    logger = CsvLogger(tmp_path, 0)
+    logger.log_metrics({"training/epoch": None, "training/loss": 0.5}, 1)
+    assert (tmp_path / "losses.csv").read_text() == "step,epoch,loss\n1,,0.5\n"
+    logger.log_metrics({"training/epoch": None, "training/loss": 0.25}, 2)
+    logger.log_metrics({"validation/AP": 0.1}, 2)
+    logger.log_metrics({"validation/AP": 0.2}, 2)
+    assert (tmp_path / "validation.csv").read_text() == "step,AP\n2,0.2\n"
+    CsvLogger(tmp_path, 1)
+    assert (tmp_path / "losses.csv").read_text() == "step,epoch,loss\n1,,0.5\n"
+    with pytest.raises(ValueError, match="of training or of validation"):
+        logger.log_metrics({"loss": 1.0}, 3)
