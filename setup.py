@@ -1,17 +1,17 @@
-"""Builds the native modules; everything else about the package is in pyproject.toml.
+"""Build the native modules; everything else about the package is in pyproject.toml.
 
-`_C` (CPU kernels) and `_C_cuda` (CUDA kernels) use the LibTorch stable ABI only, so what is built
-against one torch runs under every torch from 2.11 on. `_selective_search` is pybind11, without
+``_C`` (CPU kernels) and ``_C_cuda`` (CUDA kernels) use the LibTorch stable ABI only: a build
+against one torch runs under every torch from 2.11 on. ``_selective_search`` is pybind11, without
 torch.
 
 Environment variables:
   FORCE_CUDA=1          fail rather than build without CUDA kernels
-  RCNN_EXT_NO_CUDA=1    leave the CUDA kernels out even where nvcc is found
+  RCNN_EXT_NO_CUDA=1    build no CUDA kernels even where nvcc is found
   TORCH_CUDA_ARCH_LIST  architectures to compile for, such as "8.0;9.0+PTX"
-  RCNN_EXT_BENCHMARKS=1 build also benchmarks/cuda, what the CUDA kernels are compared with (for a
-                        build in place)
-  MAX_JOBS              compilers to run at once
-  RCNN_EXT_CXX_FLAGS    more flags for the C++ compiler and linker, such as "-fsanitize=address"
+  RCNN_EXT_BENCHMARKS=1 also build benchmarks/cuda, the atomic variant that the CUDA kernels are
+                        compared with (for a build in place)
+  MAX_JOBS              maximum number of compilers at once
+  RCNN_EXT_CXX_FLAGS    flags to add for C++ compiler and linker, such as "-fsanitize=address"
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parent
 CSRC = Path("csrc")
+# The choice of the instruction set at run time, shared by the CPU kernels and selective search.
+INSTRUCTION_SETS = str(CSRC / "cpu" / "isa_cpu.cpp")
 TORCH_TARGET_VERSION = "0x020b000000000000"  # torch 2.11
-# One of each generation: code for 8.0 also runs on 8.6 and 8.9, and PTX on what is to come.
+# One per GPU generation: code for 8.0 also runs on 8.6 and 8.9, and PTX on later generations.
 DEFAULT_ARCHITECTURES = ["7.5", "8.0", "9.0", "10.0", "12.0"]
 MSVC = sys.platform == "win32"
 
@@ -64,7 +66,7 @@ DEFINES = [
 
 
 def load_csrc_hash():
-    """The hash function of the package, without importing the package."""
+    """Load the hash function of the package without importing the package."""
     spec = importlib.util.spec_from_file_location(
         "_source_hash", ROOT / "rcnn_ext" / "_source_hash.py"
     )
@@ -74,12 +76,12 @@ def load_csrc_hash():
 
 
 def wants(variable: str) -> bool:
-    """Whether an environment variable is set to something other than 0."""
+    """Return whether an environment variable is set to something other than 0."""
     return os.environ.get(variable, "0") not in ("", "0")
 
 
 def nvcc_version() -> tuple[int, int] | None:
-    """Version of the nvcc that torch would use, or None where there is none."""
+    """Return major and minor version of the nvcc that torch would use, or None."""
     home = cpp_extension.CUDA_HOME
     nvcc = shutil.which("nvcc", path=str(Path(home) / "bin")) if home else None
     if nvcc is None:
@@ -90,9 +92,9 @@ def nvcc_version() -> tuple[int, int] | None:
 
 
 def cuda_library_directories() -> list[str]:
-    """Where the CUDA runtime may be linked from: torch knows only `lib64` of its CUDA_HOME."""
+    """Find folders of the CUDA runtime: torch knows only ``lib64`` of its CUDA_HOME."""
     home = Path(cpp_extension.CUDA_HOME)
-    # nvcc may be a link or a wrapper far from its toolkit, but it knows where that is.
+    # nvcc may be a link or a wrapper far from its toolkit; --dryrun prints the toolkit as TOP.
     plan = subprocess.run(
         [str(home / "bin" / "nvcc"), "--dryrun", "-x", "cu", os.devnull],
         capture_output=True,
@@ -104,7 +106,7 @@ def cuda_library_directories() -> list[str]:
 
 
 def why_no_cuda() -> str | None:
-    """Why the CUDA kernels can't be built, or None where they can."""
+    """Return the reason why the CUDA kernels can't be built, or None."""
     if wants("RCNN_EXT_NO_CUDA"):
         return "RCNN_EXT_NO_CUDA is set"
     if torch.version.cuda is None:
@@ -121,7 +123,10 @@ def why_no_cuda() -> str | None:
 
 
 def choose_architectures() -> str:
-    """TORCH_CUDA_ARCH_LIST, the cards of this machine, or the default that this nvcc knows."""
+    """Return the architectures to compile for.
+
+    They are TORCH_CUDA_ARCH_LIST, else the GPUs of this machine, else the defaults that nvcc knows.
+    """
     if os.environ.get("TORCH_CUDA_ARCH_LIST"):
         return os.environ["TORCH_CUDA_ARCH_LIST"]
     if torch.cuda.is_available():
@@ -136,19 +141,20 @@ def choose_architectures() -> str:
     return ";".join(architectures) + "+PTX"
 
 
-def sources(suffix: str) -> list[str]:
-    """Every operator's file for one device, and the module they share."""
-    found = sorted(str(path) for path in CSRC.glob(f"*/*{suffix}"))
-    return [str(CSRC / "core" / "module.cpp"), *found]
+def operator_sources(suffix: str) -> list[str]:
+    """Return the operators' files for one device, and the module's."""
+    folders = sorted(set(CSRC.iterdir()) - {CSRC / "cpu", CSRC / "cuda"})
+    files = [file for folder in folders for file in sorted(folder.glob(f"*{suffix}"))]
+    return [str(file) for file in (CSRC / "core" / "module.cpp", *files)]
 
 
 def headers() -> list[str]:
-    """All headers: a change in one rebuilds the modules."""
+    """Return all headers: a change in one rebuilds the modules."""
     return sorted(str(p) for p in CSRC.rglob("*") if p.suffix in (".h", ".cuh"))
 
 
 def cuda_extension(name: str, files: list[str]) -> Extension:
-    """A module of CUDA kernels."""
+    """Return a module of CUDA kernels."""
     return cpp_extension.CUDAExtension(
         name,
         files,
@@ -161,11 +167,11 @@ def cuda_extension(name: str, files: list[str]) -> Extension:
 
 
 def native_modules() -> tuple[list, dict[str, str]]:
-    """The extensions to build, and a line for each module about what becomes of it."""
+    """Return the extensions to build, and by module what is built or why it is not."""
     extensions = [
         cpp_extension.CppExtension(
             "rcnn_ext._C",
-            sources("_cpu.cpp"),
+            [*operator_sources("_cpu.cpp"), INSTRUCTION_SETS],
             depends=headers(),
             define_macros=DEFINES,
             extra_compile_args={"cxx": CXX_FLAGS},
@@ -178,7 +184,7 @@ def native_modules() -> tuple[list, dict[str, str]]:
     if reason is None:
         architectures = choose_architectures()
         os.environ["TORCH_CUDA_ARCH_LIST"] = architectures
-        extensions.append(cuda_extension("rcnn_ext._C_cuda", sources("_cuda.cu")))
+        extensions.append(cuda_extension("rcnn_ext._C_cuda", operator_sources("_cuda.cu")))
         if wants("RCNN_EXT_BENCHMARKS"):
             compared = sorted(str(path) for path in Path("benchmarks/cuda").glob("*.cu"))
             extensions.append(cuda_extension("benchmarks.cuda._atomic", compared))
@@ -187,14 +193,11 @@ def native_modules() -> tuple[list, dict[str, str]]:
         raise SystemExit(f"rcnn_ext: FORCE_CUDA is set, but {reason}")
     else:
         report["_C_cuda"] = f"not built: {reason}"
-    selective_search = [
-        str(CSRC / "cpu" / "isa_cpu.cpp"),
-        *sorted(str(p) for p in (CSRC / "selective_search").glob("*.cpp")),
-    ]
+    selective_search = sorted(str(path) for path in (CSRC / "selective_search").glob("*.cpp"))
     extensions.append(
         Pybind11Extension(
             "rcnn_ext._selective_search",
-            selective_search,
+            [*selective_search, INSTRUCTION_SETS],
             depends=headers(),
             extra_compile_args=list(CXX_FLAGS),
             extra_link_args=EXTRA_FLAGS,
@@ -204,18 +207,18 @@ def native_modules() -> tuple[list, dict[str, str]]:
     return extensions, report
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader sees all of it or nothing."""
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file atomically."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
 
 
 class BuildExtension(cpp_extension.BuildExtension):
-    """torch's, which also records and says what it built."""
+    """torch's ``build_ext``, which also records and prints what it built."""
 
     def build_extensions(self) -> None:
-        """Build, then write `_build_info.json` beside the modules."""
+        """Build, then write ``_build_info.json`` beside the modules."""
         super().build_extensions()
         info = {
             "csrc_hash": load_csrc_hash()(ROOT / CSRC),
@@ -227,15 +230,15 @@ class BuildExtension(cpp_extension.BuildExtension):
         }
         package = Path(self.build_lib) / "rcnn_ext"
         package.mkdir(parents=True, exist_ok=True)
-        write_whole(package / "_build_info.json", json.dumps(info, indent=2) + "\n")
+        write_atomically(package / "_build_info.json", json.dumps(info, indent=2) + "\n")
         for name, line in MODULE_REPORT.items():
             print(f"rcnn_ext: {name}: {line}")
 
     def copy_extensions_to_source(self) -> None:
-        """Put the modules of an in-place build into the package, and the record with them."""
+        """Copy the modules of an in-place build and their record into the package."""
         super().copy_extensions_to_source()
         built = Path(self.build_lib) / "rcnn_ext" / "_build_info.json"
-        write_whole(ROOT / "rcnn_ext" / "_build_info.json", built.read_text())
+        write_atomically(ROOT / "rcnn_ext" / "_build_info.json", built.read_text())
 
 
 EXTENSIONS, MODULE_REPORT = native_modules()
