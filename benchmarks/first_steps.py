@@ -1,13 +1,13 @@
-"""The first 20 steps of each recipe at its full size: are the losses finite, and do they fall?
+"""Train the first 20 steps of each recipe at full size, to see that losses are finite and fall.
 
 Usage: python benchmarks/first_steps.py [--pictures FOLDER] DATA OUT.json [NAME ...]
 
-DATA has ``VOCdevkit``, ``coco``, ``PennFudanPed`` and ``csv``. Everything is as the recipe has it,
-but for what a machine without network and GPU cannot do: the backbone starts from random weights,
-and then all of it learns; and training takes the first images of the data only, as many as five
-steps do, since what a loss is at a step depends on the images more than on 20 steps of learning. So
-the first five steps and the last five see the same images, and losses fall if the mean of the last
-five is below that of the first five. The JSON file has every loss of every step.
+DATA has ``VOCdevkit``, ``coco``, ``PennFudanPed`` and ``csv``. Recipes run unchanged, with two
+exceptions for a machine without network and GPU: the backbone starts from random weights, with all
+layers trainable; and training uses only as many images as five steps need, since the loss of a step
+depends on its images more than on 20 steps of training. So the first and the last five steps see
+equal images, and losses fall if the mean of the last five is below that of the first five. The JSON
+file has every loss of every step.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _COMMON = (
     f"schedule.steps={STEPS}",
     "refine=null",
     "data.workers=0",
-    # One image at the end, not a whole split now and then.
+    # Validate on one image at the end, not on a whole split during training.
     "evaluation.val_every=0",
     "evaluation.max_images=1",
     "evaluation.patience=null",
     "runtime.device=cpu",
-    # What `auto` is on a GPU: mixed. It halves the time here too.
+    # `auto` is mixed precision on a GPU; it halves the time on a CPU too.
     "runtime.precision=bf16",
     "runtime.log_every=1",
     "runtime.loggers=[csv]",
@@ -55,13 +55,13 @@ DATA = {
 
 
 def first_steps(name: str, data: Path, pictures: Path | None) -> dict[str, Any]:
-    """Trains a recipe for some steps."""
+    """Train a recipe for 20 steps."""
     started = time.monotonic()
     # Four times all images; where there are fewer, as of the localizer's, as many as there are.
     overrides = [*_COMMON]
     batch = load_recipe(name, overrides).data.batch_size
-    # Of Penn-Fudan the images of one step only. With box_bg_iou_low an image gives as many samples
-    # as there are, so that the mean depends on which images meet in a step, too.
+    # Penn-Fudan: the images of one step only. With box_bg_iou_low the number of samples depends on
+    # the image, so that the mean depends on which images share a step.
     images = batch if name == "fast_rcnn_pennfudan" else _ENDS * batch
     overrides.append(f"data.max_train_images={images}")
     recipe = load_recipe(name, overrides)

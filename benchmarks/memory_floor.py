@@ -1,11 +1,11 @@
-"""How long the memory traffic of the RoI operators takes by itself, beside ours and torchvision.
+"""Time the memory traffic of the RoI operators alone, beside ours and torchvision.
 
 Usage: python benchmarks/memory_floor.py [PATTERN]
 
 For each case of the CPU suite whose name contains PATTERN (default: roi), one thread writes a
 number to every element of memory of the results' size, fresh where the suite's is, in huge pages
-where the system has them, and reads every input once. Where RoIs cover the map, a kernel cannot do
-with less. Times are medians of interleaved runs, in milliseconds; "at most" is the ratio to
+where the system has them, and reads every input once. Where RoIs cover the map, no kernel can move
+less. Times are medians of interleaved runs, in milliseconds; "at most" is the ratio to
 torchvision that this traffic leaves.
 """
 

@@ -1,11 +1,11 @@
-"""Does each recipe's model learn? It must know eight training images by heart, from nothing.
+"""Overfit each recipe's model to eight training images from scratch, to see that it learns.
 
 Usage: python benchmarks/overfit.py [--pictures FOLDER] DATA OUT.json [NAME ...]
 
 DATA has ``VOCdevkit``, ``coco``, ``PennFudanPed`` and ``csv``. A recipe is trained with a ResNet-18
-(the localizer with its own CNN) from random weights, all of which learn, on small images, unvaried,
-and is evaluated on the images that it was trained on. The JSON file has what was reached and with
-which values, run by run; what it has of other recipes stays.
+(the localizer with its own CNN) from random weights, with all layers trainable, on small images
+without augmentation, and evaluated on its training images. The JSON file has the metrics and the
+overrides of each recipe; entries of other recipes stay.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rcnn_ext.predict.load import load_saved
 from rcnn_ext.selective_search.from_config import open_proposals
 from rcnn_ext.train.run import train
 
-# Images in a picture, truth and answer of each.
+# Images in a picture, each with its ground truth and its detections.
 _DRAWN = 6
 
 _COMMON = (
@@ -68,8 +68,8 @@ _RPN = (
     "model.rpn_post_nms_top_n_test=200",
     "model.box_batch_size_per_image=64",
 )
-# A detector that is given its boxes finds no object that none of them meets. Of these images the
-# search meets a few by an IoU of 0.4 to 0.5 only; these are to count as met, and to be mended.
+# Fast R-CNN finds no object that no proposal overlaps. In these images the search overlaps a few
+# objects with an IoU of 0.4 to 0.5 only; such proposals count as positive, and are regressed.
 _SEARCH = (
     "model.box_fg_iou_thresh=0.4",
     "model.box_bg_iou_thresh=0.4",
@@ -79,7 +79,7 @@ _SEARCH = (
 
 @dataclass(frozen=True)
 class Case:
-    """A recipe, where its data are, what makes it small, and what it must reach."""
+    """A recipe's data folder, the overrides that make it small, and the metrics it must reach."""
 
     data: str
     overrides: tuple[str, ...]
@@ -107,7 +107,7 @@ CASES = {
             *_SEARCH,
             "refine=null",
             "schedule.steps=160",
-            # layer4 on each RoI would be most of the work.
+            # Otherwise layer4 on each RoI would dominate the time.
             "model.pool_size=4",
             "model.box_batch_size_per_image=32",
             "selective_search.mode=quality",
@@ -154,7 +154,7 @@ CASES = {
 
 
 def overfit(name: str, data: Path, pictures: Path | None) -> dict[str, Any]:
-    """Trains a recipe and evaluates it on its training images."""
+    """Train a recipe and evaluate it on its training images."""
     case = CASES[name]
     overrides = [*_COMMON, *case.overrides]
     with tempfile.TemporaryDirectory() as parent:

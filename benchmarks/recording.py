@@ -17,21 +17,20 @@ Measure = Callable[[str, Path, Path | None], dict[str, Any]]
 
 
 def record(doc: str, suite: str, known: Iterable[str], measure: Measure) -> int:
-    """Measures the recipes that are named on the command line, or all.
+    """Measure the recipes that are named on the command line, or all.
 
-    ``[--pictures FOLDER] DATA OUT.json [NAME ...]``: an entry with what was measured and where
-    replaces that of the same recipe in OUT.json, after each recipe, since all of them take a while;
-    what the file has of others stays.
+    The command line is ``[--pictures FOLDER] DATA OUT.json [NAME ...]``. After each recipe, the new
+    measurement and its environment replace its entry in OUT.json; entries of other recipes stay.
 
     Args:
-        doc: What ``--help`` says.
-        suite: What the file calls itself.
-        known: Names of recipes.
-        measure: Takes a name, the folder DATA and that for pictures, or None; its entry says under
-            ``passed`` whether all is well.
+        doc: Text of ``--help``.
+        suite: Name of the suite in the file.
+        known: Names of the recipes.
+        measure: Takes a name, the folder DATA and the folder for pictures or None; returns the
+            entry, with ``passed``.
 
     Returns:
-        The exit code: 1 where an entry has not passed.
+        The exit code: 1 if an entry has not passed, else 0.
     """
     names = list(known)
     parser = argparse.ArgumentParser(

@@ -157,7 +157,7 @@ def stable_parity(paths: list[Path]) -> dict[str, Any]:
 
 
 def speed(paths: list[Path]) -> dict[str, Any]:
-    """The same at the size that Fast R-CNN works at: shorter side 600, longer at most 1000."""
+    """Compare at the size of Fast R-CNN: shorter side 600, longer side at most 1000."""
     rows = []
     for path in paths[::8]:
         picture = Image.open(path).convert("RGB")
@@ -172,7 +172,7 @@ def speed(paths: list[Path]) -> dict[str, Any]:
 
 
 def recall(paths: list[Path], folder: Path) -> dict[str, Any]:
-    """Overlap of annotated boxes with the best proposal, for each search."""
+    """Measure the overlap of annotated boxes with the best proposal, for each search."""
     truth = annotations(folder)
     contenders: dict[str, Callable[[np.ndarray], Regions]] = {
         "package": lambda image: regions_of(search_with_package(image, stably=False)[1]),
@@ -223,7 +223,7 @@ def regions_of(found: list[dict]) -> Regions:
 
 
 def annotations(folder: Path) -> dict[str, list[list[float]]]:
-    """Boxes (x1, y1, x2, y2) in image pixels by file name."""
+    """Read boxes (x1, y1, x2, y2), image pixels, by file name."""
     boxes: dict[str, list[list[float]]] = {}
     for path in sorted(folder.glob("instances_*.json")):
         data = json.loads(path.read_text())
@@ -256,14 +256,14 @@ def threads(paths: list[Path]) -> dict[str, Any]:
 
 
 def growth(paths: list[Path]) -> dict[str, Any]:
-    """CPU time by size: mosaics of photographs, so that detail grows with the pixels."""
+    """Measure CPU time by size, on mosaics of photographs, so that detail grows with the pixels."""
     tiles = [np.asarray(Image.open(path).convert("RGB").resize((640, 480))) for path in paths[:48]]
     rows = []
     for down, across in ((1, 1), (2, 2), (3, 4), (4, 6), (6, 7)):
         chosen = iter(tiles[i % len(tiles)] for i in range(down * across))
         lines = [np.concatenate([next(chosen) for _ in range(across)], axis=1) for _ in range(down)]
         image = np.concatenate(lines, axis=0)
-        # Often where it takes little: a glance from the side weighs most there.
+        # Small images take more runs: interruptions weigh most there.
         runs = 3 if image.size > 3e6 else 12
         seconds = best_of(runs, lambda image=image: find_regions(image, NATIVE))
         peak = memory.resident_peak(lambda image=image: find_regions(image, NATIVE))
@@ -283,7 +283,7 @@ def growth(paths: list[Path]) -> dict[str, Any]:
 def count_pairs(image: np.ndarray) -> tuple[int, int]:
     """Count the segments, and the pairs whose similarity the package's definition asks for.
 
-    Those are the pairs of neighbours at first, and of each union with its neighbours then.
+    Those are the pairs of neighbors at first, and of each union with its neighbors then.
     """
     scale, sigma, min_size = PARAMETERS
     _, boxes, _, merged = native.load().package_search(
@@ -291,21 +291,21 @@ def count_pairs(image: np.ndarray) -> tuple[int, int]:
     )
     segments = len(boxes) - len(merged)
     x1, y1, x2, y2 = boxes[:segments].T
-    neighbours: list[set[int]] = [set() for _ in range(segments)]
+    neighbors: list[set[int]] = [set() for _ in range(segments)]
     for a in range(segments):
         columns = ((x1 > x1[a]) & (x1 < x2[a])) | ((x2 > x1[a]) & (x2 < x2[a]))
         rows = ((y1 > y1[a]) & (y1 < y2[a])) | ((y2 > y1[a]) & (y2 < y2[a]))
         for b in (np.flatnonzero((columns & rows)[a + 1 :]) + a + 1).tolist():
-            neighbours[a].add(b)
-            neighbours[b].add(a)
-    pairs = sum(len(found) for found in neighbours) // 2
+            neighbors[a].add(b)
+            neighbors[b].add(a)
+    pairs = sum(len(found) for found in neighbors) // 2
     for union, (a, b) in enumerate(merged.tolist(), start=segments):
-        found = (neighbours[a] | neighbours[b]) - {a, b}
+        found = (neighbors[a] | neighbors[b]) - {a, b}
         for other in found:
-            neighbours[other] -= {a, b}
-            neighbours[other].add(union)
-        neighbours[a] = neighbours[b] = set()
-        neighbours.append(found)
+            neighbors[other] -= {a, b}
+            neighbors[other].add(union)
+        neighbors[a] = neighbors[b] = set()
+        neighbors.append(found)
         pairs += len(found)
     return segments, pairs
 
@@ -314,8 +314,8 @@ def read(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
 
 
-def is_of_the_same(earlier: dict[str, Any], results: dict[str, Any]) -> bool:
-    """Whether two results are of the same sources and images."""
+def is_comparable(earlier: dict[str, Any], results: dict[str, Any]) -> bool:
+    """Return whether two results are of equal sources and images."""
     sources = [result["environment"].get("selective_search_hash") for result in (earlier, results)]
     return sources[0] == sources[1] and earlier.get("every") == results["every"]
 
@@ -339,7 +339,7 @@ def main() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     description = _environment.describe(torch.device("cpu"))
-    # The other operators have no part in this; their sources need not make the figures stale.
+    # Sources of other operators do not make these figures stale.
     description["selective_search_hash"] = csrc_hash(ROOT / "csrc" / "selective_search")
     for distribution in PEERS:
         description["versions"][distribution] = _environment.installed_version(distribution)
@@ -359,7 +359,7 @@ def main() -> None:
     target = options.out / f"{description['date'][:10]}-selective-search.json"
     if target.is_file():
         earlier = json.loads(target.read_text())
-        if is_of_the_same(earlier, results):
+        if is_comparable(earlier, results):
             results = {**earlier, **results}
     lines = summary(results)
     print("\n".join(lines))

@@ -11,7 +11,7 @@ from rcnn_ext import files
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "selective_search.md"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 PEERS = ("selectivesearch", "scikit-image", "scipy", "opencv-contrib-python-headless")
-# What two results have to agree in, of each image.
+# The fields in which two results have to agree, for each image.
 IDENTITY = ("same_label_image", "same_rects", "same_sizes", "same_labels")
 
 
@@ -21,7 +21,7 @@ def ratios(rows: list[dict[str, Any]], contender: str) -> str:
 
 
 def summary(results: dict[str, Any]) -> list[str]:
-    """Tables in Markdown."""
+    """Format the results as lines of Markdown tables."""
     machine = results["environment"]
     versions = ", ".join(
         f"{name} {machine['versions'][name]}" for name in ("numpy", *PEERS, "rcnn_ext")
@@ -38,7 +38,7 @@ def summary(results: dict[str, Any]) -> list[str]:
             lines.append(f"| {sort} | {equal} of {len(rows)} |")
         for row in results["parity"]["rows"]:
             if "stable" in row:
-                same = "equal" if all(row["stable"].values()) else "different too"
+                same = "equal" if all(row["stable"].values()) else "different as well"
                 lines.append(
                     f"| not: {row['image']}, {row['tied_edges']} edges with ties | {same} with a "
                     "stable argsort |"
@@ -81,7 +81,7 @@ def summary(results: dict[str, Any]) -> list[str]:
     if "growth" in results:
         lines += [
             "",
-            "| megapixels | native | a megapixel | memory | segments | pairs compared |",
+            "| megapixels | native | per megapixel | memory | segments | pairs compared |",
             "|---|---|---|---|---|---|",
         ]
         for row in results["growth"]["rows"]:

@@ -69,10 +69,10 @@ def test_operator(prepared: Prepared, contender: str, benchmark: BenchmarkFixtur
         call = case.bind(contender_ops(contender), inputs)
         error = check(call())
         assert error <= case.tolerance(dtype, other_library=contender == TORCHVISION), case.measure
-        benchmark(_synchronised(call))
+        benchmark(_synchronized(call))
 
 
-def _synchronised(call: Callable[[], Any]) -> Callable[[], Any]:
+def _synchronized(call: Callable[[], Any]) -> Callable[[], Any]:
     """Wait for a GPU: without it the clock stops when the work is queued, not when it is done."""
     if not torch.cuda.is_available():
         return call

@@ -16,7 +16,7 @@ def csrc_hash(csrc: pathlib.Path) -> str:
     source folder does not change what is compiled.
 
     Args:
-        csrc: the folder of native sources.
+        csrc: The folder of native sources.
 
     Returns:
         The first 16 hexadecimal digits of a SHA-256 over the sorted relative paths (with ``/``

@@ -16,7 +16,7 @@ BOX_SIDES = (8.0, 208.0)
 
 
 def generator(seed: int) -> torch.Generator:
-    """Return a CPU generator of its own, so that a case leaves the global one alone."""
+    """Return a new CPU generator, so that a case does not touch the global one."""
     return torch.Generator().manual_seed(seed)
 
 
@@ -29,10 +29,10 @@ def random_boxes(
     """Draw boxes with uniform centers and uniform sides; they may reach over the image's border.
 
     Args:
-        count: number of boxes, N.
-        random: source of the numbers.
-        image_size: width and height within which the centers lie, in image pixels.
-        sides: smallest and largest side, in image pixels.
+        count: Number of boxes, N.
+        random: Source of the numbers.
+        image_size: Width and height within which the centers lie, in image pixels.
+        sides: Smallest and largest side, in image pixels.
 
     Returns:
         [N, 4] (x1, y1, x2, y2), image pixels, float32, CPU.
@@ -58,11 +58,11 @@ def random_rois(
     """Draw RoIs as a detector makes them: boxes clipped to the image.
 
     Args:
-        count: number of RoIs, K.
-        random: source of the numbers.
-        map_size: height and width of the feature map that the RoIs are pooled from.
-        spatial_scale: feature pixels for one image pixel.
-        sides: smallest and largest side before clipping, in image pixels.
+        count: Number of RoIs, K.
+        random: Source of the numbers.
+        map_size: Height and width of the feature map that the RoIs are pooled from.
+        spatial_scale: Feature pixels per image pixel.
+        sides: Smallest and largest side before clipping, in image pixels.
 
     Returns:
         [K, 4] (x1, y1, x2, y2), image pixels, float32, CPU.

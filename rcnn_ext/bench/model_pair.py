@@ -19,15 +19,15 @@ _CANDIDATES = 600
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """How large the detectors and their images are.
+    """Size of the detectors and their images.
 
     Attributes:
-        backbone: name of the ResNet.
-        num_classes: number of classes, background included.
-        height: of the images, pixels.
-        width: of the images, pixels.
-        min_size: shorter side of the image that the network sees.
-        max_size: longest side that the network sees.
+        backbone: Name of the ResNet.
+        num_classes: Number of classes, background included.
+        height: Height of the images, pixels.
+        width: Width of the images, pixels.
+        min_size: Shorter side of the image that the network sees.
+        max_size: Longest side that the network sees.
     """
 
     backbone: str = "resnet50"
@@ -66,9 +66,9 @@ def make_pair(
     """Build Faster R-CNN with a pyramid and frozen batch norm, as from published weights.
 
     Args:
-        scale: how large.
-        device: where they run.
-        trainable_layers: stages of the backbone that learn.
+        scale: Size of the detectors.
+        device: The device that they run on.
+        trainable_layers: Number of trainable stages of the backbone.
 
     Returns:
         Ours and torchvision's, with equal weights, in evaluation mode.

@@ -31,9 +31,9 @@ def write_plots(report: Report, folder: pathlib.Path, stem: str) -> list[pathlib
     """Draw what the report has rows for.
 
     Args:
-        report: a run of the suite.
-        folder: where to write.
-        stem: beginning of the file names.
+        report: A run of the suite.
+        folder: Folder to write into.
+        stem: Beginning of the file names.
 
     Returns:
         The files written: ``<stem>-ratios.png`` and ``<stem>-growth.png``, each only where there is

@@ -45,8 +45,8 @@ class Settings:
     """Device, dtypes, threads and timing of a run.
 
     Attributes:
-        device: the device.
-        dtypes: dtypes for every case; empty for each case's own.
+        device: The device.
+        dtypes: Dtypes for every case; empty for each case's own.
         threads: Numbers of threads, with one row for each; on CUDA only the first counts.
         timing: How long to measure.
         contenders: Names of the contenders to run.
@@ -67,14 +67,14 @@ class Row:
 
     Attributes:
         case: The case.
-        dtype: the dtype of the inputs.
-        threads: number of CPU threads.
-        timings: the contenders that were timed.
-        errors: how far each contender is from the truth; ``case.measure`` says in what.
-        problems: why a contender is missing or wrong, by contender.
-        failures: the problems that are this package's own, or put the truth in doubt.
-        kernels: kernels a call launches on CUDA, by contender.
-        extra_bytes: peak of memory beyond the result, by contender.
+        dtype: The dtype of the inputs.
+        threads: Number of CPU threads.
+        timings: The contenders that were timed.
+        errors: Error of each contender, in the measure ``case.measure``.
+        problems: Reason why a contender is missing or wrong, by contender.
+        failures: Problems of this package itself, or of the float64 truth.
+        kernels: Kernels a call launches on CUDA, by contender.
+        extra_bytes: Peak of memory beyond the result, by contender.
         moved_bytes: Minimum memory traffic of the work: every input and result once.
     """
 

@@ -38,7 +38,7 @@ def suite(quick: bool) -> list[Case]:
     """Return the cases of the quick suite or of the full one, for all devices.
 
     Args:
-        quick: the small suite, which ends within a minute on two CPU cores.
+        quick: The small suite, which ends within a minute on two CPU cores.
     """
     if quick:
         return _quick()
@@ -77,12 +77,12 @@ def select(cases: list[Case], device: str, pattern: str | None = None) -> list[C
     """Keep the cases of a device type whose name contains a pattern.
 
     Args:
-        cases: the suite.
+        cases: The suite.
         device: ``cpu`` or ``cuda``.
-        pattern: text to look for in the names; none keeps all.
+        pattern: Text to look for in the names; none keeps all.
 
     Raises:
-        UserError: nothing is left.
+        UserError: Nothing is left.
     """
     here = [case for case in cases if device in case.devices]
     kept = [case for case in here if pattern is None or pattern in case.name]

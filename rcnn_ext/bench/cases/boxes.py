@@ -28,9 +28,9 @@ class IouCase(Case):
     """An IoU matrix, or that and its gradient with respect to both sets of boxes.
 
     Attributes:
-        rows: number of boxes in the first set.
-        columns: number of boxes in the second set.
-        backward: whether the gradient belongs to the work.
+        rows: Number of boxes in the first set.
+        columns: Number of boxes in the second set.
+        backward: Whether the gradient belongs to the work.
     """
 
     rows: int = 0

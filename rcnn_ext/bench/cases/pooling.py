@@ -31,11 +31,11 @@ class PoolingCase(Case):
     """Base class of the cases of RoIAlign, RoIPool and their pyramid form.
 
     Attributes:
-        rois: number of RoIs, K.
-        channels: depth of the features, C.
-        output_size: height and width of a pooled map.
-        backward: whether the gradient is the work; the forward pass then runs before the clock.
-        channels_last: whether features and the gradient of the result are in channels-last layout.
+        rois: Number of RoIs, K.
+        channels: Depth of the features, C.
+        output_size: Height and width of a pooled map.
+        backward: Whether the gradient is the work; the forward pass then runs before the clock.
+        channels_last: Whether features and the gradient of the result are in channels-last layout.
     """
 
     rois: int = 0
@@ -106,10 +106,10 @@ class RoiCase(PoolingCase):
     """RoIAlign or RoIPool on one feature map.
 
     Attributes:
-        map_size: height and width of the feature map.
-        spatial_scale: feature pixels per image pixel.
+        map_size: Height and width of the feature map.
+        spatial_scale: Feature pixels per image pixel.
         sampling_ratio: RoIAlign's samples along each side of a bin; 0 lets the RoI's size choose.
-        sides: smallest and largest side of a RoI, in image pixels.
+        sides: Smallest and largest side of a RoI, in image pixels.
     """
 
     map_size: tuple[int, int] = (200, 304)
@@ -214,7 +214,7 @@ class PyramidCase(PoolingCase):
     """``MultiScaleRoIAlign`` over a feature pyramid with strides 4, 8, 16 and 32.
 
     Attributes:
-        finest: height and width of the finest level.
+        finest: Height and width of the finest level.
     """
 
     finest: tuple[int, int] = (200, 304)
@@ -271,11 +271,11 @@ def _bins(start: float, end: float, scale: float, count: int, extent: int) -> li
     """Return RoIPool's bins along one axis, in feature pixels, computed in float32 as it does.
 
     Args:
-        start: of the RoI, image pixels.
-        end: of the RoI, image pixels.
-        scale: feature pixels per image pixel.
-        count: number of bins.
-        extent: pixels of the feature map along the axis.
+        start: Lower edge of the RoI, image pixels.
+        end: Upper edge of the RoI, image pixels.
+        scale: Feature pixels per image pixel.
+        count: Number of bins.
+        extent: Pixels of the feature map along the axis.
     """
     edges = torch.tensor([start, end]) * torch.tensor(scale)
     # Half a pixel rounds away from zero.

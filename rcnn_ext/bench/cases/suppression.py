@@ -41,8 +41,8 @@ class NmsCase(Case):
     """Plain or class-wise NMS.
 
     Attributes:
-        count: number of boxes.
-        classes: number of classes; 0 for plain NMS.
+        count: Number of boxes.
+        classes: Number of classes; 0 for plain NMS.
         threshold: IoU above which the lower score goes.
     """
 
@@ -117,7 +117,7 @@ class SoftNmsCase(Case):
     """Soft NMS, which torchvision does not have.
 
     Attributes:
-        count: number of boxes.
+        count: Number of boxes.
         method: ``linear`` or ``gaussian``.
     """
 
@@ -202,7 +202,7 @@ def greedy_violation(
         scores: [N] float64.
         classes: [N] int64; boxes of different classes ignore each other.
         kept: [K] int64, indices of the kept boxes.
-        threshold: the IoU threshold.
+        threshold: The IoU threshold.
 
     Returns:
         The largest distance of a deciding IoU beyond the threshold: 0 for an exact answer, infinity
