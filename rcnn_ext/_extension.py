@@ -1,4 +1,4 @@
-"""Finds and loads the native modules, once, and says what is there and why not.
+"""Loading of the native modules, and their state.
 
 Loading a module registers its kernels with PyTorch's dispatcher; nothing else in the package needs
 to know whether it is there. Where it is not, the dispatcher runs the reference.
@@ -27,13 +27,13 @@ ISA_VARIABLE = "RCNN_EXT_ISA"
 
 @dataclass(frozen=True)
 class ModuleStatus:
-    """What became of a native module.
+    """The state of a native module.
 
     Attributes:
         name: ``_C``, ``_C_cuda`` or ``_selective_search``.
-        loaded: whether its kernels can be used.
-        path: the file, where there is one.
-        reason: why it is not loaded, or None.
+        loaded: Whether its kernels can be used.
+        path: The file, or None.
+        reason: Reason why it is not loaded, or None.
     """
 
     name: str
@@ -42,7 +42,7 @@ class ModuleStatus:
     reason: str | None
 
 
-def _why_not_wanted(name: str) -> str | None:
+def _reason_to_skip(name: str) -> str | None:
     if name == "_C_cuda" and torch.version.cuda is None:
         return f"torch {torch.__version__} has no CUDA"
     return None
@@ -54,12 +54,12 @@ def _load(name: str) -> ModuleStatus:
     # Beside this file and nowhere else: an editable installation elsewhere offers its own.
     spec = importlib.machinery.PathFinder.find_spec(full_name, [str(Path(__file__).parent)])
     path = Path(spec.origin) if spec is not None and spec.origin is not None else None
-    reason = _why_not_wanted(name)
+    reason = _reason_to_skip(name)
     if reason is not None:
         return ModuleStatus(name, False, path, reason)
     if path is None:
         recorded = (build_info() or {}).get("modules", {}).get(name, "not built")
-        # The build may have made it: then what it recorded is not why it isn't here.
+        # A module that the build did make is missing for another reason than the recorded one.
         reason = recorded if recorded.startswith("not built") else "built, but its file is missing"
         return ModuleStatus(name, False, None, reason)
     try:
@@ -80,7 +80,7 @@ def _load(name: str) -> ModuleStatus:
 
 @functools.cache
 def build_info() -> dict[str, Any] | None:
-    """What the build recorded about itself (sources' hash, torch, CUDA), or None."""
+    """Return the record of the build (hash of the sources, torch, CUDA), or None."""
     path = Path(__file__).with_name("_build_info.json")
     try:
         info = json.loads(path.read_text())
@@ -96,7 +96,7 @@ def load_operators() -> None:
 
 
 def status() -> dict[str, ModuleStatus]:
-    """The state of each native module, by name."""
+    """Return the state of each native module, by name."""
     return {name: _load(name) for name in ("_C", "_C_cuda", "_selective_search")}
 
 
@@ -108,7 +108,7 @@ def _cpu_kernels() -> Any:
 
 
 def instruction_sets() -> tuple[str, ...]:
-    """The instruction sets that the CPU kernels can use here, the best last.
+    """Return the instruction sets that the CPU kernels can use here, the best last.
 
     Empty where the CPU kernels are not loaded.
     """
@@ -116,7 +116,7 @@ def instruction_sets() -> tuple[str, ...]:
 
 
 def instruction_set() -> str | None:
-    """The instruction set that the CPU kernels use, or None where they are not loaded."""
+    """Return the instruction set that the CPU kernels use, or None where they are not loaded."""
     return _cpu_kernels().instruction_set() if _load("_C").loaded else None
 
 
@@ -124,17 +124,17 @@ def instruction_set() -> str | None:
 def use_instruction_set(name: str) -> Iterator[None]:
     """Run the CPU kernels of one instruction set in a block of code, in all threads.
 
-    All give the same results; this is for tests and measurements. The environment variable
+    All sets give equal results; this is for tests and measurements. The environment variable
     ``RCNN_EXT_ISA`` chooses for a whole process, and ``RCNN_EXT_DISABLE_CPU_FEATURES`` takes
     single features of the processor away (such as ``f16c,avx512vl``), and with them the
     instruction sets that need them.
 
     Args:
-        name: one of :func:`instruction_sets`.
+        name: One of :func:`instruction_sets`.
 
     Raises:
-        ValueError: another name, or one that this processor lacks.
-        RuntimeError: the CPU kernels are not loaded; the message says why.
+        ValueError: The name is unknown, or this processor lacks the instruction set.
+        RuntimeError: The CPU kernels are not loaded; the message says why.
     """
     kernels = _cpu_kernels()
     before = kernels.instruction_set()

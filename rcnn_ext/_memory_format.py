@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def is_channels_last(tensor: Tensor) -> bool:
-    """Whether an operator reads a map ``[N, C, H, W]`` as channels-last, and answers so.
+    """Return whether an operator takes a map ``[N, C, H, W]`` as channels-last, result included.
 
-    The same rule as ``is_channels_last`` in ``csrc/core/stable_ops.h``: a tensor that is dense in
-    both senses (one channel, or one pixel) counts as contiguous.
+    Applies the rule of ``is_channels_last`` in ``csrc/core/stable_ops.h``: a tensor that is dense
+    in both senses (one channel, or one pixel) counts as contiguous.
     """
     return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
 
@@ -24,7 +24,7 @@ def empty_map(
     channels_last: bool,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """An empty map ``[N, C, H, W]`` on a tensor's device, and of its dtype unless one is given."""
+    """Return an empty map ``[N, C, H, W]`` on the device of ``like``, in its dtype by default."""
     return torch.empty(
         tuple(shape),
         dtype=like.dtype if dtype is None else dtype,

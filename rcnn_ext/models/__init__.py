@@ -1,8 +1,8 @@
-"""Detection models on the operators of `rcnn_ext.ops`.
+"""Detection models on the operators of ``rcnn_ext.ops``.
 
-`FasterRCNN` and the presets under torchvision's names (`fasterrcnn_resnet50_fpn`, ...) are drop-in
-replacements for torchvision's; `faster_rcnn` and `fast_rcnn` build detectors from options by name,
-on a backbone by name or on any module that gives feature maps.
+``FasterRCNN`` and the presets under torchvision's names (``fasterrcnn_resnet50_fpn``, ...) are
+drop-in replacements for torchvision's; ``faster_rcnn`` and ``fast_rcnn`` build detectors from
+options by name, on a backbone by name or on any module that gives feature maps.
 """
 
 from rcnn_ext.models.anchors import AnchorGenerator

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-# The same anchors serve every batch of the same padded size. A training run with images of many
-# shapes meets some tens of sizes; 16 of the largest usual ones (800x1344) are 70 MB.
+# Batches of one padded size share their anchors. A training run with images of many shapes
+# meets some tens of sizes; 16 of the largest usual ones (800x1344) are 70 MB.
 _MAX_CACHED = 16
 
 
@@ -19,18 +19,18 @@ class AnchorGenerator(nn.Module):
     """Make the anchors of a batch.
 
     Args:
-        sizes: for each feature map, the sides (of square anchors) in image pixels. Plain numbers
-            mean one size a feature map.
-        aspect_ratios: for each feature map, height / width. Plain numbers mean the same ratios for
+        sizes: For each feature map, the sides (of square anchors) in image pixels. Plain numbers
+            mean one size per feature map.
+        aspect_ratios: For each feature map, height / width. Plain numbers mean the same ratios for
             every feature map. An anchor of size s and ratio r has area s * s.
-        whole_pixels: round the corners around the centre to whole pixels, as in the code of the
+        whole_pixels: Round the corners around the center to whole pixels, as in the code of the
             Faster R-CNN paper and in torchvision; detectron2 does not.
 
     Raises:
-        ValueError: `sizes` and `aspect_ratios` are empty, not positive or differ in length.
+        ValueError: ``sizes`` and ``aspect_ratios`` are empty, not positive or differ in length.
 
     The constructor, the order of the anchors and their coordinates are those of torchvision's
-    `AnchorGenerator`, except that half-precision features get float32 anchors.
+    ``AnchorGenerator``, except that half-precision features get float32 anchors.
 
     Example:
         >>> AnchorGenerator(sizes=(16, 32, 64, 128, 256), aspect_ratios=(0.5, 1.0, 2.0))
@@ -77,7 +77,7 @@ class AnchorGenerator(nn.Module):
         """Return the anchors of each image.
 
         Args:
-            image_list: the batch; `image_list.tensors` is [N, 3, H, W], padded.
+            image_list: The batch; ``image_list.tensors`` is [N, 3, H, W], padded.
             feature_maps: [N, C, H_l, W_l] for each level l.
 
         Returns:
@@ -85,7 +85,7 @@ class AnchorGenerator(nn.Module):
             level, row, column, aspect ratio, size. Do not change it in place: it is cached.
 
         Raises:
-            ValueError: the number of feature maps is not the number of `sizes`.
+            ValueError: The number of feature maps is not the number of ``sizes``.
         """
         if len(feature_maps) != len(self.sizes):
             raise ValueError(
@@ -137,9 +137,9 @@ class AnchorGenerator(nn.Module):
             x = torch.arange(columns, device=device) * stride_x
             y = torch.arange(rows, device=device) * stride_y
             grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")  # [rows, columns] each
-            centres = torch.stack((grid_x, grid_y, grid_x, grid_y), dim=-1).reshape(-1, 1, 4)
+            centers = torch.stack((grid_x, grid_y, grid_x, grid_y), dim=-1).reshape(-1, 1, 4)
             cell = self._cell_anchors(level).to(device=device, dtype=dtype)  # [K, 4]
-            levels.append((centres + cell).reshape(-1, 4))  # [rows * columns * K, 4]
+            levels.append((centers + cell).reshape(-1, 4))  # [rows * columns * K, 4]
         return torch.cat(levels)
 
     def _cell_anchors(self, level: int) -> Tensor:

@@ -26,7 +26,7 @@ NormLayer = str | Callable[..., nn.Module]
 
 
 class FeatureMap(NamedTuple):
-    """What a backbone gives at one level."""
+    """A feature map of a backbone."""
 
     channels: int
     # Image pixels from one position to the next.
@@ -46,7 +46,7 @@ class SingleMapBackbone(nn.Module):
     """The first stages of a network, whose last feature map RoIs are pooled from.
 
     Args:
-        layers: by their names in the network, so that its weights load by name.
+        layers: Layers by their names in the network, so that its weights load by name.
     """
 
     def __init__(self, layers: OrderedDict[str, nn.Module]) -> None:
@@ -63,8 +63,8 @@ class PyramidBackbone(nn.Module):
     """A feature pyramid on a module that gives several feature maps.
 
     Args:
-        body: from images [N, 3, H, W] to a dict of maps, finest first.
-        feature_maps: what `measure_feature_maps` says of it.
+        body: Module from images [N, 3, H, W] to a dict of maps, finest first.
+        feature_maps: Maps of the body, from ``measure_feature_maps``.
     """
 
     def __init__(self, body: nn.Module, feature_maps: OrderedDict[str, FeatureMap]) -> None:
@@ -78,7 +78,7 @@ class PyramidBackbone(nn.Module):
         self.out_channels = FPN_CHANNELS
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the maps [N, 256, H_l, W_l] of `body` and "pool", of images [N, 3, H, W]."""
+        """Return the maps [N, 256, H_l, W_l] of ``body`` and "pool", of images [N, 3, H, W]."""
         return self.fpn(self.body(images))
 
 
@@ -95,17 +95,17 @@ def build_fpn_backbone(
     """Make a backbone with a feature pyramid.
 
     Args:
-        name: one of `BACKBONES`.
-        weights: published ImageNet weights of the network, their name, or None.
-        norm_layer: see `resolve_norm_layer`. A batch norm in a frozen stage still updates its
+        name: One of ``BACKBONES``.
+        weights: Published ImageNet weights of the network, their name, or None.
+        norm_layer: See ``resolve_norm_layer``. A batch norm in a frozen stage still updates its
             statistics in training; a frozen one does not.
-        trainable_layers: number of stages that learn, counted from the last. None means 3 with
+        trainable_layers: Number of stages that learn, counted from the last. None means 3 with
             weights, else all. A ResNet has 5 stages (stem, layer1 to layer4), MobileNetV3-Large 6.
-        returned_layers: the stages, counted from 0, that the pyramid is built on. None means
+        returned_layers: The stages, counted from 0, that the pyramid is built on. None means
             torchvision's choice: 1 to 4 of a ResNet (strides 4 to 32), the last two of
             MobileNetV3-Large (both of stride 32; for small objects take (2, 3, 4, 5)).
-        pyramid_norm_layer: from channels to a layer after each convolution of the pyramid.
-        progress: show a progress bar while downloading.
+        pyramid_norm_layer: Function from channels to a layer after each convolution of the pyramid.
+        progress: Show a progress bar while downloading.
 
     Returns:
         A module from images [N, 3, H, W] to a dict of maps [N, 256, H_l, W_l], "0", "1", ... and
@@ -113,8 +113,8 @@ def build_fpn_backbone(
         are those of torchvision's backbone.
 
     Raises:
-        ValueError: an unknown name, norm layer or stage, or too many trainable layers.
-        UserError: the weights do not exist or cannot be downloaded.
+        ValueError: An unknown name, norm layer or stage, or too many trainable layers.
+        UserError: The weights do not exist or cannot be downloaded.
     """
     stages, is_resnet = _load_stages(name, weights, norm_layer, trainable_layers, progress)
     if returned_layers is None:
@@ -152,20 +152,20 @@ def build_c4_backbone(
     """Cut a network at stride 16.
 
     Args:
-        name: one of `BACKBONES`.
-        weights: as for `build_fpn_backbone`.
-        norm_layer: as for `build_fpn_backbone`.
-        trainable_layers: as for `build_fpn_backbone`; the last stage, which is returned apart,
+        name: One of ``BACKBONES``.
+        weights: As for ``build_fpn_backbone``.
+        norm_layer: As for ``build_fpn_backbone``.
+        trainable_layers: As for ``build_fpn_backbone``; the last stage, which is returned apart,
             counts.
-        progress: show a progress bar while downloading.
+        progress: Show a progress bar while downloading.
 
     Returns:
         The network up to stride 16 (layer3 of a ResNet), and the rest of its convolutions (layer4),
-        for `Res5Head`.
+        for ``Res5Head``.
 
     Raises:
-        ValueError: an unknown name or norm layer, or too many trainable layers.
-        UserError: the weights do not exist or cannot be downloaded.
+        ValueError: An unknown name or norm layer, or too many trainable layers.
+        UserError: The weights do not exist or cannot be downloaded.
     """
     stages, _ = _load_stages(name, weights, norm_layer, trainable_layers, progress)
     # ResNet: stem, layer1, layer2, layer3. MobileNetV3: the stages of strides 2, 4, 8 and 16.
@@ -187,15 +187,15 @@ def build_c5_backbone(
     """Take all convolutions of a network: one map of stride 32.
 
     Args:
-        name: one of `BACKBONES`.
-        weights: as for `build_fpn_backbone`.
-        norm_layer: as for `build_fpn_backbone`.
-        trainable_layers: as for `build_fpn_backbone`.
-        progress: show a progress bar while downloading.
+        name: One of ``BACKBONES``.
+        weights: As for ``build_fpn_backbone``.
+        norm_layer: As for ``build_fpn_backbone``.
+        trainable_layers: As for ``build_fpn_backbone``.
+        progress: Show a progress bar while downloading.
 
     Raises:
-        ValueError: an unknown name or norm layer, or too many trainable layers.
-        UserError: the weights do not exist or cannot be downloaded.
+        ValueError: An unknown name or norm layer, or too many trainable layers.
+        UserError: The weights do not exist or cannot be downloaded.
     """
     stages, _ = _load_stages(name, weights, norm_layer, trainable_layers, progress)
     backbone = SingleMapBackbone(_join_layers(stages))
@@ -204,7 +204,7 @@ def build_c5_backbone(
 
 
 def remove_strides(module: nn.Module) -> None:
-    """Set the stride of every convolution in `module` to 1, in place."""
+    """Set the stride of every convolution in ``module`` to 1, in place."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             layer.stride = (1, 1)
@@ -214,7 +214,7 @@ def out_channels_of(backbone: nn.Module) -> int:
     """Return the channels of the maps of a backbone.
 
     Raises:
-        ValueError: it does not say.
+        ValueError: The backbone has no such attribute.
     """
     channels = getattr(backbone, "out_channels", None)
     if not isinstance(channels, int):
@@ -226,19 +226,19 @@ def out_channels_of(backbone: nn.Module) -> int:
 
 
 def measure_feature_maps(backbone: nn.Module) -> OrderedDict[str, FeatureMap]:
-    """Measure the channels and the stride of what a backbone gives.
+    """Measure the channels and the stride of each feature map of a backbone.
 
     It runs the backbone on two sizes of black image. The stride is how much the image grew for
     each added position, which is exact also for networks whose border positions are special.
 
     Args:
-        backbone: from [N, 3, H, W] to a map or a dict of maps.
+        backbone: Module from [N, 3, H, W] to a map or a dict of maps.
 
     Returns:
         Name of each level ("0" if there is only one) to its measures.
 
     Raises:
-        ValueError: a map does not grow with the image, or not alike in height and width.
+        ValueError: A map does not grow with the image, or not alike in height and width.
     """
     parameter = next(backbone.parameters())
     small, large = 128, 256
@@ -267,17 +267,17 @@ def measure_feature_maps(backbone: nn.Module) -> OrderedDict[str, FeatureMap]:
 
 
 def resolve_norm_layer(norm_layer: NormLayer, pretrained: bool) -> Callable[..., nn.Module]:
-    """Return the class that `norm_layer` means.
+    """Return the class that ``norm_layer`` means.
 
     Args:
         norm_layer: "frozen" (neither statistics nor scale ever change), "batch" (live batch norm,
             for training from scratch with several images a batch), "auto" (frozen for pretrained
             networks, else batch: torchvision's choice), or a function from the number of channels
             to a layer.
-        pretrained: whether the network starts from published weights.
+        pretrained: Whether the network starts from published weights.
 
     Raises:
-        ValueError: another string.
+        ValueError: Unknown string.
     """
     if not isinstance(norm_layer, str):
         return norm_layer

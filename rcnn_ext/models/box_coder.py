@@ -10,8 +10,8 @@ from torch import Tensor
 from rcnn_ext.reference.box_coding import MAX_LOG_RATIO, decode
 
 
-def _centres_and_sizes(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Split boxes [..., 4] into (centre x, centre y, width, height), each [...]."""
+def _centers_and_sizes(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Split boxes [..., 4] into (center x, center y, width, height), each [...]."""
     x1, y1, x2, y2 = boxes.unbind(dim=-1)
     width, height = x2 - x1, y2 - y1
     return x1 + 0.5 * width, y1 + 0.5 * height, width, height
@@ -20,19 +20,19 @@ def _centres_and_sizes(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 class BoxCoder:
     """Encode boxes relative to other boxes, and decode them again.
 
-    `encode` gives (dx, dy, dw, dh): the shift of the centre in units of the anchor's sides, and
+    ``encode`` gives (dx, dy, dw, dh): the shift of the center in units of the anchor's sides, and
     the logarithm of the ratio of the sides, each multiplied by its weight. The weights are
     1 / standard deviation of the targets, so that the four losses weigh alike.
 
     Args:
-        weights: for (dx, dy, dw, dh).
-        means: of (dx, dy, dw, dh) before they are weighted, subtracted from the targets; R-CNN's
-            normalised targets are (delta - mean) / std, so weights are 1 / std.
+        weights: Weights of (dx, dy, dw, dh).
+        means: Of (dx, dy, dw, dh) before they are weighted, subtracted from the targets; R-CNN's
+            normalized targets are (delta - mean) / std, so weights are 1 / std.
         max_log_ratio: dw and dh are clamped to this before the exponential, so that a wild
             prediction gives a large box and no overflow. The default lets 16 pixels grow to 1000.
 
     Source: Girshick et al., "Rich feature hierarchies", 2014, appendix C; with equal weights the
-    results of torchvision's `BoxCoder`.
+    results of torchvision's ``BoxCoder``.
 
     Example:
         >>> coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
@@ -54,7 +54,7 @@ class BoxCoder:
         self.max_log_ratio = max_log_ratio
 
     def encode(self, gt_boxes: Tensor, anchors: Tensor) -> Tensor:
-        """Return the deltas that lead from `anchors` to `gt_boxes`.
+        """Return the deltas that lead from ``anchors`` to ``gt_boxes``.
 
         Args:
             gt_boxes: [..., 4] (x1, y1, x2, y2), image pixels, with positive sides.
@@ -63,8 +63,8 @@ class BoxCoder:
         Returns:
             Tensor [..., 4] (dx, dy, dw, dh).
         """
-        gt_x, gt_y, gt_width, gt_height = _centres_and_sizes(gt_boxes)
-        x, y, width, height = _centres_and_sizes(anchors)
+        gt_x, gt_y, gt_width, gt_height = _centers_and_sizes(gt_boxes)
+        x, y, width, height = _centers_and_sizes(anchors)
         weight_x, weight_y, weight_w, weight_h = self.weights
         deltas = torch.stack(
             (
@@ -83,11 +83,11 @@ class BoxCoder:
         return torch.tensor(shift, dtype=like.dtype, device=like.device)
 
     def decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:
-        """Return the boxes that `deltas` make of `anchors`.
+        """Return the boxes that ``deltas`` make of ``anchors``.
 
         Args:
             deltas: [..., 4] (dx, dy, dw, dh).
-            anchors: [..., 4] (x1, y1, x2, y2), image pixels, broadcast against `deltas`.
+            anchors: [..., 4] (x1, y1, x2, y2), image pixels, broadcast against ``deltas``.
 
         Returns:
             Tensor [..., 4] (x1, y1, x2, y2), image pixels, not clipped.
@@ -103,12 +103,13 @@ def box_coder_for_targets(
     """Return the coder of a detector's second stage.
 
     Args:
-        weights: of (dx, dy, dw, dh), torchvision's way to say it.
-        means: of the targets (dx, dy, dw, dh); None means 0.
-        stds: of the targets, 1 / weights; None means `weights`, or (0.1, 0.1, 0.2, 0.2).
+        weights: Weights of (dx, dy, dw, dh), torchvision's parameter.
+        means: Means of the targets (dx, dy, dw, dh); None means 0.
+        stds: Standard deviations of the targets, 1 / weights; None means ``weights``, or (0.1, 0.1,
+            0.2, 0.2).
 
     Raises:
-        ValueError: `weights` and `stds` are both given, or are not four positive numbers.
+        ValueError: ``weights`` and ``stds`` are both given, or are not four positive numbers.
     """
     if stds is not None:
         if weights is not None:

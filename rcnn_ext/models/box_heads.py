@@ -1,4 +1,4 @@
-"""What turns the pooled features of a RoI into class logits and box deltas."""
+"""Box heads: from the pooled features of a RoI to class logits and box deltas."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class TwoMLPHead(nn.Module):
 
     Args:
         in_channels: C * pooled height * pooled width.
-        representation_size: length D of the output.
-        dropout: probability of dropping each output of each layer in training, as Fast R-CNN does.
+        representation_size: Length D of the output.
+        dropout: Probability of dropping each output of each layer in training, as Fast R-CNN does.
 
-    Parameter names and, without dropout, results are those of torchvision's `TwoMLPHead`.
+    Parameter names and, without dropout, results are those of torchvision's ``TwoMLPHead``.
     """
 
     def __init__(self, in_channels: int, representation_size: int, dropout: float = 0.0) -> None:
@@ -50,9 +50,9 @@ class Res5Head(nn.Module):
     """The last stage of a backbone, run on each RoI and averaged: the C4 head of ResNets.
 
     Args:
-        stage: the stage (layer4 of a ResNet), [R, C, h, w] to [R, D, h', w'].
-        in_channels: channels C of the pooled features.
-        dropout: probability of dropping each averaged channel in training.
+        stage: The stage (layer4 of a ResNet), [R, C, h, w] to [R, D, h', w'].
+        in_channels: Channels C of the pooled features.
+        dropout: Probability of dropping each averaged channel in training.
 
     Source: He et al., "Deep Residual Learning", 2016, appendix A.
     """
@@ -73,12 +73,12 @@ class FastRCNNPredictor(nn.Module):
     """Classify a RoI and refine its box.
 
     Args:
-        in_channels: length D of the head's output.
-        num_classes: number of classes K, background (class 0) included.
-        class_agnostic: one box a RoI instead of one for each class.
+        in_channels: Length D of the head's output.
+        num_classes: Number of classes K, background (class 0) included.
+        class_agnostic: One box per RoI instead of one for each class.
 
     Parameter names and, with a box for each class, results are those of torchvision's
-    `FastRCNNPredictor`.
+    ``FastRCNNPredictor``.
     """
 
     def __init__(self, in_channels: int, num_classes: int, class_agnostic: bool = False) -> None:
@@ -106,15 +106,15 @@ def default_box_branch(
     """Return the box head and the predictor, torchvision's default ones where none are given.
 
     Args:
-        in_channels: channels of the pooled features.
-        num_classes: number of classes, background included; None if and only if `box_predictor` is
-            given.
-        box_roi_pool: its `output_size` (height, width) says how long the pooled features are.
-        box_head: None means a `TwoMLPHead` with 1024 outputs.
-        box_predictor: None means a `FastRCNNPredictor`.
+        in_channels: Channels of the pooled features.
+        num_classes: Number of classes, background included; None if and only if ``box_predictor``
+            is given.
+        box_roi_pool: Its ``output_size`` (height, width) says how long the pooled features are.
+        box_head: None means a ``TwoMLPHead`` with 1024 outputs.
+        box_predictor: None means a ``FastRCNNPredictor``.
 
     Raises:
-        ValueError: `num_classes` and `box_predictor` are both given, or neither.
+        ValueError: ``num_classes`` and ``box_predictor`` are both given, or neither.
     """
     if (num_classes is None) == (box_predictor is None):
         raise ValueError("give either num_classes or box_predictor, and not both")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Return `values` in float32 if they are float16 or bfloat16, else unchanged.
+    """Return ``values`` in float32 if they are float16 or bfloat16, else unchanged.
 
     Box coordinates need more than the 8 to 11 significant bits of the half types: in bfloat16
     pixel 257 does not exist.
@@ -16,7 +16,7 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 
 def image_size_tensor(image_sizes: list[tuple[int, int]], like: Tensor) -> Tensor:
-    """Return `image_sizes` (height, width) as a tensor [N, 2] of the dtype and device of `like`."""
+    """Return sizes (height, width) as a tensor [N, 2] of the dtype and device of ``like``."""
     return torch.tensor(image_sizes, dtype=like.dtype, device=like.device).reshape(-1, 2)
 
 
@@ -24,10 +24,10 @@ def first_bad_box(boxes: list[Tensor]) -> tuple[int, int] | None:
     """Find a box that is not finite or has no positive width and height.
 
     Args:
-        boxes: one tensor [n_i, 4] (x1, y1, x2, y2) an image.
+        boxes: One tensor [n_i, 4] (x1, y1, x2, y2) per image.
 
     Returns:
-        (image index, box index) of the first such box, or None. One synchronisation a batch.
+        (image index, box index) of the first such box, or None. One synchronization per batch.
     """
     if torch.compiler.is_exporting():
         return None  # An exported program cannot raise for the values that it meets.
@@ -51,7 +51,7 @@ def unpad(counts: Tensor, *padded: Tensor) -> list[tuple[Tensor, ...]]:
         padded: [N, P, ...] each.
 
     Returns:
-        For each image, [P_i, ...] of every argument. One synchronisation a batch.
+        For each image, [P_i, ...] of every argument. One synchronization per batch.
     """
     if torch.compiler.is_compiling():
         # torch.export refuses to cut at a number that depends on data, and takes a mask.

@@ -18,11 +18,11 @@ def checkpoint_stages(parts: Sequence[nn.Module], names: Sequence[str]) -> None:
     Parameter names, results and the statistics of batch norms stay what they were.
 
     Args:
-        parts: modules whose children are the stages, such as `backbone.body`.
-        names: of stages, such as "layer3".
+        parts: Modules whose children are the stages, such as ``backbone.body``.
+        names: Names of stages, such as "layer3".
 
     Raises:
-        ValueError: there is no stage of a name.
+        ValueError: No stage has one of the names.
     """
     stages = {name: stage for part in parts for name, stage in part.named_children()}
     for name in names:

@@ -1,4 +1,4 @@
-"""What all models have in common: the step from evaluation to inference."""
+"""The base of all models: preparation for inference."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Detector(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # What `prepare_for_inference` has chosen; None in a model that can still be trained.
+        # Chosen by ``prepare_for_inference``; None in a model that can still be trained.
         self._compute: tuple[torch.dtype, torch.memory_format] | None = None
 
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation.
 
         Raises:
-            RuntimeError: the model was prepared for inference.
+            RuntimeError: The model was prepared for inference.
         """
         if mode and self._compute is not None:
             raise RuntimeError(
@@ -54,15 +54,15 @@ class Detector(nn.Module):
         """Make evaluation fast, in place; training is no longer possible.
 
         Batch norms go into the convolutions before them, and no gradient is recorded. The model
-        keeps its device; move it before. Detections stay the same within the rounding of `dtype`:
+        keeps its device; move it before. Detections stay the same within the rounding of ``dtype``:
         bfloat16 has two to three digits, so that one near a threshold may come or go.
 
         Args:
-            dtype: of weights and feature maps. "auto" is bfloat16 where the device computes in it
-                natively (else float16 on CUDA, else as it is); None leaves it as it is. Images
+            dtype: Type of weights and feature maps. "auto" is bfloat16 where the device computes in
+                it natively (else float16 on CUDA, else as it is); None leaves it as it is. Images
                 may come in any floating-point type; boxes and scores stay float32.
-            channels_last: store weights and feature maps with channels last.
-            compile: run the networks through `torch.compile`, with these options if it is a dict.
+            channels_last: Store weights and feature maps with channels last.
+            compile: Run the networks through ``torch.compile``, with these options if it is a dict.
                 Each new size of image may compile anew.
 
         Returns:
@@ -97,7 +97,7 @@ class Detector(nn.Module):
         return self
 
     def to_compute(self, images: Tensor) -> Tensor:
-        """Bring a batch [N, 3, H, W] to the type and layout of a prepared model."""
+        """Convert a batch [N, 3, H, W] to the dtype and memory format of a prepared model."""
         if self._compute is None:
             return images
         dtype, layout = self._compute

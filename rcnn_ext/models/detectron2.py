@@ -4,7 +4,7 @@ What differs from torchvision's detectors, and is brought over here:
 
 - names of the layers, and the background class, which detectron2 has last;
 - channels in the order BGR and pixels in 0-255, which go into the first convolution and the
-  normalisation: the model takes RGB images in [0, 1], as all models here do;
+  normalization: the model takes RGB images in [0, 1], as all models here do;
 - the place of the stride: in the 1x1 convolution of a block in the "caffe" ResNets (MSRA weights);
 - anchors that are not rounded to whole pixels, and the order of anchors on a single map;
 - RoIAlign with half-pixel offset and an adaptive number of samples.
@@ -74,23 +74,23 @@ def load_detectron2(
     read off the weights. Class k of detectron2 becomes label k + 1; label 0 is the background.
 
     Args:
-        checkpoint: a state dict by detectron2's names, or a `.pth` file with one, alone or under
-            "model". detectron2's `.pkl` files run code when they are opened and are refused: save
-            them again with `torch.save({"model": DetectionCheckpointer(m).model.state_dict()})`.
-        pixel_mean: `MODEL.PIXEL_MEAN`, in the order of `input_format`; None means what the
+        checkpoint: A state dict by detectron2's names, or a ``.pth`` file with one, alone or under
+            "model". detectron2's ``.pkl`` files run code when they are opened and are refused: save
+            them again with ``torch.save({"model": DetectionCheckpointer(m).model.state_dict()})``.
+        pixel_mean: ``MODEL.PIXEL_MEAN``, in the order of ``input_format``; None means what the
             checkpoint says, else (103.53, 116.28, 123.675).
-        pixel_std: `MODEL.PIXEL_STD`; None means what the checkpoint says, else (1, 1, 1).
-        input_format: `INPUT.FORMAT`, "BGR" or "RGB".
-        stride_in_1x1: `MODEL.RESNETS.STRIDE_IN_1X1`. None means True for pixels that are not
+        pixel_std: ``MODEL.PIXEL_STD``; None means what the checkpoint says, else (1, 1, 1).
+        input_format: ``INPUT.FORMAT``, "BGR" or "RGB".
+        stride_in_1x1: ``MODEL.RESNETS.STRIDE_IN_1X1``. None means True for pixels that are not
             scaled, as in the "caffe" ResNets, and False otherwise.
-        **options: further options of `faster_rcnn` or `fast_rcnn`, such as `min_size`.
+        **options: Further options of ``faster_rcnn`` or ``fast_rcnn``, such as ``min_size``.
 
     Returns:
         The detector, in evaluation mode.
 
     Raises:
-        UserError: the file cannot be read, or is no Faster or Fast R-CNN with ResNet-50.
-        ValueError: an argument out of range.
+        UserError: The file cannot be read, or is no Faster or Fast R-CNN with ResNet-50.
+        ValueError: An argument out of range.
 
     Example:
         >>> model = load_detectron2("model_final.pth")
@@ -131,8 +131,8 @@ def convert_detectron2(
     """Rename and reorder detectron2's weights to those of the models here.
 
     Args:
-        state: weights by detectron2's names.
-        input_format: the order of the channels that the first convolution expects.
+        state: Weights by detectron2's names.
+        input_format: The order of the channels that the first convolution expects.
 
     Returns:
         Weights by torchvision's names, for RGB images and with the background as class 0. Anchors

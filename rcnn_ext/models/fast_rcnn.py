@@ -30,36 +30,37 @@ class FastRCNN(Detector):
     """Fast R-CNN on any backbone.
 
     Args:
-        backbone: from images [N, 3, H, W] to a map or a dict of maps [N, C, H_l, W_l], with an
-            attribute `out_channels`, C.
-        num_classes: number of classes, background (class 0) included; None if `box_predictor` is
+        backbone: Module from images [N, 3, H, W] to a map or a dict of maps [N, C, H_l, W_l], with
+            an attribute ``out_channels``, C.
+        num_classes: Number of classes, background (class 0) included; None if ``box_predictor`` is
             given.
-        min_size: length of the shorter side of an image after resizing; of several, one is drawn
+        min_size: Length of the shorter side of an image after resizing; of several, one is drawn
             for each image in training.
-        max_size: largest length of the longer side; it overrules `min_size`.
-        image_mean: of each channel; None means ImageNet's.
-        image_std: of each channel; None means ImageNet's.
-        box_roi_pool: called with (features, proposals, image sizes); None means RoIAlign 7x7 with
+        max_size: Largest length of the longer side; it overrules ``min_size``.
+        image_mean: Mean of each channel; None means ImageNet's.
+        image_std: Standard deviation of each channel; None means ImageNet's.
+        box_roi_pool: Called with (features, proposals, image sizes); None means RoIAlign 7x7 with
             the stride of the backbone, which must then have one map.
-        box_head: None means a `TwoMLPHead`.
-        box_predictor: None means a `FastRCNNPredictor`.
-        box_score_thresh: detections need a higher score.
+        box_head: None means a ``TwoMLPHead``.
+        box_predictor: None means a ``FastRCNNPredictor``.
+        box_score_thresh: Detections need a higher score.
         box_nms_thresh: IoU above which the better of two detections of a class remains.
-        box_detections_per_img: most detections of an image.
-        box_fg_iou_thresh: least IoU of a foreground proposal.
+        box_detections_per_img: Maximum number of detections per image.
+        box_fg_iou_thresh: Minimum IoU of a foreground proposal.
         box_bg_iou_thresh: IoU that a background proposal stays below.
         box_bg_iou_low: IoU that it reaches with some object, where there are any.
-        box_batch_size_per_image: proposals sampled for the loss.
-        box_positive_fraction: largest part of them that is foreground.
-        bbox_reg_weights: of (dx, dy, dw, dh); None means (10, 10, 5, 5).
-        bbox_target_means: subtracted from the box targets; None means 0.
-        bbox_target_stds: standard deviations of the box targets, 1 / `bbox_reg_weights`; give one
+        box_batch_size_per_image: Number of proposals sampled per image for the loss.
+        box_positive_fraction: Maximum fraction of them that is foreground.
+        bbox_reg_weights: Weights of (dx, dy, dw, dh); None means (10, 10, 5, 5).
+        bbox_target_means: Subtracted from the box targets; None means 0.
+        bbox_target_stds: Standard deviations of the box targets, 1 / ``bbox_reg_weights``; give one
             of the two.
-        **kwargs: `size_divisible` and `fixed_size` of torchvision's `GeneralizedRCNNTransform`.
+        **kwargs: ``size_divisible`` and ``fixed_size`` of torchvision's
+            ``GeneralizedRCNNTransform``.
 
     Raises:
-        ValueError: contradicting arguments.
-        TypeError: an unknown option.
+        ValueError: Contradicting arguments.
+        TypeError: An unknown option.
 
     The default sizes, sample and suppression threshold are the paper's.
 
@@ -130,22 +131,22 @@ class FastRCNN(Detector):
 
         Args:
             images: N images [3, H_i, W_i], floating point in [0, 1], of any sizes.
-            proposals: for each image [P_i, 4] (x1, y1, x2, y2), floating point, in its pixels; they
+            proposals: For each image [P_i, 4] (x1, y1, x2, y2), floating point, in its pixels; they
                 are scaled with the image. P_i may be 0. Parts outside the image are cut off, and
                 proposals wholly outside are left out.
-            targets: for each image `boxes` [G_i, 4] (x1, y1, x2, y2) in its pixels and `labels`
+            targets: For each image ``boxes`` [G_i, 4] (x1, y1, x2, y2) in its pixels and ``labels``
                 [G_i] int64, 1 or more. G_i may be 0. Needed in training, where the boxes join the
                 proposals.
-            normalizer: Divisor of the losses, from the number of samples; `mean_over_processes`
+            normalizer: Divisor of the losses, from the number of samples; ``mean_over_processes``
                 where several processes share a batch.
 
         Returns:
-            In training the losses `loss_classifier` and `loss_box_reg`; in evaluation, for each
-            image, `boxes` [D_i, 4] in its pixels, `labels` [D_i] and `scores` [D_i], by descending
-            score.
+            In training the losses ``loss_classifier`` and ``loss_box_reg``; in evaluation, for each
+            image, ``boxes`` [D_i, 4] in its pixels, ``labels`` [D_i] and ``scores`` [D_i], by
+            descending score.
 
         Raises:
-            ValueError: an image, a target or a proposal is malformed; the message names it.
+            ValueError: An image, a target or a proposal is malformed; the message names it.
         """
         batch, resized_targets, original_sizes = prepare_batch(
             self.transform, images, targets, training=self.training
@@ -171,12 +172,12 @@ def _resize_proposals(
     """Check, scale and clip proposals.
 
     Args:
-        proposals: [P_i, 4] an image, pixels of the original images.
-        batch: the resized images.
+        proposals: [P_i, 4] per image, pixels of the original images.
+        batch: The resized images.
         original_sizes: (height, width) of the original images.
 
     Returns:
-        At most P_i proposals an image, in pixels of the resized images and the images' dtype.
+        At most P_i proposals per image, in pixels of the resized images and the images' dtype.
     """
     proposals = list(proposals)
     if len(proposals) != len(original_sizes):

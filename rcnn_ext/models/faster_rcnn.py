@@ -25,49 +25,50 @@ class FasterRCNN(Detector):
     """Faster R-CNN on any backbone.
 
     Args:
-        backbone: from images [N, 3, H, W] to a map or a dict of maps [N, C, H_l, W_l], with an
-            attribute `out_channels`, C.
-        num_classes: number of classes, background (class 0) included; None if `box_predictor` is
+        backbone: Module from images [N, 3, H, W] to a map or a dict of maps [N, C, H_l, W_l], with
+            an attribute ``out_channels``, C.
+        num_classes: Number of classes, background (class 0) included; None if ``box_predictor`` is
             given.
-        min_size: length of the shorter side of an image after resizing; of several, one is drawn
+        min_size: Length of the shorter side of an image after resizing; of several, one is drawn
             for each image in training.
-        max_size: largest length of the longer side; it overrules `min_size`.
-        image_mean: of each channel; None means ImageNet's.
-        image_std: of each channel; None means ImageNet's.
+        max_size: Largest length of the longer side; it overrules ``min_size``.
+        image_mean: Mean of each channel; None means ImageNet's.
+        image_std: Standard deviation of each channel; None means ImageNet's.
         rpn_anchor_generator: None means one size for each of five levels, three aspect ratios.
-        rpn_head: None means an `RPNHead`.
-        rpn_pre_nms_top_n_train: anchors of a level that are decoded, in training.
-        rpn_pre_nms_top_n_test: the same in evaluation.
-        rpn_post_nms_top_n_train: proposals of an image, in training.
-        rpn_post_nms_top_n_test: the same in evaluation.
+        rpn_head: None means an ``RPNHead``.
+        rpn_pre_nms_top_n_train: Number of anchors decoded per level, in training.
+        rpn_pre_nms_top_n_test: Number of anchors decoded per level, in evaluation.
+        rpn_post_nms_top_n_train: Maximum number of proposals per image, in training.
+        rpn_post_nms_top_n_test: Maximum number of proposals per image, in evaluation.
         rpn_nms_thresh: IoU above which the better of two proposals of a level remains.
-        rpn_fg_iou_thresh: least IoU of a positive anchor.
+        rpn_fg_iou_thresh: Minimum IoU of a positive anchor.
         rpn_bg_iou_thresh: IoU that a negative anchor stays below.
-        rpn_batch_size_per_image: anchors sampled for the loss.
-        rpn_positive_fraction: largest part of them that is positive.
-        rpn_score_thresh: least objectness of a proposal.
+        rpn_batch_size_per_image: Number of anchors sampled per image for the loss.
+        rpn_positive_fraction: Maximum fraction of them that is positive.
+        rpn_score_thresh: Minimum objectness of a proposal.
         box_roi_pool: None means RoIAlign 7x7 over the levels "0" to "3".
-        box_head: None means a `TwoMLPHead`.
-        box_predictor: None means a `FastRCNNPredictor`.
-        box_score_thresh: detections need a higher score.
+        box_head: None means a ``TwoMLPHead``.
+        box_predictor: None means a ``FastRCNNPredictor``.
+        box_score_thresh: Detections need a higher score.
         box_nms_thresh: IoU above which the better of two detections of a class remains.
-        box_detections_per_img: most detections of an image.
-        box_fg_iou_thresh: least IoU of a foreground proposal.
+        box_detections_per_img: Maximum number of detections per image.
+        box_fg_iou_thresh: Minimum IoU of a foreground proposal.
         box_bg_iou_thresh: IoU that a background proposal stays below.
         box_bg_iou_low: IoU that it reaches with some object, where there are any.
-        box_batch_size_per_image: proposals sampled for the loss.
-        box_positive_fraction: largest part of them that is foreground.
-        bbox_reg_weights: of (dx, dy, dw, dh); None means (10, 10, 5, 5).
-        bbox_target_means: subtracted from the box targets; None means 0.
-        bbox_target_stds: standard deviations of the box targets, 1 / `bbox_reg_weights`; give one
+        box_batch_size_per_image: Number of proposals sampled per image for the loss.
+        box_positive_fraction: Maximum fraction of them that is foreground.
+        bbox_reg_weights: Weights of (dx, dy, dw, dh); None means (10, 10, 5, 5).
+        bbox_target_means: Subtracted from the box targets; None means 0.
+        bbox_target_stds: Standard deviations of the box targets, 1 / ``bbox_reg_weights``; give one
             of the two.
-        **kwargs: `size_divisible` and `fixed_size` of torchvision's `GeneralizedRCNNTransform`.
+        **kwargs: ``size_divisible`` and ``fixed_size`` of torchvision's
+            ``GeneralizedRCNNTransform``.
 
     Raises:
-        ValueError: contradicting arguments.
-        TypeError: an unknown option.
+        ValueError: Contradicting arguments.
+        TypeError: An unknown option.
 
-    Arguments, parameter names and results are those of torchvision's `FasterRCNN`.
+    Arguments, parameter names and results are those of torchvision's ``FasterRCNN``.
 
     Source: Ren et al., "Faster R-CNN: Towards Real-Time Object Detection with Region Proposal
     Networks", 2015.
@@ -173,18 +174,18 @@ class FasterRCNN(Detector):
 
         Args:
             images: N images [3, H_i, W_i], floating point in [0, 1], of any sizes.
-            targets: for each image `boxes` [G_i, 4] (x1, y1, x2, y2) in its pixels and `labels`
+            targets: For each image ``boxes`` [G_i, 4] (x1, y1, x2, y2) in its pixels and ``labels``
                 [G_i] int64, 1 or more. G_i may be 0. Needed in training.
-            normalizer: Divisor of the losses, from the number of samples; `mean_over_processes`
+            normalizer: Divisor of the losses, from the number of samples; ``mean_over_processes``
                 where several processes share a batch.
 
         Returns:
-            In training the losses `loss_classifier`, `loss_box_reg`, `loss_objectness` and
-            `loss_rpn_box_reg`; in evaluation, for each image, `boxes` [D_i, 4] in its pixels,
-            `labels` [D_i] and `scores` [D_i], by descending score.
+            In training the losses ``loss_classifier``, ``loss_box_reg``, ``loss_objectness`` and
+            ``loss_rpn_box_reg``; in evaluation, for each image, ``boxes`` [D_i, 4] in its pixels,
+            ``labels`` [D_i] and ``scores`` [D_i], by descending score.
 
         Raises:
-            ValueError: an image or a target is malformed; the message names it.
+            ValueError: An image or a target is malformed; the message names it.
         """
         batch, resized_targets, original_sizes = prepare_batch(
             self.transform, images, targets, training=self.training

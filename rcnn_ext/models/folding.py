@@ -21,7 +21,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 
 class _Pair(NamedTuple):
-    """A convolution and the batch norm that alone reads its output, by their names in `parent`."""
+    """A convolution and the batch norm that alone reads its output, by name in ``parent``."""
 
     parent: nn.Module
     conv_name: str
@@ -48,7 +48,7 @@ class _Pair(NamedTuple):
 class FoldedConv2d(nn.Conv2d):
     """A convolution that applies the frozen batch norm after it through its own weights.
 
-    Made by `fold_frozen_norms`. Parameters, their names and their gradients are those of the
+    Made by ``fold_frozen_norms``. Parameters, their names and their gradients are those of the
     convolution.
     """
 
@@ -65,7 +65,7 @@ class FoldedConv2d(nn.Conv2d):
 class FoldedFrozenBatchNorm2d(FrozenBatchNorm2d):
     """A frozen batch norm that the convolution before it applies; it returns its input.
 
-    Made by `fold_frozen_norms`. If either layer is replaced, it is a batch norm again.
+    Made by ``fold_frozen_norms``. If either layer is replaced, it is a batch norm again.
     """
 
     pair: _Pair
@@ -80,14 +80,14 @@ class FoldedFrozenBatchNorm2d(FrozenBatchNorm2d):
 def fold_frozen_norms(model: nn.Module) -> None:
     """Make convolutions apply the frozen batch norm after them through their weights, in place.
 
-    The two layers become a `FoldedConv2d` and a `FoldedFrozenBatchNorm2d`: the same objects of a
-    derived class, as `torch.nn.utils.parametrize` does it. Parameters, state dicts and gradients
-    stay what they were, so that optimizers and checkpoints are not concerned; results change by
-    rounding. The backbones that this package builds with `norm_layer="frozen"` have it done; call
-    it for a backbone of your own.
+    The two layers become a ``FoldedConv2d`` and a ``FoldedFrozenBatchNorm2d``: the same objects of
+    a derived class, as ``torch.nn.utils.parametrize`` does it. Parameters, state dicts and
+    gradients stay what they were, so that optimizers and checkpoints are not concerned; results
+    change by rounding. The backbones that this package builds with ``norm_layer="frozen"`` have it
+    done; call it for a backbone of your own.
 
     Args:
-        model: Any module; pairs are found in torchvision's ResNets and in `nn.Sequential`.
+        model: Any module; pairs are found in torchvision's ResNets and in ``nn.Sequential``.
     """
     for pair in list(_find_pairs(model)):
         conv: Any = pair.conv
@@ -104,7 +104,7 @@ def fold_norms(model: nn.Module) -> None:
 
     Args:
         model: Any module, to be used in evaluation only; pairs are found as by
-            `fold_frozen_norms`.
+            ``fold_frozen_norms``.
     """
     for pair in list(_find_pairs(model)):
         conv, norm = pair.conv, pair.norm
@@ -154,7 +154,7 @@ def _find_pairs(model: nn.Module) -> Iterator[_Pair]:
 def _folded_weights(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
     """Return weight [C_out, C_in, h, w] and bias [C_out] of convolution and norm together.
 
-    As `fuse_conv_bn_weights`, but differentiable in the weights of the convolution.
+    As ``fuse_conv_bn_weights``, but differentiable in the weights of the convolution.
     """
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()  # [C_out]
     shift = norm.bias - norm.running_mean * scale

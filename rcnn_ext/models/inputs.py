@@ -1,4 +1,4 @@
-"""From the user's images and targets to a checked, resized, normalised and padded batch."""
+"""From the user's images and targets to a checked, resized, normalized and padded batch."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def build_transform(
     image_std: Sequence[float] | None,
     options: dict[str, Any],
 ) -> GeneralizedRCNNTransform:
-    """Make the transform that resizes, normalises and batches images.
+    """Make the transform that resizes, normalizes and batches images.
 
     Args:
-        min_size: length of the shorter side after resizing; of several, one is drawn in training
+        min_size: Length of the shorter side after resizing; of several, one is drawn in training
             and the last is used in evaluation.
-        max_size: largest length of the longer side; it overrules `min_size`.
-        image_mean: of each channel; None means ImageNet's.
-        image_std: of each channel; None means ImageNet's.
-        options: further arguments of torchvision's `GeneralizedRCNNTransform`.
+        max_size: Largest length of the longer side; it overrules ``min_size``.
+        image_mean: Mean of each channel; None means ImageNet's.
+        image_std: Standard deviation of each channel; None means ImageNet's.
+        options: Further arguments of torchvision's ``GeneralizedRCNNTransform``.
 
     Raises:
-        TypeError: an option that it does not know. torchvision ignores those, so that a misspelt
+        TypeError: An option that it does not know. torchvision ignores those, so that a misspelled
             option of a model would have no effect.
     """
     for name in options:
@@ -67,19 +67,19 @@ def prepare_batch(
     """Check and transform a batch.
 
     Args:
-        transform: what `build_transform` made.
+        transform: Transform made by ``build_transform``.
         images: N images [3, H_i, W_i], floating point in [0, 1].
-        targets: for each image `boxes` [G_i, 4] (x1, y1, x2, y2) in its pixels, floating point,
-            and `labels` [G_i] int64 from 1. A `seed` is passed on, see `image_generator`; other
-            entries are ignored. May be None in evaluation.
-        training: whether targets are needed.
+        targets: For each image ``boxes`` [G_i, 4] (x1, y1, x2, y2) in its pixels, floating point,
+            and ``labels`` [G_i] int64 from 1. A ``seed`` is passed on, see ``image_generator``;
+            other entries are ignored. May be None in evaluation.
+        training: Whether targets are needed.
 
     Returns:
         The batch; the targets with boxes in pixels of the resized images, float32 at least, or
         None; the sizes (height, width) of the images as they came.
 
     Raises:
-        ValueError: naming the image and what is wrong with it or its target.
+        ValueError: Naming the image and what is wrong with it or its target.
     """
     images = list(images)
     _check_images(images, channels=len(transform.image_mean))
@@ -122,11 +122,11 @@ def check_labels(labels: list[Tensor], num_classes: int) -> None:
     """Check that every label is a class other than background.
 
     Args:
-        labels: one int64 tensor [G_i] an image.
-        num_classes: number of classes, background (0) included.
+        labels: One int64 tensor [G_i] per image.
+        num_classes: Number of classes, background (0) included.
 
     Raises:
-        ValueError: naming the image and the label.
+        ValueError: Naming the image and the label.
     """
     together = torch.cat(labels)
     if bool(((together >= 1) & (together < num_classes)).all()):
@@ -158,7 +158,7 @@ def _check_images(images: list[Tensor], channels: int) -> None:
 
 
 def _check_targets(targets: list[dict[str, Tensor]], images: list[Tensor]) -> None:
-    """Check all but the values, which need a synchronisation; those are checked once a batch."""
+    """Check all but the values, which need a synchronization; those are checked once per batch."""
     if len(targets) != len(images):
         raise ValueError(f"{len(images)} images but {len(targets)} targets were given")
     for i, (target, image) in enumerate(zip(targets, images, strict=True)):
@@ -186,10 +186,10 @@ def _check_targets(targets: list[dict[str, Tensor]], images: list[Tensor]) -> No
 
 
 def check_box_tensor(boxes: Tensor, name: str) -> None:
-    """Check that `boxes` is a floating-point tensor [P, 4]; `name` is how to call it.
+    """Check that ``boxes`` is a floating-point tensor [P, 4]; ``name`` is how to call it.
 
     Raises:
-        ValueError: naming the tensor and the shape or dtype it has.
+        ValueError: Naming the tensor and the shape or dtype it has.
     """
     if boxes.dim() != 2 or boxes.shape[1] != 4:
         raise ValueError(

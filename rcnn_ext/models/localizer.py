@@ -65,12 +65,12 @@ class LocalizerHead(nn.Sequential):
     """A hidden layer with batch norm, activation and dropout, and a linear one.
 
     Args:
-        in_channels: length of the input.
-        hidden_channels: length of the hidden layer.
-        out_channels: length of the output.
+        in_channels: Length of the input.
+        hidden_channels: Length of the hidden layer.
+        out_channels: Length of the output.
         activation: "relu" or "silu".
-        dropout: probability of dropping a hidden value in training.
-        batch_norm: whether hidden values are normalised over the batch.
+        dropout: Probability of dropping a hidden value in training.
+        batch_norm: Whether hidden values are normalized over the batch.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class LocalizerHead(nn.Sequential):
 
     @property
     def last(self) -> nn.Linear:
-        """The linear layer that gives the output."""
+        """Return the linear layer that makes the output."""
         return cast(nn.Linear, self[-1])
 
 
@@ -105,28 +105,28 @@ class Localizer(Detector):
     """Find the one object of each image and its class.
 
     Args:
-        backbone: from images [N, 3, H, W] to a map or a dict of maps. Maps named "pool" are left
-            out.
-        num_classes: number of classes, background (class 0) included as in the detectors, although
+        backbone: Module from images [N, 3, H, W] to a map or a dict of maps. Maps named "pool" are
+            left out.
+        num_classes: Number of classes, background (class 0) included as in the detectors, although
             a localizer never answers it.
-        image_size: height and width that every image is brought to.
-        image_mean: of each channel; None means ImageNet's.
-        image_std: of each channel; None means ImageNet's.
-        pool_size: the box is read from every map averaged to this height and width, since a global
+        image_size: Height and width that every image is brought to.
+        image_mean: Mean of each channel; None means ImageNet's.
+        image_std: Standard deviation of each channel; None means ImageNet's.
+        pool_size: The box is read from every map averaged to this height and width, since a global
             mean forgets places; the class is read from the global mean.
-        hidden_channels: length of the hidden layer of each head.
-        activation: of the heads, "silu" or "relu".
-        dropout: probability of dropping a hidden value of a head in training.
-        batch_norm: whether the heads normalise over the batch; training then needs two images.
-        sigmoid_boxes: whether box coordinates go through a sigmoid, which keeps them in the image
+        hidden_channels: Length of the hidden layer of each head.
+        activation: Activation of the heads, "silu" or "relu".
+        dropout: Probability of dropping a hidden value of a head in training.
+        batch_norm: Whether the heads normalize over the batch; training then needs two images.
+        sigmoid_boxes: Whether box coordinates go through a sigmoid, which keeps them in the image
             but hardly lets them reach its border.
-        alpha: weight of the box loss; the class loss has 1 - alpha.
+        alpha: Weight of the box loss; the class loss has 1 - alpha.
         box_loss: "mse" (of coordinates in units of the image's sides) or "giou" (1 - generalized
             IoU).
-        class_weights: of the `num_classes - 1` classes in the class loss; None means alike.
+        class_weights: Weights of the ``num_classes - 1`` classes in the class loss; None means 1.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: An argument out of range.
 
     Example:
         >>> model = localizer("cnn", num_classes=3, image_size=128).eval()
@@ -209,18 +209,18 @@ class Localizer(Detector):
 
         Args:
             images: N images [3, H_i, W_i], floating point in [0, 1], of any sizes.
-            targets: for each image `boxes` [1, 4] (x1, y1, x2, y2) in its pixels and `labels` [1]
-                int64, 1 or more. Needed in training.
-            normalizer: Divisor of the losses, from the number of samples; `mean_over_processes`
+            targets: For each image ``boxes`` [1, 4] (x1, y1, x2, y2) in its pixels and ``labels``
+                [1] int64, 1 or more. Needed in training.
+            normalizer: Divisor of the losses, from the number of samples; ``mean_over_processes``
                 where several processes share a batch.
 
         Returns:
-            In training `loss_classifier`, (1 - alpha) * weighted cross-entropy, and `loss_box_reg`,
-            alpha * the box loss; in evaluation, for each image, `boxes` [1, 4] in its pixels,
-            `labels` [1] and `scores` [1], the probability of the class.
+            In training ``loss_classifier``, (1 - alpha) * weighted cross-entropy, and
+            ``loss_box_reg``, alpha * the box loss; in evaluation, for each image, ``boxes`` [1, 4]
+            in its pixels, ``labels`` [1] and ``scores`` [1], the probability of the class.
 
         Raises:
-            ValueError: an image or a target is malformed, or has not one box; the message names it.
+            ValueError: An image or a target is malformed, or has not one box; the message names it.
         """
         batch, resized_targets, original_sizes = prepare_batch(
             self.transform, images, targets, training=self.training
@@ -264,12 +264,12 @@ class Localizer(Detector):
         Args:
             logits: [N, K - 1].
             boxes: [N, 4] in units of the image's sides.
-            targets: as for `forward`, in pixels of the resized images.
+            targets: As for ``forward``, in pixels of the resized images.
             sides: [N, 4] (width, height, width, height) of the resized images.
-            normalizer: as for `forward`.
+            normalizer: As for ``forward``.
 
         Returns:
-            `loss_classifier` and `loss_box_reg`.
+            ``loss_classifier`` and ``loss_box_reg``.
         """
         for i, target in enumerate(targets):
             if len(target["boxes"]) != 1:
@@ -329,21 +329,21 @@ def localizer(
     """Build a localizer from a backbone by name.
 
     Args:
-        backbone: "cnn" (four blocks, He initialisation); "resnet18", "resnet34", "resnet50",
+        backbone: "cnn" (four blocks, He initialization); "resnet18", "resnet34", "resnet50",
             "resnet101" or "mobilenet_v3_large"; one of these with "_fpn"; or a module from images
             to a feature map or a dict of them.
-        num_classes: number of classes, background (class 0) included.
-        weights_backbone: published ImageNet weights, their name ("DEFAULT"), or None.
-        norm_layer: as for `fast_rcnn`.
-        trainable_layers: as for `fast_rcnn`.
-        checkpoint_stages: as for `fast_rcnn`.
+        num_classes: Number of classes, background (class 0) included.
+        weights_backbone: Published ImageNet weights, their name ("DEFAULT"), or None.
+        norm_layer: As for ``fast_rcnn``.
+        trainable_layers: As for ``fast_rcnn``.
+        checkpoint_stages: As for ``fast_rcnn``.
         activation: "silu" or "relu", in the heads and in "cnn".
-        progress: show a progress bar while downloading.
-        **kwargs: further options of `Localizer`.
+        progress: Show a progress bar while downloading.
+        **kwargs: Further options of ``Localizer``.
 
     Raises:
-        ValueError: an unknown or contradicting option.
-        UserError: the weights do not exist or cannot be downloaded.
+        ValueError: An unknown or contradicting option.
+        UserError: The weights do not exist or cannot be downloaded.
 
     Example:
         >>> localizer("resnet50_fpn", num_classes=3, weights_backbone="DEFAULT", alpha=0.7)
@@ -398,7 +398,7 @@ def _class_weights(weights: Sequence[float] | None, num_classes: int) -> Tensor 
 
 
 def _he_init(layer: nn.Module) -> None:
-    """He et al., "Delving Deep into Rectifiers", 2015."""
+    """Initialize as He et al., "Delving Deep into Rectifiers", 2015."""
     if isinstance(layer, nn.Conv2d | nn.Linear):
         nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
         if layer.bias is not None:

@@ -33,7 +33,7 @@ def mean_over_processes(num_samples: float | Tensor, device: torch.device) -> fl
 
     The mean of the processes' gradients, which ``DistributedDataParallel`` takes, then is the
     gradient of the whole batch, whatever part of it each process has. Every process has to call
-    this equally often. Without a group it is `own_samples`.
+    this equally often. Without a group it is ``own_samples``.
 
     Args:
         num_samples: Number of samples of this process, or the sum of their weights, 0 or more.

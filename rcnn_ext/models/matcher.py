@@ -1,4 +1,4 @@
-"""Which ground-truth box an anchor or proposal stands for."""
+"""Matching of anchors and proposals to ground-truth boxes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ class Matcher:
     """Match each box to the ground-truth box that it overlaps most.
 
     Args:
-        high_threshold: a box with an IoU of at least this is matched.
-        low_threshold: a box below it is background; between the two it is ignored.
-        allow_low_quality_matches: each ground-truth box also claims the boxes that overlap it
+        high_threshold: A box with an IoU of at least this is matched.
+        low_threshold: A box below it is background; between the two it is ignored.
+        allow_low_quality_matches: Each ground-truth box also claims the boxes that overlap it
             best, however little (all of them on ties). Such a box is matched to the ground truth
             that it overlaps most itself, which may be another one. The RPN needs this: small
             objects may reach the high threshold with no anchor.
 
-    Source: Ren et al., "Faster R-CNN", 2015, section 3.1.2; the rules of torchvision's `Matcher`,
+    Source: Ren et al., "Faster R-CNN", 2015, section 3.1.2; the rules of torchvision's ``Matcher``,
     including its case of a ground truth that overlaps nothing: then its best IoU is 0, and every
     box with an IoU of 0 counts as best.
     """
@@ -43,15 +43,15 @@ class Matcher:
         self.allow_low_quality_matches = allow_low_quality_matches
 
     def __call__(self, gt_boxes: Tensor, boxes: Tensor) -> Tensor:
-        """Match `boxes` to `gt_boxes`.
+        """Match ``boxes`` to ``gt_boxes``.
 
         Args:
             gt_boxes: [G, 4] (x1, y1, x2, y2), image pixels. G may be 0: then all is background.
             boxes: [P, 4] anchors or proposals of the same image.
 
         Returns:
-            Tensor [P] int64: the index of a ground-truth box, `BELOW_LOW_THRESHOLD` or
-            `BETWEEN_THRESHOLDS`.
+            Tensor [P] int64: the index of a ground-truth box, ``BELOW_LOW_THRESHOLD`` or
+            ``BETWEEN_THRESHOLDS``.
         """
         thresholds = self.high_threshold, self.low_threshold
         return ops.match_boxes(gt_boxes, boxes, *thresholds, self.allow_low_quality_matches)[0]

@@ -16,15 +16,15 @@ class RoIPooler(nn.Module):
     """RoIAlign or RoIPool on a backbone with one feature map.
 
     Args:
-        backbone: from [N, 3, H, W] to one map. It is only measured, not kept: the operator's
+        backbone: Module from [N, 3, H, W] to one map. It is only measured, not kept: the operator's
             spatial scale is 1 / its stride.
         kind: "align" (bilinear samples, half-pixel-correct) or "pool" (maximum over whole
             feature pixels, as in Fast R-CNN).
-        output_size: pooled height and width.
-        sampling_ratio: samples along each side of a bin, for "align"; 0 adapts to the RoI's size.
+        output_size: Pooled height and width.
+        sampling_ratio: Samples along each side of a bin, for "align"; 0 adapts to the RoI's size.
 
     Raises:
-        ValueError: an unknown kind, or a backbone with several feature maps.
+        ValueError: An unknown kind, or a backbone with several feature maps.
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class RoIPooler(nn.Module):
         """Return [R, C, h, w], the RoIs of all images one after the other.
 
         Args:
-            features: name to map [N, C, H, W].
-            proposals: one tensor [R_i, 4] (x1, y1, x2, y2) an image, image pixels.
-            image_shapes: not used; the call is that of `MultiScaleRoIAlign`.
+            features: Name to map [N, C, H, W].
+            proposals: One tensor [R_i, 4] (x1, y1, x2, y2) per image, image pixels.
+            image_shapes: Not used; the call is that of ``MultiScaleRoIAlign``.
         """
         return self.operator(features[self.featmap_name], list(proposals))

@@ -14,7 +14,7 @@ from rcnn_ext.models.loss_normalizer import LossNormalizer, own_samples
 from rcnn_ext.models.matcher import Matcher
 from rcnn_ext.models.sampler import BalancedPositiveNegativeSampler, image_generator
 
-# See `image_generator`.
+# See ``image_generator``.
 _STAGE = 1
 
 
@@ -22,26 +22,26 @@ class RoIHeads(nn.Module):
     """Turn proposals into detections or, in training, into losses.
 
     Args:
-        box_roi_pool: called with (features, proposals, image sizes), gives [R, C, h, w].
+        box_roi_pool: Called with (features, proposals, image sizes), gives [R, C, h, w].
         box_head: [R, C, h, w] to [R, D].
         box_predictor: [R, D] to logits [R, K] and deltas [R, K * 4], or [R, 4] for class-agnostic
             boxes. The number of classes K, background included, is read from its output, so it
             may be replaced after construction.
-        fg_iou_thresh: a proposal with at least this IoU with an object takes its class.
-        bg_iou_thresh: a proposal with less than this IoU with every object is background.
-        batch_size_per_image: proposals sampled for the loss.
-        positive_fraction: largest part of the sample that is not background.
-        bbox_reg_weights: of (dx, dy, dw, dh); None means (10, 10, 5, 5).
-        score_thresh: detections need more than this probability.
-        nms_thresh: suppression works within a class of an image, at this IoU.
-        detections_per_img: best detections of an image, over all classes.
-        bbox_target_means: of the box targets, see `BoxCoder`; None means 0.
-        bbox_target_stds: of the box targets, 1 / `bbox_reg_weights`, of which one may be given.
-        bg_iou_low: a proposal with less than this IoU with every object is not sampled, where
+        fg_iou_thresh: A proposal with at least this IoU with an object takes its class.
+        bg_iou_thresh: A proposal with less than this IoU with every object is background.
+        batch_size_per_image: Number of proposals sampled per image for the loss.
+        positive_fraction: Maximum fraction of the sample that is not background.
+        bbox_reg_weights: Weights of (dx, dy, dw, dh); None means (10, 10, 5, 5).
+        score_thresh: Detections need more than this probability.
+        nms_thresh: Suppression works within a class of an image, at this IoU.
+        detections_per_img: Maximum number of detections per image, over all classes.
+        bbox_target_means: Means of the box targets, see ``BoxCoder``; None means 0.
+        bbox_target_stds: Of the box targets, 1 / ``bbox_reg_weights``, of which one may be given.
+        bg_iou_low: A proposal with less than this IoU with every object is not sampled, where
             there are objects: Girshick's 0.1 takes the background that looks most like them.
 
-    Arguments and results are those of torchvision's `RoIHeads`, without masks and keypoints. All
-    classes of all images become detections in one call of `rcnn_ext.ops.postprocess_detections`.
+    Arguments and results are those of torchvision's ``RoIHeads``, without masks and keypoints. All
+    classes of all images become detections in one call of ``rcnn_ext.ops.postprocess_detections``.
 
     Source: Girshick, "Fast R-CNN", 2015.
     """
@@ -99,25 +99,25 @@ class RoIHeads(nn.Module):
         """Detect objects or, in training, compute the losses.
 
         Args:
-            features: name of a level to its map [N, C, H_l, W_l].
-            proposals: one tensor [P_i, 4] (x1, y1, x2, y2) an image, image pixels of the resized
+            features: Name of a level to its map [N, C, H_l, W_l].
+            proposals: One tensor [P_i, 4] (x1, y1, x2, y2) per image, image pixels of the resized
                 images. P_i may be 0.
             image_shapes: (height, width) of the resized images, without padding.
-            targets: for each image `boxes` [G_i, 4], image pixels, and `labels` [G_i] int64, and
-                perhaps `seed`, see `image_generator`. Needed in training.
+            targets: For each image ``boxes`` [G_i, 4], image pixels, and ``labels`` [G_i] int64,
+                and perhaps ``seed``, see ``image_generator``. Needed in training.
             padded_size: (height, width) of the batch that the features were computed from; None
-                means the largest of `image_shapes`.
-            normalizer: Divisor of the losses, from the number of samples; `mean_over_processes`
+                means the largest of ``image_shapes``.
+            normalizer: Divisor of the losses, from the number of samples; ``mean_over_processes``
                 where several processes share a batch.
 
         Returns:
-            In evaluation, for each image `boxes` [D_i, 4], image pixels, `labels` [D_i] and
-            `scores` [D_i], by descending score, and an empty dict; in training, an empty list,
-            `loss_classifier` and `loss_box_reg`.
+            In evaluation, for each image ``boxes`` [D_i, 4], image pixels, ``labels`` [D_i] and
+            ``scores`` [D_i], by descending score, and an empty dict; in training, an empty list,
+            ``loss_classifier`` and ``loss_box_reg``.
 
         Raises:
-            ValueError: targets are missing in training, a label is not a class, or the predictor
-                gives neither one box a RoI nor one for each class.
+            ValueError: Targets are missing in training, a label is not a class, or the predictor
+                gives neither one box per RoI nor one for each class.
         """
         if self.training:
             if targets is None:
@@ -154,12 +154,12 @@ class RoIHeads(nn.Module):
         """Sample proposals, and say what each should have been.
 
         Args:
-            proposals: one tensor [P_i, 4] an image, image pixels. The objects themselves are added
+            proposals: One tensor [P_i, 4] per image, image pixels. The objects themselves are added
                 to them: early in training no other proposal may reach the foreground threshold.
-            targets: as for `forward`.
+            targets: As for ``forward``.
 
         Returns:
-            The sampled proposals, [R_i, 4] an image; labels [R], 0 for background; deltas to the
+            The sampled proposals, [R_i, 4] per image; labels [R], 0 for background; deltas to the
             matched objects [R, 4], 0 for background. R is the sum of R_i.
         """
         gt_boxes = [
@@ -212,10 +212,10 @@ class RoIHeads(nn.Module):
             deltas: [R, K, 4], or [R, 1, 4] for class-agnostic boxes.
             labels: [R] int64, 0 for background.
             delta_targets: [R, 4].
-            normalizer: as for `forward`.
+            normalizer: As for ``forward``.
 
         Returns:
-            `loss_classifier` and `loss_box_reg`, both divided by R; 0 where R is 0.
+            ``loss_classifier`` and ``loss_box_reg``, both divided by R; 0 where R is 0.
         """
         num_rois = normalizer(len(labels), logits.device)
         foreground = (labels > 0).nonzero().squeeze(1)  # [F]
@@ -243,11 +243,11 @@ class RoIHeads(nn.Module):
         Args:
             logits: [R, K].
             deltas: [R, K, 4], or [R, 1, 4] for class-agnostic boxes.
-            proposals: [R_i, 4] an image, image pixels; R is the sum of R_i.
+            proposals: [R_i, 4] per image, image pixels; R is the sum of R_i.
             image_shapes: (height, width) of each image, without padding.
 
         Returns:
-            For each image `boxes`, `labels` and `scores`, as `forward` describes.
+            For each image ``boxes``, ``labels`` and ``scores``, as ``forward`` describes.
         """
         rois = torch.cat(proposals)  # [R, 4]
         # Without the numbers of proposals, which torch.export does not know.

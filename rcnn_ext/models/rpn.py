@@ -16,7 +16,7 @@ from rcnn_ext.models.loss_normalizer import LossNormalizer, own_samples
 from rcnn_ext.models.matcher import Matcher
 from rcnn_ext.models.sampler import BalancedPositiveNegativeSampler, image_generator
 
-# See `image_generator`.
+# See ``image_generator``.
 _STAGE = 0
 
 
@@ -32,11 +32,11 @@ class RPNHead(nn.Module):
     """Predict objectness and box deltas for the anchors at each position of a feature map.
 
     Args:
-        in_channels: channels C of every feature map.
-        num_anchors: anchors K at a position, the same for every feature map.
-        conv_depth: number of 3x3 convolutions before the two predictors.
+        in_channels: Channels C of every feature map.
+        num_anchors: Anchors K at a position, the same for every feature map.
+        conv_depth: Number of 3x3 convolutions before the two predictors.
 
-    Parameter names, initial weights and checkpoints are those of torchvision's `RPNHead`.
+    Parameter names, initial weights and checkpoints are those of torchvision's ``RPNHead``.
     """
 
     # As in torchvision, so that each library knows the other's checkpoints as current ones.
@@ -101,20 +101,21 @@ class RegionProposalNetwork(nn.Module):
     """Propose boxes that may hold an object, whatever its class.
 
     Args:
-        anchor_generator: makes the anchors of a batch; `AnchorGenerator` or a module with its call.
-        head: gives logits and deltas; `RPNHead` or a module with its call.
-        fg_iou_thresh: an anchor with at least this IoU with an object is positive.
-        bg_iou_thresh: an anchor with less than this IoU with every object is negative.
-        batch_size_per_image: anchors sampled for the loss.
-        positive_fraction: largest part of the sample that is positive.
+        anchor_generator: Makes the anchors of a batch; ``AnchorGenerator`` or a module with its
+            call.
+        head: Gives logits and deltas; ``RPNHead`` or a module with its call.
+        fg_iou_thresh: An anchor with at least this IoU with an object is positive.
+        bg_iou_thresh: An anchor with less than this IoU with every object is negative.
+        batch_size_per_image: Number of anchors sampled per image for the loss.
+        positive_fraction: Maximum fraction of the sample that is positive.
         pre_nms_top_n: "training" and "testing": best anchors of each level and image that are
             decoded.
         post_nms_top_n: "training" and "testing": best proposals of an image after suppression.
-        nms_thresh: suppression works within a level of an image, at this IoU.
-        score_thresh: proposals need at least this objectness (a probability).
+        nms_thresh: Suppression works within a level of an image, at this IoU.
+        score_thresh: Proposals need at least this objectness (a probability).
 
-    Arguments and results are those of torchvision's `RegionProposalNetwork`. All levels of all
-    images become proposals in one call of `rcnn_ext.ops.generate_proposals`.
+    Arguments and results are those of torchvision's ``RegionProposalNetwork``. All levels of all
+    images become proposals in one call of ``rcnn_ext.ops.generate_proposals``.
 
     Source: Ren et al., "Faster R-CNN: Towards Real-Time Object Detection with Region Proposal
     Networks", 2015; on pyramids, Lin et al., "Feature Pyramid Networks", 2017.
@@ -171,16 +172,16 @@ class RegionProposalNetwork(nn.Module):
         """Propose boxes and, in training, compute the losses.
 
         Args:
-            images: the resized, padded batch of N images, and their sizes without padding.
-            features: name of a level to its map [N, C, H_l, W_l]; all levels are used.
-            targets: for each image `boxes` [G_i, 4], image pixels, and perhaps `seed`, see
-                `image_generator`. Needed in training.
-            normalizer: Divisor of the losses, from the number of samples; `mean_over_processes`
+            images: The resized, padded batch of N images, and their sizes without padding.
+            features: Name of a level to its map [N, C, H_l, W_l]; all levels are used.
+            targets: For each image ``boxes`` [G_i, 4], image pixels, and perhaps ``seed``, see
+                ``image_generator``. Needed in training.
+            normalizer: Divisor of the losses, from the number of samples; ``mean_over_processes``
                 where several processes share a batch.
 
         Returns:
-            One tensor [P_i, 4] of proposals (x1, y1, x2, y2) an image, image pixels of the resized
-            images, by descending objectness; and `loss_objectness` and `loss_rpn_box_reg` in
+            One tensor [P_i, 4] of proposals (x1, y1, x2, y2) per image, image pixels of the resized
+            images, by descending objectness; and ``loss_objectness`` and ``loss_rpn_box_reg`` in
             training, else an empty dict.
         """
         feature_maps = list(features.values())
@@ -227,7 +228,7 @@ class RegionProposalNetwork(nn.Module):
             image_sizes: (height, width) of each image, without padding.
 
         Returns:
-            One tensor [P_i, 4] an image, image pixels, by descending objectness.
+            One tensor [P_i, 4] per image, image pixels, by descending objectness.
         """
         boxes, _, counts = ops.generate_proposals(
             logits,
@@ -260,11 +261,11 @@ class RegionProposalNetwork(nn.Module):
             objectness: [N, A] logits.
             deltas: [N, A, 4].
             anchors: [N, A, 4] (x1, y1, x2, y2), image pixels.
-            targets: as for `forward`.
-            normalizer: as for `forward`.
+            targets: As for ``forward``.
+            normalizer: As for ``forward``.
 
         Returns:
-            `loss_objectness` and `loss_rpn_box_reg`, both divided by the number of samples.
+            ``loss_objectness`` and ``loss_rpn_box_reg``, both divided by the number of samples.
         """
         gt_boxes = [target["boxes"] for target in targets]
         matches, _ = self.proposal_matcher.match_images(gt_boxes, anchors)  # [N, A]

@@ -18,8 +18,8 @@ class BalancedPositiveNegativeSampler:
     Missing positives are made up with negatives; missing negatives are not made up.
 
     Args:
-        batch_size_per_image: number of boxes to sample.
-        positive_fraction: largest part of them that is positive.
+        batch_size_per_image: Number of boxes to sample.
+        positive_fraction: Maximum fraction of them that is positive.
 
     It draws from torch's generator of the labels' device as torchvision's sampler of the same name
     does: a permutation of the positives, then one of the negatives. With equal seeds both choose
@@ -43,10 +43,10 @@ class BalancedPositiveNegativeSampler:
 
         Args:
             labels: [P] integers: above 0 positive, 0 negative, below 0 never sampled.
-            generator: what to draw from, on the labels' device; None means torch's own.
+            generator: Generator to draw from, on the labels' device; None means torch's own.
 
         Returns:
-            Indices into `labels` of the sampled positives [A] and negatives [B], ascending.
+            Indices into ``labels`` of the sampled positives [A] and negatives [B], ascending.
         """
         positives = (labels > 0).nonzero().squeeze(1)
         negatives = (labels == 0).nonzero().squeeze(1)

@@ -1,4 +1,4 @@
-"""Published weights: which one is meant, and fetching it."""
+"""Published weights: resolving their names and downloading them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from rcnn_ext.errors import UserError
 def resolve_weights(
     weights: WeightsEnum | str | None, kind: type[WeightsEnum]
 ) -> WeightsEnum | None:
-    """Return the member of `kind` that `weights` means.
+    """Return the member of ``kind`` that ``weights`` means.
 
     Args:
-        weights: a member, its name ("IMAGENET1K_V1", "DEFAULT", with or without the name of the
+        weights: A member, its name ("IMAGENET1K_V1", "DEFAULT", with or without the name of the
             enumeration before it), or None.
-        kind: the enumeration of weights of one model of torchvision.
+        kind: The enumeration of weights of one model of torchvision.
 
     Raises:
-        UserError: it is none of these.
+        UserError: ``weights`` is none of these.
     """
     if weights is None or isinstance(weights, kind):
         return weights
@@ -37,15 +37,15 @@ def resolve_weights(
 
 
 def fetch_state_dict(weights: WeightsEnum, *, progress: bool, instead: str) -> dict[str, Any]:
-    """Return the state dict of `weights`, from the cache of torch.hub or downloaded into it.
+    """Return the state dict of ``weights``, from the cache of torch.hub or downloaded into it.
 
     Args:
-        weights: what to fetch.
-        progress: show a progress bar while downloading.
-        instead: what a user without a network can pass, for the message.
+        weights: Weights to fetch.
+        progress: Show a progress bar while downloading.
+        instead: Alternative without a network, for the message.
 
     Raises:
-        UserError: it cannot be downloaded, or the file is damaged.
+        UserError: It cannot be downloaded, or the file is damaged.
     """
     cache = f"{torch.hub.get_dir()}/checkpoints"
     try:

@@ -1,4 +1,4 @@
-"""``use_backend``: which implementation of the operators a block of code runs."""
+"""``use_backend``: the choice between the native kernels and the reference."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ references: dict[Any, Callable[..., Any]] = {}
 
 
 class _ReferenceMode(TorchDispatchMode):
-    """Runs the reference in place of the kernel that the dispatcher would choose.
+    """Run the reference in place of the kernel that the dispatcher would choose.
 
     It sits below autograd, so derivatives take the reference as well. PyTorch hands it to the
     threads that run a backward pass for CUDA; hence it holds by itself whether it acts.
@@ -55,7 +55,7 @@ def use_backend(backend: Backend) -> Iterator[None]:
             ``"native"`` for the compiled kernels.
 
     Raises:
-        ValueError: another name.
+        ValueError: Unknown name.
         RuntimeError: ``"native"`` where the CPU kernels are not loaded; the message says why.
 
     Example:
@@ -93,5 +93,5 @@ def _suspended(modes: tuple[_ReferenceMode, ...]) -> Iterator[None]:
 
 
 def has_native_kernel(name: str, device_type: str) -> bool:
-    """Whether a compiled kernel of an operator is registered for ``"cpu"`` or ``"cuda"``."""
+    """Return whether an operator has a compiled kernel for ``"cpu"`` or ``"cuda"``."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"rcnn_ext::{name}", device_type.upper())

@@ -16,7 +16,7 @@ NAMESPACE = "rcnn_ext"
 
 
 def _tensors(args: tuple[Any, ...]) -> Iterator[torch.Tensor]:
-    """Those among an operator's arguments, in lists too."""
+    """Yield the tensors among an operator's arguments, also those in lists."""
     for argument in args:
         if isinstance(argument, torch.Tensor):
             yield argument
@@ -34,7 +34,7 @@ def detached(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _outside_autocast(reference: Callable[..., Any]) -> Callable[..., Any]:
-    """The reference in its own dtypes: autocast would take its matrix products in 16 bits."""
+    """Wrap a reference so that autocast does not take its matrix products in 16 bits."""
 
     @functools.wraps(reference)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -48,10 +48,10 @@ def _outside_autocast(reference: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _for_derivatives(operator: Any) -> Callable[..., Any]:
-    """The operator as called: refuses forward mode, skips autograd where nothing needs it.
+    """Wrap an operator: refuse forward mode, skip autograd where nothing needs it.
 
     For a forward-mode derivative PyTorch would take 0 without a word. An autograd formula in Python
-    costs every call 4 us, gradient or not: as much as the rest of a small call.
+    costs 4 us per call, gradient or not: as much as the rest of a small call.
     """
 
     def call(*args: Any) -> Any:
@@ -91,13 +91,13 @@ def define_operator(
     module registers for CPU or CUDA goes before it. So the dispatcher is the fallback.
 
     Args:
-        name: of the operator.
-        schema: its arguments and results, as PyTorch writes them.
-        reference: the same operator in PyTorch, same arguments.
-        fake: gives empty results of the right shape, dtype and strides.
-        backward: the derivative, as ``torch.library.register_autograd`` takes it.
-        setup_context: what ``backward`` needs saved.
-        vmap: the batching rule, as ``torch.library.register_vmap`` takes it.
+        name: Name of the operator.
+        schema: Arguments and results in the syntax of ``torch.library.define``.
+        reference: The operator in plain PyTorch, with equal arguments.
+        fake: Function that returns empty results of the right shape, dtype and strides.
+        backward: Derivative for ``torch.library.register_autograd``.
+        setup_context: Function that saves what ``backward`` needs.
+        vmap: Batching rule for ``torch.library.register_vmap``.
     """
     qualified = f"{NAMESPACE}::{name}"
     reference = _outside_autocast(reference)

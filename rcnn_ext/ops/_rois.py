@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def pair(value: int | Sequence[int], op: str) -> tuple[int, int]:
-    """(height, width) from one number or two."""
+    """Return (height, width) from one number or two."""
     if isinstance(value, Sequence):
         if len(value) == 1:
             return value[0], value[0]
@@ -20,14 +20,14 @@ def pair(value: int | Sequence[int], op: str) -> tuple[int, int]:
 
 
 def to_rois(boxes: Tensor | Sequence[Tensor], op: str) -> Tensor:
-    """RoIs ``[K, 5]`` (batch index, x1, y1, x2, y2) from RoIs or from the boxes of each image.
+    """Return RoIs ``[K, 5]`` (batch index, x1, y1, x2, y2) from RoIs or the boxes of each image.
 
     Args:
-        boxes: ``[K, 5]``, or one ``[L, 4]`` an image.
-        op: for the message of an error.
+        boxes: ``[K, 5]``, or one ``[L, 4]`` per image.
+        op: Name of the operator, for error messages.
 
     Raises:
-        RuntimeError: another shape, or an empty list.
+        RuntimeError: Another shape, or an empty list.
     """
     if isinstance(boxes, Tensor):
         if boxes.dim() != 2 or boxes.shape[1] != 5:

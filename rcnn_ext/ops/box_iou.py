@@ -13,24 +13,24 @@ from rcnn_ext.reference.box_iou import COMPLETE, DISTANCE, GENERALIZED, IOU, che
 
 
 def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
-    """Intersection over union of every pair of boxes; differentiable.
+    """Compute the intersection over union of every pair of boxes; differentiable.
 
     Args:
         boxes1: ``[..., N, 4]`` in the format ``fmt``, any unit; floating or integer.
         boxes2: ``[..., M, 4]``; leading dimensions broadcast against those of boxes1.
         fmt: ``"xyxy"``, ``"xywh"`` or ``"cxcywh"``; the rotated formats of
-            :func:`torchvision.ops.box_iou` (``"cxcywhr"``, ``"xywhr"``, ``"xyxyxyxy"``) are handed
-            to it.
+            :func:`torchvision.ops.box_iou` (``"cxcywhr"``, ``"xywhr"``, ``"xyxyxyxy"``) are
+            passed on to it.
 
     Returns:
         ``[..., N, M]``, float64 for float64 boxes and float32 for every other dtype; NaN where the
         union is empty.
 
     Raises:
-        RuntimeError: wrong shape, dtype or device.
-        ValueError: unknown format.
+        RuntimeError: Wrong shape, dtype or device.
+        ValueError: Unknown format.
 
-    Stands for :func:`torchvision.ops.box_iou`.
+    Drop-in replacement for :func:`torchvision.ops.box_iou`.
 
     Example:
         >>> box_iou(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[1.0, 0, 3, 2]]))
@@ -51,7 +51,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
 
 
 def _corners(boxes: Tensor, fmt: str) -> Tensor:
-    """``[..., 4]`` in "xywh" or "cxcywh" to (x1, y1, x2, y2)."""
+    """Convert boxes ``[..., 4]`` from "xywh" or "cxcywh" to (x1, y1, x2, y2)."""
     start, size = boxes[..., :2], boxes[..., 2:]
     if fmt == "cxcywh":
         start = start - size / 2
@@ -59,9 +59,9 @@ def _corners(boxes: Tensor, fmt: str) -> Tensor:
 
 
 def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """Generalized IoU of every pair of boxes; differentiable.
+    """Compute the generalized IoU of every pair of boxes; differentiable.
 
-    IoU less the share of the smallest enclosing box that the union leaves empty (Rezatofighi et
+    IoU less the fraction of the smallest enclosing box that the union leaves empty (Rezatofighi et
     al., "Generalized Intersection over Union", CVPR 2019).
 
     Args:
@@ -72,9 +72,9 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
         ``[..., N, M]`` in (-1, 1], float64 for float64 boxes, else float32.
 
     Raises:
-        RuntimeError: wrong shape, dtype or device.
+        RuntimeError: Wrong shape, dtype or device.
 
-    Stands for :func:`torchvision.ops.generalized_box_iou`.
+    Drop-in replacement for :func:`torchvision.ops.generalized_box_iou`.
 
     Example:
         >>> generalized_box_iou(torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[2.0, 0, 3, 1]]))
@@ -84,23 +84,23 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 
 def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
-    """Distance IoU of every pair of boxes; differentiable.
+    """Compute the distance IoU of every pair of boxes; differentiable.
 
-    IoU less the squared distance of the centres over the squared diagonal of the smallest enclosing
+    IoU less the squared distance of the centers over the squared diagonal of the smallest enclosing
     box (Zheng et al., "Distance-IoU Loss", AAAI 2020).
 
     Args:
         boxes1: ``[..., N, 4]`` (x1, y1, x2, y2), any unit; floating or integer.
         boxes2: ``[..., M, 4]``; leading dimensions broadcast against those of boxes1.
-        eps: added to the squared diagonal against division by zero.
+        eps: Added to the squared diagonal against division by zero.
 
     Returns:
         ``[..., N, M]``, float64 for float64 boxes, else float32.
 
     Raises:
-        RuntimeError: wrong shape, dtype or device.
+        RuntimeError: Wrong shape, dtype or device.
 
-    Stands for :func:`torchvision.ops.distance_box_iou`.
+    Drop-in replacement for :func:`torchvision.ops.distance_box_iou`.
 
     Example:
         >>> distance_box_iou(torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[2.0, 0, 3, 1]]))
@@ -110,7 +110,7 @@ def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
 
 
 def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
-    """Complete IoU of every pair of boxes; differentiable.
+    """Compute the complete IoU of every pair of boxes; differentiable.
 
     Distance IoU less a term for different aspect ratios, whose weight is a constant for the
     derivative (Zheng et al., "Distance-IoU Loss", AAAI 2020).
@@ -118,15 +118,15 @@ def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
     Args:
         boxes1: ``[..., N, 4]`` (x1, y1, x2, y2), any unit; floating or integer.
         boxes2: ``[..., M, 4]``; leading dimensions broadcast against those of boxes1.
-        eps: added to denominators against division by zero.
+        eps: Added to denominators against division by zero.
 
     Returns:
         ``[..., N, M]``, float64 for float64 boxes, else float32.
 
     Raises:
-        RuntimeError: wrong shape, dtype or device.
+        RuntimeError: Wrong shape, dtype or device.
 
-    Stands for :func:`torchvision.ops.complete_box_iou`.
+    Drop-in replacement for :func:`torchvision.ops.complete_box_iou`.
 
     Example:
         >>> complete_box_iou(torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[2.0, 0, 3, 1]]))

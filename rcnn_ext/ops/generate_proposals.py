@@ -52,7 +52,7 @@ def generate_proposals(
     In each image the best ``pre_nms_top_n`` anchors of each level are decoded and clipped; boxes
     too small or of too low a score are dropped; suppression works within a level of an image; the
     best ``post_nms_top_n`` that remain are the proposals. The size of the result does not depend on
-    the data, so nothing synchronises with a GPU, and the call can be captured in a CUDA graph.
+    the data, so nothing synchronizes with a GPU, and the call can be captured in a CUDA graph.
 
     Args:
         logits: ``[N, K_l, H_l, W_l]`` for each level l, as the head gives them; float16, bfloat16,
@@ -61,14 +61,14 @@ def generate_proposals(
         anchors: ``[A, 4]`` (x1, y1, x2, y2), image pixels, for all images, or ``[N, A, 4]``; by
             level, row, column and k. A is the sum of ``K_l * H_l * W_l``.
         image_sizes: ``[N, 2]`` (height, width), image pixels, on the device of the logits.
-        pre_nms_top_n: anchors of a level that are decoded. NaN counts as the highest logit, as in
+        pre_nms_top_n: Anchors of a level that are decoded. NaN counts as the highest logit, as in
             ``torch.topk``; no such box is a proposal.
-        post_nms_top_n: most proposals of an image.
-        iou_threshold: boxes that overlap a better one of their level by more are dropped.
-        score_threshold: least probability, the sigmoid of the logit.
-        min_size: least width and height after clipping, image pixels.
-        weights: that the deltas were multiplied by.
-        means: that were subtracted from the deltas before that.
+        post_nms_top_n: Maximum number of proposals per image.
+        iou_threshold: Boxes that overlap a better one of their level by more are dropped.
+        score_threshold: Minimum probability, the sigmoid of the logit.
+        min_size: Minimum width and height after clipping, in image pixels.
+        weights: Factors that the deltas were multiplied by.
+        means: Values that were subtracted from the deltas before that.
         max_log_ratio: dw and dh are clamped to this.
 
     Returns:
@@ -77,12 +77,12 @@ def generate_proposals(
         of level, logit and number of the anchor.
 
     Raises:
-        RuntimeError: wrong shape, dtype, device or option.
+        RuntimeError: Wrong shape, dtype, device or option.
 
-    No derivative: proposals are taken as given, as in approximate joint training.
+    Not differentiable: proposals are constants, as in approximate joint training.
 
-    Stands for torchvision's ``RegionProposalNetwork.filter_proposals`` with the flattening and the
-    decoding before it, whose boxes, scores and order it gives.
+    Replaces torchvision's ``RegionProposalNetwork.filter_proposals`` with the flattening and the
+    decoding before it, with its boxes, scores and order.
 
     Example:
         >>> logits, deltas = torch.randn(1, 3, 8, 8), torch.randn(1, 12, 8, 8)

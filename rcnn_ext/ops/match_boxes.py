@@ -27,16 +27,16 @@ def match_boxes(
 
     The results are those of :func:`torchvision.ops.box_iou` followed by torchvision's
     ``models.detection._utils.Matcher``, without the matrix between: memory is O(G + P). IoUs are
-    those of :func:`rcnn_ext.ops.box_iou`; of equal ones the first ground truth has it, and a NaN
-    counts as the highest.
+    those of :func:`rcnn_ext.ops.box_iou`; ties go to the first ground truth, and a NaN counts as
+    the highest.
 
     Args:
         gt_boxes: ``[G, 4]`` (x1, y1, x2, y2), any unit; floating or integer. G may be 0, which
             torchvision's Matcher refuses: then all boxes are background.
         boxes: ``[P, 4]`` anchors or proposals.
-        high_threshold: a box with an IoU of at least this is matched.
-        low_threshold: a box below it is background; one between the two is neither.
-        allow_low_quality_matches: each ground truth also claims the boxes that overlap it best,
+        high_threshold: A box with an IoU of at least this is matched.
+        low_threshold: A box below it is background; one between the two is neither.
+        allow_low_quality_matches: Each ground truth also claims the boxes that overlap it best,
             however little, all of them on ties. Such a box is matched to the ground truth that it
             overlaps most itself, which may be another one. A ground truth that overlaps nothing has
             a best IoU of 0, and claims every box with an IoU of 0.
@@ -47,9 +47,9 @@ def match_boxes(
         best_iou: ``[P]``, float64 for float64 boxes, else float32; 0 without ground truth.
 
     Raises:
-        RuntimeError: wrong shape, dtype or device, or ``low_threshold > high_threshold``.
+        RuntimeError: Wrong shape, dtype or device, or ``low_threshold > high_threshold``.
 
-    No derivative: boxes are matched, not learned, here.
+    Not differentiable.
 
     Example:
         >>> gt = torch.tensor([[0.0, 0, 4, 4], [10, 10, 14, 14]])
@@ -78,15 +78,15 @@ def batched_match_boxes(
     low_threshold: float,
     allow_low_quality_matches: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`match_boxes` for all images of a batch in one call.
+    """Match the boxes of all images of a batch in one call of :func:`match_boxes`.
 
     Args:
-        gt_boxes: for each image ``[G_i, 4]``.
-        boxes: anchors that all images share, ``[P, 4]``; or as many boxes for each image,
+        gt_boxes: For each image ``[G_i, 4]``.
+        boxes: Anchors that all images share, ``[P, 4]``; or as many boxes for each image,
             ``[B, P, 4]``; or a list of ``[P_i, 4]``, one for each image.
-        high_threshold: as for :func:`match_boxes`.
-        low_threshold: as for :func:`match_boxes`.
-        allow_low_quality_matches: as for :func:`match_boxes`.
+        high_threshold: As for :func:`match_boxes`.
+        low_threshold: As for :func:`match_boxes`.
+        allow_low_quality_matches: As for :func:`match_boxes`.
 
     Returns:
         matches: int64 ``[B, P]``, or ``[sum of P_i]`` for a list of boxes, the images one after the
@@ -94,7 +94,7 @@ def batched_match_boxes(
         best_iou: of the same shape.
 
     Raises:
-        RuntimeError: as :func:`match_boxes`, or ground truth and boxes of different numbers of
+        RuntimeError: As :func:`match_boxes`, or ground truth and boxes of different numbers of
             images.
 
     Example:
@@ -120,7 +120,7 @@ def batched_match_boxes(
     if isinstance(boxes, Tensor):
         flat = boxes
         if boxes.dim() == 3:
-            # The same boxes for all, as Tensor.expand() gives them, are read once.
+            # Boxes that Tensor.expand() repeats for all images are read once.
             if images > 1 and boxes.stride(0) == 0:
                 flat = boxes[0]
             else:
@@ -154,7 +154,7 @@ def batched_match_boxes(
 
 
 def _one_dtype(gt_boxes: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """As box_iou promotes them; no gradient flows through a match."""
+    """Promote and detach both sets of boxes as box_iou does; a match has no gradient."""
     if gt_boxes.dtype != boxes.dtype:
         dtype = torch.promote_types(gt_boxes.dtype, boxes.dtype)
         gt_boxes, boxes = gt_boxes.to(dtype), boxes.to(dtype)

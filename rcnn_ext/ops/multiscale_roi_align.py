@@ -34,7 +34,7 @@ def multiscale_roi_align(
     canonical_scale: float = 224.0,
     canonical_level: int = 4,
 ) -> Tensor:
-    """:func:`roi_align` of every box on the pyramid level that fits its size, in one call.
+    """Apply :func:`roi_align` to every box on the pyramid level that fits its size.
 
     A box of side ``canonical_scale`` belongs to level ``canonical_level`` (level l has stride
     2^l), and each halving of the side goes one level down: ``floor(canonical_level +
@@ -43,22 +43,22 @@ def multiscale_roi_align(
     deterministic forward and backward.
 
     Args:
-        inputs: maps ``[N, C, H, W]``, finest first, each with twice the stride of the one before;
+        inputs: Maps ``[N, C, H, W]``, finest first, each with twice the stride of the one before;
             of one dtype, batch size and depth. Up to 32.
-        boxes: as in :func:`roi_align`.
-        output_size: bins (height, width), or one number for both.
-        spatial_scales: feature pixels an image pixel of each map: 1 / its stride.
-        sampling_ratio: as in :func:`roi_align`.
-        aligned: as in :func:`roi_align`.
-        canonical_scale: side of a box, in image pixels.
-        canonical_level: level that such a box is pooled from.
+        boxes: As in :func:`roi_align`.
+        output_size: Bins (height, width), or one number for both.
+        spatial_scales: Feature pixels per image pixel of each map: 1 / its stride.
+        sampling_ratio: As in :func:`roi_align`.
+        aligned: As in :func:`roi_align`.
+        canonical_scale: Side of a box, in image pixels.
+        canonical_level: Level that such a box is pooled from.
 
     Returns:
         ``[K, C, height, width]`` in the dtype and memory format of the first map.
 
     Raises:
-        RuntimeError: wrong shape, dtype, device or option.
-        IndexError: a batch index outside the batch, on the CPU. On CUDA such a RoI gives zeros.
+        RuntimeError: Wrong shape, dtype, device or option.
+        IndexError: A batch index outside the batch, on the CPU. On CUDA such a RoI gives zeros.
 
     Lin et al., "Feature Pyramid Networks", CVPR 2017, equation 1.
 
@@ -88,15 +88,15 @@ class MultiScaleRoIAlign(nn.Module):
 
     :func:`multiscale_roi_align` with strides measured from the sizes of the maps and the images.
 
-    Stands for :class:`torchvision.ops.MultiScaleRoIAlign`.
+    Drop-in replacement for :class:`torchvision.ops.MultiScaleRoIAlign`.
 
     Args:
-        featmap_names: keys of the maps to pool from; others are ignored.
-        output_size: bins (height, width), or one number for both.
-        sampling_ratio: as in :func:`roi_align`.
-        canonical_scale: side of a box, in image pixels.
-        canonical_level: level that such a box is pooled from.
-        aligned: as in :func:`roi_align`; torchvision's class has no such choice, detectron2's
+        featmap_names: Keys of the maps to pool from; others are ignored.
+        output_size: Bins (height, width), or one number for both.
+        sampling_ratio: As in :func:`roi_align`.
+        canonical_scale: Side of a box, in image pixels.
+        canonical_level: Level that such a box is pooled from.
+        aligned: As in :func:`roi_align`; torchvision's class has no such choice, detectron2's
             detectors were trained with it.
 
     Example:
@@ -130,15 +130,15 @@ class MultiScaleRoIAlign(nn.Module):
         """Pool boxes of all images.
 
         Args:
-            x: maps ``[N, C, H, W]`` by name, finest first.
-            boxes: one ``[L, 4]`` (x1, y1, x2, y2) an image, image pixels.
+            x: Maps ``[N, C, H, W]`` by name, finest first.
+            boxes: One ``[L, 4]`` (x1, y1, x2, y2) per image, image pixels.
             image_shapes: (height, width) of each image before padding, in image pixels.
 
         Returns:
             ``[sum of L, C, height, width]``, boxes in order.
 
         Raises:
-            ValueError: no map of the names wanted, or wrong shapes.
+            ValueError: No map of the names wanted, or wrong shapes.
         """
         features = [x[name] for name in self.featmap_names if name in x]
         if not features:
@@ -168,7 +168,7 @@ class MultiScaleRoIAlign(nn.Module):
     def _measure_scales(
         self, features: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> list[float]:
-        """1 / stride of each map: the power of two nearest to its size over the images'.
+        """Return 1 / stride of each map: the power of two nearest to its size over the images'.
 
         Measured along the longer side, where padding to a multiple of the stride weighs least.
         """
@@ -179,7 +179,7 @@ class MultiScaleRoIAlign(nn.Module):
         return [2.0 ** round(math.log2(feature.shape[axis] / extent)) for feature in features]
 
     def extra_repr(self) -> str:
-        """The options, for ``repr``."""
+        """Return the options, for ``repr``."""
         return (
             f"featmap_names={self.featmap_names}, output_size={self.output_size}, "
             f"sampling_ratio={self.sampling_ratio}" + ", aligned=True" * self.aligned

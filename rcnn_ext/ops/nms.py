@@ -15,7 +15,7 @@ from rcnn_ext.reference.nms import check_batched_nms, check_max_output, check_nm
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Greedy non-maximum suppression.
+    """Suppress boxes that overlap a better one (greedy non-maximum suppression).
 
     Going through the boxes in order of score, a box is kept unless its IoU with a box kept before
     is above the threshold. Boxes with NaN or infinite coordinates are never kept and never suppress
@@ -25,16 +25,16 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         boxes: ``[N, 4]`` (x1, y1, x2, y2), any unit; float16, bfloat16, float32 or float64. Half
             types are compared in float32.
         scores: ``[N]``, any dtype that sorts.
-        iou_threshold: between 0 and 1.
+        iou_threshold: Between 0 and 1.
 
     Returns:
         int64 indices ``[number kept]`` in order of score, equal scores in order of index, on every
         device.
 
     Raises:
-        RuntimeError: wrong shape, dtype or device.
+        RuntimeError: Wrong shape, dtype or device.
 
-    Stands for :func:`torchvision.ops.nms`, whose indices it gives exactly for finite boxes.
+    Drop-in replacement for :func:`torchvision.ops.nms`, with exactly its indices for finite boxes.
 
     Example:
         >>> boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]])
@@ -45,7 +45,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    """Non-maximum suppression within each class (or image, or level).
+    """Suppress boxes within each class, image or level (non-maximum suppression).
 
     The classes are segments of one pass: no coordinate is offset, so a result does not depend on
     where other classes lie.
@@ -55,16 +55,16 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
         scores: ``[N]``, any dtype that sorts.
         idxs: ``[N]``, the class of each box; any dtype. Boxes of different classes never suppress
             one another.
-        iou_threshold: between 0 and 1.
+        iou_threshold: Between 0 and 1.
 
     Returns:
         int64 indices ``[number kept]`` in order of score over all classes, equal scores in order of
         index.
 
     Raises:
-        RuntimeError: wrong shape, dtype or device.
+        RuntimeError: Wrong shape, dtype or device.
 
-    Stands for :func:`torchvision.ops.batched_nms`.
+    Drop-in replacement for :func:`torchvision.ops.batched_nms`.
 
     Example:
         >>> boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10]])
@@ -77,24 +77,24 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
 def nms_padded(
     boxes: Tensor, scores: Tensor, iou_threshold: float, max_output: int
 ) -> tuple[Tensor, Tensor]:
-    """:func:`nms` with a result of fixed size: the best ``max_output`` boxes that it keeps.
+    """Return the best ``max_output`` boxes that :func:`nms` keeps, in a result of fixed size.
 
-    Nothing about the result's size is data, so a CUDA kernel synchronises with nobody: the call can
-    be captured in a CUDA graph, and is compiled and exported with static shapes. (The reference,
-    which other devices run, does synchronise.)
+    The size of the result does not depend on the data, so the CUDA kernel does not synchronize: the
+    call can be captured in a CUDA graph, and is compiled and exported with static shapes. The
+    reference, which other devices run, does synchronize.
 
     Args:
         boxes: ``[N, 4]`` (x1, y1, x2, y2), any unit; float16, bfloat16, float32 or float64.
         scores: ``[N]``, any dtype that sorts.
-        iou_threshold: between 0 and 1.
-        max_output: size of the result, 0 or more; may exceed N.
+        iou_threshold: Between 0 and 1.
+        max_output: Size of the result, 0 or more; may exceed N.
 
     Returns:
         int64 indices ``[max_output]``: those that :func:`nms` gives, as many as there is room for,
         then -1; and how many they are, int64 ``[]``. Both on the device of the boxes.
 
     Raises:
-        RuntimeError: wrong shape, dtype or device, or a negative ``max_output``.
+        RuntimeError: Wrong shape, dtype or device, or a negative ``max_output``.
 
     Example:
         >>> boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]])
@@ -107,21 +107,21 @@ def nms_padded(
 def batched_nms_padded(
     boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, max_output: int
 ) -> tuple[Tensor, Tensor]:
-    """:func:`batched_nms` with a result of fixed size, as :func:`nms_padded`.
+    """Return the best ``max_output`` boxes that :func:`batched_nms` keeps, as :func:`nms_padded`.
 
     Args:
         boxes: ``[N, 4]`` (x1, y1, x2, y2), any unit; float16, bfloat16, float32 or float64.
         scores: ``[N]``, any dtype that sorts.
         idxs: ``[N]``, the class of each box; any dtype.
-        iou_threshold: between 0 and 1.
-        max_output: size of the result, over all classes; 0 or more.
+        iou_threshold: Between 0 and 1.
+        max_output: Size of the result, over all classes; 0 or more.
 
     Returns:
         int64 indices ``[max_output]``: those that :func:`batched_nms` gives, as many as there is
         room for, then -1; and how many they are, int64 ``[]``. Both on the device of the boxes.
 
     Raises:
-        RuntimeError: wrong shape, dtype or device, or a negative ``max_output``.
+        RuntimeError: Wrong shape, dtype or device, or a negative ``max_output``.
 
     Example:
         >>> boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10]])
@@ -133,7 +133,7 @@ def batched_nms_padded(
     return _batched_nms_padded(boxes, scores, idxs, iou_threshold, max_output)
 
 
-# Integers of the size of a floating dtype.
+# The integer dtype with as many bits as a floating dtype.
 _BITS = {
     torch.float16: torch.int16,
     torch.bfloat16: torch.int16,
@@ -143,7 +143,7 @@ _BITS = {
 
 
 def _integers(idxs: Tensor, op: str) -> Tensor:
-    """Class numbers as int64: equal where the numbers are equal, whatever their dtype."""
+    """Return classes as int64 that are equal where the given ones are, whatever their dtype."""
     if idxs.dtype == torch.int64:
         return idxs
     if idxs.is_complex():
@@ -187,7 +187,7 @@ def _fake_padded(boxes: Tensor, max_output: int, op: str) -> tuple[Tensor, Tenso
 
 
 def _vmap_padded(operator: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Any]:
-    """One call for each member of the batch; nothing waits for their results."""
+    """Return a batching rule that calls the operator per member of the batch, without waiting."""
 
     def rule(
         info: Any, in_dims: tuple[int | None, ...], *args: Any

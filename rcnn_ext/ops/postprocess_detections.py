@@ -56,7 +56,7 @@ def postprocess_detections(
     Every class but the background (class 0) of a RoI whose softmax is above the threshold is
     decoded and clipped; boxes too small are dropped; suppression works within a class of an image;
     the best ``detections_per_image`` over all classes remain. The size of the result does not
-    depend on the data, so nothing synchronises with a GPU, and the call can be captured in a CUDA
+    depend on the data, so nothing synchronizes with a GPU, and the call can be captured in a CUDA
     graph.
 
     Args:
@@ -68,12 +68,12 @@ def postprocess_detections(
         image_ids: int64 ``[R]``, the image of each RoI, in any order. A RoI of no image of the
             batch, such as -1 for padding, is left out.
         image_sizes: ``[N, 2]`` (height, width), image pixels, on the device of the logits.
-        score_threshold: a probability has to be above it.
-        iou_threshold: boxes that overlap a better one of their class by more are dropped.
-        detections_per_image: most detections of an image.
-        min_size: least width and height after clipping, image pixels.
-        weights: that the deltas were multiplied by.
-        means: that were subtracted from the deltas before that.
+        score_threshold: A probability has to be above it.
+        iou_threshold: Boxes that overlap a better one of their class by more are dropped.
+        detections_per_image: Maximum number of detections per image.
+        min_size: Minimum width and height after clipping, in image pixels.
+        weights: Factors that the deltas were multiplied by.
+        means: Values that were subtracted from the deltas before that.
         max_log_ratio: dw and dh are clamped to this.
 
     Returns:
@@ -81,12 +81,12 @@ def postprocess_detections(
         float64 for float64 logits, else float32. Equal scores are in the order of RoI and class.
 
     Raises:
-        RuntimeError: wrong shape, dtype, device or option.
+        RuntimeError: Wrong shape, dtype, device or option.
 
     Boxes and scores have derivatives with respect to logits, deltas and RoIs.
 
-    Stands for torchvision's ``RoIHeads.postprocess_detections``, whose boxes, scores, labels and
-    order it gives.
+    Replaces torchvision's ``RoIHeads.postprocess_detections``, with its boxes, scores, labels and
+    order.
 
     Example:
         >>> rois = torch.tensor([[0.0, 0, 8, 8], [8, 8, 16, 16]])
@@ -130,7 +130,7 @@ def _differentiable(
     means: Sequence[float],
     max_log_ratio: float,
 ) -> Detections:
-    """The same detections, computed again from their RoIs and labels, now with derivatives."""
+    """Compute the detections again from their RoIs and labels, with derivatives."""
     size = found.labels.shape[1]
     real = torch.arange(size, device=found.labels.device) < found.counts[:, None]  # [N, D]
     if size == 0:

@@ -28,26 +28,26 @@ def roi_align(
     Forward and backward are deterministic, and need no memory beyond their results.
 
     Args:
-        input: feature maps ``[N, C, H, W]``, float16, bfloat16, float32 or float64, contiguous or
+        input: Feature maps ``[N, C, H, W]``, float16, bfloat16, float32 or float64, contiguous or
             channels-last. Half types accumulate in float32.
-        boxes: ``[K, 5]`` (batch index, x1, y1, x2, y2) or one ``[L, 4]`` (x1, y1, x2, y2) an image,
-            in image pixels, floating; the dtype may be wider than that of input.
-        output_size: bins (height, width), or one number for both.
-        spatial_scale: feature pixels an image pixel: 1 / stride of the feature map.
-        sampling_ratio: samples along each axis of a bin, at most 4096; 0 or less takes one a
+        boxes: ``[K, 5]`` (batch index, x1, y1, x2, y2) or one ``[L, 4]`` (x1, y1, x2, y2) per
+            image, in image pixels, floating; the dtype may be wider than that of input.
+        output_size: Bins (height, width), or one number for both.
+        spatial_scale: Feature pixels per image pixel: 1 / stride of the feature map.
+        sampling_ratio: Samples along each axis of a bin, at most 4096; 0 or less takes one per
             feature pixel.
-        aligned: shift by half a pixel, so that coordinates and pixel centres agree (as detectron2);
+        aligned: Shift by half a pixel, so that coordinates and pixel centers agree (as detectron2);
             without it, RoIs are at least one feature pixel wide and high.
 
     Returns:
         ``[K, C, height, width]`` in the dtype and memory format of input.
 
     Raises:
-        RuntimeError: wrong shape, dtype, device or option.
-        IndexError: a batch index outside the batch, on the CPU. On CUDA such a RoI gives zeros,
-            since asking would cost a synchronisation.
+        RuntimeError: Wrong shape, dtype, device or option.
+        IndexError: A batch index outside the batch, on the CPU. On CUDA such a RoI gives zeros,
+            since asking would cost a synchronization.
 
-    Stands for :func:`torchvision.ops.roi_align`. He et al., "Mask R-CNN", ICCV 2017.
+    Drop-in replacement for :func:`torchvision.ops.roi_align`. He et al., "Mask R-CNN", ICCV 2017.
 
     Example:
         >>> features = torch.arange(16.0).reshape(1, 1, 4, 4)
@@ -61,13 +61,13 @@ def roi_align(
 
 
 class RoIAlign(nn.Module):
-    """:func:`roi_align` as a module; stands for :class:`torchvision.ops.RoIAlign`.
+    """:func:`roi_align` as a module; a drop-in replacement for :class:`torchvision.ops.RoIAlign`.
 
     Args:
-        output_size: as in :func:`roi_align`.
-        spatial_scale: as in :func:`roi_align`.
-        sampling_ratio: as in :func:`roi_align`.
-        aligned: as in :func:`roi_align`.
+        output_size: As in :func:`roi_align`.
+        spatial_scale: As in :func:`roi_align`.
+        sampling_ratio: As in :func:`roi_align`.
+        aligned: As in :func:`roi_align`.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class RoIAlign(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """The options, for ``repr``."""
+        """Return the options, for ``repr``."""
         return (
             f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
             f"sampling_ratio={self.sampling_ratio}, aligned={self.aligned}"

@@ -21,26 +21,26 @@ def roi_pool(
     output_size: int | Sequence[int],
     spatial_scale: float = 1.0,
 ) -> Tensor:
-    """Maximum of each bin of each region of interest; differentiable in ``input``.
+    """Take the maximum of each bin of each region of interest; differentiable in ``input``.
 
     Bins are rounded to whole feature pixels. An empty bin gives 0; a bin with a NaN gives NaN.
 
     Args:
-        input: feature maps ``[N, C, H, W]``, float16, bfloat16, float32 or float64, contiguous or
+        input: Feature maps ``[N, C, H, W]``, float16, bfloat16, float32 or float64, contiguous or
             channels-last.
-        boxes: ``[K, 5]`` (batch index, x1, y1, x2, y2) or one ``[L, 4]`` (x1, y1, x2, y2) an image,
-            in image pixels, floating; the dtype may be wider than that of input.
-        output_size: bins (height, width), or one number for both.
-        spatial_scale: feature pixels an image pixel: 1 / stride of the feature map.
+        boxes: ``[K, 5]`` (batch index, x1, y1, x2, y2) or one ``[L, 4]`` (x1, y1, x2, y2) per
+            image, in image pixels, floating; the dtype may be wider than that of input.
+        output_size: Bins (height, width), or one number for both.
+        spatial_scale: Feature pixels per image pixel: 1 / stride of the feature map.
 
     Returns:
         ``[K, C, height, width]`` in the dtype and memory format of input.
 
     Raises:
-        RuntimeError: wrong shape, dtype, device or option.
-        IndexError: a batch index outside the batch, on the CPU. On CUDA such a RoI gives zeros.
+        RuntimeError: Wrong shape, dtype, device or option.
+        IndexError: A batch index outside the batch, on the CPU. On CUDA such a RoI gives zeros.
 
-    Stands for :func:`torchvision.ops.roi_pool`. Girshick, "Fast R-CNN", ICCV 2015.
+    Drop-in replacement for :func:`torchvision.ops.roi_pool`. Girshick, "Fast R-CNN", ICCV 2015.
 
     Example:
         >>> features = torch.arange(16.0).reshape(1, 1, 4, 4)
@@ -53,11 +53,11 @@ def roi_pool(
 
 
 class RoIPool(nn.Module):
-    """:func:`roi_pool` as a module; stands for :class:`torchvision.ops.RoIPool`.
+    """:func:`roi_pool` as a module; a drop-in replacement for :class:`torchvision.ops.RoIPool`.
 
     Args:
-        output_size: as in :func:`roi_pool`.
-        spatial_scale: as in :func:`roi_pool`.
+        output_size: As in :func:`roi_pool`.
+        spatial_scale: As in :func:`roi_pool`.
     """
 
     def __init__(self, output_size: int | Sequence[int], spatial_scale: float) -> None:
@@ -70,7 +70,7 @@ class RoIPool(nn.Module):
         return roi_pool(input, rois, self.output_size, self.spatial_scale)
 
     def extra_repr(self) -> str:
-        """The options, for ``repr``."""
+        """Return the options, for ``repr``."""
         return f"output_size={self.output_size}, spatial_scale={self.spatial_scale}"
 
 

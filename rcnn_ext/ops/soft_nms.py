@@ -29,10 +29,10 @@ def soft_nms(
     score_threshold: float = 0.001,
     method: Method = "linear",
 ) -> tuple[Tensor, Tensor]:
-    """Soft non-maximum suppression: overlapping boxes lose score instead of being removed.
+    """Lower the scores of overlapping boxes instead of removing them (soft NMS).
 
-    The box with the highest score is taken, and the score of every other box is multiplied by a
-    weight that falls with its IoU with the one taken: ``1 - IoU`` from ``iou_threshold`` on
+    The box with the highest score is selected, and the score of every other box is multiplied by a
+    weight that falls with its IoU with the selected one: ``1 - IoU`` from ``iou_threshold`` on
     (linear), or ``exp(-IoU^2 / sigma)`` (gaussian). This repeats with the lowered scores until no
     box is left; a box whose score falls below ``score_threshold`` is dropped. Boxes with NaN or
     infinite coordinates are dropped and lower no score.
@@ -42,8 +42,8 @@ def soft_nms(
         scores: ``[N]``, floating; those below ``score_threshold``, and NaN, are dropped.
             Computed in float64 where boxes or scores are, else in float32.
         iou_threshold: IoU from which on linear decay lowers scores; gaussian decay ignores it.
-        sigma: of the gaussian decay, above 0; linear decay ignores it.
-        score_threshold: least score that a box may end with; at least 0.
+        sigma: Width of the gaussian decay, above 0; linear decay ignores it.
+        score_threshold: Minimum score that a box may end with; at least 0.
         method: ``"linear"`` or ``"gaussian"``.
 
     Returns:
@@ -51,8 +51,8 @@ def soft_nms(
         falling lowered score, equal ones in order of index. No gradient flows through either.
 
     Raises:
-        ValueError: another method.
-        RuntimeError: wrong shape, dtype or device, or a number out of range.
+        ValueError: Unknown method.
+        RuntimeError: Wrong shape, dtype or device, or a number out of range.
 
     Source: Bodla, Singh, Chellappa and Davis, "Soft-NMS: Improving Object Detection With One Line
     of Code", ICCV 2017.
@@ -76,24 +76,24 @@ def batched_soft_nms(
     score_threshold: float = 0.001,
     method: Method = "linear",
 ) -> tuple[Tensor, Tensor]:
-    """Soft non-maximum suppression within each class (or image, or level).
+    """Lower the scores of overlapping boxes within each class, image or level (soft NMS).
 
     Args:
         boxes: ``[N, 4]`` (x1, y1, x2, y2), any unit.
         scores: ``[N]``, floating.
         idxs: ``[N]``, the class of each box; any dtype. Boxes of different classes leave each
             other's scores alone.
-        iou_threshold: as in :func:`soft_nms`.
-        sigma: as in :func:`soft_nms`.
-        score_threshold: as in :func:`soft_nms`.
-        method: as in :func:`soft_nms`.
+        iou_threshold: As in :func:`soft_nms`.
+        sigma: As in :func:`soft_nms`.
+        score_threshold: As in :func:`soft_nms`.
+        method: As in :func:`soft_nms`.
 
     Returns:
         As :func:`soft_nms`, by falling lowered score over all classes.
 
     Raises:
-        ValueError: another method.
-        RuntimeError: wrong shape, dtype or device, or a number out of range.
+        ValueError: Unknown method.
+        RuntimeError: Wrong shape, dtype or device, or a number out of range.
 
     Example:
         >>> boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10]])

@@ -1,7 +1,7 @@
 """The operators in plain PyTorch: the fallback on any device and the oracle of the tests.
 
-Each function has the name and the arguments of the operator ``torch.ops.rcnn_ext.<name>`` that it
-stands for; the public functions with torchvision's signatures are in :mod:`rcnn_ext.ops`.
+Each function has the name and the arguments of the operator ``torch.ops.rcnn_ext.<name>``; the
+public functions with torchvision's signatures are in :mod:`rcnn_ext.ops`.
 """
 
 from rcnn_ext.reference.box_iou import box_iou, box_iou_backward

@@ -39,19 +39,19 @@ def check_box_iou(boxes1: Tensor, boxes2: Tensor) -> None:
 
 
 def box_iou(boxes1: Tensor, boxes2: Tensor, measure: int, eps: float) -> Tensor:
-    """Measure of every pair: boxes1 ``[B, N, 4]`` and boxes2 ``[B, M, 4]`` give ``[B, N, M]``.
+    """Measure every pair of boxes1 ``[B, N, 4]`` and boxes2 ``[B, M, 4]``.
 
     Args:
         boxes1: ``[B, N, 4]`` (x1, y1, x2, y2), floating or int64.
-        boxes2: ``[B, M, 4]``, the same dtype.
+        boxes2: ``[B, M, 4]``, of the dtype of boxes1.
         measure: IOU, GENERALIZED, DISTANCE or COMPLETE.
-        eps: keeps DISTANCE and COMPLETE from dividing by zero; squared pixels.
+        eps: Keeps DISTANCE and COMPLETE from dividing by zero; squared pixels.
 
     Returns:
-        float64 for float64 boxes, else float32.
+        ``[B, N, M]``, float64 for float64 boxes, else float32.
 
     Raises:
-        RuntimeError: wrong shape, dtype, device or measure.
+        RuntimeError: Wrong shape, dtype, device or measure.
     """
     check_box_iou(boxes1, boxes2)
     _check_measure(measure)
@@ -105,14 +105,14 @@ def _measure(a: Tensor, b: Tensor, measure: int, eps: float) -> Tensor:
 def box_iou_backward(
     grad: Tensor, boxes1: Tensor, boxes2: Tensor, measure: int, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of :func:`box_iou` by both sets of boxes.
+    """Compute the gradients of :func:`box_iou` with respect to both sets of boxes.
 
     Args:
         grad: ``[B, N, M]``.
         boxes1: ``[B, N, 4]``, floating.
         boxes2: ``[B, M, 4]``, floating.
-        measure: as in the forward call.
-        eps: as in the forward call.
+        measure: As in the forward call.
+        eps: As in the forward call.
 
     Returns:
         ``[B, N, 4]`` and ``[B, M, 4]`` in the dtype of the boxes.
@@ -170,8 +170,8 @@ def box_iou_backward(
     grad_hull = grad_hull * (raw_hull >= 0)
     grad_size_a = grad_size_a + grad_union[..., None] * size_a.flip(-1)
     grad_size_b = grad_size_b + grad_union[..., None] * size_b.flip(-1)
-    high_a_smaller = _share_of_first(high_a, high_b)
-    low_a_smaller = _share_of_first(low_a, low_b)
+    high_a_smaller = _fraction_of_first(high_a, high_b)
+    low_a_smaller = _fraction_of_first(low_a, low_b)
     grad_high_a = grad_overlap * high_a_smaller + grad_hull * (1 - high_a_smaller)
     grad_high_b = grad_overlap * (1 - high_a_smaller) + grad_hull * high_a_smaller
     grad_low_a = -grad_overlap * (1 - low_a_smaller) - grad_hull * low_a_smaller
@@ -187,17 +187,17 @@ def box_iou_backward(
     return grad_a.to(dtype).contiguous(), grad_b.to(dtype).contiguous()
 
 
-def _share_of_first(a: Tensor, b: Tensor) -> Tensor:
-    """1 where a is the smaller, 0 where b is, 1/2 where they are equal."""
+def _fraction_of_first(a: Tensor, b: Tensor) -> Tensor:
+    """Return 1 where a is the smaller, 0 where b is, 1/2 where they are equal."""
     return torch.where(a < b, 1.0, torch.where(a > b, 0.0, 0.5)).to(a.dtype)
 
 
 def _angle(size: Tensor) -> Tensor:
-    """Of the diagonal; size ``[..., 2]`` (width, height) -> ``[...]``."""
+    """Return the angle of the diagonal ``[...]`` of sizes ``[..., 2]`` (width, height)."""
     return torch.atan(size[..., 0] / size[..., 1])
 
 
 def _angle_derivative(size: Tensor) -> Tensor:
-    """Derivative of atan(width / height) by both; size and result ``[..., 2]``."""
+    """Return the derivative of atan(width / height) by both; size and result ``[..., 2]``."""
     width, height = size[..., 0], size[..., 1]
     return torch.stack([height, -width], dim=-1) / (width**2 + height**2)[..., None]

@@ -16,7 +16,7 @@ FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """As messages have it: "float32"."""
+    """Return the name of a dtype for messages, such as "float32"."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -52,7 +52,7 @@ def check_boxes(boxes: Tensor, op: str, argument: str = "boxes") -> None:
 
 
 def check_per_box(values: Tensor, boxes: Tensor, op: str, argument: str) -> None:
-    """Expect one number a box, ``[N]``."""
+    """Expect one value per box, ``[N]``."""
     check(
         values.dim() == 1 and values.shape[0] == boxes.shape[0],
         f"{op}: expected {argument} of shape [{boxes.shape[0]}], one for each box, "
@@ -85,9 +85,9 @@ def check_roi_arguments(input: Tensor, rois: Tensor, op: str) -> None:
 
 def check_side_lengths(height: int, width: int, op: str) -> None:
     """Expect rows and columns that 32 bits can count, as the kernels do."""
-    most = torch.iinfo(torch.int32).max
+    max_length = torch.iinfo(torch.int32).max
     check(
-        height <= most and width <= most,
+        height <= max_length and width <= max_length,
         f"{op}: expected an input of at most 2^31 - 1 rows and columns, got {height} x {width}",
     )
 
@@ -110,10 +110,10 @@ def check_spatial_scale(spatial_scale: float, op: str) -> None:
 
 def check_sampling_ratio(sampling_ratio: int, op: str) -> None:
     """Expect no more samples than a bin can be asked to take one by one."""
-    most = 4096
+    max_ratio = 4096
     check(
-        sampling_ratio <= most,
-        f"{op}: expected a sampling_ratio of at most {most}, got {sampling_ratio}",
+        sampling_ratio <= max_ratio,
+        f"{op}: expected a sampling_ratio of at most {max_ratio}, got {sampling_ratio}",
     )
 
 
@@ -139,11 +139,11 @@ def check_pooled_gradient(grad: Tensor, rois: Tensor, shape: Sequence[int], op: 
 
 
 def valid_batch_indices(rois: Tensor, batch_size: int, op: str) -> Tensor:
-    """Which RoIs have a batch index within the batch, ``[K]`` bool.
+    """Return which RoIs have a batch index within the batch, bool ``[K]``.
 
     Raises:
-        IndexError: on the CPU, where one has not. (Elsewhere, asking would synchronise; such a RoI
-            gives zeros.)
+        IndexError: A batch index lies outside the batch, on the CPU. Elsewhere the check would
+            synchronize; such a RoI gives zeros.
     """
     index = rois[:, 0]
     valid = (index >= 0) & (index < batch_size)

@@ -98,20 +98,20 @@ def generate_proposals(
     means: Sequence[float],
     max_log_ratio: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best boxes of a region proposal network.
+    """Select the best boxes of a region proposal network.
 
     Args:
         logits: ``[N, K_l, H_l, W_l]`` for each level l.
         deltas: ``[N, 4 K_l, H_l, W_l]`` for each level l.
         anchors: ``[A, 4]`` or ``[N, A, 4]``.
         image_sizes: ``[N, 2]`` (height, width).
-        pre_nms_top_n: best anchors of a level that are decoded.
-        post_nms_top_n: most proposals of an image.
-        iou_threshold: of the suppression within a level.
-        score_threshold: least probability.
-        min_size: least side, image pixels.
-        weights: of the deltas.
-        means: of the deltas, before they are weighted.
+        pre_nms_top_n: Best anchors of a level that are decoded.
+        post_nms_top_n: Maximum number of proposals per image.
+        iou_threshold: IoU above which the worse of two boxes of a level is dropped.
+        score_threshold: Minimum probability.
+        min_size: Minimum width and height after clipping, in image pixels.
+        weights: Factors that the deltas were multiplied by.
+        means: Values that were subtracted from the deltas before that.
         max_log_ratio: dw and dh are clamped to this.
 
     Returns:
@@ -159,9 +159,9 @@ def generate_proposals(
     valid = has_min_size(boxes, min_size) & (scores >= score_threshold)
     image_ids = valid.nonzero()[:, 0]
     boxes, scores, levels = boxes[valid], scores[valid], levels[valid]
-    most = min(post_nms_top_n, top.shape[1])
-    kept, slots, counts = per_image_nms(
-        boxes, scores, image_ids, levels, iou_threshold, images, most
+    num_proposals = min(post_nms_top_n, top.shape[1])
+    kept, positions, counts = per_image_nms(
+        boxes, scores, image_ids, levels, iou_threshold, images, num_proposals
     )
-    padded = [pad_per_image(v[kept], slots, images, most) for v in (boxes, scores)]
+    padded = [pad_per_image(v[kept], positions, images, num_proposals) for v in (boxes, scores)]
     return padded[0], padded[1], counts

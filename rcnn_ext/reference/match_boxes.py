@@ -83,12 +83,12 @@ def match_boxes(
     Args:
         gt_boxes: ``[G, 4]`` (x1, y1, x2, y2), those of all images one after the other; floating or
             int64.
-        gt_counts: how many of them each image has.
+        gt_counts: How many of them each image has.
         boxes: ``[P, 4]``, the same dtype.
-        box_counts: how many of them each image has; empty where every image has all of them.
-        high_threshold: a box with an IoU of at least this is matched.
-        low_threshold: a box below it is background.
-        allow_low_quality_matches: each ground truth also claims the boxes that overlap it best.
+        box_counts: How many of them each image has; empty where every image has all of them.
+        high_threshold: A box with an IoU of at least this is matched.
+        low_threshold: A box below it is background.
+        allow_low_quality_matches: Each ground truth also claims the boxes that overlap it best.
 
     Returns:
         matches: int64 ``[R]``, image by image: an index into the ground truth of the image,
@@ -96,7 +96,7 @@ def match_boxes(
         best: ``[R]``, the best IoU of each box; 0 without ground truth.
 
     Raises:
-        RuntimeError: wrong shape, dtype or device, counts that do not add up, thresholds in the
+        RuntimeError: Wrong shape, dtype or device, counts that do not add up, thresholds in the
             wrong order.
     """
     check_match_boxes(gt_boxes, gt_counts, boxes, box_counts, high_threshold, low_threshold)

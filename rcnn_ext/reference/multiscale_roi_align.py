@@ -122,13 +122,13 @@ def check_multiscale_roi_align_backward(
 def pyramid_levels(
     rois: Tensor, spatial_scales: Sequence[float], canonical_scale: float, canonical_level: int
 ) -> Tensor:
-    """Index of the map that each RoI is pooled from, by torchvision's ``LevelMapper``.
+    """Return the index of the map that each RoI is pooled from, by torchvision's ``LevelMapper``.
 
     Args:
         rois: ``[K, 5]`` (batch index, x1, y1, x2, y2), image pixels, float32 or float64.
         spatial_scales: 1 / stride of each map, finest first.
-        canonical_scale: side of a box, image pixels.
-        canonical_level: log2 of the stride of the map that such a box is pooled from.
+        canonical_scale: Side of a box, image pixels.
+        canonical_level: Log2 of the stride of the map that such a box is pooled from.
 
     Returns:
         ``[K]`` int64; 0 where the box is NaN.
@@ -153,25 +153,25 @@ def multiscale_roi_align(
     canonical_scale: float,
     canonical_level: int,
 ) -> Tensor:
-    """:func:`roi_align` of every RoI on the level that fits its size.
+    """Apply :func:`roi_align` to every RoI on the level that fits its size.
 
     Args:
-        inputs: maps ``[N, C, H, W]``, finest first, of one dtype, batch size and depth.
+        inputs: Maps ``[N, C, H, W]``, finest first, of one dtype, batch size and depth.
         rois: ``[K, 5]`` (batch index, x1, y1, x2, y2), image pixels, floating.
-        spatial_scales: feature pixels an image pixel, of each map.
-        pooled_height: bins in y.
-        pooled_width: bins in x.
-        sampling_ratio: as in :func:`roi_align`.
-        aligned: as in :func:`roi_align`.
-        canonical_scale: side of a box, image pixels.
-        canonical_level: log2 of the stride of the map that such a box is pooled from.
+        spatial_scales: Feature pixels per image pixel, of each map.
+        pooled_height: Bins in y.
+        pooled_width: Bins in x.
+        sampling_ratio: As in :func:`roi_align`.
+        aligned: As in :func:`roi_align`.
+        canonical_scale: Side of a box, image pixels.
+        canonical_level: Log2 of the stride of the map that such a box is pooled from.
 
     Returns:
         ``[K, C, PH, PW]`` in the dtype of the inputs, channels-last where the first is.
 
     Raises:
-        RuntimeError: wrong shape, dtype, device or option.
-        IndexError: a batch index outside the batch (on the CPU).
+        RuntimeError: Wrong shape, dtype, device or option.
+        IndexError: A batch index outside the batch (on the CPU).
     """
     check_multiscale_roi_align(
         inputs, rois, spatial_scales, pooled_height, pooled_width, sampling_ratio, canonical_scale
@@ -206,23 +206,23 @@ def multiscale_roi_align_backward(
     canonical_level: int,
     channels_last: bool,
 ) -> list[Tensor]:
-    """Gradients of :func:`multiscale_roi_align` by its inputs.
+    """Compute the gradients of :func:`multiscale_roi_align` with respect to its inputs.
 
     Args:
         grad: ``[K, C, PH, PW]``.
         rois: ``[K, 5]``, as in the forward call.
-        spatial_scales: as in the forward call.
-        pooled_height: as in the forward call.
-        pooled_width: as in the forward call.
+        spatial_scales: As in the forward call.
+        pooled_height: As in the forward call.
+        pooled_width: As in the forward call.
         batch_size: N of the inputs.
         channels: C of the inputs.
         heights: H of each input.
         widths: W of each input.
-        sampling_ratio: as in the forward call.
-        aligned: as in the forward call.
-        canonical_scale: as in the forward call.
-        canonical_level: as in the forward call.
-        channels_last: memory format of the results.
+        sampling_ratio: As in the forward call.
+        aligned: As in the forward call.
+        canonical_scale: As in the forward call.
+        canonical_level: As in the forward call.
+        channels_last: Memory format of the results.
 
     Returns:
         ``[N, C, H, W]`` of every level, in the dtype of grad.

@@ -24,7 +24,7 @@ def check_nms(boxes: Tensor, scores: Tensor, op: str) -> None:
 
 
 def check_batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, op: str = "batched_nms") -> None:
-    """Expect those and idxs ``[N]`` int64."""
+    """Expect arguments of :func:`check_nms` and idxs ``[N]`` int64."""
     check_nms(boxes, scores, op)
     check_segments(idxs, boxes, op)
 
@@ -44,37 +44,38 @@ def check_segments(idxs: Tensor, boxes: Tensor, op: str) -> None:
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Indices of the boxes that greedy suppression keeps, in order of score.
+    """Return the indices of the boxes that greedy suppression keeps, in order of score.
 
     Args:
         boxes: ``[N, 4]`` (x1, y1, x2, y2), floating.
         scores: ``[N]``.
-        iou_threshold: a box goes where its IoU with a kept one is above this.
+        iou_threshold: A box is dropped if its IoU with a kept one is above this.
 
     Returns:
         int64 indices; equal scores keep the order of the input.
 
     Raises:
-        RuntimeError: wrong shape, dtype or device.
+        RuntimeError: Wrong shape, dtype or device.
     """
     check_nms(boxes, scores, "nms")
     return _suppress(boxes, scores, None, iou_threshold)
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    """The same within each class: boxes of different ``idxs`` never suppress one another.
+    """Return the indices of the boxes that suppression within each class keeps.
 
     Args:
         boxes: ``[N, 4]`` (x1, y1, x2, y2), floating.
         scores: ``[N]``.
-        idxs: ``[N]`` int64, the class of each box.
-        iou_threshold: as in :func:`nms`.
+        idxs: ``[N]`` int64, the class of each box. Boxes of different classes never suppress one
+            another.
+        iou_threshold: As in :func:`nms`.
 
     Returns:
         int64 indices in order of score, whatever the class.
 
     Raises:
-        RuntimeError: wrong shape, dtype or device.
+        RuntimeError: Wrong shape, dtype or device.
     """
     check_batched_nms(boxes, scores, idxs)
     return _suppress(boxes, scores, idxs, iou_threshold)
@@ -83,19 +84,19 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
 def nms_padded(
     boxes: Tensor, scores: Tensor, iou_threshold: float, max_output: int
 ) -> tuple[Tensor, Tensor]:
-    """The first ``max_output`` indices of :func:`nms`, padded, and how many they are.
+    """Return the first ``max_output`` indices of :func:`nms`, padded, and their number.
 
     Args:
         boxes: ``[N, 4]`` (x1, y1, x2, y2), floating.
         scores: ``[N]``.
-        iou_threshold: as in :func:`nms`.
-        max_output: size of the result.
+        iou_threshold: As in :func:`nms`.
+        max_output: Size of the result.
 
     Returns:
         int64 indices ``[max_output]``, -1 behind the last, and their number, int64 ``[]``.
 
     Raises:
-        RuntimeError: wrong shape, dtype, device or number.
+        RuntimeError: Wrong shape, dtype, device or number.
     """
     check_nms(boxes, scores, "nms_padded")
     check_max_output(max_output, "nms_padded")
@@ -105,20 +106,20 @@ def nms_padded(
 def batched_nms_padded(
     boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, max_output: int
 ) -> tuple[Tensor, Tensor]:
-    """The first ``max_output`` indices of :func:`batched_nms`, padded, and how many they are.
+    """Return the first ``max_output`` indices of :func:`batched_nms`, padded, and their number.
 
     Args:
         boxes: ``[N, 4]`` (x1, y1, x2, y2), floating.
         scores: ``[N]``.
         idxs: ``[N]`` int64, the class of each box.
-        iou_threshold: as in :func:`nms`.
-        max_output: size of the result, over all classes.
+        iou_threshold: As in :func:`nms`.
+        max_output: Size of the result, over all classes.
 
     Returns:
         int64 indices ``[max_output]``, -1 behind the last, and their number, int64 ``[]``.
 
     Raises:
-        RuntimeError: wrong shape, dtype, device or number.
+        RuntimeError: Wrong shape, dtype, device or number.
     """
     check_batched_nms(boxes, scores, idxs, "batched_nms_padded")
     check_max_output(max_output, "batched_nms_padded")
@@ -155,7 +156,7 @@ def _suppress(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold:
 def _overlaps(
     boxes: Tensor, idxs: Tensor | None, first: Tensor, second: Tensor, iou_threshold: float
 ) -> Tensor:
-    """Whether IoU is above the threshold, for indices ``[A]`` and ``[B]``: ``[A, B]`` bool."""
+    """Return whether IoUs are above the threshold, for indices ``[A]`` and ``[B]``: ``[A, B]``."""
     iou = box_iou(boxes[first][None], boxes[second][None], IOU, 0.0)[0]  # [A, B]
     # In float64, as torchvision compares: a float32 threshold would be another one.
     overlaps = iou.to(torch.float64) > iou_threshold

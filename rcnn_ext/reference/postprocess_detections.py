@@ -83,7 +83,7 @@ def postprocess_detections(
     means: Sequence[float],
     max_log_ratio: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The best detections of each image.
+    """Select the best detections of each image.
 
     Args:
         logits: ``[R, K]``, background first.
@@ -91,12 +91,12 @@ def postprocess_detections(
         rois: ``[R, 4]``.
         image_ids: ``[R]`` int64; RoIs of no image of the batch are left out.
         image_sizes: ``[N, 2]`` (height, width).
-        score_threshold: a probability has to be above it.
-        iou_threshold: of the suppression within a class.
-        detections_per_image: most detections of an image.
-        min_size: least side, image pixels.
-        weights: of the deltas.
-        means: of the deltas, before they are weighted.
+        score_threshold: A probability has to be above it.
+        iou_threshold: IoU above which the worse of two boxes of a class is dropped.
+        detections_per_image: Maximum number of detections per image.
+        min_size: Minimum width and height after clipping, in image pixels.
+        weights: Factors that the deltas were multiplied by.
+        means: Values that were subtracted from the deltas before that.
         max_log_ratio: dw and dh are clamped to this.
 
     Returns:
@@ -129,8 +129,10 @@ def postprocess_detections(
     valid = has_min_size(boxes, min_size)
     boxes, scores, labels, roi_ids = (v[valid] for v in (boxes, scores, labels, roi_ids))
     size = min(detections_per_image, count * (classes - 1))
-    kept, slots, counts = per_image_nms(
+    kept, positions, counts = per_image_nms(
         boxes, scores, image_ids[roi_ids], labels, iou_threshold, images, size
     )
-    padded = [pad_per_image(v[kept], slots, images, size) for v in (boxes, scores, labels, roi_ids)]
+    padded = [
+        pad_per_image(v[kept], positions, images, size) for v in (boxes, scores, labels, roi_ids)
+    ]
     return padded[0], padded[1], padded[2], padded[3], counts

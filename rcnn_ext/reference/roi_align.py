@@ -73,18 +73,18 @@ def roi_align(
     Args:
         input: ``[N, C, H, W]``, floating.
         rois: ``[K, 5]`` (batch index, x1, y1, x2, y2), image pixels, floating.
-        spatial_scale: feature pixels an image pixel.
-        pooled_height: bins in y.
-        pooled_width: bins in x.
-        sampling_ratio: samples along each axis of a bin; 0 or less takes one a feature pixel.
-        aligned: shift by half a pixel, so that integer coordinates are corners of pixels.
+        spatial_scale: Feature pixels per image pixel.
+        pooled_height: Bins in y.
+        pooled_width: Bins in x.
+        sampling_ratio: Samples along each axis of a bin; 0 or less takes one per feature pixel.
+        aligned: Shift by half a pixel, so that integer coordinates are corners of pixels.
 
     Returns:
         ``[K, C, PH, PW]`` in the dtype of the input, channels-last where the input is.
 
     Raises:
-        RuntimeError: wrong shape, dtype, device or option.
-        IndexError: a batch index outside the batch (on the CPU).
+        RuntimeError: Wrong shape, dtype, device or option.
+        IndexError: A batch index outside the batch (on the CPU).
     """
     check_roi_align(input, rois, spatial_scale, pooled_height, pooled_width, sampling_ratio)
     batch_size, channels, height, width = input.shape
@@ -110,7 +110,7 @@ def roi_align(
 
 
 def _pool(plane: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """``Y @ plane @ X^T`` of every RoI and channel.
+    """Compute ``Y @ plane @ X^T`` for every RoI and channel.
 
     Args:
         plane: ``[C, H, W]``.
@@ -143,21 +143,21 @@ def roi_align_backward(
     aligned: bool,
     channels_last: bool,
 ) -> Tensor:
-    """Gradient of :func:`roi_align` by its input.
+    """Compute the gradient of :func:`roi_align` with respect to its input.
 
     Args:
         grad: ``[K, C, PH, PW]``.
         rois: ``[K, 5]``, as in the forward call.
-        spatial_scale: as in the forward call.
-        pooled_height: as in the forward call.
-        pooled_width: as in the forward call.
+        spatial_scale: As in the forward call.
+        pooled_height: As in the forward call.
+        pooled_width: As in the forward call.
         batch_size: N of the input.
         channels: C of the input.
         height: H of the input.
         width: W of the input.
-        sampling_ratio: as in the forward call.
-        aligned: as in the forward call.
-        channels_last: memory format of the result.
+        sampling_ratio: As in the forward call.
+        aligned: As in the forward call.
+        channels_last: Memory format of the result.
 
     Returns:
         ``[N, C, H, W]`` in the dtype of grad.
@@ -178,12 +178,12 @@ def roi_align_backward(
             aligned,
             (height, width),
         )  # [k, PH, H] and [k, PW, W]
-        total[image] += _weighted_sums(_spread, grad[chunk].to(compute), y, x)
+        total[image] += _weighted_sums(_pool_backward, grad[chunk].to(compute), y, x)
     return empty_map(grad, shape, channels_last=channels_last).copy_(total)
 
 
-def _spread(upstream: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """The adjoint of :func:`_pool` in the plane, summed over RoIs.
+def _pool_backward(upstream: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Apply the adjoint of :func:`_pool` in the plane, summed over RoIs.
 
     Args:
         upstream: ``[k, C, PH, PW]``.
@@ -204,7 +204,7 @@ def _spread(upstream: Tensor, y: Tensor, x: Tensor) -> Tensor:
 def _weighted_sums(
     product: Callable[[Tensor, Tensor, Tensor], Tensor], values: Tensor, y: Tensor, x: Tensor
 ) -> Tensor:
-    """``product(values, y, x)``, in which values of weight 0 don't count, NaN and infinite too."""
+    """Return ``product(values, y, x)`` without values of weight 0, be they NaN or infinite."""
     finite = values.isfinite()
     if bool(finite.all()):
         return product(values, y, x)
@@ -221,14 +221,14 @@ def _weighted_sums(
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype that a kernel computes in: half types accumulate in float32."""
+    """Return the dtype that a kernel computes in: half types accumulate in float32."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def _chunks(
     rois: Tensor, valid: Tensor, batch_size: int, elements_per_roi: int
 ) -> Iterator[tuple[int, Tensor]]:
-    """The RoIs of each image, some at a time: (image, indices ``[k]``)."""
+    """Yield the RoIs of each image in chunks: (image, indices ``[k]``)."""
     size = max(1, _CHUNK_ELEMENTS // max(1, elements_per_roi))
     index = torch.where(valid, rois[:, 0], -1).long()
     for image in range(batch_size):
@@ -245,7 +245,7 @@ def _bin_weights(
     aligned: bool,
     extents: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
-    """Weights of every pixel in every bin: ``[k, PH, H]`` and ``[k, PW, W]``.
+    """Return the weights of every pixel in every bin: ``[k, PH, H]`` and ``[k, PW, W]``.
 
     Their products add up to the average over the samples of a bin.
     """
@@ -272,14 +272,14 @@ def _bin_weights(
 def _axis_weights(
     start: Tensor, bin_size: Tensor, samples: Tensor, bins: int, extent: int
 ) -> Tensor:
-    """Sum of the bilinear weights of a bin's samples along one axis.
+    """Sum the bilinear weights of a bin's samples along one axis.
 
     Args:
-        start: of each RoI, ``[k]``.
-        bin_size: of each RoI, ``[k]``.
-        samples: in each bin, ``[k]``, whole numbers.
-        bins: their number.
-        extent: pixels of the feature map along the axis.
+        start: Start of each RoI, ``[k]``.
+        bin_size: Size of the bins of each RoI, ``[k]``.
+        samples: Number of samples per bin, ``[k]``, whole numbers.
+        bins: Number of bins per RoI.
+        extent: Pixels of the feature map along the axis.
 
     Returns:
         ``[k, bins, extent]``

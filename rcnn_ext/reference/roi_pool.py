@@ -65,22 +65,22 @@ def check_roi_pool_backward(
 def roi_pool(
     input: Tensor, rois: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int
 ) -> tuple[Tensor, Tensor]:
-    """Maximum of every bin of every RoI.
+    """Take the maximum of every bin of every RoI.
 
     Args:
         input: ``[N, C, H, W]``, floating.
         rois: ``[K, 5]`` (batch index, x1, y1, x2, y2), image pixels, floating.
-        spatial_scale: feature pixels an image pixel.
-        pooled_height: bins in y.
-        pooled_width: bins in x.
+        spatial_scale: Feature pixels per image pixel.
+        pooled_height: Bins in y.
+        pooled_width: Bins in x.
 
     Returns:
         The maxima ``[K, C, PH, PW]`` in the dtype of the input, 0 for an empty bin, and their
         pixels ``y * W + x``, int32 ``[K, C, PH, PW]``, -1 for an empty bin.
 
     Raises:
-        RuntimeError: wrong shape, dtype, device or option.
-        IndexError: a batch index outside the batch (on the CPU).
+        RuntimeError: Wrong shape, dtype, device or option.
+        IndexError: A batch index outside the batch (on the CPU).
     """
     check_roi_pool(input, rois, spatial_scale, pooled_height, pooled_width)
     batch_size, channels, height, width = input.shape
@@ -100,8 +100,8 @@ def roi_pool(
     largest = int((y_last - y_first).amax()) * int((x_last - x_first).amax())
     size = max(1, _CHUNK_ELEMENTS // max(1, largest * channels * pooled_height * pooled_width))
     for chunk in torch.arange(rois.shape[0], device=rois.device).split(size):
-        y, y_inside = _members(y_first[chunk], y_last[chunk])  # [k, PH, Sy]
-        x, x_inside = _members(x_first[chunk], x_last[chunk])  # [k, PW, Sx]
+        y, y_inside = _bin_pixels(y_first[chunk], y_last[chunk])  # [k, PH, Sy]
+        x, x_inside = _bin_pixels(x_first[chunk], x_last[chunk])  # [k, PW, Sx]
         # [k, PH, PW, Sy, Sx], then [k, PH, PW, S]
         pixel = (y[:, :, None, :, None] * width + x[:, None, :, None, :]).flatten(3)
         inside = (y_inside[:, :, None, :, None] & x_inside[:, None, :, None, :]).flatten(3)
@@ -130,18 +130,18 @@ def roi_pool_backward(
     width: int,
     channels_last: bool,
 ) -> Tensor:
-    """Gradient of :func:`roi_pool` by its input.
+    """Compute the gradient of :func:`roi_pool` with respect to its input.
 
     Args:
         grad: ``[K, C, PH, PW]``.
         argmax: ``[K, C, PH, PW]`` int32, from the forward call.
         rois: ``[K, 5]``, as in the forward call.
-        spatial_scale: as in the forward call.
+        spatial_scale: As in the forward call.
         batch_size: N of the input.
         channels: C of the input.
         height: H of the input.
         width: W of the input.
-        channels_last: memory format of the result.
+        channels_last: Memory format of the result.
 
     Returns:
         ``[N, C, H, W]`` in the dtype of grad.
@@ -157,7 +157,7 @@ def roi_pool_backward(
 
 
 def gather_at_maxima(values: Tensor, argmax: Tensor, rois: Tensor) -> Tensor:
-    """The adjoint of :func:`roi_pool_backward` in its gradient: values at the maxima of the bins.
+    """Gather values at the maxima of the bins: the adjoint of :func:`roi_pool_backward`.
 
     Args:
         values: ``[N, C, H, W]``.
@@ -175,7 +175,7 @@ def gather_at_maxima(values: Tensor, argmax: Tensor, rois: Tensor) -> Tensor:
 def _flat_index(
     argmax: Tensor, rois: Tensor, valid: Tensor, shape: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Elements of a contiguous ``[N, C, H, W]`` that maxima come from, and which count."""
+    """Return the flat index of each maximum in ``[N, C, H, W]``, and which of them exist."""
     _, channels, height, width = shape
     image = torch.where(valid, rois[:, 0], 0).long()[:, None, None, None]
     channel = torch.arange(channels, device=argmax.device)[None, :, None, None]
@@ -185,7 +185,7 @@ def _flat_index(
 
 
 def _round(values: Tensor) -> Tensor:
-    """To the nearest whole number, halves away from zero, as C does."""
+    """Round to the nearest whole number, halves away from zero, as C does."""
     whole = values.trunc()
     half = (values - whole).abs() == 0.5
     return torch.where(half, whole + values.sign(), values.round())
@@ -194,7 +194,7 @@ def _round(values: Tensor) -> Tensor:
 def _bins(
     rois: Tensor, column: int, spatial_scale: float, bins: int, extent: int
 ) -> tuple[Tensor, Tensor]:
-    """First and end pixel of every bin along one axis, clipped to the map: ``[K, bins]`` int64."""
+    """Return start and end pixel of every bin along one axis, clipped: int64 ``[K, bins]``."""
     scale = torch.tensor(spatial_scale, dtype=rois.dtype, device=rois.device)
     start, end = _round(rois[:, column] * scale), _round(rois[:, column + 2] * scale)
     usable = (start.abs() < 2**30) & (end.abs() < 2**30)
@@ -207,8 +207,8 @@ def _bins(
     return first, torch.where(usable[:, None], last, first)
 
 
-def _members(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixels of each bin ``[k, bins]`` -> ``[k, bins, S]`` with S that of the largest bin."""
-    number = int((last - first).amax().clamp(min=0))
-    pixel = first[..., None] + torch.arange(number, device=first.device)
+def _bin_pixels(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the pixels ``[k, bins, S]`` of each bin and which exist; S is the largest bin's."""
+    size = int((last - first).amax().clamp(min=0))
+    pixel = first[..., None] + torch.arange(size, device=first.device)
     return pixel, pixel < last[..., None]

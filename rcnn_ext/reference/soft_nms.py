@@ -50,21 +50,21 @@ def soft_nms(
     score_threshold: float,
     method: int,
 ) -> tuple[Tensor, Tensor]:
-    """Indices of the boxes whose lowered scores reach the threshold, and these scores.
+    """Return the boxes whose lowered scores reach the threshold, and these scores.
 
     Args:
         boxes: ``[N, 4]`` (x1, y1, x2, y2), floating.
         scores: ``[N]``, floating.
-        iou_threshold: from which IoU on linear decay lowers scores.
-        sigma: of the gaussian decay.
-        score_threshold: boxes whose score falls below it go.
+        iou_threshold: IoU from which on linear decay lowers scores.
+        sigma: Width of the gaussian decay.
+        score_threshold: Boxes whose score falls below it are dropped.
         method: 0 for linear, 1 for gaussian.
 
     Returns:
         int64 indices and scores, by falling score; equal scores by index.
 
     Raises:
-        RuntimeError: wrong shape, dtype or device, or a number out of range.
+        RuntimeError: Wrong shape, dtype or device, or a number out of range.
     """
     check_soft_nms(boxes, scores, iou_threshold, sigma, score_threshold, method, "soft_nms")
     idxs = torch.zeros(boxes.shape[0], dtype=torch.int64, device=boxes.device)
@@ -80,22 +80,22 @@ def batched_soft_nms(
     score_threshold: float,
     method: int,
 ) -> tuple[Tensor, Tensor]:
-    """The same within each class: boxes of different ``idxs`` leave each other's scores alone.
+    """Return the boxes whose scores, lowered within each class, reach the threshold.
 
     Args:
         boxes: ``[N, 4]`` (x1, y1, x2, y2), floating.
         scores: ``[N]``, floating.
         idxs: ``[N]`` int64, the class of each box.
-        iou_threshold: as in :func:`soft_nms`.
-        sigma: as in :func:`soft_nms`.
-        score_threshold: as in :func:`soft_nms`.
-        method: as in :func:`soft_nms`.
+        iou_threshold: As in :func:`soft_nms`.
+        sigma: As in :func:`soft_nms`.
+        score_threshold: As in :func:`soft_nms`.
+        method: As in :func:`soft_nms`.
 
     Returns:
         int64 indices and scores, by falling score whatever the class.
 
     Raises:
-        RuntimeError: wrong shape, dtype or device, or a number out of range.
+        RuntimeError: Wrong shape, dtype or device, or a number out of range.
     """
     op = "batched_soft_nms"
     check_soft_nms(boxes, scores, iou_threshold, sigma, score_threshold, method, op)

@@ -85,7 +85,7 @@ class Backend:
         implementation: "native", "reference", "emulated" (the CUDA kernels on CPU tensors) or an
             instruction set of the CPU kernels.
         checks_batch_index: a RoI of an image that is not in the batch raises IndexError; without
-            it (CUDA: no synchronisation to find out) such a RoI gives zeros.
+            it (CUDA: no synchronization to find out) such a RoI gives zeros.
         missing: why it can't run here, or None.
         needs_gpu: a machine without one skips it, unless FAIL_WITHOUT_CUDA=1.
         optional: a machine where it is missing skips it; otherwise that is a failure.

@@ -130,9 +130,9 @@ def make_pyramid(
     logits = [_steps(2 * randn(images, k, h, w)).to(dtype) for k, h, w in grids]
     deltas = [_steps(randn(images, 4 * k, h, w), 1 / 64).to(dtype) for k, h, w in grids]
     count = sum(k * h * w for k, h, w in grids)
-    centres = torch.rand(count, 2, generator=generator) * torch.tensor([96.0, 80.0])
+    centers = torch.rand(count, 2, generator=generator) * torch.tensor([96.0, 80.0])
     halves = 4 + torch.rand(count, 2, generator=generator) * 16
-    anchors = torch.cat([centres - halves, centres + halves], dim=1).round()
+    anchors = torch.cat([centers - halves, centers + halves], dim=1).round()
     sizes = torch.tensor([[80 - 7 * n, 96 - 13 * n] for n in range(images)]).view(-1, 2)
     return Pyramid(logits, deltas, anchors, sizes, options)
 

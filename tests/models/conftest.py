@@ -28,11 +28,11 @@ def make_boxes() -> Callable[..., Tensor]:
     def make(count: int, height: float, width: float, seed: int = 0) -> Tensor:
         """Boxes [count, 4] of at least 4x4 pixels inside an image."""
         generator = torch.Generator().manual_seed(seed)
-        centres = torch.rand(count, 2, generator=generator) * torch.tensor([width, height])
+        centers = torch.rand(count, 2, generator=generator) * torch.tensor([width, height])
         halves = 4 + torch.rand(count, 2, generator=generator) * torch.tensor([width, height]) / 3
         limits = torch.tensor([width, height])
-        first = (centres - halves).clamp(min=0).minimum(limits - 4)
-        second = torch.maximum((centres + halves).minimum(limits), first + 4)
+        first = (centers - halves).clamp(min=0).minimum(limits - 4)
+        second = torch.maximum((centers + halves).minimum(limits), first + 4)
         return torch.cat((first, second), dim=1)
 
     return make

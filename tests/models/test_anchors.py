@@ -25,7 +25,7 @@ def maps(height: int, width: int, strides: tuple[int, ...] = (4, 8, 16), **kwarg
 def test_hand_computed_case():
     generator = AnchorGenerator(((4,),), ((1.0,),))
     (anchors, _) = generator(batch(16, 24), [torch.zeros(2, 1, 2, 3)])
-    # Stride 8: centres at 0, 8, 16 in x and 0, 8 in y; row by row.
+    # Stride 8: centers at 0, 8, 16 in x and 0, 8 in y; row by row.
     expected = [[x - 2, y - 2, x + 2, y + 2] for y in (0, 8) for x in (0, 8, 16)]
     assert anchors.tolist() == expected
 

@@ -34,7 +34,7 @@ def test_encode_equals_brute_force(make_boxes, weights):
 
 
 def test_hand_computed_case():
-    # The anchor has centre (10, 20), 20 wide and 40 high; the object's centre is a quarter of its
+    # The anchor has center (10, 20), 20 wide and 40 high; the object's center is a quarter of its
     # width to the right, and the object twice as wide.
     coder = BoxCoder((2.0, 1.0, 1.0, 1.0))
     anchor = torch.tensor([[0.0, 0.0, 20.0, 40.0]])

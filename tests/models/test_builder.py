@@ -157,7 +157,7 @@ class TestBoxTargets:
         if hasattr(model, "rpn"):
             assert model.rpn.box_coder.means == (0.0,) * 4
 
-    def test_normalised_targets_are_the_default(self):
+    def test_normalized_targets_are_the_default(self):
         plain = models.fast_rcnn("resnet18", num_classes=2)
         named = models.fast_rcnn("resnet18", num_classes=2, bbox_target_stds=(0.1, 0.1, 0.2, 0.2))
         assert plain.roi_heads.box_coder.weights == named.roi_heads.box_coder.weights

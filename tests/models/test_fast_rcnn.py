@@ -279,7 +279,7 @@ class TestPooler:
         assert pooled[1].max() == 0
 
     def test_align_averages_exactly_what_lies_under_the_box(self):
-        # On a ramp, the mean over a box is the value at its centre; stride 16 as in C4.
+        # On a ramp, the mean over a box is the value at its center; stride 16 as in C4.
         network = nn.AvgPool2d(16)
         network.unused = nn.Parameter(torch.zeros(1))
         ramp = (torch.arange(256.0) + 0.5).expand(1, 3, 256, 256)

@@ -134,7 +134,7 @@ def test_overfits_one_image():
     image[0, 8:48, 8:48] = 1
     image[2, 40:88, 56:88] = 1
     boxes = torch.tensor([[8.0, 8, 48, 48], [56, 40, 88, 88]])
-    # Two different images, so that live batch norm has something to normalise.
+    # Two different images, so that live batch norm has something to normalize.
     images = [image, image.flip(2)]
     flipped = torch.stack((96 - boxes[:, 2], boxes[:, 1], 96 - boxes[:, 0], boxes[:, 3]), dim=1)
     targets = [{"boxes": b, "labels": torch.tensor([1, 2])} for b in (boxes, flipped)]
@@ -318,7 +318,7 @@ class TestBadInput:
             (torch.zeros(3, 50, 60, dtype=torch.uint8), r"images\[1\] has dtype torch.uint8"),
             ("image.jpg", r"images\[1\] is a str"),
         ],
-        ids=("no channels", "grey", "no height", "bytes", "a path"),
+        ids=("no channels", "gray", "no height", "bytes", "a path"),
     )
     def test_malformed_image_is_named(self, model, image, message):
         with pytest.raises(ValueError, match=message):

@@ -17,7 +17,7 @@ from rcnn_ext.models.folding import fold_frozen_norms, fold_norms
 
 
 def randomize(module: nn.Module) -> None:
-    """Give norms statistics and scales that change what they normalise."""
+    """Give norms statistics and scales that change what they normalize."""
     with torch.no_grad():
         for layer in module.modules():
             if isinstance(layer, nn.BatchNorm2d | FrozenBatchNorm2d):

@@ -17,7 +17,7 @@ FEW = {**SIZES, "rpn_post_nms_top_n_test": 40}
 NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
 
 
-def randomise(model: nn.Module) -> None:
+def randomize(model: nn.Module) -> None:
     with torch.no_grad():
         for layer in model.modules():
             if isinstance(layer, NORMS):
@@ -31,7 +31,7 @@ def make(**options):
     model = models.faster_rcnn(
         **{"backbone": "resnet18", "num_classes": 4, "norm_layer": "batch", **FEW, **options}
     ).eval()
-    randomise(model)
+    randomize(model)
     model.roi_heads.score_thresh = 0.0
     return model
 
@@ -39,7 +39,7 @@ def make(**options):
 def make_v2():
     torch.manual_seed(0)
     model = models.fasterrcnn_resnet50_fpn_v2(weights_backbone=None, num_classes=3, **FEW).eval()
-    randomise(model)
+    randomize(model)
     model.roi_heads.score_thresh = 0.0
     return model
 
@@ -87,7 +87,7 @@ def test_half_types_give_similar_detections_in_float32(dtype, make_batch, make_b
     proposals = [make_boxes(15, 96, 120), make_boxes(9, 80, 96)]
     torch.manual_seed(0)
     model = models.fast_rcnn("resnet18", num_classes=4, **SIZES).eval()
-    randomise(model)
+    randomize(model)
     model.roi_heads.score_thresh, model.roi_heads.nms_thresh = 0.0, 1.0
     with torch.no_grad():
         expected = model(images, proposals)
@@ -111,7 +111,7 @@ def test_bfloat16_faster_rcnn_runs(neck, make_batch):
 def test_localizer():
     torch.manual_seed(0)
     model = models.localizer("resnet18_fpn", num_classes=3, image_size=64).eval()
-    randomise(model)
+    randomize(model)
     images = [torch.rand(3, 50, 70), torch.rand(3, 64, 64)]
     with torch.no_grad():
         expected = model(images)

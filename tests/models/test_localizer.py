@@ -152,7 +152,7 @@ def test_overfits(box_loss, sigmoid):
     assert sum(overlaps) / len(overlaps) > 0.7
 
 
-def test_he_initialisation():
+def test_he_initialization():
     torch.manual_seed(0)
     model = models.localizer("cnn", num_classes=3)
     for number, fan_out in enumerate((32, 64, 128, 256), start=1):

@@ -101,7 +101,7 @@ def test_pretrained_detector_loads_and_freezes_as_torchvisions(monkeypatch, name
 
 @pytest.mark.parametrize("name", SHARED)
 def test_same_seed_makes_the_same_weights(name):
-    # Down to the order in which the parts are initialised.
+    # Down to the order in which the parts are initialized.
     models_made = []
     for library in (models, tv):
         torch.manual_seed(3)

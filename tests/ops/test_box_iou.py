@@ -27,11 +27,11 @@ def _aspect_term() -> float:
 
 # Two boxes and the four measures of them, worked out on paper.
 BY_HAND = {
-    # Overlap 1x2 of two 2x2 boxes; hull 3x2, which the union fills; centres 1 apart.
+    # Overlap 1x2 of two 2x2 boxes; hull 3x2, which the union fills; centers 1 apart.
     "beside": ([0, 0, 2, 2], [1, 0, 3, 2], [1 / 3, 1 / 3, 1 / 3 - 1 / 13, 1 / 3 - 1 / 13]),
-    # The second is half of the first; centres 1 apart, diagonal sqrt(20).
+    # The second is half of the first; centers 1 apart, diagonal sqrt(20).
     "inside": ([0, 0, 4, 2], [0, 0, 2, 2], [0.5, 0.5, 0.45, 0.45 - _aspect_term()]),
-    # A gap of 1: hull 3x1, a third of it empty; centres 2 apart, diagonal sqrt(10).
+    # A gap of 1: hull 3x1, a third of it empty; centers 2 apart, diagonal sqrt(10).
     "apart": ([0, 0, 1, 1], [2, 0, 3, 1], [0.0, -1 / 3, -0.4, -0.4]),
     # They share an edge.
     "touching": ([0, 0, 2, 2], [2, 0, 4, 2], [0.0, 0.0, -0.2, -0.2]),

@@ -228,7 +228,7 @@ def test_cpu_kernels_give_the_bits_of_the_reference(name: str) -> None:
 
 @pytest.mark.cuda
 def test_captured_in_a_cuda_graph(cuda: torch.device) -> None:
-    # A synchronisation would end the capture.
+    # A synchronization would end the capture.
     pyramid = make_pyramid(pre_nms_top_n=70, post_nms_top_n=40).to(cuda)
 
     def run() -> ops.Proposals:

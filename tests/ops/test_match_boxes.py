@@ -56,8 +56,8 @@ def _grid(count: int, stride: int = 8) -> Tensor:
         torch.arange(0, 160.0, stride), torch.arange(0, 240.0, stride), indexing="ij"
     )
     half = torch.tensor([[16.0, 16.0], [24.0, 12.0], [12.0, 24.0]])
-    centres = torch.stack([x, y], dim=-1).view(-1, 1, 2)
-    anchors = torch.cat([centres - half, centres + half], dim=-1).view(-1, 4)
+    centers = torch.stack([x, y], dim=-1).view(-1, 1, 2)
+    anchors = torch.cat([centers - half, centers + half], dim=-1).view(-1, 4)
     assert count <= len(anchors)
     return anchors[:count]
 

@@ -21,7 +21,7 @@ COUNT = 1500
 THRESHOLDS = [0.0, 0.02, 1 / 32, 0.1, 0.3, 0.5, 0.7, 0.95, math.nextafter(1, 0)]
 
 
-def _from_centres(centers: Tensor, sides: Tensor) -> Tensor:
+def _from_centers(centers: Tensor, sides: Tensor) -> Tensor:
     return torch.cat([centers - sides / 2, centers + sides / 2], dim=1)
 
 
@@ -40,12 +40,12 @@ def _at_the_reach(threshold: float) -> Tensor:
 
 
 def _uniform(_: float) -> Tensor:
-    return _from_centres(torch.rand(COUNT, 2) * 500, 8 + torch.rand(COUNT, 2) * 80)
+    return _from_centers(torch.rand(COUNT, 2) * 500, 8 + torch.rand(COUNT, 2) * 80)
 
 
 def _clustered(_: float) -> Tensor:
     centers = (torch.rand(20, 2) * 5000).repeat(COUNT // 20, 1) + torch.randn(COUNT, 2) * 4
-    return _from_centres(centers, 30 + torch.rand(COUNT, 2) * 20)
+    return _from_centers(centers, 30 + torch.rand(COUNT, 2) * 20)
 
 
 def _integers(_: float) -> Tensor:
@@ -63,7 +63,7 @@ def _odd(_: float) -> Tensor:
 
 def _all_scales(_: float) -> Tensor:
     sides = torch.exp(torch.empty(COUNT, 1).uniform_(-7, 9)) * (0.5 + torch.rand(COUNT, 2))
-    return _from_centres(torch.rand(COUNT, 2) * 1000, sides)
+    return _from_centers(torch.rand(COUNT, 2) * 1000, sides)
 
 
 def _slivers(_: float) -> Tensor:
@@ -71,7 +71,7 @@ def _slivers(_: float) -> Tensor:
     sides = torch.where(
         torch.rand(COUNT, 1) < 0.5, torch.tensor([900.0, 2]), torch.tensor([2, 900])
     )
-    return _from_centres(torch.rand(COUNT, 2) * 100, sides * (0.8 + 0.2 * torch.rand(COUNT, 2)))
+    return _from_centers(torch.rand(COUNT, 2) * 100, sides * (0.8 + 0.2 * torch.rand(COUNT, 2)))
 
 
 def _one_huge(_: float) -> Tensor:
@@ -84,7 +84,7 @@ def _one_huge(_: float) -> Tensor:
 
 
 def _far_away(_: float) -> Tensor:
-    # Where neighbouring float32 numbers are half a pixel apart.
+    # Where neighboring float32 numbers are half a pixel apart.
     return _uniform(0) + 6e6
 
 
@@ -122,7 +122,7 @@ def test_segments_of_all_sizes_equal_torchvision(backend: Backend, dtype: torch.
     sizes = torch.tensor([1, 1, 2, 15, 16, 17, 300, 800, 1300])
     idxs = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
     idxs = idxs[torch.randperm(len(idxs))]
-    boxes = _from_centres(torch.rand(len(idxs), 2) * 300, 10 + torch.rand(len(idxs), 2) * 90)
+    boxes = _from_centers(torch.rand(len(idxs), 2) * 300, 10 + torch.rand(len(idxs), 2) * 90)
     boxes = boxes.to(dtype)
     scores = torch.randint(0, 999, idxs.shape).float()
     wide = boxes.float() if dtype in (torch.float16, torch.bfloat16) else boxes
@@ -145,7 +145,7 @@ def test_fifty_thousand_boxes_equal_torchvision(native: Backend, family: str) ->
         centers = torch.rand(count, 2) * torch.tensor([1333, 800])
     else:
         centers = (torch.rand(500, 2) * 2000).repeat(100, 1) + torch.randn(count, 2) * 3
-    boxes = _from_centres(centers, 8 + torch.rand(count, 2) * 200)
+    boxes = _from_centers(centers, 8 + torch.rand(count, 2) * 200)
     scores = torch.randint(0, 30_000, (count,)).float()
     keep = ops.nms(boxes.to(native.device), scores.to(native.device), 0.5)
     assert keep.tolist() == torchvision.ops.nms(boxes, scores, 0.5).tolist()
@@ -157,7 +157,7 @@ def test_same_for_any_number_of_threads(native: Backend, classes: int) -> None:
     count = 12_000
     idxs = torch.randint(0, classes, (count,))
     idxs[: count * 3 // 4] = 0 if classes == 2 else idxs[: count * 3 // 4]
-    boxes = _from_centres(torch.rand(count, 2) * 900, 8 + torch.rand(count, 2) * 200)
+    boxes = _from_centers(torch.rand(count, 2) * 900, 8 + torch.rand(count, 2) * 200)
     boxes[::1000] *= 1e20  # met by all
     scores = torch.randint(0, 5000, (count,)).float()
     inputs = [x.to(native.device) for x in (boxes, scores, idxs)]

@@ -140,7 +140,7 @@ def test_nothing(backend: Backend, batched: bool) -> None:
 
 
 def test_each_box_of_a_long_chain_decides_about_the_next(backend: Backend) -> None:
-    # Every box overlaps its neighbours alone: each second one goes, and no two boxes of a group
+    # Every box overlaps its neighbors alone: each second one goes, and no two boxes of a group
     # can be decided without those before them.
     for count in (64, 200, 700):
         left = torch.arange(count)[:, None] * torch.tensor([2.0, 0.0])
@@ -225,7 +225,7 @@ def test_same_bits_in_every_run(backend: Backend) -> None:
 @pytest.mark.cuda
 @pytest.mark.parametrize("count", [200, 8192, 8193, 30_000])
 def test_captured_in_a_cuda_graph(cuda: torch.device, count: int) -> None:
-    # A synchronisation would end the capture.
+    # A synchronization would end the capture.
     boxes, scores, idxs = (t.to(cuda) for t in _scene(count))
 
     def run() -> tuple[Tensor, ...]:
@@ -247,12 +247,12 @@ def test_captured_in_a_cuda_graph(cuda: torch.device, count: int) -> None:
 
 
 @pytest.mark.cuda
-def test_synchronises_for_the_size_alone(cuda: torch.device) -> None:
+def test_synchronizes_for_the_size_alone(cuda: torch.device) -> None:
     boxes, scores, idxs = (t.to(cuda) for t in _scene(9000))
     before = torch.cuda.get_sync_debug_mode()
     try:
         torch.cuda.set_sync_debug_mode("warn")
-        for call, synchronisations in (
+        for call, synchronizations in (
             (lambda: ops.nms(boxes, scores, 0.4), 1),
             (lambda: ops.nms(boxes[:900], scores[:900], 0.4), 1),
             (lambda: ops.batched_nms(boxes, scores, idxs, 0.4), 1),
@@ -263,6 +263,6 @@ def test_synchronises_for_the_size_alone(cuda: torch.device) -> None:
                 warnings.simplefilter("always")
                 call()
             about = [w for w in caught if "synchroniz" in str(w.message)]
-            assert len(about) == synchronisations
+            assert len(about) == synchronizations
     finally:
         torch.cuda.set_sync_debug_mode(before)

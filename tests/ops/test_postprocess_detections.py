@@ -194,7 +194,7 @@ def test_cpu_kernels_give_the_bits_of_the_reference(name: str) -> None:
 
 @pytest.mark.cuda
 def test_captured_in_a_cuda_graph(cuda: torch.device) -> None:
-    # A synchronisation would end the capture.
+    # A synchronization would end the capture.
     heads = make_heads()
     tensors = [t.to(cuda) for t in (heads.logits, heads.deltas, heads.rois, heads.image_ids)]
     sizes = heads.sizes.to(cuda)

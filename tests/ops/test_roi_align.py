@@ -29,7 +29,7 @@ sampling_ratios = pytest.mark.parametrize("sampling_ratio", [-1, 0, 1, 2, 3])
 def test_by_hand(backend: Backend) -> None:
     # A 5x5 map of 0 to 24 is the plane 5 y + x, which bilinear interpolation gives back. The RoI of
     # 2x2 pixels at (1, 1) has bins of half a pixel, one sample in the middle of each, the first at
-    # (1.25, 1.25) where coordinates are pixel centres, and half a pixel before where they are
+    # (1.25, 1.25) where coordinates are pixel centers, and half a pixel before where they are
     # corners.
     features = torch.arange(25.0, device=backend.device).view(1, 1, 5, 5)
     rois = torch.tensor([[0.0, 1, 1, 3, 3]], device=backend.device)

@@ -61,7 +61,7 @@ def test_fifty_runs_give_the_same_bits(
 def test_captured_in_a_cuda_graph(
     cuda: torch.device, operator: Callable[[Tensor, Tensor], Tensor], layout: torch.memory_format
 ) -> None:
-    # A synchronisation would end the capture.
+    # A synchronization would end the capture.
     features, rois, grad = _inputs(cuda, layout)
 
     def differentiate() -> tuple[Tensor, Tensor]:
