@@ -23,7 +23,7 @@ import torch
 from recording import record
 
 from rcnn_ext.config import load_recipe
-from rcnn_ext.train.logs import LOSSES, read_csv
+from rcnn_ext.train.loggers import LOSSES, read_csv
 from rcnn_ext.train.run import train
 from rcnn_ext.viz import plot_losses
 

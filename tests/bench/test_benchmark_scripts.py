@@ -1,0 +1,58 @@
+"""The scripts in benchmarks/ import, and their overrides are keys that recipes have."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+pytest.importorskip("lightning", reason="lightning comes with the extra train")
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def run_beside_scripts(script):
+    paths = [str(ROOT / "benchmarks"), str(ROOT)]
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        check=False,
+    )
+
+
+def test_recipes_accept_the_overrides_of_the_scripts():
+    done = run_beside_scripts(
+        """
+        import first_steps
+        import memory_floor
+        import overfit
+        from rcnn_ext.config import load_recipe
+
+        assert set(first_steps.DATA) == set(overfit.CASES)
+        for name, case in overfit.CASES.items():
+            assert load_recipe(name, [*overfit._COMMON, *case.overrides]).schedule.steps > 0
+            assert load_recipe(name, [*first_steps._COMMON]).schedule.steps == first_steps.STEPS
+        """
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_script_of_selective_search_explains_itself():
+    for package in ("cv2", "selectivesearch", "skimage"):
+        pytest.importorskip(package)
+    done = run_beside_scripts(
+        """
+        import sys
+        import selective_search
+
+        sys.argv[1:] = ["--only", "flight"]
+        selective_search.main()
+        """
+    )
+    assert done.returncode == 2
+    assert "expected some of parity, speed, recall, threads, growth" in done.stderr
