@@ -1,7 +1,7 @@
-"""The detection metrics of COCO, computed by pycocotools, and what every evaluation gives.
+"""COCO's detection metrics, computed by pycocotools, and the result of any evaluation.
 
-pycocotools is used directly: it is the definition of the twelve numbers, and its arrays give the
-values of single classes and the precision-recall curves in the same pass.
+pycocotools is used directly: it is the definition of the twelve metrics, and its arrays hold the
+values per class and the precision-recall curves too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COCO_SUMMARY = {
     "AP_small": "objects below 32x32 pixels",
     "AP_medium": "32x32 to 96x96 pixels",
     "AP_large": "above 96x96 pixels",
-    "AR1": "recall with 1 detection an image",
+    "AR1": "recall with 1 detection per image",
     "AR10": "recall with 10",
     "AR100": "recall with 100",
     "AR_small": "recall with 100, below 32x32 pixels",
@@ -36,9 +36,9 @@ COCO_SUMMARY = {
 }
 SUMMARY = {**COCO_SUMMARY, **VOC_SUMMARY}
 
-# Where each number is in pycocotools' arrays: index of the IoU (None for all), of the size of the
-# object (all, small, medium, large), and of the number of detections (1, 10, 100).
-_PLACES: dict[str, tuple[int | None, int, int]] = {
+# Position of each metric in pycocotools' arrays: index of the IoU (None for all), of the object
+# size (all, small, medium, large), and of the maximum number of detections (1, 10, 100).
+_POSITIONS: dict[str, tuple[int | None, int, int]] = {
     "AP": (None, 0, 2),
     "AP50": (0, 0, 2),
     "AP75": (5, 0, 2),
@@ -58,13 +58,13 @@ Row = dict[str, "float | int | None"]
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What a model is worth on a data set.
+    """Metrics of a model on a data set.
 
     Attributes:
         summary: Metrics by name, such as those of ``SUMMARY``; None where no object counts for one.
-        meanings: The same names with what they mean.
-        monitor: The one that decides what is the best, unless the recipe says otherwise.
-        headline: The ones that fit into a line.
+        meanings: Explanations of the metrics, by name.
+        monitor: The metric that decides which checkpoint is best, unless the recipe names another.
+        headline: Names of the metrics that fit into a line.
         per_class: For each class name the metrics that it has, and its number of ``objects``.
         images: Number of images.
         objects: Number of objects, without crowds.
@@ -84,16 +84,16 @@ class EvaluationResult:
     precision: np.ndarray | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """All but the curves, ready for JSON."""
+        """Return all but the curves, ready for JSON."""
         counts = {"images": self.images, "objects": self.objects, "detections": self.detections}
         return {**self.summary, **counts, "per_class": self.per_class}
 
     def line(self) -> str:
-        """The most important numbers in a line."""
+        """Return the headline metrics in a line."""
         return ", ".join(f"{name} {_shown(self.summary[name])}" for name in self.headline)
 
     def table(self) -> str:
-        """All numbers as text."""
+        """Return all metrics as text."""
         lines = [
             f"{name:<10} {_shown(self.summary[name]):>6}  {meaning}"
             for name, meaning in self.meanings.items()
@@ -101,7 +101,7 @@ class EvaluationResult:
         return "\n".join(lines)
 
     def class_table(self) -> str:
-        """The most important numbers of the classes that have objects, as text."""
+        """Return the headline metrics of each class that has objects, as text."""
         width = max([5, *(len(name) for name in self.per_class)])
         lines = [f"{'class':<{width}} objects" + "".join(f" {n:>8}" for n in self.headline)]
         for name, row in self.per_class.items():
@@ -112,9 +112,9 @@ class EvaluationResult:
 
 
 def detection_metrics(results: Sequence[ImageResult], classes: ClassList) -> EvaluationResult:
-    """The metrics of COCO and of VOC.
+    """Compute the metrics of COCO and of VOC.
 
-    COCO's count difficult objects like any other and ignore crowds; VOC's ignore both.
+    COCO's metrics count difficult objects like any other and ignore crowds; VOC's ignore both.
 
     Args:
         results: Images with their detections.
@@ -156,21 +156,21 @@ def detection_metrics(results: Sequence[ImageResult], classes: ClassList) -> Eva
 
 
 def mean_of(values: Any) -> float | None:
-    """Mean of what is not None."""
+    """Return the mean of the values that are not None, or None without any."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
 
 def _coco_numbers(arrays: dict[str, Any], classes: slice) -> dict[str, float | None]:
-    """The twelve numbers over some classes."""
+    """Return the twelve metrics over some classes."""
     numbers: dict[str, float | None] = {}
-    for name, (iou, size, most) in _PLACES.items():
+    for name, (iou, size, max_detections) in _POSITIONS.items():
         if name.startswith("AP"):
-            values = arrays["precision"][:, :, classes, size, most]  # [10, 101, k]
+            values = arrays["precision"][:, :, classes, size, max_detections]  # [10, 101, k]
         else:
-            values = arrays["recall"][:, classes, size, most]  # [10, k]
+            values = arrays["recall"][:, classes, size, max_detections]  # [10, k]
         values = values if iou is None else values[iou]
-        defined = values[values > -1]  # -1 marks what is not.
+        defined = values[values > -1]  # -1 marks undefined values.
         numbers[name] = float(defined.mean()) if defined.size else None
     return numbers
 
@@ -178,7 +178,7 @@ def _coco_numbers(arrays: dict[str, Any], classes: slice) -> dict[str, float | N
 def _annotations(
     results: Sequence[ImageResult],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Truth and detections as COCO has them."""
+    """Return ground truth and detections as COCO annotations."""
     truth: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
     for image, result in enumerate(results, start=1):

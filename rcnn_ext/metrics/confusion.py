@@ -1,4 +1,4 @@
-"""What is taken for what, and which images fare best and worst, at one confidence."""
+"""Confusion matrix, and true and false positives of each image, at one score threshold."""
 
 from __future__ import annotations
 
@@ -14,50 +14,49 @@ IOU_THRESHOLD = 0.5
 
 @dataclass(frozen=True, eq=False)
 class ImageQuality:
-    """How well the detections of an image fit.
+    """Count the detections of an image that match objects.
 
     Attributes:
-        right: Detections of the right class on an object.
-        wrong: Other detections.
-        missed: Objects without such a detection.
-        overlap: Mean IoU of the right detections with their objects; 0 without any.
+        true_positives: Detections that match an object of their class.
+        false_positives: Other detections.
+        false_negatives: Objects without a detection of their class.
+        mean_iou: Mean IoU of the true positives with their objects; 0 without any.
     """
 
-    right: int
-    wrong: int
-    missed: int
-    overlap: float
+    true_positives: int
+    false_positives: int
+    false_negatives: int
+    mean_iou: float
 
     @property
     def f1(self) -> float:
-        """2 right / (2 right + wrong + missed); 1 where there was nothing and nothing was found."""
-        total = 2 * self.right + self.wrong + self.missed
-        return 2 * self.right / total if total else 1.0
+        """F1 score; 1 for an image without objects and detections."""
+        total = 2 * self.true_positives + self.false_positives + self.false_negatives
+        return 2 * self.true_positives / total if total else 1.0
 
     @property
     def rank(self) -> tuple[float, int, float]:
-        """Higher for better images; of equally good ones, the one with more objects."""
-        errors = self.wrong + self.missed
-        return self.f1, self.right - errors, self.overlap
+        """Sort key, higher for better images; of images with equal F1, more objects are better."""
+        errors = self.false_positives + self.false_negatives
+        return self.f1, self.true_positives - errors, self.mean_iou
 
 
-def match(result: ImageResult, least_score: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs detections with objects of any class.
+def match(result: ImageResult, min_score: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Match detections one to one with objects of any class, greedily by IoU.
 
-    The pair with the largest IoU comes first, and each detection and object is in one pair at most.
-    Pairs of the same class go before all others, or a slightly better box of another class would
-    hide a right answer.
+    Pairs of equal class are matched before all others: otherwise a slightly better box of another
+    class would take the object of a true positive.
 
     Args:
-        result: An image.
-        least_score: Detections below it do not count.
+        result: Ground truth and detections of an image.
+        min_score: Detections below it do not count.
 
     Returns:
-        Indices of detections [P] and of their objects [P], and their IoU [P]. Pairs with objects
-        that need not be found are among them.
+        Indices of detections [P] and of their objects [P], and their IoU [P]. Pairs with ignored
+        objects are among them.
     """
     ious = box_ious(result.found_boxes, result.boxes)  # [D, N]
-    ious[result.scores < least_score] = 0
+    ious[result.scores < min_score] = 0
     same = result.found_labels[:, None] == result.labels[None]  # [D, N]
     detections, objects = np.nonzero(ious >= IOU_THRESHOLD)
     order = np.lexsort((-ious[detections, objects], ~same[detections, objects]))
@@ -71,26 +70,31 @@ def match(result: ImageResult, least_score: float) -> tuple[np.ndarray, np.ndarr
     return taken[:, 0], taken[:, 1], ious[taken[:, 0], taken[:, 1]]
 
 
-def _counted(
-    result: ImageResult, least_score: float
+def _match_without_ignored(
+    result: ImageResult, min_score: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs that count, their IoUs, and the detections and objects that are in none."""
-    detections, objects, ious = match(result, least_score)
-    alone = result.scores >= least_score
-    alone[detections] = False
-    # A crowd excuses every detection within it, not only one.
+    """Match detections, and drop what ignored objects excuse.
+
+    Returns:
+        Detections [P], objects [P] and IoU [P] of the pairs with objects that count; which
+        detections are in no pair [D]; which objects are in no pair [N].
+    """
+    detections, objects, ious = match(result, min_score)
+    unmatched = result.scores >= min_score
+    unmatched[detections] = False
+    # A crowd excuses every detection within it, not only the one that matches it.
     if result.ignored.any():
         overlaps = box_ious(result.found_boxes, result.boxes[result.ignored])
         inside = _inside(result.found_boxes, result.boxes[result.crowd])
-        alone &= ~((overlaps >= IOU_THRESHOLD).any(axis=1) | inside)
+        unmatched &= ~((overlaps >= IOU_THRESHOLD).any(axis=1) | inside)
     counts = ~result.ignored[objects]
     missed = ~result.ignored
     missed[objects] = False
-    return detections[counts], objects[counts], ious[counts], alone, missed
+    return detections[counts], objects[counts], ious[counts], unmatched, missed
 
 
 def _inside(boxes: np.ndarray, crowds: np.ndarray) -> np.ndarray:
-    """Bool [D]: boxes of which at least half lies in one of the crowds."""
+    """Return bool [D]: whether at least half of a box lies in one of the crowds."""
     low = np.maximum(boxes[:, None, :2], crowds[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], crowds[None, :, 2:])
     common = (high - low).clip(0).prod(axis=2)  # [D, C]
@@ -99,36 +103,37 @@ def _inside(boxes: np.ndarray, crowds: np.ndarray) -> np.ndarray:
 
 
 def confusion_matrix(
-    results: Sequence[ImageResult], num_labels: int, least_score: float
+    results: Sequence[ImageResult], num_labels: int, min_score: float
 ) -> np.ndarray:
-    """Counts which class is taken for which.
+    """Return the confusion matrix of the classes and the background.
 
     Args:
         results: Images with their detections.
         num_labels: Number of classes K, without background.
-        least_score: Detections below it do not count.
+        min_score: Detections below it do not count.
 
     Returns:
-        int64 [K + 1, K + 1]: rows are the true class, columns the one that was found; 0 is the
-        background. Row 0 has detections of nothing, column 0 objects that were missed.
+        int64 [K + 1, K + 1]: rows are true classes and columns detected ones; 0 is the
+        background. Row 0 has false positives without an object, column 0 objects without any
+        detection.
     """
     matrix = np.zeros((num_labels + 1, num_labels + 1), dtype=np.int64)
     for result in results:
-        detections, objects, _, alone, missed = _counted(result, least_score)
+        detections, objects, _, unmatched, missed = _match_without_ignored(result, min_score)
         np.add.at(matrix, (result.labels[objects], result.found_labels[detections]), 1)
-        np.add.at(matrix[0], result.found_labels[alone], 1)
+        np.add.at(matrix[0], result.found_labels[unmatched], 1)
         np.add.at(matrix[:, 0], result.labels[missed], 1)
     return matrix
 
 
-def image_quality(result: ImageResult, least_score: float) -> ImageQuality:
-    """How well the detections of an image fit, at one confidence."""
-    detections, objects, ious, alone, missed = _counted(result, least_score)
-    right = result.found_labels[detections] == result.labels[objects]
-    mistaken = int((~right).sum())
+def image_quality(result: ImageResult, min_score: float) -> ImageQuality:
+    """Count true and false positives of an image at one score threshold."""
+    detections, objects, ious, unmatched, missed = _match_without_ignored(result, min_score)
+    correct = result.found_labels[detections] == result.labels[objects]
+    mislabeled = int((~correct).sum())
     return ImageQuality(
-        right=int(right.sum()),
-        wrong=mistaken + int(alone.sum()),
-        missed=mistaken + int(missed.sum()),
-        overlap=float(ious[right].mean()) if right.any() else 0.0,
+        true_positives=int(correct.sum()),
+        false_positives=mislabeled + int(unmatched.sum()),
+        false_negatives=mislabeled + int(missed.sum()),
+        mean_iou=float(ious[correct].mean()) if correct.any() else 0.0,
     )

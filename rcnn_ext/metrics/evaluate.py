@@ -1,4 +1,4 @@
-"""Metrics of a trained model."""
+"""Run a model on annotated images, in one process or in several."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ def evaluate(
     processes: Processes | None = None,
     after_batch: Callable[[], None] = lambda: None,
 ) -> list[ImageResult]:
-    """Runs a model on annotated images, each process on its share.
+    """Run a model on annotated images, each process on its share.
 
     Args:
         model: In evaluation mode and on ``device``.
         dataset: Images and ground truth.
-        device: Where to run.
-        batch_size: Images in a batch.
-        workers: Worker processes that read images.
-        processes: Those that divide the images among themselves; None means this one alone.
+        device: The device of the model.
+        batch_size: Number of images per batch.
+        workers: Number of worker processes that read images.
+        processes: The processes that divide the images among themselves; None means this one
+            alone.
         after_batch: Called after every batch.
 
     Returns:
-        Truth and detections of all images, in every process.
+        Ground truth and detections of all images, in every process.
 
     Raises:
         UserError: A picture is missing or damaged.
@@ -58,7 +59,7 @@ def evaluate(
             found = call_model(
                 model,
                 [image.to(device) for image in images],
-                [_moved(target, device) for target in targets],
+                [_to_device(target, device) for target in targets],
             )
             for detections, target in zip(found, targets, strict=True):
                 results.add(share[len(results)], detections, target)
@@ -70,7 +71,7 @@ def evaluate(
     return results.all_gather(processes, device)
 
 
-def _moved(target: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def _to_device(target: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return {
         name: value.to(device) if isinstance(value, torch.Tensor) else value
         for name, value in target.items()

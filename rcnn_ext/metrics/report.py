@@ -71,7 +71,7 @@ def write_evaluation(
     confusion = confusion_matrix(images, len(classes), draw_score)
     facts = {
         "confusion": {
-            "least_score": draw_score,
+            "min_score": draw_score,
             "names": ["background", *classes.names],
             "rows_true_columns_found": confusion.tolist(),
         },
@@ -110,22 +110,24 @@ def write_evaluation(
 
 
 def extremes(
-    images: Sequence[ImageResult], least_score: float, max_images: int = _PICTURES
+    images: Sequence[ImageResult], min_score: float, max_images: int = _PICTURES
 ) -> tuple[list[int], list[int]]:
     """Return the images with the best and with the worst detections; no image is both.
 
     Args:
         images: Ground truth and detections.
-        least_score: Detections below it do not count.
+        min_score: Detections below it do not count.
         max_images: Number of images of each kind; half of all images at most.
 
     Returns:
         Indices into ``images``, best first and worst first.
     """
-    qualities = [image_quality(image, least_score) for image in images]
-    # An image without anything is neither.
+    qualities = [image_quality(image, min_score) for image in images]
+    # An image without objects and detections is neither.
     busy = [
-        i for i, quality in enumerate(qualities) if quality.right + quality.wrong + quality.missed
+        i
+        for i, quality in enumerate(qualities)
+        if quality.true_positives + quality.false_positives + quality.false_negatives
     ]
     order = sorted(busy, key=lambda index: qualities[index].rank, reverse=True)
     best = order[: min(max_images, (len(order) + 1) // 2)]
@@ -138,7 +140,7 @@ def draw_pairs(
     images: Sequence[ImageResult],
     classes: ClassList,
     path: Path,
-    least_score: float,
+    min_score: float,
 ) -> None:
     """Draw ground truth (left) and detections (right) of images on one sheet."""
     pictures, captions = [], []
@@ -147,12 +149,12 @@ def draw_pairs(
             picture = load_image(record.path, (record.width, record.height))
         except UserError:
             continue  # It was readable during the evaluation; one picture less is no failure.
-        keep = image.scores >= least_score
+        keep = image.scores >= min_score
         found = [image.found_boxes[keep], image.found_labels[keep].tolist()]
         scores = image.scores[keep].tolist()
         pictures.append(draw_boxes(picture, image.boxes, image.labels.tolist(), classes))
         pictures.append(draw_boxes(picture, found[0], found[1], classes, scores))
-        quality = image_quality(image, least_score)
+        quality = image_quality(image, min_score)
         fit = f"F1 {quality.f1:.2f}"
         if len(image.boxes) == len(image.found_boxes) == 1:
             fit = f"IoU {float(box_ious(image.found_boxes, image.boxes)[0, 0]):.2f}"

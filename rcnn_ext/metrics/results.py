@@ -1,4 +1,4 @@
-"""Truth and detections, image by image: what every metric starts from."""
+"""Ground truth and detections of each image, the input of every metric."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _FOUND_COLUMNS = 7  # image, x1, y1, x2, y2, label, score
 
 @dataclass(frozen=True, eq=False)
 class ImageResult:
-    """What is in an image and what was found in it. Boxes are (x1, y1, x2, y2), image pixels.
+    """Ground truth and detections of an image. Boxes are (x1, y1, x2, y2) in pixels.
 
     Attributes:
         boxes: float64 [N, 4] of the objects.
         labels: int64 [N], from 1.
         areas: float64 [N], square pixels.
-        crowd: bool [N]; a box around a group, which is neither missed nor wrong.
-        difficult: bool [N]; an object that VOC does not ask for.
+        crowd: bool [N]; a box around a group, which metrics ignore.
+        difficult: bool [N]; an object that VOC's metrics ignore.
         found_boxes: float64 [D, 4].
         found_labels: int64 [D], from 1.
         scores: float64 [D].
@@ -39,12 +39,12 @@ class ImageResult:
 
     @property
     def ignored(self) -> np.ndarray:
-        """Bool [N]: objects that need not be found."""
+        """Bool [N]: objects that detections need not match."""
         return self.crowd | self.difficult
 
 
 class Results:
-    """Collects truth and detections, of one process or of several."""
+    """Collect ground truth and detections, in one process or in several."""
 
     def __init__(self) -> None:
         self._images: list[int] = []
@@ -52,7 +52,7 @@ class Results:
         self._found: list[np.ndarray] = []
 
     def __len__(self) -> int:
-        """Number of images so far."""
+        """Return the number of images so far."""
         return len(self._images)
 
     def add(
@@ -61,13 +61,13 @@ class Results:
         detections: dict[str, torch.Tensor],
         target: dict[str, torch.Tensor],
     ) -> None:
-        """Adds an image.
+        """Add an image.
 
         Args:
-            image: Its place in the data set.
+            image: Its index in the data set.
             detections: ``boxes`` [D, 4] (x1, y1, x2, y2), ``labels`` [D] from 1, ``scores`` [D].
-            target: ``boxes`` [N, 4] in the same pixels and ``labels`` [N]; perhaps ``areas`` [N],
-                ``crowd`` [N] and ``difficult`` [N].
+            target: ``boxes`` [N, 4] in the same pixels and ``labels`` [N]; optionally ``areas``
+                [N], ``crowd`` [N] and ``difficult`` [N].
         """
         boxes = target["boxes"]
         sides = boxes[:, 2:] - boxes[:, :2]
@@ -88,11 +88,11 @@ class Results:
         )
 
     def all_gather(self, processes: Processes, device: torch.device) -> list[ImageResult]:
-        """The images of all processes, in the order of their places in the data set."""
+        """Return the images of all processes, in the order of the data set."""
         images = np.array(self._images, dtype=np.float64).reshape(-1, 1)
         images = processes.all_gather(images, device)[:, 0]
-        truth = processes.all_gather(_together(self._truth, _TRUTH_COLUMNS), device)
-        found = processes.all_gather(_together(self._found, _FOUND_COLUMNS), device)
+        truth = processes.all_gather(_concatenate(self._truth, _TRUTH_COLUMNS), device)
+        found = processes.all_gather(_concatenate(self._found, _FOUND_COLUMNS), device)
         order = np.sort(images)
         return [
             ImageResult(
@@ -112,7 +112,7 @@ class Results:
 
 
 def box_ious(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """IoU of boxes [N, 4] and [M, 4] as float64 [N, M]; 0 where neither has an area."""
+    """Return the IoU of boxes [N, 4] and [M, 4] as float64 [N, M]; 0 where neither has an area."""
     low = np.maximum(first[:, None, :2], second[None, :, :2])  # [N, M, 2]
     high = np.minimum(first[:, None, 2:], second[None, :, 2:])  # [N, M, 2]
     common = (high - low).clip(0).prod(axis=2)  # [N, M]
@@ -127,12 +127,12 @@ def _rows(image: int, boxes: torch.Tensor, *columns: torch.Tensor) -> np.ndarray
     return torch.stack([part.double().cpu() for part in parts], dim=1).numpy()
 
 
-def _together(tables: list[np.ndarray], columns: int) -> np.ndarray:
+def _concatenate(tables: list[np.ndarray], columns: int) -> np.ndarray:
     return np.concatenate([np.zeros((0, columns)), *tables])
 
 
 def _by_image(rows: np.ndarray, images: np.ndarray) -> list[np.ndarray]:
-    """The rows of each image, in their order; ``images`` are sorted."""
+    """Split rows by image, in the order of ``images``, which are sorted."""
     rows = rows[rows[:, 0].argsort(kind="stable")]
     edges = np.searchsorted(rows[:, 0], images, side="left")
     ends = np.searchsorted(rows[:, 0], images, side="right")

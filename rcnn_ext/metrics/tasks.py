@@ -1,4 +1,4 @@
-"""What differs between the kinds of models: how they are called and what they are worth."""
+"""Call a model of any kind, and compute the metrics of its kind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROPOSALS = "proposals"
 
 
 def needs_proposals(model: nn.Module) -> bool:
-    """Whether a model classifies boxes that it is given."""
+    """Whether a model takes proposals besides images."""
     return isinstance(model, FastRCNN) or getattr(model, "takes_proposals", False)
 
 
@@ -31,13 +31,13 @@ def call_model(
     *,
     normalizer: LossNormalizer = own_samples,
 ) -> Any:
-    """Calls a model with what it takes.
+    """Call a model with the inputs of its kind.
 
     Args:
         model: In training or evaluation mode.
         images: N images.
-        targets: For each image what the data set gives, which models use in training only; those
-            that need proposals find them there in evaluation too.
+        targets: The target of each image, which models use in training only. The proposals of
+            models that need them are entries of it, in evaluation too.
         normalizer: Divisor of the losses in training, from the number of samples.
 
     Returns:
@@ -59,7 +59,13 @@ def call_model(
 def compute_metrics(
     model: nn.Module, results: Sequence[ImageResult], classes: ClassList
 ) -> EvaluationResult:
-    """The metrics of the kind of model."""
+    """Compute the metrics of a kind of model.
+
+    Args:
+        model: A detector or a localizer, or a program of one.
+        results: Images with their detections.
+        classes: The classes of the model.
+    """
     if isinstance(model, Localizer) or getattr(model, "localizes", False):
         from rcnn_ext.metrics.localization import localization_metrics
 

@@ -1,8 +1,8 @@
-"""The average precision of PASCAL VOC, as its development kit computes it.
+"""Average precision of PASCAL VOC, as its development kit computes it.
 
 Each detection of a class, the most confident first, is compared with the object of its class in its
-image that it overlaps most. At an IoU of at least 0.5 it is right if it is the first there, and a
-mistake if the object has been found already; a difficult object counts for nothing either way.
+image that it overlaps most. At an IoU of at least 0.5 it is a true positive if it is the first on
+that object, else a false positive; detections of difficult objects are ignored.
 
 Source: Everingham et al., "The PASCAL Visual Object Classes (VOC) Challenge", 2010, section 4.2,
 and ``VOCevaldet.m`` of the kits of 2007 (eleven points) and 2010 (area).
@@ -39,7 +39,7 @@ class VocCurve:
     objects: int
 
     def area(self) -> float | None:
-        """Area under the curve with each precision raised to the best at a higher recall."""
+        """Return the area under the curve, with precision made monotonic from the right."""
         if not self.objects:
             return None
         highest = np.maximum.accumulate(self.precision[::-1])[::-1]
@@ -47,7 +47,7 @@ class VocCurve:
         return float((gained * highest).sum())
 
     def eleven_points(self) -> float | None:
-        """Mean of the best precision at a recall of at least 0, 0.1, ..., 1."""
+        """Return the mean of the best precision at a recall of at least 0, 0.1, ..., 1."""
         if not self.objects:
             return None
         # A recall of 3/10 must count at 0.3, whatever the rounding of either.
@@ -60,12 +60,12 @@ class VocCurve:
 def voc_curves(
     results: Sequence[ImageResult], num_labels: int, iou_threshold: float = 0.5
 ) -> list[VocCurve]:
-    """The curve of each class.
+    """Compute the precision-recall curve of each class.
 
     Args:
         results: Images with their detections.
         num_labels: Number of classes K, without background.
-        iou_threshold: Least IoU of a detection and its object.
+        iou_threshold: Minimum IoU of a detection and its object.
 
     Returns:
         K curves, for the labels 1 to K.
@@ -94,7 +94,7 @@ def voc_curves(
 
 
 def _outcomes(result: ImageResult, iou_threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """For each detection its object in the image or -1, and whether that one is ignored."""
+    """Return the object of each detection or -1, and whether that object is ignored."""
     if not len(result.labels) or not len(result.found_labels):
         none = np.full(len(result.found_labels), -1)
         return none, np.zeros(len(none), bool)
@@ -108,10 +108,10 @@ def _outcomes(result: ImageResult, iou_threshold: float) -> tuple[np.ndarray, np
 def _curve(scores: np.ndarray, objects: np.ndarray, ignored: np.ndarray, count: int) -> VocCurve:
     order = np.argsort(-scores, kind="stable")
     objects = objects[order][~ignored[order]]
-    right = np.zeros(len(objects), bool)
-    # The first detection of each object; np.unique returns first places.
+    true_positive = np.zeros(len(objects), bool)
+    # The first detection of each object: np.unique returns first indices.
     found, first = np.unique(objects, return_index=True)
-    right[first[found >= 0]] = True
-    hits = right.cumsum()
+    true_positive[first[found >= 0]] = True
+    hits = true_positive.cumsum()
     recall = hits / count if count else np.zeros(len(hits))
     return VocCurve(recall, hits / np.arange(1, len(hits) + 1), count)

@@ -1,4 +1,4 @@
-"""Running a trained detector on pictures. Needs the base installation only."""
+"""Run a trained detector on pictures, with the base installation only."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from rcnn_ext.progress import tracked
 from rcnn_ext.selective_search.from_config import SearchedProposals, open_proposals
 from rcnn_ext.viz import contact_sheet, draw_boxes, save_picture
 
-_MOST_IN_OVERVIEW = 16
+_MAX_IN_OVERVIEW = 16
 
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """What was found in one picture.
+    """Detections in one picture.
 
     Attributes:
         path: The picture's file.
-        name: Its path relative to the folder that was named, under which results are stored.
+        name: Path relative to the folder that was given, under which results are stored.
         picture: The picture, upright, RGB.
         boxes: float32 [D, 4] (x1, y1, x2, y2), pixels of ``picture``.
         labels: int64 [D], from 1.
@@ -58,18 +58,18 @@ def detect(
     min_score: float,
     proposals: SearchedProposals | None = None,
 ) -> Iterator[Detections | UserError]:
-    """Runs a detector on pictures, some at a time.
+    """Run a detector on batches of pictures.
 
     Args:
         model: The detector, in evaluation mode and on ``device``.
         images: Paths and names, as :func:`rcnn_ext.data.find_images` gives them.
-        device: Where to run.
-        batch_size: Pictures in a batch.
-        min_score: Least score of a detection.
-        proposals: Where those of a model that needs them come from.
+        device: The device of the model.
+        batch_size: Number of pictures per batch.
+        min_score: Minimum score of a detection.
+        proposals: The source of proposals for a model that needs them.
 
     Yields:
-        For each picture, in order, what was found, or why it cannot be read.
+        For each picture, in order, its detections, or the error why it cannot be read.
     """
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
@@ -102,7 +102,7 @@ def detect(
 
 
 def coco_results(found: Detections, image_id: int, classes: ClassList) -> list[dict[str, Any]]:
-    """The detections of a picture as entries of a COCO result file.
+    """Return the detections of a picture as entries of a COCO result file.
 
     https://cocodataset.org/#format-results; ``file_name`` and ``category_name`` are additions that
     readers of the format ignore.
@@ -122,7 +122,7 @@ def coco_results(found: Detections, image_id: int, classes: ClassList) -> list[d
 
 
 def image_ids(names: list[Path]) -> list[int]:
-    """Ids for a result file: COCO's numbers where all file names are such, else 1, 2, ..."""
+    """Return ids for a result file: COCO's, where file names are numbers, else 1, 2, ..."""
     stems = [name.stem for name in names]
     if all(stem.isascii() and stem.isdigit() for stem in stems):
         numbers = [int(stem) for stem in stems]
@@ -132,7 +132,7 @@ def image_ids(names: list[Path]) -> list[int]:
 
 
 def distinct_names(names: list[Path]) -> list[Path]:
-    """Names for pictures of results: JPEG, and those that would be equal get a number."""
+    """Return names for pictures of results, with numbers where they would be equal."""
     taken: set[Path] = set()
     result = []
     for name in names:
@@ -155,26 +155,26 @@ def detect_to_folder(
     min_score: float = 0.05,
     draw_score: float | None = 0.5,
 ) -> int:
-    """Runs a checkpoint on pictures and writes ``detections.json``, ``pictures/`` and an overview.
+    """Run a model on pictures and write ``detections.json``, ``pictures/`` and an overview.
 
-    A localizer has an answer for every picture, however unsure; all are in ``submission.csv``.
+    A localizer gives one detection per picture, with any score; all are in ``submission.csv``.
 
     Args:
-        checkpoint: A checkpoint or the folder of a training run.
+        checkpoint: A checkpoint, an exported file or the folder of a training run.
         sources: Pictures, folders of pictures, patterns, and CSV files that name pictures in a
-            column that the recipe, or its usual name, tells.
+            column that the recipe names, or that has a usual name.
         out: The folder to write to.
         device_name: ``auto``, ``cpu`` or ``cuda``.
-        batch_size: Pictures in a batch; None takes that of the recipe's evaluation.
-        min_score: Least score in the JSON.
-        draw_score: Least score in pictures; None draws none.
+        batch_size: Number of pictures per batch; None takes that of the recipe's evaluation.
+        min_score: Minimum score in the JSON.
+        draw_score: Minimum score in pictures; None draws none.
 
     Returns:
         The number of detections.
 
     Raises:
-        UserError: The checkpoint or a source is wrong; or some pictures are, and then it comes
-            after all others are done.
+        UserError: The checkpoint or a source is wrong; or some pictures cannot be read, and then it
+            is raised after all others are done.
     """
     device = choose_device(device_name)
     saved = load_saved(checkpoint)
@@ -208,7 +208,7 @@ def detect_to_folder(
         if draw_score is not None:
             drawn = _draw(one, saved.classes, draw_score)
             save_picture(drawn, out / "pictures" / name)
-            if len(overview) < _MOST_IN_OVERVIEW:
+            if len(overview) < _MAX_IN_OVERVIEW:
                 overview.append(drawn)
     write_json(out / "detections.json", results)
     if localizes:
@@ -223,8 +223,8 @@ def detect_to_folder(
     return len(results)
 
 
-def _draw(found: Detections, classes: ClassList, least: float) -> Image.Image:
-    keep = found.scores >= least
+def _draw(found: Detections, classes: ClassList, min_score: float) -> Image.Image:
+    keep = found.scores >= min_score
     return draw_boxes(
         found.picture,
         found.boxes[keep],

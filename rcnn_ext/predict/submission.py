@@ -1,4 +1,4 @@
-"""The answers of a localizer as a table."""
+"""Detections of a localizer as a CSV table."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _COLUMNS = ("filename", "xmin", "ymin", "xmax", "ymax", "class", "score")
 
 
 def submission_row(result: dict[str, Any]) -> list[Any]:
-    """A row of the table from an entry of a COCO result file, with names."""
+    """Return a row of the table for an entry of a COCO result file."""
     x, y, width, height = result["bbox"]
     corners = [round(value, 2) for value in (x, y, x + width, y + height)]
     return [result["file_name"], *corners, result["category_name"], result["score"]]
 
 
 def write_submission(path: Path, rows: Iterable[list[Any]]) -> None:
-    """Writes one row a picture, which :func:`rcnn_ext.data.read_csv_boxes` reads.
+    """Write one row per picture, in a format that :func:`rcnn_ext.data.read_csv_boxes` reads.
 
     The columns are ``filename``, ``xmin``, ``ymin``, ``xmax``, ``ymax`` in pixels of the picture
     as it is on disk (upright), ``class`` and ``score``.

@@ -45,7 +45,7 @@ def test_the_closest_pair_goes_first():
     other = [0, 0, 10, 7]
     found = [(other, 1, 0.9), (A, 1, 0.8)]
     assert matrix(image([(A, 1)], found)) == [[0, 1, 0], [0, 1, 0], [0, 0, 0]]
-    assert image_quality(image([(A, 1)], found), 0.5).overlap == 1.0
+    assert image_quality(image([(A, 1)], found), 0.5).mean_iou == 1.0
 
 
 def test_what_need_not_be_found_is_neither_missed_nor_mistaken():
@@ -61,10 +61,11 @@ def test_what_need_not_be_found_is_neither_missed_nor_mistaken():
 
 def test_quality_of_an_image():
     good = image_quality(image([(A, 1), (B, 2)], [(A, 1, 0.9), (B, 2, 0.9)]), 0.5)
-    assert (good.right, good.wrong, good.missed, good.overlap, good.f1) == (2, 0, 0, 1.0, 1.0)
+    counts = (good.true_positives, good.false_positives, good.false_negatives)
+    assert (*counts, good.mean_iou, good.f1) == (2, 0, 0, 1.0, 1.0)
     mixed = image_quality(image([(A, 1), (B, 2)], [(NEAR_A, 1, 0.9), (B, 1, 0.9)]), 0.5)
-    assert (mixed.right, mixed.wrong, mixed.missed) == (1, 1, 1)
-    assert mixed.overlap == pytest.approx(0.8)
+    assert (mixed.true_positives, mixed.false_positives, mixed.false_negatives) == (1, 1, 1)
+    assert mixed.mean_iou == pytest.approx(0.8)
     assert mixed.f1 == pytest.approx(0.5)
     assert image_quality(image(), 0.5).f1 == 1.0
 

@@ -59,3 +59,15 @@ def test_training_can_be_limited_to_the_first_images(data):
     wanted = recipe("data.max_train_images=2", "model.localizer.class_weights=null")
     found = open_split(wanted.data, data, "train")
     assert [record.path.name for record in found.images] == ["0.png", "1.png"]
+
+
+def test_training_is_in_reach_of_the_package():
+    pytest.importorskip("lightning", reason="lightning comes with the extra train")
+    import rcnn_ext
+    from rcnn_ext.train.run import TrainingResult, train
+
+    assert rcnn_ext.train.train is train
+    assert rcnn_ext.train.TrainingResult is TrainingResult
+    assert "train" in dir(rcnn_ext.train)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        rcnn_ext.train.nothing  # noqa: B018
