@@ -37,14 +37,14 @@ class AugmentConfig:
             each image; 0 leaves them.
         hue: The hue is turned by up to this part of a full circle, at most 0.5.
         blur: Probability of a Gaussian blur with a deviation of 0.1 to 2 pixels.
-        zoom: Smallest and largest factor of an enlargement about the centre, drawn for each image;
-            the size of the image stays, what is left over is grey. ``[1, 1]`` leaves it.
+        zoom: Smallest and largest factor of an enlargement about the center, drawn for each image;
+            the size of the image stays, what is left over is gray. ``[1, 1]`` leaves it.
         shift: The image is moved by up to this part of its sides.
         rotate: The image is turned by up to so many degrees; boxes become those around the turned
             ones.
         shear: The image is sheared by up to so many degrees.
         scale_jitter: Smallest and largest factor of a resize, after which a random part of a larger
-            image is seen, or a smaller one lies somewhere on grey; the size of the image stays.
+            image is seen, or a smaller one lies somewhere on gray; the size of the image stays.
             Unlike ``zoom`` it filters what it shrinks, so it suits factors far below 1.
         mosaic: Probability that an image shares its place with three others, one in each corner.
     """
@@ -79,7 +79,7 @@ class CsvConfig:
 
     Attributes:
         columns: Which column is what: ``image``, ``class``, and the box as ``x1 y1 x2 y2``,
-            ``x y w h`` (corner and sides) or ``cx cy w h`` (centre and sides). Those left out are
+            ``x y w h`` (corner and sides) or ``cx cy w h`` (center and sides). Those left out are
             found by their usual names, such as ``filename`` and ``xmin``.
         normalized: Whether coordinates are parts of the image's sides rather than pixels.
         delimiter: What stands between values.
@@ -171,7 +171,7 @@ class HubConfig:
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """What a made data set depends on; the same values give the same files.
+    """Options of a synthetic data set; equal ones give equal files.
 
     Attributes:
         train: Number of training images.

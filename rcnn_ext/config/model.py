@@ -14,12 +14,12 @@ PoolerName = Literal["align", "pool"]
 
 @dataclass
 class LocalizerConfig:
-    """What a localizer has of its own: what :class:`rcnn_ext.models.Localizer` takes.
+    """Options of a localizer alone: arguments of :class:`rcnn_ext.models.Localizer`.
 
     Attributes:
         hidden_channels: Length of the hidden layer of each head.
-        activation: Of the heads, and of the backbone ``cnn``.
-        batch_norm: Whether the heads normalise over the batch.
+        activation: Activation of the heads, and of the backbone ``cnn``.
+        batch_norm: Whether the heads normalize over the batch.
         sigmoid_boxes: Whether coordinates of boxes go through a sigmoid.
         alpha: Weight of the loss of the box; that of the class has 1 - alpha.
         box_loss: ``mse`` or ``giou``.
@@ -42,7 +42,7 @@ class LocalizerConfig:
 
 @dataclass
 class PartsConfig:
-    """What a detector is put together from: the options of ``fast_rcnn`` and ``faster_rcnn``.
+    """The parts of a detector: the options of ``fast_rcnn`` and ``faster_rcnn``.
 
     In Python, sequences may be of any type, ``backbone`` also a module, ``weights_backbone`` also
     one of torchvision's enumerations, and ``norm_layer`` also a function from channels to a layer.

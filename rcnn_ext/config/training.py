@@ -15,9 +15,10 @@ class OptimizerConfig:
     Attributes:
         name: ``sgd`` or ``adamw``.
         lr: Learning rate after the warm-up.
-        momentum: Of SGD; the first beta of AdamW.
-        weight_decay: Of weights of two or more dimensions: convolutions and linear layers.
-        norm_weight_decay: Of the rest: biases and normalisation.
+        momentum: Momentum of SGD, or the first beta of AdamW.
+        weight_decay: Weight decay of parameters with two or more dimensions: convolutions and
+            linear layers.
+        norm_weight_decay: Weight decay of the rest: biases and normalization.
         clip_norm: Longest gradient, over all parameters together; null does not clip.
         accumulate_grad_batches: Parts into which the images of a step are divided, one after the
             other, where memory is short. Their losses are averaged.
@@ -66,9 +67,9 @@ class ScheduleConfig:
             ``gamma``, down to ``final_factor``, after each ``patience`` validations in a row
             without a new best).
         milestones: Steps, counted from the beginning of the phase.
-        gamma: See ``decay``.
-        final_factor: See ``decay``.
-        patience: See ``decay``.
+        gamma: Factor of ``multistep`` and ``plateau``.
+        final_factor: Part of the full value at which ``cosine`` and ``plateau`` end.
+        patience: Validations in a row without a new best, after which ``plateau`` acts.
     """
 
     steps: Int = 90_000
@@ -97,7 +98,7 @@ class RefineConfig:
     Attributes:
         trainable: Parts of the model that learn in it, named as in ``optimizer.lr_overrides``,
             whether or not they learned before; all others are frozen, with their batch statistics.
-        optimizer: A new optimiser.
+        optimizer: A new optimizer.
         schedule: Its steps come after those of the first phase.
     """
 
@@ -154,7 +155,7 @@ class RuntimeConfig:
             of the losses, or ``skip`` the step.
         loggers: Where losses and metrics go: ``csv`` (always among them), ``tensorboard`` (where
             it is installed), ``wandb`` (Weights & Biases) and ``mlflow``.
-        sync_batch_norm: Whether batch normalisation takes its statistics over all GPUs.
+        sync_batch_norm: Whether batch normalization takes its statistics over all GPUs.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -1,4 +1,4 @@
-"""What every reader of annotations produces: checked boxes and labels, image by image.
+"""The result of every reader of annotations: checked boxes and labels, image by image.
 
 A reader turns one format (COCO JSON, for instance) into an :class:`AnnotationSet`; datasets,
 metrics and pictures know only that.
@@ -45,7 +45,7 @@ class ClassList:
             raise ValueError(f"class names must differ, got {self.names}")
 
     def __len__(self) -> int:
-        """Number of classes without the background."""
+        """Return the number of classes without the background."""
         return len(self.names)
 
     @property
@@ -54,11 +54,11 @@ class ClassList:
         return len(self.names) + 1
 
     def name(self, label: int) -> str:
-        """The name of a label from 1."""
+        """Return the name of a label, which counts from 1."""
         return self.names[label - 1]
 
     def category_id(self, label: int) -> int:
-        """The category id of a label from 1."""
+        """Return the category id of a label, which counts from 1."""
         return self.category_ids[label - 1]
 
 
@@ -69,8 +69,8 @@ class ImageRecord:
     Attributes:
         image_id: What annotation and result files call it.
         path: The picture.
-        width: In pixels.
-        height: In pixels.
+        width: Width in pixels.
+        height: Height in pixels.
         boxes: float32 [N, 4] (x1, y1, x2, y2), image pixels, inside the image.
         labels: int64 [N], from 1.
         areas: float32 [N], of the object itself where the file has it, else of its box; decides
@@ -99,7 +99,7 @@ class ImageRecord:
                 object.__setattr__(self, name, np.zeros(len(self.boxes), dtype=bool))
 
     def select(self, keep: np.ndarray) -> ImageRecord:
-        """The same image with some of its objects.
+        """Return the image with some of its objects.
 
         Args:
             keep: bool [N], or int64 indices [K].
@@ -115,13 +115,13 @@ class AnnotationSet:
     Attributes:
         source: The file or folder they come from, for messages.
         classes: What the labels mean.
-        images: One record an image.
+        images: One record per image.
         clipped: Boxes that reached more than a pixel out of their image and were cut.
         dropped: Boxes that were left out since nothing of them was inside, or they had no area.
         other: Boxes that were left out since their class is none of ``classes``.
         skipped: Images that were left out since they, or their annotations, are broken.
         annotated: Whether the file says what is in the images; a test set may only list them.
-        problems: What was mended or left out, with file and line.
+        problems: What was corrected or left out, with file and line.
     """
 
     source: Path
@@ -135,11 +135,11 @@ class AnnotationSet:
     problems: tuple[Problem, ...] = ()
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.images)
 
     def summary(self) -> str:
-        """One line that says what is there and what was mended."""
+        """One line that says what is there and what was corrected."""
         if not self.annotated:
             return f"{len(self.images)} images without annotations"
         objects = sum(len(record.boxes) for record in self.images)
@@ -166,7 +166,7 @@ class AnnotationSet:
 
 
 def clean_boxes(boxes: np.ndarray, width: int, height: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Cuts boxes to their image and finds those that are left with an area.
+    """Cut boxes to their image and finds those that are left with an area.
 
     Args:
         boxes: float64 [N, 4] (x1, y1, x2, y2), image pixels; may hold NaN and infinities.

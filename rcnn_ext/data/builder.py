@@ -23,7 +23,7 @@ from rcnn_ext.errors import UserError
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What a reader is to do, whatever the format.
+    """Options of a reader, whatever the format.
 
     Attributes:
         classes: Names of the classes, which get labels 1, 2, ... in this order; objects of others
@@ -52,7 +52,7 @@ class RawObject(NamedTuple):
         name: Its class.
         line: Its line in the annotation file, or whatever ``locate`` turns into one.
         what: How messages call it, when its line does not say enough.
-        area: Of the object in square pixels; None takes that of its box.
+        area: Area of the object in square pixels; None takes that of its box.
         crowd: See :class:`ImageRecord`.
         difficult: See :class:`ImageRecord`.
         truncated: See :class:`ImageRecord`.
@@ -113,7 +113,7 @@ class SetBuilder:
         return path.name in self._listings[folder]
 
     def skip(self) -> None:
-        """Counts an image whose annotations the reader found broken, and reported."""
+        """Count an image whose annotations the reader found broken, and reported."""
         self._expected += 1
         self._skipped += 1
 
@@ -128,7 +128,7 @@ class SetBuilder:
         broken: bool = False,
         verify_size: bool = False,
     ) -> None:
-        """Adds an image, or reports why that is not possible.
+        """Add an image, or reports why that is not possible.
 
         Args:
             image_id: What annotation and result files call it.
@@ -174,7 +174,7 @@ class SetBuilder:
         corners = np.array([item.box for item in objects], dtype=np.float64).reshape(-1, 4)
         boxes, keep, _ = clean_boxes(corners, *size)
         kept = [item for item, good in zip(objects, keep, strict=True) if good]
-        self._name_mended(objects, corners, boxes, keep, size, file)
+        self._report_corrected(objects, corners, boxes, keep, size, file)
         boxes = boxes[keep]
         sides = boxes[:, 2:] - boxes[:, :2]  # [N, 2]
         areas = [
@@ -197,7 +197,7 @@ class SetBuilder:
         self._records.append((record, kept))
 
     def finish(self, *, annotated: bool = True) -> AnnotationSet:
-        """The set.
+        """Return the set of all images added.
 
         Args:
             annotated: See :class:`AnnotationSet`.
@@ -238,7 +238,7 @@ class SetBuilder:
     def _of_wanted_classes(
         self, objects: Sequence[RawObject], file: Path
     ) -> Sequence[RawObject] | None:
-        """The objects of the classes asked for; None if others make the image unusable."""
+        """Return the objects of the classes asked for; None if others make the image unusable."""
         wanted = self.options.classes
         if wanted is None:
             return objects
@@ -256,7 +256,7 @@ class SetBuilder:
     def _line(self, key: int | None) -> int | None:
         return key if key is None or self._locate is None else self._locate(key)
 
-    def _name_mended(
+    def _report_corrected(
         self,
         objects: Sequence[RawObject],
         corners: np.ndarray,

@@ -32,14 +32,14 @@ examples:
   rcnn-ext check OWNER/NAME --format hf --split val
 
 Each line of the report is FILE:LINE: error|warning: what is wrong. Errors stop training, or are
-left out of it with data.on_error=skip; warnings were mended, as a box that was cut to its image.
+left out of it with data.on_error=skip; warnings are corrected, such as boxes cut to their image.
 The exit code is 2 if there are errors (with --strict: or warnings), else 0.
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckedSplit:
-    """What became of a split.
+    """The result of checking a split.
 
     Attributes:
         name: Its name.
@@ -60,7 +60,7 @@ def check_split(
     *,
     workers: int = 2,
 ) -> CheckedSplit:
-    """Reads all annotations and all pictures of a split.
+    """Read all annotations and all pictures of a split.
 
     Args:
         config: The data section of a recipe.
@@ -95,7 +95,7 @@ def check_stream_split(
 
 
 def check_images(records: Sequence[ImageRecord], report: Report, workers: int = 2) -> None:
-    """Reads pictures from their first to their last byte, and reports those that cannot be used.
+    """Read pictures from their first to their last byte, and reports those that cannot be used.
 
     Args:
         records: The images.
@@ -124,7 +124,7 @@ def _problem_of(record: ImageRecord) -> tuple[Path, int | None, str] | None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options of the command."""
+    """Declare the options of the command."""
     parser.epilog = EPILOG
     parser.add_argument("dataset", metavar="DATASET", type=Path, help="folder of the data set")
     parser.add_argument("overrides", metavar="data.key=value", nargs="*", help="how to read it")
@@ -149,7 +149,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the command."""
+    """Run the command."""
     config = _config(options)
     root: Path = options.dataset
     # A split cut from training would be read, and its problems named, twice.
@@ -194,20 +194,20 @@ def run(options: argparse.Namespace) -> int:
     return 2 if errors or (options.strict and warnings) else 0
 
 
-def draw_split(annotations: AnnotationSet, path: Path, most: int = _DRAWN) -> Path:
-    """Writes one picture with the first images of a split and their boxes.
+def draw_split(annotations: AnnotationSet, path: Path, max_images: int = _DRAWN) -> Path:
+    """Write one picture with the first images of a split and their boxes.
 
     Args:
         annotations: The split.
         path: The picture to write.
-        most: How many images it shows; those that cannot be read are passed over.
+        max_images: How many images it shows; those that cannot be read are passed over.
     """
     from rcnn_ext.viz import contact_sheet, draw_boxes, save_picture
 
     pictures: list[Any] = []
     captions: list[str] = []
     for record in annotations.images:
-        if len(pictures) == most:
+        if len(pictures) == max_images:
             break
         try:
             picture = load_image(record.path, (record.width, record.height))
@@ -223,7 +223,7 @@ def draw_split(annotations: AnnotationSet, path: Path, most: int = _DRAWN) -> Pa
 
 
 def _splits(config: DataConfig, root: Path) -> list[str]:
-    """The splits that there are."""
+    """Return the splits that there are."""
     if config.format == "hf":
         return list(stream_splits(config, root))
     return [split for split in SPLITS if has_split(config, root, split)]

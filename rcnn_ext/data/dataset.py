@@ -13,14 +13,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
 from rcnn_ext.data.annotations import AnnotationSet, ImageRecord
-from rcnn_ext.data.samples import ProposalSource, RawSample, Sample, finished, raw_sample
+from rcnn_ext.data.samples import ProposalSource, RawSample, Sample, apply_transform, raw_sample
 from rcnn_ext.data.transforms import mosaic
 from rcnn_ext.errors import UserError
 
 Batch = tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]
 
 # After so many unreadable pictures in a row something other than single files is wrong.
-_MOST_SKIPPED = 50
+_MAX_SKIPPED = 50
 
 
 class DetectionDataset(Dataset[Sample]):
@@ -36,16 +36,18 @@ class DetectionDataset(Dataset[Sample]):
         self.proposals = proposals
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.annotations)
 
     def __getitem__(self, index: int) -> Sample:
-        """Reads one sample.
+        """Read one sample.
 
         Raises:
             UserError: The picture is missing, damaged or of another size than annotated.
         """
-        return finished(raw_sample(self.annotations.images[index], self.proposals), v2.Identity())
+        return apply_transform(
+            raw_sample(self.annotations.images[index], self.proposals), v2.Identity()
+        )
 
 
 class TrainingStream(Dataset[Sample]):
@@ -87,9 +89,9 @@ class TrainingStream(Dataset[Sample]):
     ) -> None:
         self.records = []
         for record in annotations.images:
-            learnt = ~record.crowd if keep_difficult else ~(record.crowd | record.difficult)
-            if learnt.any() or (keep_empty and len(record.boxes) == 0):
-                self.records.append(record if learnt.all() else record.select(learnt))
+            learned = ~record.crowd if keep_difficult else ~(record.crowd | record.difficult)
+            if learned.any() or (keep_empty and len(record.boxes) == 0):
+                self.records.append(record if learned.all() else record.select(learned))
         self.on_error = on_error
         self.mosaic = mosaic
         self.proposals = proposals
@@ -105,7 +107,7 @@ class TrainingStream(Dataset[Sample]):
         return len(self.records)
 
     def __getitem__(self, position: int) -> Sample:
-        """Reads and varies the sample at a position from 0.
+        """Read and varies the sample at a position from 0.
 
         Raises:
             UserError: The picture is missing, damaged or of another size than annotated.
@@ -118,10 +120,10 @@ class TrainingStream(Dataset[Sample]):
             sample = self._read(record)
             if self.mosaic and float(torch.rand(())) < self.mosaic:
                 sample = mosaic([sample, *(self._read(self._any_record()) for _ in range(3))])
-            return finished(sample, self.augmentation)
+            return apply_transform(sample, self.augmentation)
 
     def _read(self, record: ImageRecord) -> RawSample:
-        for _ in range(_MOST_SKIPPED):
+        for _ in range(_MAX_SKIPPED):
             try:
                 return raw_sample(record, self.proposals)
             except UserError as error:
@@ -129,9 +131,7 @@ class TrainingStream(Dataset[Sample]):
                     raise
                 warnings.warn(f"skipped: {error}", RuntimeWarning, stacklevel=2)
                 record = self._any_record()
-        raise UserError(
-            f"{_MOST_SKIPPED} images in a row cannot be read, the last is {record.path}"
-        )
+        raise UserError(f"{_MAX_SKIPPED} images in a row cannot be read, the last is {record.path}")
 
     def _any_record(self) -> ImageRecord:
         return self.records[int(torch.randint(len(self.records), ()))]
@@ -144,7 +144,7 @@ class TrainingStream(Dataset[Sample]):
 
 
 def mixed_seed(*parts: int) -> int:
-    """A seed in which every bit depends on all parts; ``seed + step`` would repeat streams."""
+    """Mix numbers into a seed of which every bit depends on all; ``seed + step`` would not."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
 
 
@@ -200,7 +200,7 @@ def collate(samples: list[Sample]) -> Batch:
 
 
 def ignore_ctrl_c(worker: int) -> None:
-    """A terminal sends Ctrl-C to workers too, but the running step still needs them."""
+    """Let workers survive the Ctrl-C of a terminal, since the running step still needs them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

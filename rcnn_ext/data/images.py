@@ -18,7 +18,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".p
 def load_image(
     path: Path | BinaryIO, size: tuple[int, int] | None = None, *, name: str | None = None
 ) -> Image.Image:
-    """Reads a picture as RGB, upright.
+    """Read a picture as RGB, upright.
 
     Cameras store a turned picture and say so in its EXIF data; most annotation tools annotate it
     upright. Where ``size`` fits only the picture as stored, that is returned.
@@ -95,7 +95,7 @@ def find_images(
     sources: Iterable[Path],
     read_list: Callable[[Path], list[tuple[Path, Path]]] | None = None,
 ) -> list[tuple[Path, Path]]:
-    """Lists pictures: each file that is named, and all below each folder that is named.
+    """List pictures: each file that is named, and all below each folder that is named.
 
     Args:
         sources: Files, folders, and patterns such as ``film/frame_*.png`` (``**`` for any folders).

@@ -26,7 +26,7 @@ class JsonPlaces:
         self._newlines: list[int] = []
 
     def line(self, section: str, index: int) -> int | None:
-        """The line, from 1, of entry ``index`` of the top-level list ``section``."""
+        """Return the line, from 1, of entry ``index`` of the top-level list ``section``."""
         if self._starts is None:
             text = self.path.read_text(encoding="utf-8-sig")
             self._newlines = [match.start() for match in re.finditer("\n", text)]

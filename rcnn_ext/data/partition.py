@@ -1,4 +1,4 @@
-"""Choosing images of an annotation set: splits by class, and one object an image."""
+"""Choosing images of an annotation set: splits by class, and one object per image."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def partition(
     seed: int = 0,
     stratify: bool = True,
 ) -> dict[str, AnnotationSet]:
-    """Splits images at random, the same way for the same seed.
+    """Split images at random, the same way for the same seed.
 
     Args:
         annotations: All images.
         fractions: Part of the images by the name of the split, together less than 1.
-        seed: Of the choice.
-        stratify: Whether each split gets its share of every class, to within one image a class. An
-            image with objects of several classes counts for the rarest of them.
+        seed: Seed of the choice.
+        stratify: Whether each split gets its share of every class, to within one image per class.
+            An image with objects of several classes counts for the rarest of them.
 
     Returns:
         The splits by name, and what is left as ``train``; each in the order of ``annotations``.
@@ -67,7 +67,7 @@ def _stratified_order(
 
 
 def one_object_each(annotations: AnnotationSet, report: Report, *, largest: bool) -> AnnotationSet:
-    """The images with exactly one object.
+    """Return the images with exactly one object.
 
     Args:
         annotations: Annotated images.

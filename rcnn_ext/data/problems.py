@@ -1,4 +1,4 @@
-"""What is wrong with a data set: every broken file with its line, in one report."""
+"""Problems of a data set: every broken file with its line, in one report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 from rcnn_ext.errors import UserError
 
-_MOST_SHOWN = 3
+_MAX_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Problem:
     """One thing that is wrong.
 
     Attributes:
-        severity: ``error``: the image, or the entry, cannot be used; ``warning``: it was mended.
+        severity: ``error``: the image, or the entry, cannot be used; ``warning``: it was corrected.
         file: The file to look at.
         line: Its line, from 1; None where the file has no lines, or all of it is meant.
         message: What is wrong.
@@ -48,23 +48,23 @@ class Report:
     problems: list[Problem] = field(default_factory=list)
 
     def error(self, file: Path, line: int | None, message: str) -> None:
-        """Adds something that cannot be used."""
+        """Add something that cannot be used."""
         self.problems.append(Problem("error", file, line, message))
 
     def warning(self, file: Path, line: int | None, message: str) -> None:
-        """Adds something that was mended."""
+        """Add something that was corrected."""
         self.problems.append(Problem("warning", file, line, message))
 
     def errors(self) -> list[Problem]:
-        """The problems that were not mended."""
+        """Return the problems that were not corrected."""
         return [problem for problem in self.problems if problem.severity == "error"]
 
     def warnings(self) -> list[Problem]:
-        """The problems that were mended."""
+        """Return the problems that were corrected."""
         return [problem for problem in self.problems if problem.severity == "warning"]
 
     def raise_if_errors(self, source: Path, advice: str = "") -> None:
-        """Stops for errors, naming the first.
+        """Stop for errors, naming the first.
 
         Args:
             source: The data.
@@ -83,16 +83,16 @@ class Report:
 
 
 def summary_of(problems: Iterable[Problem], source: Path) -> str:
-    """The first problems on one line, and how many more there are."""
+    """Return the first problems on one line, and how many more there are."""
     problems = list(problems)
     parts = []
-    for problem in problems[:_MOST_SHOWN]:
+    for problem in problems[:_MAX_SHOWN]:
         same = problem.file == source
         if same:
             place = "" if problem.line is None else f"line {problem.line}: "
         else:
             place = f"{problem.where}: "
         parts.append(f"{place}{problem.message}")
-    more = len(problems) - _MOST_SHOWN
+    more = len(problems) - _MAX_SHOWN
     rest = f"; and {more} more (rcnn-ext check lists all)" if more > 0 else ""
     return f"{source}: {'; '.join(parts)}{rest}"

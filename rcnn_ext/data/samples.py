@@ -32,7 +32,7 @@ class ProposalSource(Protocol):
     """Where Fast R-CNN gets its boxes, as :class:`rcnn_ext.selective_search.ProposalCache`."""
 
     def boxes(self, image: Path) -> np.ndarray | torch.Tensor:
-        """The proposals for a picture.
+        """Return the proposals for a picture.
 
         Args:
             image: The file.
@@ -44,7 +44,7 @@ class ProposalSource(Protocol):
 
 
 def raw_sample(record: ImageRecord, proposals: ProposalSource | None = None) -> RawSample:
-    """Reads a picture and puts what is known of it beside it.
+    """Read a picture and puts what is known of it beside it.
 
     Args:
         record: The image.
@@ -69,7 +69,7 @@ def raw_sample(record: ImageRecord, proposals: ProposalSource | None = None) -> 
 
 
 def raw_target(record: ImageRecord) -> dict[str, Any]:
-    """What is known of an image, as tensors."""
+    """Return the annotations of an image as tensors."""
     return {
         "boxes": _boxes(record.boxes, (record.width, record.height)),
         "labels": torch.from_numpy(record.labels),
@@ -80,7 +80,7 @@ def raw_target(record: ImageRecord) -> dict[str, Any]:
     }
 
 
-def finished(sample: RawSample, transform: v2.Transform) -> Sample:
+def apply_transform(sample: RawSample, transform: v2.Transform) -> Sample:
     """Varies a sample and gives what a model takes."""
     image, target = transform(*sample)
     image = F.to_dtype(image, torch.float32, scale=True)
@@ -91,10 +91,10 @@ def finished(sample: RawSample, transform: v2.Transform) -> Sample:
 
 
 def keep_boxes(target: dict[str, Any], keep: torch.Tensor) -> dict[str, Any]:
-    """The target with some of its boxes, and what belongs to them.
+    """Return the target with some of its boxes, and what belongs to them.
 
     Args:
-        target: With ``boxes`` [N, 4] and the entries of ``PER_BOX``.
+        target: A target with ``boxes`` [N, 4] and the entries of ``PER_BOX``.
         keep: bool [N].
     """
     chosen = {name: target[name][keep] for name in PER_BOX}
@@ -105,7 +105,7 @@ def keep_boxes(target: dict[str, Any], keep: torch.Tensor) -> dict[str, Any]:
 
 
 def decode_image(content: bytes, name: str) -> tv_tensors.Image:
-    """A picture from the bytes of its file, RGB and upright, uint8 [3, H, W].
+    """Decode a picture, RGB and upright, to uint8 [3, H, W].
 
     Args:
         content: The bytes.

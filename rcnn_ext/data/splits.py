@@ -29,9 +29,9 @@ def open_evaluation(
     split: str,
     classes: Sequence[str],
     keep: Path,
-    most: int | None = None,
+    max_images: int | None = None,
 ) -> AnnotationSet:
-    """The images of a split that a detector is evaluated on.
+    """Return the images of a split that a detector is evaluated on.
 
     Args:
         config: The data section of its recipe.
@@ -40,20 +40,20 @@ def open_evaluation(
         classes: The classes of the detector.
         keep: Folder where the images of a stream are kept, in a folder named after the split; they
             are looked at again in every validation and for pictures.
-        most: Only the first so many images; None means all.
+        max_images: Only the first so many images; None means all.
 
     Raises:
         UserError: The split does not exist, or something in it is wrong.
     """
     if config.format == "hf":
-        return copy_split(open_stream(config, root, split, classes), keep / split, most)
+        return copy_split(open_stream(config, root, split, classes), keep / split, max_images)
     annotations = open_split(config, root, split, classes)
     if not annotations.annotated:
         raise UserError(
             f"{annotations.source} only lists images; an evaluation needs what is in them "
             f"(rcnn-ext detect finds objects in images of which nothing is known)"
         )
-    return first_images(annotations, most)
+    return first_images(annotations, max_images)
 
 
 def has_validation(config: DataConfig, root: Path) -> bool:
@@ -65,6 +65,6 @@ def has_validation(config: DataConfig, root: Path) -> bool:
     return has_split(config, root, "val")
 
 
-def first_images(annotations: AnnotationSet, most: int | None) -> AnnotationSet:
-    """The first ``most`` images; None means all."""
-    return dataclasses.replace(annotations, images=annotations.images[:most])
+def first_images(annotations: AnnotationSet, max_images: int | None) -> AnnotationSet:
+    """Return the first ``max_images`` images; None means all."""
+    return dataclasses.replace(annotations, images=annotations.images[:max_images])

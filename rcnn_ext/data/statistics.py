@@ -21,7 +21,7 @@ def channel_statistics(
     skip_broken: bool = False,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda items: items,
 ) -> tuple[list[float], list[float]]:
-    """Computes mean and standard deviation of red, green and blue over all pixels.
+    """Compute mean and standard deviation of red, green and blue over all pixels.
 
     The result is the same for any number of workers: sums of 8-bit values and of their squares are
     whole numbers, and are added as such.

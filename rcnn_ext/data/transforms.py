@@ -14,11 +14,11 @@ from torchvision.transforms.v2 import functional as F
 from rcnn_ext.config.data import AugmentConfig
 from rcnn_ext.data.samples import RawSample, keep_boxes
 
-# What moves into view around a shrunk or shifted image: the grey of ImageNet's mean.
-_GREY = (124, 116, 104)
-_FILL: dict[Any, Any] = {tv_tensors.Image: _GREY, "others": 0}
+# What moves into view around a shrunk or shifted image: the gray of ImageNet's mean.
+_GRAY = (124, 116, 104)
+_FILL: dict[Any, Any] = {tv_tensors.Image: _GRAY, "others": 0}
 
-# Boxes of which less than this is left after zooming and shifting are no longer recognisable.
+# Boxes of which less than this is left after zooming and shifting are no longer recognizable.
 _MIN_SIDE_LEFT = 2.0
 
 # Nor are those of which a mosaic shows less than this part.
@@ -26,7 +26,7 @@ _MIN_PART_LEFT = 0.2
 
 
 def build_augmentation(config: AugmentConfig) -> v2.Transform:
-    """Builds the transform of training samples.
+    """Build the transform of training samples.
 
     ``config.mosaic`` is not part of it, since that takes four samples: see :func:`mosaic`.
 
@@ -70,7 +70,7 @@ def build_augmentation(config: AugmentConfig) -> v2.Transform:
 
 
 class ScaleJitter(v2.Transform):
-    """Resizes an image by a random factor and crops or pads it to its size, at a random place.
+    """Resize an image by a random factor and crops or pads it to its size, at a random place.
 
     Args:
         factors: The smallest and the largest factor.
@@ -81,7 +81,7 @@ class ScaleJitter(v2.Transform):
         self.factors = factors
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draws factor and place."""
+        """Draw factor and place."""
         image = next(value for value in flat_inputs if isinstance(value, tv_tensors.Image))
         height, width = image.shape[-2:]
         # As often half as twice: uniform in the logarithm.
@@ -95,7 +95,7 @@ class ScaleJitter(v2.Transform):
         return {"size": size, "top": places[0], "left": places[1], "keep": (height, width)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Resizes, then cuts away what is too much or adds grey."""
+        """Resize, then cuts away what is too much or adds gray."""
         height, width = params["keep"]
         top, left = params["top"], params["left"]
         value = self._call_kernel(F.resize, inpt, params["size"], antialias=True)
@@ -114,17 +114,17 @@ class ScaleJitter(v2.Transform):
             width - before - min(width, params["size"][1]),
             height - above - min(height, params["size"][0]),
         ]
-        fill = list(_GREY) if isinstance(inpt, tv_tensors.Image) else 0
+        fill = list(_GRAY) if isinstance(inpt, tv_tensors.Image) else 0
         return self._call_kernel(F.pad, value, padding, fill=fill)
 
 
 class DropLostBoxes(nn.Module):
-    """Cuts boxes and proposals to the image, and drops those of which nothing to see is left."""
+    """Cut boxes and proposals to the image, and drops those of which nothing to see is left."""
 
     def forward(
         self, image: tv_tensors.Image, target: dict[str, Any]
     ) -> tuple[tv_tensors.Image, dict[str, Any]]:
-        """The image as it is, and what is left of its target."""
+        """Return the image as it is, and what is left of its target."""
         target = {**target, "boxes": F.clamp_bounding_boxes(target["boxes"])}
         target = keep_boxes(target, _large_enough(target["boxes"]))
         if "proposals" in target:
@@ -135,7 +135,7 @@ class DropLostBoxes(nn.Module):
 
 
 def mosaic(samples: list[RawSample]) -> RawSample:
-    """Puts four images into the corners of one.
+    """Put four images into the corners of one.
 
     The four meet in a random point of the middle; each is scaled to fill its corner, and cut to it
     at a random place.
@@ -179,7 +179,7 @@ def mosaic(samples: list[RawSample]) -> RawSample:
 def _fill(
     image: tv_tensors.Image, target: dict[str, Any], size: tuple[int, int]
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Scales an image to cover ``size`` (height, width) and cuts a random part of that size."""
+    """Scale an image to cover ``size`` (height, width) and cuts a random part of that size."""
     height, width = image.shape[-2:]
     factor = max(size[0] / height, size[1] / width)
     scaled = [max(size[0], round(height * factor)), max(size[1], round(width * factor))]

@@ -1,4 +1,4 @@
-"""`fast_rcnn` and `faster_rcnn`: detectors from options by name."""
+"""``fast_rcnn`` and ``faster_rcnn``: detectors from options by name."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ def _pooler(
 def _anchor_sizes_per_level(
     sizes: Sequence[Any] | None, maps: OrderedDict[str, FeatureMap]
 ) -> Sequence[Sequence[float]]:
-    """Return the anchor sizes of each level; `faster_rcnn` says how they are meant."""
+    """Return the anchor sizes of each level; ``faster_rcnn`` says how they are meant."""
     strides = [feature_map.stride for feature_map in maps.values()]
     if sizes is None:
         if len(strides) > 1 and len(set(strides)) == len(strides):

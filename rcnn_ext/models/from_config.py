@@ -35,7 +35,7 @@ _BUILDERS: dict[str, Callable[..., nn.Module]] = {
 
 
 def build_model(config: ModelConfig, num_classes: int, *, pretrained: bool = True) -> nn.Module:
-    """Builds a detector.
+    """Build a detector.
 
     Args:
         config: The model section of a recipe.
@@ -80,7 +80,7 @@ def build_model(config: ModelConfig, num_classes: int, *, pretrained: bool = Tru
 
 
 def _localizer_options(config: ModelConfig, options: dict[str, Any]) -> dict[str, Any]:
-    """What a localizer is built from; ``options`` are those of any model."""
+    """Return the arguments of a localizer; ``options`` are those of any model."""
     defaults = ModelConfig()
     for name in options:
         foreign = name not in (*_LOCALIZER_FIELDS, "fixed_size")

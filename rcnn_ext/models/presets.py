@@ -49,21 +49,21 @@ def fasterrcnn_resnet50_fpn(
     """Build torchvision's Faster R-CNN with a ResNet-50 and a feature pyramid.
 
     Args:
-        weights: published weights of the whole detector; they overrule `weights_backbone`.
-        progress: show a progress bar while downloading.
-        num_classes: number of classes, background (class 0) included. None means the number of
+        weights: Published weights of the whole detector; they overrule ``weights_backbone``.
+        progress: Show a progress bar while downloading.
+        num_classes: Number of classes, background (class 0) included. None means the number of
             the weights, or 91.
-        weights_backbone: published weights of the backbone.
-        trainable_backbone_layers: stages of the backbone that learn, from the last, 0 to 5. None
+        weights_backbone: Published weights of the backbone.
+        trainable_backbone_layers: Stages of the backbone that learn, from the last, 0 to 5. None
             means 3. Without any weights all learn.
-        **kwargs: further arguments of `FasterRCNN`.
+        **kwargs: Further arguments of ``FasterRCNN``.
 
     Raises:
-        ValueError: `num_classes` is not that of the weights, or a number of layers out of range.
-        UserError: the weights do not exist or cannot be downloaded.
+        ValueError: ``num_classes`` is not that of the weights, or a number of layers out of range.
+        UserError: The weights do not exist or cannot be downloaded.
 
     Arguments, parameter names and results are those of
-    `torchvision.models.detection.fasterrcnn_resnet50_fpn`.
+    ``torchvision.models.detection.fasterrcnn_resnet50_fpn``.
 
     Example:
         >>> model = fasterrcnn_resnet50_fpn(weights="DEFAULT").eval()
@@ -108,19 +108,19 @@ def fasterrcnn_resnet50_fpn_v2(
     box head.
 
     Args:
-        weights: as for `fasterrcnn_resnet50_fpn`.
-        progress: as for `fasterrcnn_resnet50_fpn`.
-        num_classes: as for `fasterrcnn_resnet50_fpn`.
-        weights_backbone: as for `fasterrcnn_resnet50_fpn`.
-        trainable_backbone_layers: as for `fasterrcnn_resnet50_fpn`.
-        **kwargs: further arguments of `FasterRCNN`.
+        weights: As for ``fasterrcnn_resnet50_fpn``.
+        progress: As for ``fasterrcnn_resnet50_fpn``.
+        num_classes: As for ``fasterrcnn_resnet50_fpn``.
+        weights_backbone: As for ``fasterrcnn_resnet50_fpn``.
+        trainable_backbone_layers: As for ``fasterrcnn_resnet50_fpn``.
+        **kwargs: Further arguments of ``FasterRCNN``.
 
     Raises:
-        ValueError: as `fasterrcnn_resnet50_fpn`.
-        UserError: as `fasterrcnn_resnet50_fpn`.
+        ValueError: As ``fasterrcnn_resnet50_fpn``.
+        UserError: As ``fasterrcnn_resnet50_fpn``.
 
     Arguments, parameter names and results are those of
-    `torchvision.models.detection.fasterrcnn_resnet50_fpn_v2`.
+    ``torchvision.models.detection.fasterrcnn_resnet50_fpn_v2``.
 
     Source: Li et al., "Benchmarking Detection Transfer Learning with Vision Transformers", 2021.
     """
@@ -162,20 +162,20 @@ def fasterrcnn_mobilenet_v3_large_fpn(
     """Build torchvision's Faster R-CNN with a MobileNetV3-Large and a feature pyramid.
 
     Args:
-        weights: as for `fasterrcnn_resnet50_fpn`.
-        progress: as for `fasterrcnn_resnet50_fpn`.
-        num_classes: as for `fasterrcnn_resnet50_fpn`.
-        weights_backbone: as for `fasterrcnn_resnet50_fpn`.
-        trainable_backbone_layers: stages of the backbone that learn, from the last, 0 to 6. None
+        weights: As for ``fasterrcnn_resnet50_fpn``.
+        progress: As for ``fasterrcnn_resnet50_fpn``.
+        num_classes: As for ``fasterrcnn_resnet50_fpn``.
+        weights_backbone: As for ``fasterrcnn_resnet50_fpn``.
+        trainable_backbone_layers: Stages of the backbone that learn, from the last, 0 to 6. None
             means 3. Without any weights all learn.
-        **kwargs: further arguments of `FasterRCNN`.
+        **kwargs: Further arguments of ``FasterRCNN``.
 
     Raises:
-        ValueError: as `fasterrcnn_resnet50_fpn`.
-        UserError: as `fasterrcnn_resnet50_fpn`.
+        ValueError: As ``fasterrcnn_resnet50_fpn``.
+        UserError: As ``fasterrcnn_resnet50_fpn``.
 
     Arguments, parameter names and results are those of
-    `torchvision.models.detection.fasterrcnn_mobilenet_v3_large_fpn`.
+    ``torchvision.models.detection.fasterrcnn_mobilenet_v3_large_fpn``.
     """
     return _mobilenet_detector(
         resolve_weights(weights, FasterRCNN_MobileNet_V3_Large_FPN_Weights),
@@ -198,22 +198,22 @@ def fasterrcnn_mobilenet_v3_large_320_fpn(
     trainable_backbone_layers: int | None = None,
     **kwargs: Any,
 ) -> FasterRCNN:
-    """Build `fasterrcnn_mobilenet_v3_large_fpn` for images of 320 pixels, for phones.
+    """Build ``fasterrcnn_mobilenet_v3_large_fpn`` for images of 320 pixels, for phones.
 
     Args:
-        weights: as for `fasterrcnn_resnet50_fpn`.
-        progress: as for `fasterrcnn_resnet50_fpn`.
-        num_classes: as for `fasterrcnn_resnet50_fpn`.
-        weights_backbone: as for `fasterrcnn_resnet50_fpn`.
-        trainable_backbone_layers: as for `fasterrcnn_mobilenet_v3_large_fpn`.
-        **kwargs: further arguments of `FasterRCNN`.
+        weights: As for ``fasterrcnn_resnet50_fpn``.
+        progress: As for ``fasterrcnn_resnet50_fpn``.
+        num_classes: As for ``fasterrcnn_resnet50_fpn``.
+        weights_backbone: As for ``fasterrcnn_resnet50_fpn``.
+        trainable_backbone_layers: As for ``fasterrcnn_mobilenet_v3_large_fpn``.
+        **kwargs: Further arguments of ``FasterRCNN``.
 
     Raises:
-        ValueError: as `fasterrcnn_resnet50_fpn`.
-        UserError: as `fasterrcnn_resnet50_fpn`.
+        ValueError: As ``fasterrcnn_resnet50_fpn``.
+        UserError: As ``fasterrcnn_resnet50_fpn``.
 
     Arguments, parameter names and results are those of
-    `torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn`.
+    ``torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn``.
     """
     defaults = {
         "min_size": 320,
@@ -236,12 +236,13 @@ def fasterrcnn_resnet50_c4(**options: Any) -> FasterRCNN:
     """Build the Faster R-CNN of He et al.: ResNet-50 cut at stride 16, layer4 on each RoI.
 
     Args:
-        **options: `num_classes`, `weights_backbone` ("DEFAULT" here), `trainable_backbone_layers`
-            and `progress` as for `fasterrcnn_resnet50_fpn`, and further options of `faster_rcnn`.
+        **options: ``num_classes``, ``weights_backbone`` ("DEFAULT" here),
+            ``trainable_backbone_layers`` and ``progress`` as for ``fasterrcnn_resnet50_fpn``, and
+            further options of ``faster_rcnn``.
 
     Raises:
-        ValueError: an unknown or contradicting option.
-        UserError: the weights do not exist or cannot be downloaded.
+        ValueError: An unknown or contradicting option.
+        UserError: The weights do not exist or cannot be downloaded.
     """
     defaults = {"neck": "c4", "pool_size": 14, **_SINGLE_MAP_PROPOSALS}
     return faster_rcnn("resnet50", **_with_backbone_weights({**defaults, **options}))
@@ -251,11 +252,11 @@ def fasterrcnn_resnet50_c5_roipool(**options: Any) -> FasterRCNN:
     """Build a Faster R-CNN on a ResNet-50 without its last two layers (stride 32), with RoIPool.
 
     Args:
-        **options: as for `fasterrcnn_resnet50_c4`.
+        **options: As for ``fasterrcnn_resnet50_c4``.
 
     Raises:
-        ValueError: an unknown or contradicting option.
-        UserError: the weights do not exist or cannot be downloaded.
+        ValueError: An unknown or contradicting option.
+        UserError: The weights do not exist or cannot be downloaded.
     """
     defaults = {"neck": "c5", "pooler": "pool", **_SINGLE_MAP_PROPOSALS}
     return faster_rcnn("resnet50", **_with_backbone_weights({**defaults, **options}))
@@ -265,11 +266,11 @@ def fastrcnn_resnet50_fpn(**options: Any) -> FastRCNN:
     """Build a Fast R-CNN with a ResNet-50 and a feature pyramid.
 
     Args:
-        **options: as for `fasterrcnn_resnet50_c4`, the further ones those of `fast_rcnn`.
+        **options: As for ``fasterrcnn_resnet50_c4``, the further ones those of ``fast_rcnn``.
 
     Raises:
-        ValueError: an unknown or contradicting option.
-        UserError: the weights do not exist or cannot be downloaded.
+        ValueError: An unknown or contradicting option.
+        UserError: The weights do not exist or cannot be downloaded.
     """
     return fast_rcnn("resnet50", **_with_backbone_weights({"neck": "fpn", **options}))
 
@@ -278,11 +279,11 @@ def fastrcnn_resnet50_c4(**options: Any) -> FastRCNN:
     """Build a Fast R-CNN on a ResNet-50 cut at stride 16, with layer4 on each RoI.
 
     Args:
-        **options: as for `fastrcnn_resnet50_fpn`.
+        **options: As for ``fastrcnn_resnet50_fpn``.
 
     Raises:
-        ValueError: an unknown or contradicting option.
-        UserError: the weights do not exist or cannot be downloaded.
+        ValueError: An unknown or contradicting option.
+        UserError: The weights do not exist or cannot be downloaded.
     """
     defaults = {"neck": "c4", "pool_size": 14}
     return fast_rcnn("resnet50", **_with_backbone_weights({**defaults, **options}))
@@ -331,7 +332,7 @@ def _with_backbone_weights(options: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Start(NamedTuple):
-    """What a preset starts from, by torchvision's rules."""
+    """The weights and trainable layers that a preset starts from, by torchvision's rules."""
 
     weights: WeightsEnum | None
     weights_backbone: WeightsEnum | str | None
@@ -348,7 +349,7 @@ class _Start(NamedTuple):
         *,
         num_stages: int,
     ) -> _Start:
-        """Apply the rules; `num_stages` are all that could learn."""
+        """Apply the rules; ``num_stages`` are all that could learn."""
         if weights is not None:
             weights_backbone = None
             expected = len(weights.meta["categories"])

@@ -23,12 +23,12 @@ _SUFFIX = ".safetensors"
 
 @dataclasses.dataclass(frozen=True)
 class CachedRegions:
-    """What the cache holds of an image.
+    """The cache's entry for an image.
 
     Attributes:
-        regions: all that the search found, in its order.
-        height: of the image, upright, in pixels.
-        width: of the image, upright, in pixels.
+        regions: All that the search found, in its order.
+        height: Height of the image, upright, in pixels.
+        width: Width of the image, upright, in pixels.
     """
 
     regions: Regions
@@ -45,9 +45,9 @@ class ProposalCache:
     read one folder. They are safetensors: arrays and strings, no code.
 
     Args:
-        folder: where the files are; made when the first is written.
-        settings: of the search.
-        filters: what :meth:`boxes` leaves out; the files hold all regions.
+        folder: Where the files are; made when the first is written.
+        settings: Settings of the search.
+        filters: What :meth:`boxes` leaves out; the files hold all regions.
 
     Example:
         >>> cache = ProposalCache(Path("proposals"), SearchSettings(), ProposalFilter(min_side=20))
@@ -68,10 +68,10 @@ class ProposalCache:
         )
 
     def path_for(self, content: bytes) -> Path:
-        """Give the file that holds an image's regions.
+        """Return the file that holds an image's regions.
 
         Args:
-            content: of the image file, as it is on disk.
+            content: Bytes of the image file, as on disk.
         """
         digest = hashlib.sha256(self._settings_text.encode())
         digest.update(b"\0")
@@ -81,29 +81,29 @@ class ProposalCache:
         return self.folder / name[:2] / f"{name}{_SUFFIX}"
 
     def boxes(self, image: Path) -> np.ndarray:
-        """Give the proposals for an image.
+        """Return the proposals for an image.
 
         Args:
-            image: the image file.
+            image: The image file.
 
         Returns:
             [N, 4] float32 (x1, y1, x2, y2) in image pixels, filtered: the outer borders of the
             regions (:meth:`Regions.enclosing_boxes`), as models and RoI operators take boxes.
 
         Raises:
-            UserError: there are none for this image and these settings, or the file is damaged.
+            UserError: There are none for this image and these settings, or the file is damaged.
         """
         return self.chosen(self.read(image))
 
     def chosen(self, found: CachedRegions) -> np.ndarray:
-        """Give the boxes that :meth:`boxes` gives for what was found in an image."""
+        """Return the boxes that :meth:`boxes` returns for the regions of an image."""
         return self.filters(found.regions, found.height, found.width).enclosing_boxes()
 
     def read(self, image: Path) -> CachedRegions:
-        """Give all that the search found in an image.
+        """Return all that the search found in an image.
 
         Raises:
-            UserError: there is nothing for this image and these settings, or the file is damaged.
+            UserError: There is nothing for this image and these settings, or the file is damaged.
         """
         path = self.path_for(_content(image))
         if not path.is_file():
@@ -117,7 +117,7 @@ class ProposalCache:
         """Whether the regions of an image are there and whole.
 
         Args:
-            content: of the image file.
+            content: Bytes of the image file.
         """
         path = self.path_for(content)
         if not path.is_file():
@@ -132,8 +132,8 @@ class ProposalCache:
         """Keep the regions of an image.
 
         Args:
-            content: of the image file.
-            found: what the search gave.
+            content: Bytes of the image file.
+            found: What the search gave.
 
         Returns:
             The file.

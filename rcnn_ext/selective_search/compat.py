@@ -26,10 +26,10 @@ def selective_search(
     Args:
         im_orig: [H, W, 3] image. As in the package, integers are scaled by the largest value of
             their dtype for the segmentation and taken as they are, in a range up to 255, for the
-            colour histograms.
-        scale: larger gives larger segments.
-        sigma: standard deviation of the smoothing, in pixels.
-        min_size: pixels of the smallest segment.
+            color histograms.
+        scale: Larger gives larger segments.
+        sigma: Standard deviation of the smoothing, in pixels.
+        min_size: Pixels of the smallest segment.
 
     Returns:
         The image with the label of each pixel's segment as a fourth channel, [H, W, 4] float64, and
@@ -37,8 +37,8 @@ def selective_search(
         x + width is the last column), ``size`` in pixels, and the ``labels`` of its segments.
 
     Raises:
-        TypeError: an argument's type is wrong.
-        ValueError: the image is not [H, W, 3], has no pixels, or values that are negative or not
+        TypeError: An argument's type is wrong.
+        ValueError: The image is not [H, W, 3], has no pixels, or values that are negative or not
             finite; a parameter is out of range.
     """
     image, factor = _prepare(im_orig)
@@ -64,7 +64,7 @@ def selective_search(
 
 
 def _prepare(im_orig: Any) -> tuple[np.ndarray, float]:
-    """Give the pixels and what brings them to [0, 1], as ``skimage.util.img_as_float`` does."""
+    """Return the pixels and what brings them to [0, 1], as ``skimage.util.img_as_float`` does."""
     image = np.asarray(im_orig)
     if image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"im_orig: expected the shape (H, W, 3), got {image.shape}")

@@ -12,7 +12,7 @@ from rcnn_ext.selective_search.regions import Regions, unique_boxes
 
 @dataclasses.dataclass(frozen=True)
 class ProposalFilter(FilterSettings):
-    """Chooses among the regions of an image.
+    """Choose among the regions of an image.
 
     Its options are those of :class:`FilterSettings`: ``unique``, ``min_side``,
     ``max_aspect_ratio``, ``by_size``, ``max_boxes`` and ``whole_image``, applied in this order.
@@ -28,9 +28,9 @@ class ProposalFilter(FilterSettings):
         """Choose.
 
         Args:
-            regions: of one image, in the order of the search.
-            height: of the image, in pixels.
-            width: of the image, in pixels.
+            regions: Regions of one image, in the order of the search.
+            height: Height of the image, in pixels.
+            width: Width of the image, in pixels.
 
         Returns:
             What remains; at least one region if ``whole_image`` is set.

@@ -29,7 +29,7 @@ class SearchedProposals:
     A :class:`rcnn_ext.data.samples.ProposalSource`.
 
     Args:
-        recipe: Of a model that needs proposals.
+        recipe: The recipe of a model that needs proposals.
         run: The folder of its training run.
     """
 
@@ -40,7 +40,7 @@ class SearchedProposals:
         self.computes = config.missing == "compute"
 
     def boxes(self, image: Path) -> np.ndarray:
-        """Gives the proposals for an image file that has been prepared.
+        """Return the proposals for an image file that has been prepared.
 
         Returns:
             float32 [P, 4] (x1, y1, x2, y2), pixels of the image.
@@ -51,7 +51,7 @@ class SearchedProposals:
         return self.cache.boxes(image)
 
     def boxes_in(self, image: Path, picture: Image.Image) -> np.ndarray:
-        """Gives the proposals for any picture; those of a search now are not kept.
+        """Return the proposals for any picture, without keeping those of a new search.
 
         Args:
             image: Its file.
@@ -67,7 +67,7 @@ class SearchedProposals:
         return self.cache.chosen(CachedRegions(found, picture.height, picture.width))
 
     def prepare(self, sets: Sequence[AnnotationSet], processes: Processes) -> None:
-        """Searches the images that have no proposals, each process its share, unless forbidden.
+        """Search the images that have no proposals, each process its share, unless forbidden.
 
         Pictures that cannot be read are left for the reader of samples, which knows whether that
         matters.
@@ -86,7 +86,7 @@ class SearchedProposals:
 
 
 def open_proposals(recipe: Recipe, run: Path) -> SearchedProposals | None:
-    """The proposals of a recipe; None for models that need none.
+    """Return the proposals of a recipe; None for models that need none.
 
     Args:
         recipe: What is trained, or was.

@@ -1,4 +1,4 @@
-"""What the searches accept as an image, and how they see it."""
+"""Images as the searches accept and see them."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ UNIT = 1.0 / 255.0
 
 
 def as_rgb(image: Any) -> np.ndarray:
-    """Give an image as the native search takes it.
+    """Return an image as the native search takes it.
 
     Args:
         image: [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] array, or what NumPy makes one of, such as
-            a Pillow image: uint8, uint16, or floats in [0, 1]. Grey becomes three equal channels, a
+            a Pillow image: uint8, uint16, or floats in [0, 1]. Gray becomes three equal channels, a
             fourth channel (alpha) is left out.
 
     Returns:
         [H, W, 3] contiguous array with values from 0 to 255: uint8 as it is, or float64.
 
     Raises:
-        TypeError: another dtype.
-        ValueError: another shape, no pixels, or floats that are NaN or outside [0, 1].
+        TypeError: Another dtype.
+        ValueError: Another shape, no pixels, or floats that are NaN or outside [0, 1].
     """
     array = np.asarray(image)
     if array.ndim == 2:
@@ -58,20 +58,20 @@ def check_not_empty(array: np.ndarray) -> None:
     """Refuse an image without pixels.
 
     Raises:
-        ValueError: height or width is 0.
+        ValueError: Height or width is 0.
     """
     if 0 in array.shape:
         raise ValueError(f"image: expected at least one pixel, got the shape {array.shape}")
 
 
 def gaussian_weights(sigma: float) -> list[float]:
-    """Give one half of a Gaussian kernel, truncated at 4 sigma, the middle weight first.
+    """Return one half of a Gaussian kernel, truncated at 4 sigma, the middle weight first.
 
     NumPy computes it as it does for ``scipy.ndimage.gaussian_filter``: segmentations depend on its
     last bits.
 
     Args:
-        sigma: standard deviation in pixels; 0 leaves an image as it is.
+        sigma: Standard deviation in pixels; 0 leaves an image as it is.
 
     Returns:
         The weights at distances 0, 1, ... pixels.

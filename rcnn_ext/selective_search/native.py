@@ -19,7 +19,7 @@ _TEXTURE_SIGMA = 1.0
 
 @dataclasses.dataclass(frozen=True)
 class _Diversity:
-    """Colour spaces, and sums of similarities by their first letters."""
+    """Color spaces, and sums of similarities by their first letters."""
 
     spaces: tuple[str, ...]
     strategies: tuple[str, ...]
@@ -33,10 +33,10 @@ _DIVERSITY = {
 
 
 def load() -> Any:
-    """Give the native module.
+    """Return the native module.
 
     Raises:
-        RuntimeError: it cannot be loaded; the message says why.
+        RuntimeError: It cannot be loaded; the message says why.
     """
     module = _extension.status()["_selective_search"]
     if not module.loaded:
@@ -48,8 +48,8 @@ def search(image: Any, settings: SearchSettings) -> Regions:
     """Search with one grouping, or with those of the paper.
 
     Args:
-        image: as :func:`rcnn_ext.selective_search.selective_search` takes it.
-        settings: of the search.
+        image: See :func:`rcnn_ext.selective_search.selective_search`.
+        settings: Settings of the search.
 
     Returns:
         Mode ``single``: all regions, segments first, then unions in the order of their merging.
@@ -97,7 +97,7 @@ def _search_diversely(pixels: np.ndarray, settings: SearchSettings) -> Regions:
 
 
 def instruction_set(name: str | None = None) -> str:
-    """Give, or choose, the instruction set that the search uses; results do not depend on it."""
+    """Return, or choose, the instruction set that the search uses; results do not depend on it."""
     module = load()
     if name is not None:
         module.use_instruction_set(name)

@@ -1,4 +1,4 @@
-"""Computes the proposals of a data set with all cores, and goes on where an earlier run stopped."""
+"""Compute the proposals of a data set with all cores, and goes on where an earlier run stopped."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from rcnn_ext.selective_search.cache import CachedRegions, ProposalCache
 from rcnn_ext.selective_search.search import find_regions
 
 # Searches in flight for each worker: enough that none waits, few enough that a stop is quick.
-_AHEAD = 2
+_QUEUED_PER_WORKER = 2
 
 
 @dataclasses.dataclass
 class Summary:
-    """What became of the images.
+    """Counts of the images searched, present and broken.
 
     Attributes:
-        computed: searched now.
-        present: there before.
-        regions: found in the images that were searched now.
-        broken: the images that could not be read, and why.
+        computed: Searched now.
+        present: There before.
+        regions: Found in the images that were searched now.
+        broken: The images that could not be read, and why.
     """
 
     computed: int = 0
@@ -43,33 +43,33 @@ class Shard:
     """This process among those that share the work, as torchrun numbers them.
 
     Attributes:
-        rank: of this process, from 0.
-        world_size: number of processes on all nodes.
-        on_this_node: number of processes on this machine, which share its cores.
+        rank: Rank of this process, from 0.
+        world_size: Number of processes on all nodes.
+        local_world_size: Number of processes on this machine, which share its cores.
     """
 
     rank: int = 0
     world_size: int = 1
-    on_this_node: int = 1
+    local_world_size: int = 1
 
     @staticmethod
     def from_environment() -> Shard:
         """Read what torchrun sets; one process where it did not start this one.
 
         Raises:
-            UserError: the variables contradict each other.
+            UserError: The variables contradict each other.
         """
         names = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
         try:
-            rank, world_size, on_this_node = (
+            rank, world_size, local_world_size = (
                 int(os.environ.get(name, default))
                 for name, default in zip(names, ("0", "1", "1"), strict=True)
             )
         except ValueError as error:
             raise UserError(f"{', '.join(names)}: expected whole numbers ({error})") from None
-        if not (0 <= rank < world_size and on_this_node >= 1):
+        if not (0 <= rank < world_size and local_world_size >= 1):
             raise UserError(f"RANK={rank} is no rank among WORLD_SIZE={world_size}")
-        return Shard(rank, world_size, on_this_node)
+        return Shard(rank, world_size, local_world_size)
 
 
 def precompute(
@@ -81,25 +81,25 @@ def precompute(
     where one that crashes takes nothing else with it.
 
     Args:
-        images: image files; each process takes every ``world_size``-th of them.
-        cache: where to keep what is found.
-        workers: searches at a time; None for one a core of this process's share.
-        shard: this process among several; None reads torchrun's variables.
+        images: Image files; each process takes every ``world_size``-th of them.
+        cache: Where to keep what is found.
+        workers: Searches at a time; None for one per core of this process's share.
+        shard: This process among several; None reads torchrun's variables.
 
     Returns:
         What was done. An image that cannot be read is named there and does not stop the others.
 
     Raises:
-        UserError: the backend is not installed.
+        UserError: The backend is not installed.
     """
     shard = Shard.from_environment() if shard is None else shard
     share = images[shard.rank :: shard.world_size]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = workers or max(1, (cores or 1) // shard.on_this_node)
+    workers = workers or max(1, (cores or 1) // shard.local_world_size)
     name = "Proposals" if shard.world_size == 1 else f"Proposals, rank {shard.rank}"
     summary = Summary()
     with _executor(cache, workers) as executor, Progress(name, len(share), "image") as progress:
-        for image, outcome in _in_flight(executor, share, cache, _AHEAD * workers):
+        for image, outcome in _in_flight(executor, share, cache, _QUEUED_PER_WORKER * workers):
             if isinstance(outcome, UserError):
                 summary.broken.append(str(outcome))
                 progress.message(f"left out: {outcome}")
@@ -150,12 +150,12 @@ def _in_flight(
     executor: concurrent.futures.Executor,
     images: Iterable[Path],
     cache: ProposalCache,
-    most: int,
+    max_pending: int,
 ) -> Iterator[tuple[Path, int | UserError | None]]:
     """Search images with at most so many begun and not taken, and give each when it is done."""
     waiting: dict[concurrent.futures.Future[int | UserError | None], Path] = {}
     for image in images:
-        if len(waiting) >= most:
+        if len(waiting) >= max_pending:
             yield from _take_done(waiting)
         waiting[executor.submit(compute_one, image, cache)] = image
     while waiting:

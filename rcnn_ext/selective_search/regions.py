@@ -1,4 +1,4 @@
-"""What a search finds."""
+"""The regions that a search finds."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Regions:
         return len(self.boxes)
 
     def take(self, index: np.ndarray) -> Regions:
-        """Give the regions that an index or a mask selects."""
+        """Return the regions that an index or a mask selects."""
         return Regions(self.boxes[index], self.sizes[index])
 
     def enclosing_boxes(self) -> np.ndarray:
-        """Give [N, 4] float32 boxes around the pixels of regions, in image pixels.
+        """Return [N, 4] float32 boxes around the pixels of regions, in image pixels.
 
         Their corners lie on the outer borders of the outermost pixels: x2 and y2 are one more than
         in ``boxes``, the whole image is (0, 0, width, height). This is what ``rcnn_ext.ops``, the
@@ -40,7 +40,7 @@ class Regions:
 
     @staticmethod
     def whole_image(height: int, width: int) -> Regions:
-        """Give one region that is the image, of ``height`` x ``width`` pixels."""
+        """Return one region that is the image, of ``height`` x ``width`` pixels."""
         boxes = np.array([[0, 0, width - 1, height - 1]], dtype=np.int32)
         return Regions(boxes, np.array([height * width], dtype=np.int64))
 

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from rcnn_ext.config.selective_search import BackendName, ModeName, SearchSettings
-from rcnn_ext.selective_search import native, peers
+from rcnn_ext.selective_search import external_backends, native
 from rcnn_ext.selective_search.filters import ProposalFilter
 from rcnn_ext.selective_search.regions import Regions
 
 BACKENDS: dict[str, Callable[[Any, SearchSettings], Regions]] = {
     "native": native.search,
-    "package": peers.search_with_package,
-    "opencv": peers.search_with_opencv,
+    "package": external_backends.search_with_package,
+    "opencv": external_backends.search_with_opencv,
 }
 
 
@@ -27,15 +27,15 @@ def find_regions(image: Any, settings: SearchSettings | None = None) -> Regions:
     Args:
         image: [H, W], [H, W, 1], [H, W, 3] (RGB) or [H, W, 4] array, or a Pillow image: uint8,
             uint16, or floats in [0, 1].
-        settings: of the search; by default, the package's search at scale 500, sigma 0.9 and
-            smallest segment 10.
+        settings: Settings of the search. None means the package's search at scale 500, sigma 0.9
+            and smallest segment 10.
 
     Returns:
         Boxes in image pixels and region sizes, unfiltered, in the order of the search.
 
     Raises:
-        TypeError, ValueError: the image or a setting is not as described; the message says how.
-        rcnn_ext.errors.UserError: the backend is not installed.
+        TypeError, ValueError: The image or a setting is not as described; the message says how.
+        rcnn_ext.errors.UserError: The backend is not installed.
     """
     settings = SearchSettings() if settings is None else settings
     return BACKENDS[settings.backend](image, settings)
@@ -61,24 +61,24 @@ def selective_search(
     Args:
         image: [H, W], [H, W, 1], [H, W, 3] (RGB) or [H, W, 4] array, or a Pillow image: uint8,
             uint16, or floats in [0, 1].
-        scale: of the segmentation; larger gives larger segments. Several in modes ``fast`` and
-            ``quality``. Default: 500; (50, 100); (50, 100, 150, 300).
-        sigma: standard deviation of the smoothing in pixels. Default: 0.9; in the other modes 0.8.
-        min_size: pixels of the smallest segment. Default: 10; in the other modes the scale.
+        scale: Scale of the segmentation; larger gives larger segments. Several in modes ``fast``
+            and ``quality``. Default: 500; (50, 100); (50, 100, 150, 300).
+        sigma: Standard deviation of the smoothing in pixels. Default: 0.9; in the other modes 0.8.
+        min_size: Pixels of the smallest segment. Default: 10; in the other modes the scale.
         backend: ``native``, ``package`` (the selectivesearch package) or ``opencv``.
-        mode: ``single``: one grouping; ``fast`` and ``quality``: the paper's sets of colour spaces,
+        mode: ``single``: one grouping; ``fast`` and ``quality``: the paper's sets of color spaces,
             similarities and scales, best proposals first.
-        seed: of the random part of the order in ``fast`` and ``quality``.
-        filters: which regions to keep. Default: all, in the order of the search.
-        enclose: whether x2 and y2 are the outer borders of the last column and row, as the models
+        seed: Seed of the random part of the order in ``fast`` and ``quality``.
+        filters: Which regions to keep. Default: all, in the order of the search.
+        enclose: Whether x2 and y2 are the outer borders of the last column and row, as the models
             and RoI operators want, rather than that column and row, as the package has it.
 
     Returns:
         [N, 4] float32 boxes (x1, y1, x2, y2) in image pixels.
 
     Raises:
-        TypeError, ValueError: an argument is not as described; the message says how.
-        rcnn_ext.errors.UserError: the backend is not installed.
+        TypeError, ValueError: An argument is not as described; the message says how.
+        rcnn_ext.errors.UserError: The backend is not installed.
 
     Example:
         >>> boxes = selective_search(image, filters=ProposalFilter(min_side=20), enclose=True)

@@ -13,12 +13,12 @@ from PIL import Image
 from rcnn_ext.selective_search import SearchSettings, compat, find_regions, selective_search
 
 
-def test_grey_is_three_equal_channels(image: np.ndarray) -> None:
-    grey = image[:, :, 0]
-    expected = selective_search(np.stack([grey] * 3, axis=2))
-    np.testing.assert_array_equal(selective_search(grey), expected)
-    np.testing.assert_array_equal(selective_search(grey[:, :, None]), expected)
-    np.testing.assert_array_equal(selective_search(Image.fromarray(grey)), expected)
+def test_gray_is_three_equal_channels(image: np.ndarray) -> None:
+    gray = image[:, :, 0]
+    expected = selective_search(np.stack([gray] * 3, axis=2))
+    np.testing.assert_array_equal(selective_search(gray), expected)
+    np.testing.assert_array_equal(selective_search(gray[:, :, None]), expected)
+    np.testing.assert_array_equal(selective_search(Image.fromarray(gray)), expected)
 
 
 def test_alpha_is_left_out(image: np.ndarray) -> None:

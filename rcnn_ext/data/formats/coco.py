@@ -18,7 +18,7 @@ from rcnn_ext.files import read_json
 
 
 def list_annotations(root: Path, split: str) -> list[Path]:
-    """Lists the annotation files of a split, which should be one.
+    """List the annotation files of a split, which should be one.
 
     ``instances_<split>*.json`` in ``root/annotations`` or ``root`` (COCO's own layout has a year
     after the split), ``<split>.json`` in the same places, or ``_annotations.coco.json`` in
@@ -50,7 +50,7 @@ def list_annotations(root: Path, split: str) -> list[Path]:
 
 
 def find_annotations(root: Path, split: str) -> Path:
-    """Finds the annotation file of a split where :func:`list_annotations` looks.
+    """Find the annotation file of a split where :func:`list_annotations` looks.
 
     Raises:
         UserError: There is none, or there are several.
@@ -72,7 +72,7 @@ def find_annotations(root: Path, split: str) -> Path:
 
 
 def find_images_folder(root: Path, annotations: Path, first_file: str) -> Path:
-    """Finds the folder that the file names of an annotation file start from.
+    """Find the folder that the file names of an annotation file start from.
 
     Args:
         root: Folder of the data set.
@@ -105,7 +105,7 @@ def read_coco(
     missing_classes_ok: bool = False,
     report: Report | None = None,
 ) -> AnnotationSet:
-    """Reads an annotation file and checks all of it.
+    """Read an annotation file and checks all of it.
 
     Args:
         annotations: The JSON file. Without a list ``annotations`` it describes images of which
@@ -225,7 +225,7 @@ class _Scanner:
     def objects(
         self, annotations: list[Any], entries: dict[int, Any], names: dict[int, str]
     ) -> tuple[dict[int, list[RawObject]], set[int]]:
-        """The objects by image id, and the ids of images with a broken one."""
+        """Return the objects by image id, and the ids of images with a broken one."""
         found: dict[int, list[RawObject]] = {}
         broken: set[int] = set()
         ids: set[int] = set()

@@ -1,4 +1,4 @@
-"""Boxes from CSV files: one object a row, several rows an image or one."""
+"""Boxes from CSV files: one object per row, one or several rows per image."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def read_csv_boxes(
     classes: Sequence[str] | None = None,
     report: Report | None = None,
 ) -> AnnotationSet:
-    """Reads a CSV file with a header.
+    """Read a CSV file with a header.
 
     Args:
         path: The file. A row without class and box is an image without objects. A file with neither
@@ -63,11 +63,11 @@ def read_csv_boxes(
 def listed_images(
     path: Path, images: Path | None = None, *, config: CsvConfig | None = None
 ) -> list[tuple[Path, Path]]:
-    """The pictures that a CSV file names, whatever else it says of them.
+    """Return the pictures that a CSV file names, whatever else it says of them.
 
     Args:
         path: The file, with a header. Of its columns only that of the names counts.
-        images: As of :func:`read_csv_boxes`.
+        images: See :func:`read_csv_boxes`.
         config: How to read it.
 
     Returns:
@@ -127,7 +127,7 @@ def read_csv_boxes_with(
 
 
 def _read_rows(path: Path, delimiter: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The header, and the other rows that are not empty, with their lines."""
+    """Return the header, and the other rows that are not empty, with their lines."""
     try:
         # Spreadsheets begin UTF-8 files with a mark.
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -144,7 +144,7 @@ def _read_rows(path: Path, delimiter: str) -> tuple[list[str], list[tuple[int, l
 
 
 def _find_columns(path: Path, header: list[str], given: dict[str, str]) -> dict[str, int]:
-    """The index of each column that is there."""
+    """Return the index of each column that is there."""
     lower = [name.lower() for name in header]
     columns: dict[str, int] = {}
     for role, names in CSV_COLUMN_NAMES.items():
@@ -170,7 +170,7 @@ def _find_columns(path: Path, header: list[str], given: dict[str, str]) -> dict[
 def _choose_columns(
     path: Path, header: list[str], given: dict[str, str]
 ) -> tuple[dict[str, int], tuple[str, ...] | None]:
-    """The index of each column, and those of the box; None where the file has no boxes."""
+    """Return the index of each column, and those of the box; None for a file without boxes."""
     columns = _find_columns(path, header, given)
     choices = [names for names in _BOX_COLUMNS if all(name in columns for name in names)]
     # What the recipe names counts more than what is found: `width` may be that of the image.
@@ -200,7 +200,7 @@ def _images_folder(path: Path, first: str) -> Path:
 
 
 def _file_of(folder: Path, name: str, exists: Callable[[Path], bool]) -> Path:
-    """The file of an image; some CSV files leave the suffix out."""
+    """Return the file of an image; some CSV files leave the suffix out."""
     path = folder / name
     if not exists(path) and not path.suffix:
         return next((p for p in sorted(folder.glob(f"{name}.*")) if p.is_file()), path)
@@ -208,7 +208,7 @@ def _file_of(folder: Path, name: str, exists: Callable[[Path], bool]) -> Path:
 
 
 class _RowReader:
-    """Reads the rows of one image after another."""
+    """Read the rows of one image after another."""
 
     def __init__(
         self,
@@ -229,7 +229,7 @@ class _RowReader:
     def add(
         self, image_id: int, file: Path, rows: list[tuple[int, list[str]]], broken: bool
     ) -> None:
-        """Adds an image with all its rows."""
+        """Add an image with all its rows."""
         report, first = self.builder.report, rows[0][0]
         size = None
         if self.normalized and not broken and self.builder.exists(file):
@@ -284,7 +284,7 @@ class _RowReader:
         return RawObject((a * width, b * height, c * width, d * height), texts["class"], line)
 
     def require_pixels(self) -> None:
-        """Stops where parts of the image were taken for pixels, or the other way round."""
+        """Stop where parts of the image were taken for pixels, or the other way round."""
         if not self._objects:
             return
         if not self.normalized and self._largest <= 1:

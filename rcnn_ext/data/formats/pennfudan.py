@@ -21,7 +21,7 @@ from rcnn_ext.errors import UserError
 
 
 def mask_folders(root: Path) -> tuple[Path, Path] | None:
-    """The folders of images and masks: in ``root`` or in ``root/PennFudanPed``."""
+    """Return the folders of images and masks: in ``root`` or in ``root/PennFudanPed``."""
     for parent in (root, root / "PennFudanPed"):
         images, masks = parent / "PNGImages", parent / "PedMasks"
         if images.is_dir() and masks.is_dir():
@@ -32,7 +32,7 @@ def mask_folders(root: Path) -> tuple[Path, Path] | None:
 def read_pennfudan(
     root: Path, *, classes: Sequence[str] | None = None, report: Report | None = None
 ) -> AnnotationSet:
-    """Reads all images, sorted by name, and the box and area of each instance of their masks.
+    """Read all images, sorted by name, and the box and area of each instance of their masks.
 
     Args:
         root: The folder with ``PNGImages`` and ``PedMasks``.
@@ -91,12 +91,12 @@ def boxes_of_masks(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     place = place.reshape(mask.shape)  # [H, W], index into numbers
     rows, columns = np.indices(mask.shape)
     count = len(numbers)
-    least = np.full((2, count), max(mask.shape), dtype=np.int64)
-    most = np.full((2, count), -1, dtype=np.int64)
+    lowest = np.full((2, count), max(mask.shape), dtype=np.int64)
+    highest = np.full((2, count), -1, dtype=np.int64)
     for axis, positions in enumerate((columns, rows)):
-        np.minimum.at(least[axis], place.ravel(), positions.ravel())
-        np.maximum.at(most[axis], place.ravel(), positions.ravel())
-    boxes = np.stack([least[0], least[1], most[0] + 1, most[1] + 1], axis=1)
+        np.minimum.at(lowest[axis], place.ravel(), positions.ravel())
+        np.maximum.at(highest[axis], place.ravel(), positions.ravel())
+    boxes = np.stack([lowest[0], lowest[1], highest[0] + 1, highest[1] + 1], axis=1)
     areas = np.bincount(place.ravel(), minlength=count)
     return boxes[numbers != 0], areas[numbers != 0]
 

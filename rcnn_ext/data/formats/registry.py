@@ -43,7 +43,7 @@ class Format:
 
 
 def named_annotations(config: DataConfig, split: str) -> str | None:
-    """What the recipe says holds the annotations of a split."""
+    """Return the file that the recipe names for the annotations of a split, if any."""
     return {
         "train": config.train_annotations,
         "val": config.val_annotations,
@@ -58,7 +58,7 @@ def open_split(
     classes: Sequence[str] | None = None,
     report: Report | None = None,
 ) -> AnnotationSet:
-    """Reads the annotations of a split.
+    """Read the annotations of a split.
 
     A split that the data do not have themselves is cut from the training images where
     ``config.val_fraction`` or ``config.test_fraction`` says so, which are then less by as many.
@@ -111,9 +111,9 @@ def open_split(
         annotations = partition(annotations, fractions, seed=seed, stratify=stratify)[split]
         if not annotations.images:
             raise UserError(f"{annotations.source} has too few images for a {split} split")
-    most = config.max_train_images if split == "train" else None
+    max_images = config.max_train_images if split == "train" else None
     return dataclasses.replace(
-        annotations, images=annotations.images[:most], problems=tuple(found.problems)
+        annotations, images=annotations.images[:max_images], problems=tuple(found.problems)
     )
 
 
@@ -125,7 +125,7 @@ def has_split(config: DataConfig, root: Path, split: str) -> bool:
 
 
 def detect_format(root: Path) -> FormatName:
-    """The format that a data folder looks like.
+    """Return the format that a data folder looks like.
 
     Raises:
         UserError: It does not exist, or looks like none.
@@ -149,7 +149,7 @@ def _format(name: FormatName) -> Format:
 
 
 def _cut_fractions(config: DataConfig, root: Path) -> dict[str, float]:
-    """The splits that are cut from the training images, and their parts of them."""
+    """Return the splits cut from the training images, and their fractions of these."""
     has = _format(config.format).has_split
     wanted = {"val": config.val_fraction, "test": config.test_fraction}
     return {

@@ -2,7 +2,7 @@
 
 It needs no download, is the same for the same seed, and is easy enough that a small detector learns
 it from nothing in minutes, so it shows that a detector, its losses and its metrics work. The class
-of an object is its outline alone; colours and textures are drawn independently of it.
+of an object is its outline alone; colors and textures are drawn independently of it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def make_synthetic(
     config: SyntheticConfig | None = None,
     progress: Callable[[Iterable[int]], Iterable[int]] = lambda items: items,
 ) -> Path:
-    """Writes the data set, or keeps the one that is there if it was made from the same values.
+    """Write the data set, or keeps the one that is there if it was made from the same values.
 
     The layout is COCO's: ``annotations/instances_train.json``, ``annotations/instances_val.json``,
     ``train/`` and ``val/`` with PNG images. The folder appears whole or not at all.
@@ -99,7 +99,7 @@ class DrawnObject:
 def draw_scene(
     config: SyntheticConfig, split: str, index: int
 ) -> tuple[Image.Image, list[DrawnObject]]:
-    """Draws one image.
+    """Draw one image.
 
     Each image has a random stream of its own, so that a larger set begins with the images of a
     smaller one.
@@ -130,11 +130,11 @@ def _place(
     size: int,
     taken: list[tuple[int, int, int, int]],
 ) -> tuple[np.ndarray, DrawnObject] | None:
-    """Finds a place for a shape that hides little of the others; None if there is none."""
+    """Find a place for a shape that hides little of the others; None if there is none."""
     for _ in range(20):
         radius = size * rng.uniform(0.13, 0.27)
-        centre = rng.uniform(radius, size - radius, 2)
-        alpha = _mask(category, size, centre, radius, rng.uniform(-_TURN, _TURN))
+        center = rng.uniform(radius, size - radius, 2)
+        alpha = _mask(category, size, center, radius, rng.uniform(-_TURN, _TURN))
         inside = alpha >= 0.5
         rows = np.flatnonzero(inside.any(axis=1))
         columns = np.flatnonzero(inside.any(axis=0))
@@ -145,11 +145,11 @@ def _place(
 
 
 def _mask(
-    category: int, size: int, centre: np.ndarray, radius: float, turn: float
+    category: int, size: int, center: np.ndarray, radius: float, turn: float
 ) -> np.ndarray:  # [size, size], 0 outside to 1 inside
     scale = _SUPERSAMPLING
     drawing = Image.new("L", (size * scale, size * scale))
-    x, y = centre * scale
+    x, y = center * scale
     radius = radius * scale
     pen = ImageDraw.Draw(drawing)
     if SHAPES[category] == "circle":
@@ -181,7 +181,7 @@ def _overlap_of_smaller(
 
 def _background(
     rng: np.random.Generator, size: int
-) -> tuple[np.ndarray, np.ndarray]:  # [size, size, 3], [3] (its mean colour)
+) -> tuple[np.ndarray, np.ndarray]:  # [size, size, 3], [3] (its mean color)
     base = rng.uniform(0.1, 0.9, 3)
     canvas = _texture(rng, size, base, contrast=0.12)
     # A slow change of brightness across the image, as light has.
@@ -192,17 +192,17 @@ def _background(
 
 
 def _contrasting(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:  # [3]
-    """A colour that stands out from ``base`` by some channel."""
+    """Return a color that stands out from ``base`` by some channel."""
     while True:
-        colour = rng.uniform(0, 1, 3)
-        if np.abs(colour - base).max() > 0.4:
-            return colour
+        color = rng.uniform(0, 1, 3)
+        if np.abs(color - base).max() > 0.4:
+            return color
 
 
 def _texture(
     rng: np.random.Generator, size: int, base: np.ndarray, contrast: float = 0.25
 ) -> np.ndarray:  # [size, size, 3]
-    """Plain, striped, chequered, dotted or cloudy paint around a base colour."""
+    """Plain, striped, checkered, dotted or cloudy paint around a base color."""
     y, x = np.mgrid[0:size, 0:size].astype(np.float64)
     angle = rng.uniform(0, math.pi)
     u = x * math.cos(angle) + y * math.sin(angle)

@@ -1,4 +1,4 @@
-"""PASCAL VOC detection data: image sets and one XML file an image.
+"""PASCAL VOC detection data: image sets and one XML file per image.
 
 Format: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/devkit_doc.html
 """
@@ -20,7 +20,7 @@ from rcnn_ext.errors import UserError
 
 
 def voc_folders(root: Path, years: Sequence[int] | None = None) -> list[Path]:
-    """The folders with ``Annotations`` and images: ``root`` itself, or VOC<year> below it."""
+    """Return the folders with ``Annotations`` and images: ``root``, or VOC<year> below it."""
     for parent in (root, root / "VOCdevkit"):
         found = sorted(path for path in parent.glob("VOC*") if (path / "Annotations").is_dir())
         if years is not None:
@@ -31,13 +31,13 @@ def voc_folders(root: Path, years: Sequence[int] | None = None) -> list[Path]:
 
 
 def voc_image_sets(root: Path, name: str, years: Sequence[int] | None = None) -> list[Path]:
-    """The lists ``ImageSets/Main/<name>.txt``, one a year at most."""
+    """Return the lists ``ImageSets/Main/<name>.txt``, at most one per year."""
     lists = [folder / "ImageSets" / "Main" / f"{name}.txt" for folder in voc_folders(root, years)]
     return [path for path in lists if path.is_file()]
 
 
 def voc_set_name(root: Path, split: str, years: Sequence[int] | None = None) -> str | None:
-    """The image set that a split is, unless the recipe says otherwise; None if there is none.
+    """Return the image set of a split where the recipe names none; None if there is none.
 
     Training is ``train`` where there is a ``val`` to go with it, else ``trainval``.
     """
@@ -56,7 +56,7 @@ def read_voc(
     classes: Sequence[str] | None = None,
     report: Report | None = None,
 ) -> AnnotationSet:
-    """Reads an image set of a VOC devkit.
+    """Read an image set of a VOC devkit.
 
     Args:
         root: The devkit, its parent, or one year of it.

@@ -1,4 +1,4 @@
-"""Boxes from text files as YOLO tools write them: one file an image, one object a line.
+"""Boxes from text files as YOLO tools write them: one file per image, one object per line.
 
 A line is ``class cx cy w h`` in parts of the image's sides, or ``class x1 y1 x2 y2 x3 y3 ...`` for
 an outline, of which the box around it is taken. An image without a file has no objects.
@@ -25,7 +25,10 @@ _NAME_FILES = ("classes.txt", "obj.names", "labels.txt")
 
 
 def find_yolo_split(root: Path, split: str) -> list[Path]:
-    """The image folders, or lists of images, of a split: as ``data.yaml`` says, or the usual ones.
+    """Return the image folders, or lists of images, of a split.
+
+    They are those that ``data.yaml`` names, or the usual ones.
+
 
     Raises:
         UserError: ``data.yaml`` cannot be read.
@@ -53,7 +56,7 @@ def find_yolo_split(root: Path, split: str) -> list[Path]:
 
 
 def yolo_names(root: Path) -> list[str] | None:
-    """The names of the classes, by ``data.yaml``, ``classes.txt`` or ``obj.names``, if any.
+    """Return the names of the classes in ``data.yaml``, ``classes.txt`` or ``obj.names``.
 
     Raises:
         UserError: A file is there but wrong.
@@ -82,7 +85,7 @@ def read_yolo(
     classes: Sequence[str] | None = None,
     report: Report | None = None,
 ) -> AnnotationSet:
-    """Reads a split.
+    """Read a split.
 
     Args:
         root: The folder of the data set.
@@ -152,7 +155,7 @@ def _images_of(source: Path) -> list[Path]:
 
 
 def _label_file(image: Path) -> Path:
-    """The text file of an image: the last folder ``images`` of its path is ``labels`` instead."""
+    """Return the text file of an image: ``labels`` for the last ``images`` in its path."""
     parts = list(image.parts)
     for index in range(len(parts) - 2, -1, -1):
         if parts[index] == "images":

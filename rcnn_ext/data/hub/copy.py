@@ -27,9 +27,9 @@ _ANNOTATIONS, _IMAGES = "annotations.json", "images"
 def copy_split(
     split: HubSplit,
     folder: Path,
-    most: int | None = None,
+    max_images: int | None = None,
 ) -> AnnotationSet:
-    """Keeps the rows of a split in COCO's layout, and opens that.
+    """Keep the rows of a split in COCO's layout, and opens that.
 
     Evaluation looks at images more than once: in every validation, and for pictures of the best and
     the worst. The pictures are stored as they came.
@@ -37,13 +37,13 @@ def copy_split(
     Args:
         split: What to keep.
         folder: Where to. A copy of the same that is there is used; another one is replaced.
-        most: Only the first so many images; None means all.
+        max_images: Only the first so many images; None means all.
 
     Raises:
         UserError: A row is broken and ``data.on_error`` is ``stop``, no row is usable, or
             ``folder`` holds something else.
     """
-    made_from = _description(split, most)
+    made_from = _description(split, max_images)
     if not _holds(folder, made_from):
         if folder.exists() and any(folder.iterdir()):
             if not (folder / _ANNOTATIONS).is_file():
@@ -51,7 +51,7 @@ def copy_split(
             shutil.rmtree(folder)
         try:
             with replacing_folder(folder) as temporary:
-                _write(split, temporary, most, made_from)
+                _write(split, temporary, max_images, made_from)
         except OSError:
             # Another process of this machine may have been faster.
             if not _holds(folder, made_from):
@@ -64,7 +64,7 @@ def copy_split(
     )
 
 
-def _description(split: HubSplit, most: int | None) -> dict[str, Any]:
+def _description(split: HubSplit, max_images: int | None) -> dict[str, Any]:
     """All that decides what a copy holds, but for changes of the data themselves."""
     hub = dataclasses.asdict(split.config.hf)
     for name in ("shuffle_buffer", "streaming", "train_images", "resume"):
@@ -72,7 +72,7 @@ def _description(split: HubSplit, most: int | None) -> dict[str, Any]:
     return {
         "source": str(split.source),
         "split": split.name,
-        "first_images": most,
+        "first_images": max_images,
         "classes": list(split.classes.names),
         "other_classes": split.config.other_classes,
         "hf": hub,
@@ -90,15 +90,15 @@ def _holds(folder: Path, made_from: dict[str, Any]) -> bool:
 def _write(
     split: HubSplit,
     folder: Path,
-    most: int | None,
+    max_images: int | None,
     made_from: dict[str, Any],
 ) -> None:
     report = Report()
     builder = RowsBuilder(split.source, split, report)
     (folder / _IMAGES).mkdir()
-    rows = itertools.islice(plain_rows(split.rows), most)
+    rows = itertools.islice(plain_rows(split.rows), max_images)
     numbers: dict[int, int | None] = {}
-    for place, row in enumerate(split.tracked("Copying", most)(rows), start=1):
+    for place, row in enumerate(split.tracked("Copying", max_images)(rows), start=1):
         try:
             decoded = decode_row(row, split, place)
         except UserError as error:

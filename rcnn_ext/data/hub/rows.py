@@ -22,7 +22,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class DecodedRow:
-    """What a row holds, unchecked but for the picture.
+    """The content of a row, unchecked but for the picture.
 
     Attributes:
         name: What messages call it.
@@ -46,13 +46,13 @@ class DecodedRow:
 
 
 def plain_rows(rows: Any) -> Iterator[dict[str, Any]]:
-    """The rows one by one; iterating directly would divide them among workers once more."""
+    """Yield the rows; iterating directly would divide them among workers once more."""
     for batch in rows.iter(batch_size=1):
         yield {name: values[0] for name, values in batch.items()}
 
 
 def decode_row(row: Row, split: HubSplit, number: int | None = None) -> DecodedRow:
-    """Reads one row.
+    """Read one row.
 
     Args:
         row: The picture, not decoded, and the columns that ``split.config.hf`` names.
@@ -81,7 +81,7 @@ def decode_row(row: Row, split: HubSplit, number: int | None = None) -> DecodedR
 
 
 def read_row(row: Row, split: HubSplit) -> tuple[tv_tensors.Image, ImageRecord]:
-    """Reads and checks one row, as :func:`decode_row` and all the formats do.
+    """Read and checks one row, as :func:`decode_row` and all the formats do.
 
     Raises:
         UserError: It is broken; the message names the image.
@@ -116,7 +116,7 @@ class RowsBuilder(SetBuilder):
         return True
 
     def add_row(self, row: DecodedRow, image_id: int, path: Path, number: int | None) -> None:
-        """Adds a row, under an id and a path of the caller's choice."""
+        """Add a row, under an id and a path of the caller's choice."""
         self.add(image_id, path, row.size, row.objects, (self.source, number))
 
 
@@ -131,7 +131,7 @@ def useful(row: Row, split: HubSplit) -> bool:
 
 
 def objects_of(row: Row, split: HubSplit, name: str, number: int | None = None) -> list[RawObject]:
-    """The objects of a row; ``name`` and ``number`` are its own, for messages.
+    """Return the objects of a row; ``name`` and ``number`` are its own, for messages.
 
     Raises:
         UserError: They are broken.

@@ -50,9 +50,9 @@ class HubSplit:
     class_names: tuple[str, ...] | None
     images: int | None
 
-    def tracked(self, what: str, most: int | None = None) -> Callable[[Iterable[Any]], Any]:
-        """What shows how many rows have been worked on, where their number is known."""
-        counts = [count for count in (self.images, most) if count is not None]
+    def tracked(self, what: str, max_images: int | None = None) -> Callable[[Iterable[Any]], Any]:
+        """Return an iteration over rows that shows progress where their number is known."""
+        counts = [count for count in (self.images, max_images) if count is not None]
         if not counts:
             return lambda rows: rows
         return lambda rows: tracked(rows, what, min(counts))
@@ -66,7 +66,7 @@ class HubSplit:
 def open_stream(
     config: DataConfig, root: Path, split: str, classes: Sequence[str] | None = None
 ) -> HubSplit:
-    """Opens a split for streaming.
+    """Open a split for streaming.
 
     Args:
         config: The data section of a recipe, with ``format: hf``.
@@ -140,7 +140,7 @@ def _library() -> Any:
 
 
 def _names(hub: HubConfig) -> dict[str, str]:
-    """What the data set calls each split."""
+    """Return the data set's names of the splits."""
     return {"train": hub.train_split, "val": hub.val_split, "test": hub.test_split}
 
 
@@ -157,7 +157,7 @@ def _cannot_open(what: str, error: Exception) -> UserError:
 
 
 def _source(hub: HubConfig, root: Path) -> str:
-    """The folder as an absolute path, or the name on the Hub."""
+    """Return the folder as an absolute path, or the name on the Hub."""
     source = hub.path or str(root)
     if Path(source).is_dir():
         return str(Path(source).absolute())
@@ -177,14 +177,14 @@ def _check_streamable(config: DataConfig) -> None:
 
 
 def _numbered(names: tuple[str, ...], class_names: tuple[str, ...] | None) -> ClassList:
-    """The classes, with the numbers that the data give them, and others beyond."""
+    """Return the classes with the numbers of the data, and higher ones for others."""
     known = {name: index for index, name in enumerate(class_names or ())}
     spare = itertools.count(len(known))
     return ClassList(names, tuple(known[n] if n in known else next(spare) for n in names))
 
 
 def _in_list(feature: Any) -> Any:
-    """What a column's list is of, in any of its notations; the feature itself where it is none."""
+    """Return the items' feature of a list in any of its notations; other features as they are."""
     feature = getattr(feature, "feature", feature)
     return feature[0] if isinstance(feature, list) else feature
 
@@ -192,7 +192,7 @@ def _in_list(feature: Any) -> Any:
 def _columns(
     rows: Any, config: DataConfig, source: str
 ) -> tuple[list[str], tuple[str, ...] | None]:
-    """The columns, and the names of the classes where the data have them."""
+    """Return the columns, and the names of the classes where the data have them."""
     features, hub = rows.features, config.hf
     if features is None:
         raise UserError(f"{source} does not say what its columns are")

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from rcnn_ext.data.dataset import collate, ignore_ctrl_c, mixed_seed
 from rcnn_ext.data.hub.rows import Row, plain_rows, read_row, useful
 from rcnn_ext.data.hub.split import HubSplit
-from rcnn_ext.data.samples import RawSample, Sample, finished, keep_boxes, raw_target
+from rcnn_ext.data.samples import RawSample, Sample, apply_transform, keep_boxes, raw_target
 from rcnn_ext.data.transforms import mosaic
 from rcnn_ext.errors import UserError
 
@@ -66,7 +66,7 @@ class HubStream(IterableDataset[Sample]):
         self.processes = processes
 
     def __iter__(self) -> Iterator[Sample]:
-        """Gives this worker's share of the samples.
+        """Return this worker's share of the samples.
 
         Raises:
             UserError: A row is broken and ``data.on_error`` is ``stop``, or very many are.
@@ -77,7 +77,7 @@ class HubStream(IterableDataset[Sample]):
             for _, row in self._share(self.split.rows, index, workers):
                 read = self._read(row)
                 if read is not None:
-                    yield finished(read, v2.Identity())
+                    yield apply_transform(read, v2.Identity())
             return
         yield from self._training(index, workers)
 
@@ -111,7 +111,7 @@ class HubStream(IterableDataset[Sample]):
                     if position <= passed:
                         continue
                     assert self.augmentation is not None
-                    result = finished(sample, self.augmentation)
+                    result = apply_transform(sample, self.augmentation)
                 yield result
             if not used:
                 raise UserError(
@@ -120,7 +120,7 @@ class HubStream(IterableDataset[Sample]):
                 )
 
     def _from_recent(self, recent: Sequence[Row]) -> RawSample | None:
-        """The sample of the first row; where that is broken, of the first that is not.
+        """Return the sample of the first row that is not broken.
 
         Every row thus gives a sample, and a run that goes on finds its place without decoding.
         """
@@ -138,7 +138,7 @@ class HubStream(IterableDataset[Sample]):
     def _share(
         self, rows: Any, index: int, workers: int, epoch: int | None = None
     ) -> Iterator[tuple[int, Row]]:
-        """The rows of one worker of this process, numbered; shuffled for an epoch."""
+        """Yield the rows of one worker of this process, numbered; shuffled for an epoch."""
         parts, part = self.processes * workers, self.rank * workers + index
         step, first = 1, 0
         if rows.num_shards >= parts:
@@ -165,7 +165,7 @@ class HubStream(IterableDataset[Sample]):
         return image, raw_target(record)
 
     def _learnable(self, row: Row) -> RawSample | None:
-        """A sample without crowds, or None if its row is broken."""
+        """Return a sample without crowds, or None if its row is broken."""
         read = self._read(row)
         if read is None:
             return None

@@ -17,15 +17,15 @@ def search_with_package(image: Any, settings: SearchSettings) -> Regions:
     """Search with the ``selectivesearch`` package.
 
     Args:
-        image: as :func:`rcnn_ext.selective_search.selective_search` takes it.
-        settings: of the search; the mode has to be ``single``.
+        image: See :func:`rcnn_ext.selective_search.selective_search`.
+        settings: Settings of the search; the mode has to be ``single``.
 
     Returns:
         All regions, in the package's order.
 
     Raises:
-        UserError: the package is not installed.
-        ValueError: another mode than ``single``.
+        UserError: The package is not installed.
+        ValueError: Another mode than ``single``.
     """
     try:
         import selectivesearch
@@ -62,14 +62,14 @@ def search_with_opencv(image: Any, settings: SearchSettings) -> Regions:
     some images with extreme aspect ratios (opencv_contrib#705).
 
     Args:
-        image: as :func:`rcnn_ext.selective_search.selective_search` takes it.
-        settings: of the search; the first scale and sigma are used.
+        image: See :func:`rcnn_ext.selective_search.selective_search`.
+        settings: Settings of the search; the first scale and sigma are used.
 
     Returns:
         Its boxes, in its order, which is random; ``sizes`` are those of the boxes.
 
     Raises:
-        UserError: opencv-contrib is not installed.
+        UserError: Opencv-contrib is not installed.
     """
     try:
         import cv2
