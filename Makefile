@@ -11,7 +11,8 @@ PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -type f) setup.py
 PYTHON_FILES := setup.py rcnn_ext tests benchmarks tools
-NATIVE_FILES := 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'benchmarks/*.cu'
+NATIVE_FILES := 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'benchmarks/*.cu' \
+  'tests/*.h' 'tests/*.cpp' 'tests/*.cu'
 
 .PHONY: help demo test lint format docs bench gpu test-compat sanitize mutants clean
 .DELETE_ON_ERROR:

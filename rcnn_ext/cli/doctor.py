@@ -28,7 +28,12 @@ EXTRAS = {
         "safetensors",
         "lxml",
     ),
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
     "hf": ("datasets",),
+    "selective-search": ("selectivesearch", "scikit-image"),
+    "opencv": ("opencv-contrib-python-headless",),
 }
 _PURPOSE = {
     "_C": "CPU kernels",
@@ -312,7 +317,7 @@ def _extras_text(findings: dict[str, Any]) -> str:
     for extra, distributions in findings["extras"].items():
         missing = [name for name, version in distributions.items() if version is None]
         state = f"missing {', '.join(missing)}" if missing else "complete"
-        lines.append(f"  {extra:<6} {state}")
+        lines.append(f"  {extra:<16} {state}")
         if missing:
             lines[-1] += f" (pip install 'rcnn-ext[{extra}]')"
     return "\n".join(lines)
