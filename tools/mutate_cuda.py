@@ -106,26 +106,30 @@ EXPLAINED = {
     ("match_boxes_cuda.cu", "first < image.box_count", 2): "one more round, of the last box again",
     ("match_boxes_cuda.cu", "tile < image.gt_count", 1): "one more round, over an empty tile",
     ("match_boxes_cuda.cu", "tile < image.gt_count", 2): "one more round, over an empty tile",
-    ("nms_chunk_cuda_kernels.cuh", "first < kept_count", 1): "one more round, over an empty tile",
     (
         "nms_chunk_cuda_kernels.cuh",
-        "first < size && found < result.most",
+        "first < carried_count",
+        1,
+    ): "one more round, over an empty tile",
+    (
+        "nms_chunk_cuda_kernels.cuh",
+        "first < size && found < output.max_kept",
         1,
     ): "one more round, without a flag",
     ("nms_block_cuda_kernels.cuh", "column < size", 1): (
-        "saves work: bits of columns beyond the group are not looked at"
+        "saves work: bits of columns beyond the word are not looked at"
     ),
-    ("nms_block_cuda_kernels.cuh", "first < count && kept_before < most", 1): (
-        "one more round, over an empty group"
+    ("nms_block_cuda_kernels.cuh", "first < count && kept_count < max_kept", 1): (
+        "one more round, over an empty word"
     ),
-    ("nms_block_cuda_kernels.cuh", "k < kept_before", 1): (
+    ("nms_block_cuda_kernels.cuh", "k < kept_count", 1): (
         "one more box, in room that nobody has written: poison has no extent"
     ),
-    ("generate_proposals_cuda.cu", "base < level.anchors", 1): "one more round, without an anchor",
+    ("block_primitives.cuh", "base < count", 1): "one more round, without a key",
     ("generate_proposals_cuda.cu", "step < steps", 2): (
         "the first anchors of the next warp once more, to the same places"
     ),
-    ("postprocess_detections_cuda.cu", "base < count && found < most", 1): (
+    ("postprocess_detections_cuda.cu", "base < count && found < max_detections", 1): (
         "one more round, without a candidate"
     ),
 }
@@ -139,7 +143,7 @@ WORK_SAVED = {
     ("roi_footprint.cuh", "box.x < box.x_end", 1): "no tile overlaps an empty box",
     (
         "nms_chunk_cuda_kernels.cuh",
-        "row_group > column_group",
+        "row_word > column_word",
         1,
     ): "the words of such a block are not read",
     (
@@ -152,19 +156,19 @@ WORK_SAVED = {
         "intersection_area(tile[k], mine) > limits[k] + my_limit",
         1,
     ): "a filter before the exact test",
-    ("nms_chunk_cuda_kernels.cuh", "atomicMin(&end, first_one);", 1): (
+    ("nms_chunk_cuda_kernels.cuh", "atomicMin(&end, first_start);", 1): (
         "each block goes on to the end, and finds what others find"
     ),
     (
         "nms_chunk_cuda_kernels.cuh",
-        "total >= result.most",
+        "total >= output.max_kept",
         1,
     ): "what comes after a full result is not stored",
     ("soft_nms_cuda.cu", "before < T(0)", 1): "what is out stays out",
-    ("match_boxes_cuda.cu", "bits > tile_peaks[g]", 1): (
+    ("match_boxes_cuda.cu", "bits > tile_best[g]", 1): (
         "an atomic maximum with less changes nothing"
     ),
-    ("match_boxes_cuda.cu", "best_iou[n] < peak", 1): "no IoU of such a box is as high",
+    ("match_boxes_cuda.cu", "best_iou[n] < gt_best_iou", 1): "no IoU of such a box is as high",
 }
 
 

@@ -1,14 +1,16 @@
 // Proposals of a whole batch on CUDA. Contract: rcnn_ext/ops/generate_proposals.py.
 //
-// One block for each level of each image finds the best anchors (a radix select on the logits, no
-// sort of all of them); PyTorch sorts those; one block for each decodes and suppresses them;
-// PyTorch sorts what remains of each image, and a last kernel gathers it. Every size is known
-// beforehand: nothing synchronises.
+// select_top_kernel, one block per level and image, finds the pre_nms_top_n anchors with the
+// highest logits by a radix select, without sorting the others. PyTorch sorts those, and
+// suppress_proposals_kernel, again one block per level and image, decodes them and runs NMS.
+// PyTorch sorts what is left of each image, and gather_proposals_kernel writes the padded result.
+// All sizes are known beforehand, so nothing synchronizes.
 #include <tuple>
 
 #include "../core/dispatch.h"
 #include "../core/sort_key.h"
 #include "../core/stable_ops.h"
+#include "../cuda/block_primitives.cuh"
 #include "../cuda/launch.cuh"
 #include "../nms/nms_block_cuda_kernels.cuh"
 #include "generate_proposals.h"
@@ -18,16 +20,14 @@ namespace {
 
 constexpr int kSelectThreads = 1024;
 constexpr int kSelectWarps = kSelectThreads / kWarpSize;
-constexpr int kDigitBits = 8;
-constexpr int kDigits = 1 << kDigitBits;
 constexpr int kThreads = 256;
 constexpr int kLevelsPerLaunch = 8;
 
-// Scores are probabilities: this marks a box that is none.
+// Instead of a score, which is a probability: the anchor is not a proposal.
 constexpr int kNoScore = -1;
 
 template <class Stored>
-struct LevelMaps {
+struct AnchorLevelMaps {
   const Stored* logits;  // [N, anchors], in the order of memory
   const Stored* deltas;
   int64_t delta_strides[4];  // image, channel, row, column
@@ -37,15 +37,15 @@ struct LevelMaps {
   int64_t first_anchor, first_top;
 };
 
-// As a kernel's argument, so that nothing is copied to the device before.
+// The levels of one launch, passed as a kernel argument: no copy to the device precedes the launch.
 template <class Stored>
-struct Maps {
-  LevelMaps<Stored> levels[kLevelsPerLaunch];
+struct PyramidMaps {
+  AnchorLevelMaps<Stored> levels[kLevelsPerLaunch];
 };
 
-// The logit of an anchor by its number: row, column and k.
+// The logit of an anchor by its index within the level, which counts rows, columns, then k.
 template <class Stored>
-__device__ __forceinline__ accumulate_t<Stored> logit_of(const LevelMaps<Stored>& level,
+__device__ __forceinline__ accumulate_t<Stored> logit_of(const AnchorLevelMaps<Stored>& level,
                                                          const Stored* logits, int anchor) {
   const int at = level.channels_last ? anchor
                                      : anchor % level.shapes * (level.anchors / level.shapes) +
@@ -53,74 +53,33 @@ __device__ __forceinline__ accumulate_t<Stored> logit_of(const LevelMaps<Stored>
   return static_cast<accumulate_t<Stored>>(logits[at]);
 }
 
-// The key of rank `top` (from 1) among those of the logits, and how many equal ones it takes:
-// digit by digit from the highest, a histogram of those that agree so far.
-template <class Stored, class Key>
-__device__ void find_last_key(const LevelMaps<Stored>& level, const Stored* logits, Key* last,
-                              int* equal_wanted) {
-  using T = accumulate_t<Stored>;
-  __shared__ int histogram[kDigits];
-  const int thread = threadIdx.x;
-  Key prefix = 0;
-  int wanted = level.top;
-  for (int shift = sizeof(Key) * 8 - kDigitBits; shift >= 0; shift -= kDigitBits) {
-    if (thread < kDigits) histogram[thread] = 0;
-    __syncthreads();
-    // All lanes go round as often, for those that vote.
-    for (int base = 0; base < level.anchors; base += kSelectThreads) {
-      const int i = base + thread;
-      int digit = -1;
-      if (i < level.anchors) {
-        const Key key = descending_key(static_cast<T>(logits[i]));
-        // Shifted in two steps: by all bits at once is undefined.
-        if ((key ^ prefix) >> shift >> kDigitBits == 0) {
-          digit = static_cast<int>(key >> shift & (kDigits - 1));
-        }
-      }
-      // One addition for all lanes of a digit: logits are alike in their first ones.
-      const unsigned alike = __match_any_sync(kFullWarp, digit);
-      if (digit >= 0 && __ffs(static_cast<int>(alike)) - 1 == thread % kWarpSize) {
-        atomicAdd(&histogram[digit], __popc(alike));
-      }
-    }
-    __syncthreads();
-    // Every thread walks through the histogram: the result needs no broadcast.
-    int digit = 0;
-    while (histogram[digit] < wanted) wanted -= histogram[digit++];
-    prefix |= static_cast<Key>(digit) << shift;
-    __syncthreads();  // the next round clears it
-  }
-  *last = prefix;
-  *equal_wanted = wanted;
-}
-
-// One block: the best anchors of a level of an image, in order of their number. Rows are levels,
-// then images. numbers and out: [rows, longest]; a row's end is filled with -infinity.
+// The `top` anchors with the highest logits of a level of an image, in ascending order of their
+// index, by one block. Rows are levels, then images. anchor_indices and out: [rows, max_top]; the
+// end of a row is filled with -infinity.
 template <class Stored>
 __global__ void __launch_bounds__(kSelectThreads)
-    select_top_kernel(Maps<Stored> maps, int64_t images, int64_t longest, int* numbers,
-                      accumulate_t<Stored>* out) {
+    select_top_kernel(PyramidMaps<Stored> maps, int64_t images, int64_t max_top,
+                      int* anchor_indices, accumulate_t<Stored>* out) {
   using T = accumulate_t<Stored>;
   using Key = decltype(descending_key(T()));
-  __shared__ int below_of_warp[kSelectWarps];
-  __shared__ int equal_of_warp[kSelectWarps];
-  const LevelMaps<Stored>& level = maps.levels[blockIdx.x / images];
+  __shared__ int warp_below[kSelectWarps];
+  __shared__ int warp_equal[kSelectWarps];
+  const AnchorLevelMaps<Stored>& level = maps.levels[blockIdx.x / images];
   const Stored* logits = level.logits + blockIdx.x % images * level.anchors;
-  numbers += blockIdx.x * longest;
-  out += blockIdx.x * longest;
+  anchor_indices += blockIdx.x * max_top;
+  out += blockIdx.x * max_top;
   const int thread = threadIdx.x;
-  const int warp = thread / kWarpSize;
-  const int lane = thread % kWarpSize;
-  for (int64_t i = level.top + thread; i < longest; i += kSelectThreads) {
-    numbers[i] = 0;
+  const int warp = warp_index();
+  const int lane = lane_index();
+  for (int64_t i = level.top + thread; i < max_top; i += kSelectThreads) {
+    anchor_indices[i] = 0;
     out[i] = -std::numeric_limits<T>::infinity();
   }
-  if (level.top == 0) return;  // the same for the whole block
-  Key last;
-  int equal_wanted;
-  find_last_key(level, logits, &last, &equal_wanted);
+  if (level.top == 0) return;  // uniform in the block
+  const SelectedKey<Key> last = block_radix_select<kSelectThreads, Key>(
+      level.anchors, level.top, [&](int i) { return descending_key(static_cast<T>(logits[i])); });
 
-  // Each warp has a range of anchors; it first counts what it will write.
+  // Each warp has a range of anchors, in which it first counts those that it will write.
   const int steps = (level.anchors + kSelectThreads - 1) / kSelectThreads;
   const int begin = warp * steps * kWarpSize;
   int below = 0;
@@ -129,113 +88,113 @@ __global__ void __launch_bounds__(kSelectThreads)
     const int i = begin + step * kWarpSize + lane;
     const bool inside = i < level.anchors;
     const Key key = inside ? descending_key(logit_of(level, logits, i)) : Key(0);
-    below += __popc(__ballot_sync(kFullWarp, inside && key < last));
-    equal += __popc(__ballot_sync(kFullWarp, inside && key == last));
+    below += __popc(__ballot_sync(kFullWarp, inside && key < last.key));
+    equal += __popc(__ballot_sync(kFullWarp, inside && key == last.key));
   }
   if (lane == 0) {
-    below_of_warp[warp] = below;
-    equal_of_warp[warp] = equal;
+    warp_below[warp] = below;
+    warp_equal[warp] = equal;
   }
   __syncthreads();
-  below = 0;
-  equal = 0;
-  for (int w = 0; w < warp; ++w) {
-    below += below_of_warp[w];
-    equal += equal_of_warp[w];
-  }
+  below = scan_warp_counts(warp_below).before;
+  equal = scan_warp_counts(warp_equal).before;
   for (int step = 0; step < steps; ++step) {
     const int i = begin + step * kWarpSize + lane;
     const bool inside = i < level.anchors;
     const T logit = inside ? logit_of(level, logits, i) : T(0);
     const Key key = descending_key(logit);
-    const unsigned lower = (1u << lane) - 1;
-    const unsigned are_below = __ballot_sync(kFullWarp, inside && key < last);
-    const unsigned are_equal = __ballot_sync(kFullWarp, inside && key == last);
-    const int equal_before = equal + __popc(are_equal & lower);
-    const bool chosen = inside && (key < last || (key == last && equal_before < equal_wanted));
-    if (chosen) {
-      const int place = below + __popc(are_below & lower) + min(equal_before, equal_wanted);
-      numbers[place] = i;
-      // The NaN without a sign: the sort goes by the bits, and would put others behind the filling.
+    const unsigned below_ballot = __ballot_sync(kFullWarp, inside && key < last.key);
+    const unsigned equal_ballot = __ballot_sync(kFullWarp, inside && key == last.key);
+    const int equal_before = equal + count_lanes_before(equal_ballot);
+    const bool selected =
+        inside && (key < last.key || (key == last.key && equal_before < last.equal_count));
+    if (selected) {
+      const int place =
+          below + count_lanes_before(below_ballot) + min(equal_before, last.equal_count);
+      anchor_indices[place] = i;
+      // A NaN without a sign: the sort goes by the bits and would put other NaNs after the filling.
       out[place] = logit == logit ? logit : std::numeric_limits<T>::quiet_NaN();
     }
-    below += __popc(are_below);
-    equal += __popc(are_equal);
+    below += __popc(below_ballot);
+    equal += __popc(equal_ballot);
   }
 }
 
-// One block: decodes the chosen anchors of a level of an image, which `order` sorts by logit, and
-// suppresses them. scores and boxes: [N, T]; kept: [rows, longest], a workspace.
+// Decodes the selected anchors of a level of an image, which `order` sorts by logit, and runs NMS,
+// by one block. scores and boxes: [N, T]; kept: [rows, max_top], a workspace.
 template <class Stored>
 __global__ void __launch_bounds__(kThreads)
-    suppress_proposals_kernel(Maps<Stored> maps, int64_t images, int64_t longest, int64_t top,
-                              int64_t most, const int* numbers, const accumulate_t<Stored>* logits,
-                              const int64_t* order, const accumulate_t<Stored>* anchors,
-                              int64_t anchor_stride, const accumulate_t<Stored>* sizes,
-                              BoxCoder<accumulate_t<Stored>> coder,
-                              accumulate_t<Stored> least_score, accumulate_t<Stored> least_side,
-                              accumulate_t<Stored> bound, Box<accumulate_t<Stored>>* kept,
-                              accumulate_t<Stored>* scores, Box<accumulate_t<Stored>>* boxes) {
+    suppress_proposals_kernel(PyramidMaps<Stored> maps, int64_t images, int64_t max_top,
+                              int64_t top, int64_t max_proposals, const int* anchor_indices,
+                              const accumulate_t<Stored>* logits, const int64_t* order,
+                              const accumulate_t<Stored>* anchors, int64_t anchor_stride,
+                              const accumulate_t<Stored>* sizes,
+                              BoxCoder<accumulate_t<Stored>> coder, accumulate_t<Stored> min_score,
+                              accumulate_t<Stored> min_side, accumulate_t<Stored> bound,
+                              Box<accumulate_t<Stored>>* kept, accumulate_t<Stored>* scores,
+                              Box<accumulate_t<Stored>>* boxes) {
   using T = accumulate_t<Stored>;
-  __shared__ RowGroup<T> group;
-  const LevelMaps<Stored>& level = maps.levels[blockIdx.x / images];
+  __shared__ BlockNmsShared<T> shared;
+  const AnchorLevelMaps<Stored>& level = maps.levels[blockIdx.x / images];
   const int64_t image = blockIdx.x % images;
-  const int64_t row = blockIdx.x * longest;
+  const int64_t row = blockIdx.x * max_top;
   const Stored* deltas = level.deltas + image * level.delta_strides[0];
   const int64_t first = image * top + level.first_top;
   T score = T(0);
   const auto load = [&](int64_t rank, Box<T>& box) {
     const int64_t slot = row + order[row + rank];
-    const int number = numbers[slot];
-    const int position = number / level.shapes;
-    const Stored* delta = deltas + 4 * (number % level.shapes) * level.delta_strides[1] +
+    const int anchor_index = anchor_indices[slot];
+    const int position = anchor_index / level.shapes;
+    const Stored* delta = deltas + 4 * (anchor_index % level.shapes) * level.delta_strides[1] +
                           position / level.width * level.delta_strides[2] +
                           position % level.width * level.delta_strides[3];
-    const BoxDeltas<T> change = load_deltas(delta, level.delta_strides[1], coder);
+    const BoxDeltas<T> box_deltas = load_deltas(delta, level.delta_strides[1], coder);
     const Box<T> anchor =
-        load_box<T>(anchors + image * anchor_stride + 4 * (level.first_anchor + number));
-    box = clip_box(
-        decode_box(anchor, change, std::exp(change.log_width), std::exp(change.log_height)),
-        sizes[2 * image + 1], sizes[2 * image]);
+        load_box<T>(anchors + image * anchor_stride + 4 * (level.first_anchor + anchor_index));
+    box = clip_box(decode_box(anchor, box_deltas, std::exp(box_deltas.log_width),
+                              std::exp(box_deltas.log_height)),
+                   sizes[2 * image + 1], sizes[2 * image]);
     score = T(1) / (T(1) + std::exp(-logits[slot]));
-    return score >= least_score && has_min_size(box, least_side) && is_finite(box);
+    return score >= min_score && has_min_size(box, min_side) && is_finite(box);
   };
-  const auto finish = [&](int64_t rank, bool stays, const Box<T>& box) {
-    scores[first + rank] = stays ? score : T(kNoScore);
-    if (stays) boxes[first + rank] = box;
+  const auto finish = [&](int64_t rank, bool is_kept, const Box<T>& box) {
+    scores[first + rank] = is_kept ? score : T(kNoScore);
+    if (is_kept) boxes[first + rank] = box;
   };
-  suppress_row<kThreads>(group, level.top, most, bound, kept + row, load, finish);
+  block_nms<kThreads>(shared, level.top, max_proposals, bound, kept + row, load, finish);
 }
 
-// What is left of each image, in order of score, padded. order and scores: [N, T]; boxes: [N, T];
-// out: [N, most]
+// The proposals of each image in order of score, padded. scores, order and boxes: [N, T];
+// out_boxes and out_scores: [N, max_proposals]
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     gather_proposals_kernel(const T* scores, const int64_t* order, const Box<T>* boxes,
-                            int64_t images, int64_t top, int64_t most, Box<T>* out_boxes,
+                            int64_t images, int64_t top, int64_t max_proposals, Box<T>* out_boxes,
                             T* out_scores, int64_t* counts) {
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < images * most;
-       i += static_cast<int64_t>(gridDim.x) * kThreads) {
-    const int64_t image = i / most;
-    const int64_t place = i % most;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+       i < images * max_proposals; i += static_cast<int64_t>(gridDim.x) * kThreads) {
+    const int64_t image = i / max_proposals;
+    const int64_t place = i % max_proposals;
     const int64_t at = image * top + place;
-    const bool is_one = scores[at] >= T(0);
-    out_scores[i] = is_one ? scores[at] : T(0);
-    out_boxes[i] = is_one ? boxes[image * top + order[at]] : Box<T>{};
-    // The last one knows their number.
-    if (is_one && (place + 1 == most || scores[at + 1] < T(0))) counts[image] = place + 1;
-    if (!is_one && place == 0) counts[image] = 0;
+    const bool is_proposal = scores[at] >= T(0);
+    out_scores[i] = is_proposal ? scores[at] : T(0);
+    out_boxes[i] = is_proposal ? boxes[image * top + order[at]] : Box<T>{};
+    // The last proposal of an image knows their count.
+    if (is_proposal && (place + 1 == max_proposals || scores[at + 1] < T(0))) {
+      counts[image] = place + 1;
+    }
+    if (!is_proposal && place == 0) counts[image] = 0;
   }
 }
 
 template <class Stored>
-std::vector<Maps<Stored>> make_maps(const AnchorPyramid& pyramid,
-                                    const std::vector<DenseMap>& logits,
-                                    const std::vector<Tensor>& deltas) {
-  std::vector<Maps<Stored>> launches(ceil_div(pyramid.levels.size(), kLevelsPerLaunch));
+std::vector<PyramidMaps<Stored>> make_maps(const AnchorPyramid& pyramid,
+                                           const std::vector<DenseMap>& logits,
+                                           const std::vector<Tensor>& deltas) {
+  std::vector<PyramidMaps<Stored>> launches(ceil_div(pyramid.levels.size(), kLevelsPerLaunch));
   for (size_t l = 0; l < pyramid.levels.size(); ++l) {
     const AnchorLevel& level = pyramid.levels[l];
-    LevelMaps<Stored>& maps = launches[l / kLevelsPerLaunch].levels[l % kLevelsPerLaunch];
+    AnchorLevelMaps<Stored>& maps = launches[l / kLevelsPerLaunch].levels[l % kLevelsPerLaunch];
     maps.logits = logits[l].tensor.const_data_ptr<Stored>();
     maps.deltas = deltas[l].const_data_ptr<Stored>();
     for (int d = 0; d < 4; ++d) maps.delta_strides[d] = deltas[l].strides()[d];
@@ -264,15 +223,15 @@ std::tuple<Tensor, Tensor, Tensor> generate_proposals_cuda(
   const CudaScope scope(like);
   const int64_t images = pyramid.images;
   const int64_t top = pyramid.top;
-  const int64_t most = std::min(post_nms_top_n, top);
-  const int64_t longest = pyramid.max_top();
+  const int64_t max_proposals = std::min(post_nms_top_n, top);
+  const int64_t max_top = pyramid.max_top();
   const auto levels = static_cast<int64_t>(pyramid.levels.size());
   const ScalarType dtype = like.scalar_type();
   const ScalarType computed = accumulate_dtype(dtype);
-  Tensor boxes = empty_on_device_of(like, {images, most, 4}, computed);
-  Tensor scores = empty_on_device_of(like, {images, most}, computed);
+  Tensor boxes = empty_on_device_of(like, {images, max_proposals, 4}, computed);
+  Tensor scores = empty_on_device_of(like, {images, max_proposals}, computed);
   Tensor counts = empty_on_device_of(like, {images}, ScalarType::Long);
-  if (images * most == 0) {
+  if (images * max_proposals == 0) {
     torch::stable::zero_(counts);
     return {boxes, scores, counts};
   }
@@ -280,9 +239,9 @@ std::tuple<Tensor, Tensor, Tensor> generate_proposals_cuda(
   for (const Tensor& map : logits) maps.push_back(dense_map(map));
   const Tensor all_anchors = contiguous_as(anchors, computed);
   const Tensor sizes = contiguous_as(image_sizes, computed);
-  Tensor numbers = empty_on_device_of(like, {levels * images, longest}, ScalarType::Int);
-  Tensor chosen = empty_on_device_of(like, {levels * images, longest}, computed);
-  Tensor kept = empty_on_device_of(like, {levels * images, longest, 4}, computed);
+  Tensor anchor_indices = empty_on_device_of(like, {levels * images, max_top}, ScalarType::Int);
+  Tensor selected_logits = empty_on_device_of(like, {levels * images, max_top}, computed);
+  Tensor kept = empty_on_device_of(like, {levels * images, max_top, 4}, computed);
   Tensor all_scores = empty_on_device_of(like, {images, top}, computed);
   Tensor all_boxes = empty_on_device_of(like, {images, top, 4}, computed);
 
@@ -297,20 +256,20 @@ std::tuple<Tensor, Tensor, Tensor> generate_proposals_cuda(
       const int64_t rows = std::min(levels * images - rows_before(l), kLevelsPerLaunch * images);
       return dim3(static_cast<unsigned>(rows));
     };
-    auto* number_of = numbers.mutable_data_ptr<int>();
-    auto* logit_of = chosen.mutable_data_ptr<T>();
+    auto* anchor_of = anchor_indices.mutable_data_ptr<int>();
+    auto* logit_of = selected_logits.mutable_data_ptr<T>();
     for (size_t l = 0; l < launches.size(); ++l) {
-      const int64_t skip = rows_before(l) * longest;
+      const int64_t skip = rows_before(l) * max_top;
       launch("generate_proposals: select_top", select_top_kernel<Stored>,
-             {grid_of(l), dim3(kSelectThreads)}, scope, launches[l], images, longest,
-             number_of + skip, logit_of + skip);
+             {grid_of(l), dim3(kSelectThreads)}, scope, launches[l], images, max_top,
+             anchor_of + skip, logit_of + skip);
     }
-    const Tensor by_logit = stable_sort(chosen, 1, /*descending=*/true).indices;
+    const Tensor by_logit = stable_sort(selected_logits, 1, /*descending=*/true).indices;
     for (size_t l = 0; l < launches.size(); ++l) {
-      const int64_t skip = rows_before(l) * longest;
+      const int64_t skip = rows_before(l) * max_top;
       launch("generate_proposals: suppress", suppress_proposals_kernel<Stored>,
-             {grid_of(l), dim3(kThreads)}, scope, launches[l], images, longest, top, most,
-             number_of + skip, logit_of + skip, by_logit.const_data_ptr<int64_t>() + skip,
+             {grid_of(l), dim3(kThreads)}, scope, launches[l], images, max_top, top, max_proposals,
+             anchor_of + skip, logit_of + skip, by_logit.const_data_ptr<int64_t>() + skip,
              all_anchors.const_data_ptr<T>(), anchors.dim() == 3 ? 4 * pyramid.anchors : 0,
              sizes.const_data_ptr<T>(), options.coder<T>(), static_cast<T>(score_threshold),
              static_cast<T>(min_size), suppression_bound<T>(iou_threshold),
@@ -320,11 +279,11 @@ std::tuple<Tensor, Tensor, Tensor> generate_proposals_cuda(
     }
     const auto by_score = stable_sort(all_scores, 1, /*descending=*/true);
     launch("generate_proposals: gather", gather_proposals_kernel<T>,
-           {dim3(stride_grid(images * most, kThreads)), dim3(kThreads)}, scope,
+           {dim3(stride_grid(images * max_proposals, kThreads)), dim3(kThreads)}, scope,
            by_score.values.const_data_ptr<T>(), by_score.indices.const_data_ptr<int64_t>(),
-           reinterpret_cast<const Box<T>*>(all_boxes.const_data_ptr<T>()), images, top, most,
-           reinterpret_cast<Box<T>*>(boxes.mutable_data_ptr<T>()), scores.mutable_data_ptr<T>(),
-           counts.mutable_data_ptr<int64_t>());
+           reinterpret_cast<const Box<T>*>(all_boxes.const_data_ptr<T>()), images, top,
+           max_proposals, reinterpret_cast<Box<T>*>(boxes.mutable_data_ptr<T>()),
+           scores.mutable_data_ptr<T>(), counts.mutable_data_ptr<int64_t>());
   });
   return {boxes, scores, counts};
 }

@@ -1,4 +1,4 @@
-// What decides a match, on CPU and CUDA alike, and the arguments of match_boxes checked.
+// The comparisons that decide a match, on CPU and CUDA alike, and the checks of the arguments.
 #pragma once
 
 #include <cstdint>
@@ -11,25 +11,26 @@
 
 namespace rcnn_ext {
 
-// What stands in the place of an index (torchvision's Matcher).
+// Instead of the index of a ground truth, as torchvision's Matcher.BELOW_LOW_THRESHOLD and
+// BETWEEN_THRESHOLDS.
 constexpr int32_t kBelowLowThreshold = -1;
 constexpr int32_t kBetweenThresholds = -2;
 
-// Whether an IoU takes the place of the best so far, as in torch.max(): NaN is above every number,
-// and of equals the first stays.
+// Whether an IoU replaces the best so far, as in torch.max(): NaN is above every number, and among
+// equal ones the first stays.
 template <class T>
-RCNN_HOST_DEVICE bool beats(T iou, T best) {
+RCNN_HOST_DEVICE bool is_better(T iou, T best) {
   return iou > best || (iou != iou && best == best);
 }
 
-// `low` is no higher than `high`.
+// From a box's best IoU to its match; low <= high.
 template <class T>
 struct MatchThresholds {
   T high, low;
 
-  // The match of a box with its best IoU, but 0 for the index of a ground truth.
-  RCNN_HOST_DEVICE int32_t without_index(T best) const {
-    // All bits or none: what a compiler takes for a choice may become a branch.
+  // kBelowLowThreshold, kBetweenThresholds, or 0 where the match is a ground truth.
+  RCNN_HOST_DEVICE int32_t label(T best) const {
+    // Masks of all bits or none, since a compiler may turn a conditional into a branch.
     const int32_t under_high = -static_cast<int32_t>(best < high);
     const int32_t under_low = -static_cast<int32_t>(best < low);
     return (under_high & kBetweenThresholds) ^
@@ -38,11 +39,11 @@ struct MatchThresholds {
 
   // The match of a box whose best IoU is with ground truth `index`.
   RCNN_HOST_DEVICE int64_t operator()(T best, int64_t index) const {
-    return best < high ? without_index(best) : index;
+    return best < high ? label(best) : index;
   }
 };
 
-// One image of a batch: where its ground truth, boxes and results begin, and how many there are.
+// One image of a batch: the first index and the count of its ground truth, boxes and results.
 struct MatchImage {
   int64_t first_gt, gt_count, first_box, box_count, first_result;
 };
@@ -51,7 +52,7 @@ inline int64_t check_counts(const std::vector<int64_t>& counts, int64_t total, c
                             const char* of) {
   int64_t sum = 0;
   for (const int64_t count : counts) {
-    // The indices of the kernels have 32 bits.
+    // Indices within an image have 32 bits in the kernels.
     RCNN_CHECK(count >= 0 && count <= std::numeric_limits<int32_t>::max(), "match_boxes: expected ",
                name, " between 0 and 2^31 - 1, got ", count);
     sum += count;
@@ -61,8 +62,8 @@ inline int64_t check_counts(const std::vector<int64_t>& counts, int64_t total, c
   return sum;
 }
 
-// gt_boxes: [G, 4], boxes: [P, 4]. The images of the batch in order; without box_counts, each has
-// all boxes.
+// Check the arguments and return the images of the batch, in order. Without box_counts, every image
+// has all boxes. gt_boxes: [G, 4], boxes: [P, 4]
 inline std::vector<MatchImage> check_match_boxes(const Tensor& gt_boxes,
                                                  const std::vector<int64_t>& gt_counts,
                                                  const Tensor& boxes,
@@ -101,7 +102,7 @@ inline int64_t result_count(const std::vector<MatchImage>& images) {
   return images.empty() ? 0 : images.back().first_result + images.back().box_count;
 }
 
-// The type of an IoU, as for box_iou.
+// The dtype of IoUs, as for box_iou: float64 for float64 boxes, float32 for all others.
 template <class Stored>
 struct MatchIou {
   using type = float;

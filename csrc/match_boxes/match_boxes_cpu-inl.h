@@ -99,7 +99,7 @@ inline Iou compete_regular(const Box<T>& gt, T gt_area, uint32_t groups, Block<T
 // The same for boxes and ground truth of any kind: the IoU is what torchvision makes of them.
 template <class T, class Iou>
 inline Iou compete_irregular(const Box<T>& gt, T gt_area, Block<T, Iou>& block, Iou bar) {
-  const auto better = [](Iou a, Iou b) { return beats(a, b) ? a : b; };
+  const auto better = [](Iou a, Iou b) { return is_better(a, b) ? a : b; };
   Iou peaks[kLanes<Iou>];
   for (int k = 0; k < kLanes<Iou>; ++k) peaks[k] = -kInfinity<Iou>;
   for (int first = 0; first < kBlock; first += kLanes<Iou>) {
@@ -232,7 +232,7 @@ inline void judge(const Block<T, Iou>& block, const MatchThresholds<Iou>& thresh
                   int64_t* __restrict matches, Iou* __restrict best) {
   for (int k = 0; k < count; ++k) {
     best[k] = block.best[k];
-    matches[k] = thresholds.without_index(block.best[k]);
+    matches[k] = thresholds.label(block.best[k]);
   }
 }
 
@@ -242,7 +242,7 @@ inline void match(const Block<T, Iou>& block, const GroundTruth<T>& gts,
                   const MatchThresholds<Iou>& thresholds, int64_t* __restrict matches,
                   Iou* __restrict best) {
   if (!block.overlapped) {
-    std::fill_n(matches, block.count, thresholds.without_index(Iou(0)));
+    std::fill_n(matches, block.count, thresholds.label(Iou(0)));
     std::fill_n(best, block.count, Iou(0));
     return;
   }

@@ -1,5 +1,7 @@
-// Suppression inside a block: groups of 64 boxes, and a whole segment, whose boxes come in order of
-// score. Nothing leaves the block, so any number of segments go on at once and no host waits.
+// Greedy NMS of one segment by one thread block, for operators that suppress many short segments at
+// once (generate_proposals, postprocess_detections), and the 64-bit suppression words that
+// nms_chunk_cuda_kernels.cuh shares with it. No other block takes part, so any number of segments
+// run at once and the host waits for none.
 #pragma once
 
 #include "../core/box_math.h"
@@ -7,128 +9,134 @@
 
 namespace rcnn_ext {
 
-constexpr int kGroup = 64;  // boxes decided together: a 64-bit mask each
+constexpr int kBoxesPerWord = 64;  // one bit each in an unsigned long long
 
-// A word of 64 bits from those of two warps.
-__device__ __forceinline__ unsigned long long word_of(unsigned low, unsigned high) {
+// One word from the ballots of two warps.
+__device__ __forceinline__ unsigned long long make_word(unsigned low, unsigned high) {
   return low | static_cast<unsigned long long>(high) << kWarpSize;
 }
 
-// How many bits of a word are set before the one of number `bit`, of 64.
-__device__ __forceinline__ int bits_below(unsigned long long word, int bit) {
+// How many of the bits 0 to bit - 1 of a word are set.
+__device__ __forceinline__ int count_bits_below(unsigned long long word, int bit) {
   return __popcll(word & ((1ull << bit) - 1));
 }
 
-// The bits of a group's boxes whose numbers lie in [begin, end).
-__device__ __forceinline__ unsigned long long bits_between(int begin, int end, int group) {
-  const auto from = [&](int number) {
-    const int bit = max(number - group * kGroup, 0);
-    if (bit >= kGroup) return 0ull;
+// The bits of a word whose boxes have an index in [begin, end): bit b of word w is box 64 w + b.
+__device__ __forceinline__ unsigned long long bits_in_range(int begin, int end, int word) {
+  const auto from = [&](int index) {
+    const int bit = max(index - word * kBoxesPerWord, 0);
+    if (bit >= kBoxesPerWord) return 0ull;
     return ~0ull << bit;
   };
   return from(begin) & ~from(end);
 }
 
-// Which of the candidates of a group stay, by one warp. `low` and `high` have the bits of the boxes
-// that would suppress box `lane` and box `lane + 32`, and come before it.
-__device__ __forceinline__ unsigned long long resolve_group(unsigned long long candidates,
-                                                            unsigned long long low,
-                                                            unsigned long long high) {
-  // A box stays where none before it that stays suppresses it. Each round settles at least the next
-  // undecided box for good, and most rounds settle very many.
-  unsigned long long stay = candidates;
+// Greedy NMS within one word, by one warp: which of the candidates are kept. `low` and `high` hold
+// the bits of the boxes with a higher score that overlap box `lane` and box `lane + 32` enough to
+// suppress them.
+__device__ __forceinline__ unsigned long long resolve_word(unsigned long long candidates,
+                                                           unsigned long long low,
+                                                           unsigned long long high) {
+  // A box is kept where no kept box before it suppresses it. Iterating that from all candidates
+  // reaches the fixed point of greedy NMS: each round settles at least one more box for good, and
+  // most rounds settle very many.
+  unsigned long long kept_bits = candidates;
   while (true) {
-    const unsigned low_stays = __ballot_sync(kFullWarp, (low & stay) == 0);
-    const unsigned high_stays = __ballot_sync(kFullWarp, (high & stay) == 0);
-    const unsigned long long next = candidates & word_of(low_stays, high_stays);
-    if (next == stay) return stay;  // the same for the whole warp
-    stay = next;
+    const unsigned low_kept = __ballot_sync(kFullWarp, (low & kept_bits) == 0);
+    const unsigned high_kept = __ballot_sync(kFullWarp, (high & kept_bits) == 0);
+    const unsigned long long next = candidates & make_word(low_kept, high_kept);
+    if (next == kept_bits) return kept_bits;  // uniform in the warp
+    kept_bits = next;
   }
 }
 
-// Bit i of column j: box i of a group suppresses box j, and comes before it.
-using GroupMasks = unsigned[kGroup][kGroup / kWarpSize];
+// Bit i of masks[j]: box i of the word has a higher score than box j and would suppress it.
+using SuppressionMasks = unsigned[kBoxesPerWord][kBoxesPerWord / kWarpSize];
 
-// All threads of a block fill the masks; suppresses_of(i, j) is asked for i < j < size.
+// Fill the masks, by all threads of a block. suppresses_of(i, j) is called for i < j < size.
 template <class Suppresses>
-__device__ __forceinline__ void find_group_masks(GroupMasks& masks, int size,
-                                                 Suppresses&& suppresses_of) {
+__device__ __forceinline__ void find_suppression_masks(SuppressionMasks& masks, int size,
+                                                       Suppresses&& suppresses_of) {
   const int lane = threadIdx.x % kWarpSize;
   const int warps = static_cast<int>(blockDim.x) / kWarpSize;
-  for (int column = static_cast<int>(threadIdx.x) / kWarpSize; column < kGroup; column += warps) {
-    for (int part = 0; part < kGroup / kWarpSize; ++part) {
-      const int row = part * kWarpSize + lane;
-      const bool hit = row < column && column < size && suppresses_of(row, column);
-      const unsigned mask = __ballot_sync(kFullWarp, hit);
-      if (lane == 0) masks[column][part] = mask;
+  for (int column = static_cast<int>(threadIdx.x) / kWarpSize; column < kBoxesPerWord;
+       column += warps) {
+    for (int half = 0; half < kBoxesPerWord / kWarpSize; ++half) {
+      const int row = half * kWarpSize + lane;
+      const bool suppressed = row < column && column < size && suppresses_of(row, column);
+      const unsigned mask = __ballot_sync(kFullWarp, suppressed);
+      if (lane == 0) masks[column][half] = mask;
     }
   }
 }
 
-// One block's shared memory.
+// Shared memory of block_nms(): the 64 boxes that are decided together.
 template <class T>
-struct RowGroup {
-  Box<T> boxes[kGroup];
-  bool out[kGroup];  // takes no part, or is suppressed by an earlier group
-  GroupMasks masks;
+struct BlockNmsShared {
+  Box<T> boxes[kBoxesPerWord];
+  bool removed[kBoxesPerWord];  // not a candidate, or suppressed by a box of an earlier word
+  SuppressionMasks masks;
   unsigned long long kept;
 };
 
-// Goes through the ranks [0, count) until `most` boxes are kept.
+// Greedy NMS over the boxes of ranks [0, count), in order of score, 64 boxes at a time, until
+// `max_kept` are kept.
 //
-// load(rank, box) gives the box and whether it takes part; finish(rank, stays, box) is called once
-// for every rank, for a loaded one by the thread that loaded it. `kept` has room for `most` boxes.
+// load(rank, box) sets the box and returns whether it is a candidate. finish(rank, is_kept, box) is
+// called once for every rank, for a loaded one by the thread that loaded it. kept: [max_kept]
 template <int kThreads, class T, class Load, class Finish>
-__device__ void suppress_row(RowGroup<T>& group, int64_t count, int64_t most, T bound, Box<T>* kept,
-                             Load&& load, Finish&& finish) {
-  static_assert(kThreads % kGroup == 0, "each column has as many threads");
+__device__ void block_nms(BlockNmsShared<T>& shared, int64_t count, int64_t max_kept, T bound,
+                          Box<T>* kept, Load&& load, Finish&& finish) {
+  static_assert(kThreads % kBoxesPerWord == 0, "every box of a word has as many threads");
   const int thread = threadIdx.x;
-  const int column = thread % kGroup;
-  int64_t kept_before = 0;
+  const int column = thread % kBoxesPerWord;
+  int64_t kept_count = 0;
   int64_t first = 0;
-  for (; first < count && kept_before < most; first += kGroup) {
-    const int size = static_cast<int>(min(static_cast<int64_t>(kGroup), count - first));
-    if (thread < size) group.out[thread] = !load(first + thread, group.boxes[thread]);
+  for (; first < count && kept_count < max_kept; first += kBoxesPerWord) {
+    const int size = static_cast<int>(min(static_cast<int64_t>(kBoxesPerWord), count - first));
+    if (thread < size) shared.removed[thread] = !load(first + thread, shared.boxes[thread]);
     __syncthreads();
 
-    // Against what earlier groups kept. A thread sees another's mark or does not: the box is out
-    // all the same.
-    if (column < size && !group.out[column]) {
-      const Box<T> mine = group.boxes[column];
+    // Against the boxes kept from earlier words. Whether a thread sees that another one has already
+    // removed the box or not, the box is removed.
+    if (column < size && !shared.removed[column]) {
+      const Box<T> mine = shared.boxes[column];
       const T my_area = area(mine);
-      for (int64_t k = thread / kGroup; k < kept_before; k += kThreads / kGroup) {
+      for (int64_t k = thread / kBoxesPerWord; k < kept_count; k += kThreads / kBoxesPerWord) {
         if (suppresses(kept[k], area(kept[k]), mine, my_area, bound)) {
-          group.out[column] = true;
+          shared.removed[column] = true;
           break;
         }
       }
     }
-    find_group_masks(group.masks, size, [&](int i, int j) {
-      return suppresses(group.boxes[i], area(group.boxes[i]), group.boxes[j], area(group.boxes[j]),
-                        bound);
+    find_suppression_masks(shared.masks, size, [&](int i, int j) {
+      return suppresses(shared.boxes[i], area(shared.boxes[i]), shared.boxes[j],
+                        area(shared.boxes[j]), bound);
     });
     __syncthreads();
     if (thread < kWarpSize) {
       const int other = thread + kWarpSize;
-      const unsigned candidates_low = __ballot_sync(kFullWarp, thread < size && !group.out[thread]);
-      const unsigned candidates_high = __ballot_sync(kFullWarp, other < size && !group.out[other]);
-      const unsigned long long kept_of_group =
-          resolve_group(word_of(candidates_low, candidates_high),
-                        word_of(group.masks[thread][0], group.masks[thread][1]),
-                        word_of(group.masks[other][0], group.masks[other][1]));
-      if (thread == 0) group.kept = kept_of_group;
+      const unsigned candidates_low =
+          __ballot_sync(kFullWarp, thread < size && !shared.removed[thread]);
+      const unsigned candidates_high =
+          __ballot_sync(kFullWarp, other < size && !shared.removed[other]);
+      const unsigned long long resolved =
+          resolve_word(make_word(candidates_low, candidates_high),
+                       make_word(shared.masks[thread][0], shared.masks[thread][1]),
+                       make_word(shared.masks[other][0], shared.masks[other][1]));
+      if (thread == 0) shared.kept = resolved;
     }
     __syncthreads();
-    const unsigned long long stay = group.kept;
+    const unsigned long long kept_bits = shared.kept;
     if (thread < size) {
-      const int64_t place = kept_before + bits_below(stay, thread);
-      const bool stays = (stay >> thread & 1) && place < most;
-      if (stays) kept[place] = group.boxes[thread];
-      finish(first + thread, stays, group.boxes[thread]);
+      const int64_t place = kept_count + count_bits_below(kept_bits, thread);
+      const bool is_kept = (kept_bits >> thread & 1) && place < max_kept;
+      if (is_kept) kept[place] = shared.boxes[thread];
+      finish(first + thread, is_kept, shared.boxes[thread]);
     }
-    kept_before += __popcll(stay);
-    // A thread overwrites its own box only, and what is written here is read after the next
-    // barrier.
+    kept_count += __popcll(kept_bits);
+    // No barrier: in the next round a thread overwrites its own box only, and what is written here
+    // is read after that round's first barrier.
   }
   for (int64_t rank = first + thread; rank < count; rank += kThreads) {
     finish(rank, false, Box<T>{});

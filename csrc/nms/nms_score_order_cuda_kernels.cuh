@@ -1,38 +1,32 @@
-// The orders in which suppression takes boxes, on CUDA: by score, and by segment (class) and score.
+// The orders in which NMS visits boxes, on CUDA: by score, and by segment (class) and score.
 //
-// A few thousand boxes are ranked by counting: each box counts those before it. That is one launch
-// that the whole device shares, where a device-wide sort takes a handful.
+// A few thousand boxes are ranked by counting: the rank of a box is the number of boxes before it.
+// That is one launch, whose quadratic work the whole device shares; a device-wide sort takes
+// several launches.
 #pragma once
 
 #include "../core/dispatch.h"
 #include "../core/sort_key.h"
 #include "../core/stable_ops.h"
+#include "../cuda/block_primitives.cuh"
 #include "../cuda/launch.cuh"
 
 namespace rcnn_ext {
 
-// All int64 [N]. Without segments the two orders are one, and there are no more.
+// All int64 [N]. Without segments `order` is `by_score`, and the last two are undefined.
 struct SuppressionOrder {
-  Tensor by_score;     // indices by falling score, equal scores by index
-  Tensor order;        // indices by segment, then by score
-  Tensor segments;     // the segments in that order
-  Tensor score_ranks;  // the place of each in by_score
+  Tensor by_score;     // from score rank to index: descending scores, equal ones by index
+  Tensor order;        // from rank to index: by segment, then by score
+  Tensor segments;     // from rank to segment
+  Tensor score_ranks;  // from rank to score rank
 };
 
-namespace {
-
 constexpr int kRankThreads = 256;
-constexpr int kRanksPerWarp = 4;  // boxes that share what a warp loads
+constexpr int kRanksPerWarp = 4;  // boxes that a warp ranks by one pass over all scores
 constexpr int kRanksPerBlock = kRankThreads / kWarpSize * kRanksPerWarp;
 
-__device__ __forceinline__ int sum_of_warp(int value) {
-  for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
-    value += __shfl_xor_sync(kFullWarp, value, distance);
-  }
-  return value;
-}
-
-// idxs: [N] or null, and then order, segments and score_ranks are null as well.
+// Ranks boxes by counting. idxs: [N] or null; then order, segments and score_ranks are null as
+// well.
 template <class Score>
 __global__ void __launch_bounds__(kRankThreads)
     rank_kernel(const Score* scores, const int64_t* idxs, int count, int64_t* by_score,
@@ -44,8 +38,8 @@ __global__ void __launch_bounds__(kRankThreads)
   const int first = static_cast<int>(blockIdx.x) * kRanksPerBlock + warp * kRanksPerWarp;
   Key mine[kRanksPerWarp];
   int64_t my_segment[kRanksPerWarp];
-  int before[kRanksPerWarp] = {};             // by score
-  int before_in_segment[kRanksPerWarp] = {};  // by segment, then by score
+  int before[kRanksPerWarp] = {};           // boxes before in the order of score
+  int before_in_order[kRanksPerWarp] = {};  // boxes before by segment, then by score
 #pragma unroll
   for (int n = 0; n < kRanksPerWarp; ++n) {
     const int i = min(first + n, count - 1);
@@ -60,14 +54,14 @@ __global__ void __launch_bounds__(kRankThreads)
       const bool is_before = other < mine[n] || (other == mine[n] && j < first + n);
       before[n] += is_before;
       if (idxs != nullptr) {
-        before_in_segment[n] += segment < my_segment[n] || (segment == my_segment[n] && is_before);
+        before_in_order[n] += segment < my_segment[n] || (segment == my_segment[n] && is_before);
       }
     }
   }
 #pragma unroll
   for (int n = 0; n < kRanksPerWarp; ++n) {
-    const int rank = sum_of_warp(before[n]);
-    const int place = sum_of_warp(before_in_segment[n]);
+    const int rank = warp_sum(before[n]);
+    const int place = warp_sum(before_in_order[n]);
     const int i = first + n;
     if (lane == 0 && i < count) {
       by_score[rank] = i;
@@ -80,8 +74,8 @@ __global__ void __launch_bounds__(kRankThreads)
   }
 }
 
-// Calls function(TypeTag<Score>, scores) with scores that rank_kernel takes; false for a dtype
-// whose numbers none of its types holds.
+// Calls function(TypeTag<Score>, scores) with the scores in a dtype that rank_kernel takes. Returns
+// false for a dtype whose numbers none of those can represent.
 template <class Function>
 bool dispatch_scores(const Tensor& scores, Function&& function) {
   switch (scores.scalar_type()) {
@@ -103,7 +97,8 @@ bool dispatch_scores(const Tensor& scores, Function&& function) {
   return true;
 }
 
-// Signed integers that rise as the scores fall: PyTorch's sort on CUDA goes by the bits of NaNs.
+// Signed integers that ascend as the scores descend. Sorting these instead of the scores makes all
+// NaNs equal, which PyTorch's sort on CUDA orders by their bits.
 template <class Score, class Key>
 __global__ void __launch_bounds__(kRankThreads)
     key_kernel(const Score* scores, int64_t count, Key* keys) {
@@ -114,7 +109,7 @@ __global__ void __launch_bounds__(kRankThreads)
   keys[i] = static_cast<Key>(descending_key(static_cast<accumulate_t<Score>>(scores[i])) ^ kSign);
 }
 
-Tensor argsort_scores(const Tensor& scores, const CudaScope& scope) {
+inline Tensor argsort_scores(const Tensor& scores, const CudaScope& scope) {
   if (!is_floating(scores.scalar_type())) return stable_argsort(scores, /*descending=*/true);
   const int64_t count = scores.size(0);
   Tensor keys;
@@ -131,9 +126,9 @@ Tensor argsort_scores(const Tensor& scores, const CudaScope& scope) {
   return stable_argsort(keys, /*descending=*/false);
 }
 
-// Any number of boxes, any dtype that PyTorch sorts.
-SuppressionOrder order_by_sorting(const Tensor& scores, const Tensor* idxs,
-                                  const CudaScope& scope) {
+// For any number of boxes and any dtype that PyTorch sorts. idxs: [N] int64 or null
+inline SuppressionOrder order_by_sorting(const Tensor& scores, const Tensor* idxs,
+                                         const CudaScope& scope) {
   const Tensor by_score = argsort_scores(scores, scope);
   if (idxs == nullptr) return {by_score, by_score, Tensor(), Tensor()};
   const Tensor idxs_by_score = select_rows(*idxs, by_score);
@@ -142,9 +137,9 @@ SuppressionOrder order_by_sorting(const Tensor& scores, const Tensor* idxs,
           score_ranks};
 }
 
-// scores: [N], idxs: [N] int64 or null; few enough for int.
-SuppressionOrder order_by_counting(const Tensor& scores, const Tensor* idxs,
-                                   const CudaScope& scope) {
+// For few enough boxes that their count is an int. scores: [N], idxs: [N] int64 or null
+inline SuppressionOrder order_by_counting(const Tensor& scores, const Tensor* idxs,
+                                          const CudaScope& scope) {
   const int64_t count = scores.size(0);
   const auto empty = [&] { return empty_on_device_of(scores, {count}, ScalarType::Long); };
   SuppressionOrder orders{empty(), Tensor(), Tensor(), Tensor()};
@@ -167,5 +162,4 @@ SuppressionOrder order_by_counting(const Tensor& scores, const Tensor* idxs,
   return orders;
 }
 
-}  // namespace
 }  // namespace rcnn_ext
