@@ -164,7 +164,7 @@ WORK_SAVED = {
         "total >= output.max_kept",
         1,
     ): "what comes after a full result is not stored",
-    ("soft_nms_cuda.cu", "before < T(0)", 1): "what is out stays out",
+    ("soft_nms_cuda.cu", "old_score < T(0)", 1): "a removed box stays removed",
     ("match_boxes_cuda.cu", "bits > tile_best[g]", 1): (
         "an atomic maximum with less changes nothing"
     ),

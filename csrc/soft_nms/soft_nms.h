@@ -1,5 +1,5 @@
-// How soft suppression lowers scores (Bodla et al., "Soft-NMS: Improving Object Detection With One
-// Line of Code", ICCV 2017), for CPU and CUDA.
+// Score decay of Soft-NMS (Bodla et al., "Soft-NMS: Improving Object Detection With One Line of
+// Code", ICCV 2017) on CPU and CUDA alike, and the checks of the arguments.
 #pragma once
 
 #include <cmath>
@@ -12,12 +12,12 @@
 
 namespace rcnn_ext {
 
-// The numbers by which rcnn_ext/ops/soft_nms.py asks for a method.
+// The values of the argument `method` in rcnn_ext/ops/soft_nms.py.
 enum class DecayMethod : int64_t { kLinear = 0, kGaussian = 1 };
 
-// The smallest T that is not below `number`: x >= it exactly when double(x) >= number.
+// The smallest T of at least `number`: x >= it exactly when double(x) >= number.
 template <class T>
-inline T smallest_not_below(double number) {
+inline T round_up_to(double number) {
   return -suppression_bound<T>(-number);
 }
 
@@ -29,7 +29,7 @@ struct ExpConstants<float> {
   static constexpr int kDegree = 7;
   static constexpr int kMantissa = 23;
   static constexpr int kBias = 127;
-  static constexpr float kLeast = -87.0f;  // the result is normal
+  static constexpr float kMinArgument = -87.0f;  // below, the result would be subnormal
   // The logarithm of 2 in two parts, the first of few digits: its multiples are exact.
   static constexpr float kLn2High = 0.693359375f;
   static constexpr float kLn2Low = -2.12194440e-4f;
@@ -40,19 +40,19 @@ struct ExpConstants<double> {
   static constexpr int kDegree = 13;
   static constexpr int kMantissa = 52;
   static constexpr int kBias = 1023;
-  static constexpr double kLeast = -708.0;
+  static constexpr double kMinArgument = -708.0;
   static constexpr double kLn2High = 6.93147180369123816490e-01;
   static constexpr double kLn2Low = 1.90821492927058770002e-10;
 };
 
-// exp(x) for x <= 0; 0 below the range of normal results. Written out, since those of the C
-// library, of its vector versions and of CUDA differ in the last bit, and with it the order of
-// scores.
+// exp(x) for x <= 0; 0 where the result would not be normal. Written out, since the functions of
+// the C library, of its vector variants and of CUDA differ in the last bit, and with it the order
+// of scores.
 template <class T>
-RCNN_HOST_DEVICE T exp_of_negative(T x) {
+RCNN_HOST_DEVICE T exp_nonpositive(T x) {
   using C = ExpConstants<T>;
   using Bits = typename C::Bits;
-  const T inside = maximum(x, C::kLeast);
+  const T inside = maximum(x, C::kMinArgument);
   const Bits n = static_cast<Bits>(inside * T(1.4426950408889634) - T(0.5));  // to nearest
   const T whole = static_cast<T>(n);
   const T r = (inside - whole * C::kLn2High) - whole * C::kLn2Low;  // |r| <= ln(2) / 2
@@ -63,44 +63,45 @@ RCNN_HOST_DEVICE T exp_of_negative(T x) {
   T power;
   memcpy(&power, &bits, sizeof(power));
   return sum * power *
-         static_cast<T>(x >= C::kLeast);  // a factor, as GCC vectorises no choice here
+         // As a factor, since GCC does not vectorize a conditional here.
+         static_cast<T>(x >= C::kMinArgument);
 }
 
 template <class T>
 struct SoftNmsRule {
-  T iou_threshold;  // from this IoU on, linear decay lowers scores
+  T iou_threshold;  // at this IoU and above, linear decay lowers scores
   T sigma;
   T score_threshold;
 
   SoftNmsRule(double iou_threshold, double sigma, double score_threshold)
-      : iou_threshold(smallest_not_below<T>(iou_threshold)),
-        // Where it underflows, 0 / sigma has to stay 0.
+      : iou_threshold(round_up_to<T>(iou_threshold)),
+        // At least the smallest normal number, so that 0 / sigma is 0.
         sigma(maximum(static_cast<T>(sigma), std::numeric_limits<T>::min())),
-        score_threshold(smallest_not_below<T>(score_threshold)) {}
+        score_threshold(round_up_to<T>(score_threshold)) {}
 };
 
-// A score that is out: of a box that was taken or fell below the threshold. All others are at least
-// 0, and so their bits, read as integers, order as they do.
+// The score of a removed box, which was taken or fell below the threshold. All other scores are at
+// least 0, so their bits as integers order as they do.
 template <class T>
-constexpr T kOut = T(-1);
+constexpr T kRemovedScore = T(-1);
 
-// What a box starts with.
+// The score of a box before the first round; adding 0 turns -0 into 0.
 template <class T>
-RCNN_HOST_DEVICE T first_score(const Box<T>& box, T score, const SoftNmsRule<T>& rule) {
-  return is_finite(box) && score >= rule.score_threshold ? score + T(0) : kOut<T>;  // -0 to 0
+RCNN_HOST_DEVICE T initial_score(const Box<T>& box, T score, const SoftNmsRule<T>& rule) {
+  return is_finite(box) && score >= rule.score_threshold ? score + T(0) : kRemovedScore<T>;
 }
 
-// The score of a box after one with a higher score has been taken; what is out stays out.
+// The score of a box after one with a higher score was taken. Removed boxes stay removed.
 template <DecayMethod method, class T>
 RCNN_HOST_DEVICE T decayed(T score, const Box<T>& taken, T taken_area, const Box<T>& box,
                            T box_area, const SoftNmsRule<T>& rule) {
-  const T iou = clamp_min_zero(iou_with_areas(taken, taken_area, box, box_area));  // of NaN: 0
+  const T iou = clamp_min_zero(iou_with_areas(taken, taken_area, box, box_area));  // 0 for NaN
   const T weight = method == DecayMethod::kLinear ? (iou >= rule.iou_threshold ? T(1) - iou : T(1))
-                                                  : exp_of_negative(-(iou * iou) / rule.sigma);
+                                                  : exp_nonpositive(-(iou * iou) / rule.sigma);
   const T lowered = score * weight;
-  // Both, as -1 times a weight of 0 is not below a threshold of 0.
-  const bool stays = (score >= T(0)) & (lowered >= rule.score_threshold);
-  return stays ? lowered : kOut<T>;
+  // Both are needed, as -1 times a weight of 0 is not below a threshold of 0.
+  const bool remains = (score >= T(0)) & (lowered >= rule.score_threshold);
+  return remains ? lowered : kRemovedScore<T>;
 }
 
 // boxes: [N, 4], scores: [N] floating

@@ -41,7 +41,7 @@ inline void find_best(const SoftBoxes<T>& s, int64_t group) {
   using Key = key_t<T>;
   const T* scores = s.scores + group * kSoftGroup;
   const Key* indices = s.indices + group * kSoftGroup;
-  Key best = key_of(kOut<T>);
+  Key best = key_of(kRemovedScore<T>);
   for (int k = 0; k < kSoftGroup; ++k) {
     const Key key = key_of(scores[k]);
     best = key > best ? key : best;
@@ -72,7 +72,7 @@ void soft_suppress(const SoftBoxes<T>& s, const SoftNmsRule<T>& rule, T* rescore
   using Key = key_t<T>;
   for (int64_t group = 0; group < s.groups; ++group) find_best(s, group);
   while (true) {
-    Key best = key_of(kOut<T>);
+    Key best = key_of(kRemovedScore<T>);
     for (int64_t group = 0; group < s.groups; ++group) {
       best = s.best[group] > best ? s.best[group] : best;
     }
@@ -83,7 +83,7 @@ void soft_suppress(const SoftBoxes<T>& s, const SoftNmsRule<T>& rule, T* rescore
     }
     const int64_t place = s.places[index];
     rescored[s.owners[index]] = s.scores[place];
-    s.scores[place] = kOut<T>;
+    s.scores[place] = kRemovedScore<T>;
     const Box<T> taken{s.x1[place], s.y1[place], s.x2[place], s.y2[place]};
     const T taken_area = area(taken);
     const int64_t own = place / kSoftGroup;

@@ -100,11 +100,11 @@ void soft_suppress_segment(const Box<T>* boxes, const T* scores, const uint32_t*
                        owners};
   for (int64_t place = 0; place < padded; ++place) {
     Box<T> box{0, 0, 0, 0};
-    T score = kOut<T>;
+    T score = kRemovedScore<T>;
     if (place < count) {
       const uint32_t index = order[place];
       box = boxes[owners[index]];
-      score = first_score(box, scores[owners[index]], rule);
+      score = initial_score(box, scores[owners[index]], rule);
       places[index] = static_cast<uint32_t>(place);
       s.indices[place] = static_cast<Key>(index);
     } else {
@@ -144,7 +144,7 @@ std::tuple<Tensor, Tensor> soft_suppress_segments(const Tensor& boxes, const Ten
   const auto* box_data = reinterpret_cast<const Box<T>*>(wide_boxes.const_data_ptr<T>());
   const auto* score_data = wide_scores.const_data_ptr<T>();
   const auto rescored = uninitialized<T>(count);
-  std::fill_n(rescored.get(), count, kOut<T>);
+  std::fill_n(rescored.get(), count, kRemovedScore<T>);
 
   const auto segments = static_cast<int64_t>(starts.size()) - 1;
   double pairs = 0;

@@ -1,12 +1,14 @@
 // Soft non-maximum suppression on CUDA. Contract: rcnn_ext/ops/soft_nms.py.
 //
-// One block a segment. Each round takes the best box left and lowers the scores of the others; a
-// thread keeps to its boxes, so only the choice of the best goes through shared memory.
+// One block per segment. Each round takes the remaining box with the highest score and decays the
+// scores of the others. Every thread owns some of the boxes, so only the choice of the best one
+// goes through shared memory.
 #include <tuple>
 
 #include "../core/box_math.h"
 #include "../core/dispatch.h"
 #include "../core/stable_ops.h"
+#include "../cuda/block_primitives.cuh"
 #include "../cuda/launch.cuh"
 #include "soft_nms.h"
 
@@ -16,52 +18,56 @@ namespace {
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / kWarpSize;
 
-// A score and the rank of its box; the best has the highest score, among equals the lowest rank.
+// A score and the rank of its box. The best has the highest score, and the lowest rank among
+// equals.
 template <class T>
-struct Ranked {
+struct RankedScore {
   T score;
   int rank;
 
-  RCNN_HOST_DEVICE bool before(T other_score, int other_rank) const {
+  RCNN_HOST_DEVICE bool is_better_than(T other_score, int other_rank) const {
     return score > other_score || (score == other_score && rank < other_rank);
   }
 };
 
 template <class T>
-__device__ Ranked<T> best_of_warp(Ranked<T> mine) {
-  for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
-    const T score = __shfl_xor_sync(kFullWarp, mine.score, distance);
-    const int rank = __shfl_xor_sync(kFullWarp, mine.rank, distance);
-    if (!mine.before(score, rank)) mine = {score, rank};
-  }
-  return mine;
+__device__ RankedScore<T> best_of_warp(RankedScore<T> mine) {
+  using Score = RankedScore<T>;
+  const auto better = [](const Score& a, const Score& b) {
+    return a.is_better_than(b.score, b.rank) ? a : b;
+  };
+  const auto exchange = [](const Score& value, int mask) {
+    return Score{shuffle_xor(value.score, mask), shuffle_xor(value.rank, mask)};
+  };
+  return warp_reduce(mine, better, exchange);
 }
 
 // Boxes in order of segment, then of index.
 template <class T>
 struct SegmentedBoxes {
   const Box<T>* boxes;      // [N], by rank
-  const T* first_scores;    // [N], by rank
+  const T* initial_scores;  // [N], by rank
   const int64_t* segments;  // [N], by rank, or null: one segment
-  const int64_t* order;     // [N]: the index of a rank, or null: the rank
+  const int64_t* order;     // [N], from rank to index, or null: they are equal
   int count;
 };
 
-// scores: [N], by rank, for the kernel's own use; rescored, keep: [N], by index.
+// Soft-NMS of one segment, by one block. scores: [N], by rank, a workspace; rescored, keep: [N], by
+// index.
 template <DecayMethod method, class T>
 __global__ void __launch_bounds__(kThreads)
     soft_nms_kernel(SegmentedBoxes<T> sorted, SoftNmsRule<T> rule, T* scores, T* rescored,
                     bool* keep) {
-  __shared__ Ranked<T> bests[kWarps];
-  __shared__ Ranked<T> taken;
+  __shared__ RankedScore<T> warp_bests[kWarps];
+  __shared__ RankedScore<T> taken;
   __shared__ int segment_end;
   const int begin = static_cast<int>(blockIdx.x);
   const int64_t* segments = sorted.segments;
-  // There is a block for every rank, since the host does not know where segments begin.
+  // There is a block for every rank, since the host does not know where segments start.
   if (segments != nullptr && begin > 0 && segments[begin] == segments[begin - 1]) return;
   const int thread = static_cast<int>(threadIdx.x);
-  const int warp = thread / kWarpSize;
-  const int lane = thread % kWarpSize;
+  const int warp = warp_index();
+  const int lane = lane_index();
 
   if (thread == 0) {
     int low = begin;  // in the segment
@@ -75,21 +81,21 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
   const int end = segment_end;
 
-  Ranked<T> mine{kOut<T>, end};
+  RankedScore<T> mine{kRemovedScore<T>, end};
   for (int rank = begin + thread; rank < end; rank += kThreads) {
-    const T score = first_score(sorted.boxes[rank], sorted.first_scores[rank], rule);
+    const T score = initial_score(sorted.boxes[rank], sorted.initial_scores[rank], rule);
     scores[rank] = score;
     const int64_t index = sorted.order == nullptr ? rank : sorted.order[rank];
-    rescored[index] = kOut<T>;
+    rescored[index] = kRemovedScore<T>;
     keep[index] = false;
-    if (!mine.before(score, rank)) mine = {score, rank};
+    if (!mine.is_better_than(score, rank)) mine = {score, rank};
   }
   while (true) {
     mine = best_of_warp(mine);
-    if (lane == 0) bests[warp] = mine;
+    if (lane == 0) warp_bests[warp] = mine;
     __syncthreads();
     if (warp == 0) {
-      mine = lane < kWarps ? bests[lane] : Ranked<T>{kOut<T>, end};
+      mine = lane < kWarps ? warp_bests[lane] : RankedScore<T>{kRemovedScore<T>, end};
       mine = best_of_warp(mine);
       if (lane == 0) {
         taken = mine;
@@ -102,29 +108,29 @@ __global__ void __launch_bounds__(kThreads)
     }
     __syncthreads();
     // Written again only after the next round's first barrier.
-    const Ranked<T> best = taken;
+    const RankedScore<T> best = taken;
     if (best.score < T(0)) return;
     const Box<T> box = sorted.boxes[best.rank];
     const T box_area = area(box);
-    mine = {kOut<T>, end};
+    mine = {kRemovedScore<T>, end};
     for (int rank = begin + thread; rank < end; rank += kThreads) {
-      const T before = scores[rank];
-      if (before < T(0)) continue;
+      const T old_score = scores[rank];
+      if (old_score < T(0)) continue;
       const Box<T> other = sorted.boxes[rank];
       const T score = rank == best.rank
-                          ? kOut<T>
-                          : decayed<method>(before, box, box_area, other, area(other), rule);
+                          ? kRemovedScore<T>
+                          : decayed<method>(old_score, box, box_area, other, area(other), rule);
       scores[rank] = score;
-      if (!mine.before(score, rank)) mine = {score, rank};
+      if (!mine.is_better_than(score, rank)) mine = {score, rank};
     }
   }
 }
 
 // `order` and `segments`: [N] int64, or null for one segment.
-std::tuple<Tensor, Tensor> soft_suppress(const Tensor& boxes, const Tensor& scores,
-                                         const Tensor* order, const Tensor* segments,
-                                         double iou_threshold, double sigma, double score_threshold,
-                                         int64_t method, const CudaScope& scope) {
+std::tuple<Tensor, Tensor> run_soft_nms(const Tensor& boxes, const Tensor& scores,
+                                        const Tensor* order, const Tensor* segments,
+                                        double iou_threshold, double sigma, double score_threshold,
+                                        int64_t method, const CudaScope& scope) {
   const int64_t count = boxes.size(0);
   const ScalarType dtype = soft_nms_dtype(boxes, scores);
   Tensor sorted_boxes = contiguous_as(boxes, dtype);
@@ -165,7 +171,7 @@ std::tuple<Tensor, Tensor> soft_suppress(const Tensor& boxes, const Tensor& scor
   return {indices, contiguous_as(result, scores.scalar_type())};
 }
 
-std::tuple<Tensor, Tensor> nothing(const Tensor& boxes, const Tensor& scores) {
+std::tuple<Tensor, Tensor> empty_result(const Tensor& boxes, const Tensor& scores) {
   return {empty_on_device_of(boxes, {0}, ScalarType::Long),
           empty_on_device_of(boxes, {0}, scores.scalar_type())};
 }
@@ -176,12 +182,12 @@ std::tuple<Tensor, Tensor> soft_nms_cuda(const Tensor& boxes, const Tensor& scor
                                          int64_t method) {
   check_soft_nms(boxes, scores, iou_threshold, sigma, score_threshold, method, "soft_nms");
   const CudaScope scope(boxes);
-  if (boxes.size(0) == 0) return nothing(boxes, scores);
-  return soft_suppress(boxes, scores, nullptr, nullptr, iou_threshold, sigma, score_threshold,
-                       method, scope);
+  if (boxes.size(0) == 0) return empty_result(boxes, scores);
+  return run_soft_nms(boxes, scores, nullptr, nullptr, iou_threshold, sigma, score_threshold,
+                      method, scope);
 }
 
-// The same with idxs: [N] int64.
+// boxes: [N, 4], scores: [N], idxs: [N] int64 -> as soft_nms_cuda
 std::tuple<Tensor, Tensor> batched_soft_nms_cuda(const Tensor& boxes, const Tensor& scores,
                                                  const Tensor& idxs, double iou_threshold,
                                                  double sigma, double score_threshold,
@@ -190,11 +196,11 @@ std::tuple<Tensor, Tensor> batched_soft_nms_cuda(const Tensor& boxes, const Tens
   check_soft_nms(boxes, scores, iou_threshold, sigma, score_threshold, method, kOp);
   check_segments(idxs, boxes, kOp);
   const CudaScope scope(boxes);
-  if (boxes.size(0) == 0) return nothing(boxes, scores);
+  if (boxes.size(0) == 0) return empty_result(boxes, scores);
   const Tensor order = stable_argsort(idxs, /*descending=*/false);
   const Tensor segments = select_rows(idxs, order);
-  return soft_suppress(boxes, scores, &order, &segments, iou_threshold, sigma, score_threshold,
-                       method, scope);
+  return run_soft_nms(boxes, scores, &order, &segments, iou_threshold, sigma, score_threshold,
+                      method, scope);
 }
 
 }  // namespace
