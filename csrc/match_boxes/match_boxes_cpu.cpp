@@ -1,9 +1,20 @@
 // Matching of boxes to ground truth on the CPU. Contract: rcnn_ext/ops/match_boxes.py.
 //
-// One pass over blocks of boxes keeps the best IoU of each box and of each ground truth, and notes
-// the blocks that may hold the latter: those are gone through again for low-quality matches. Which
-// ground truth a box has its best IoU with is looked for afterwards, where a match needs to know.
-// No N x M matrix: memory is O(N + M).
+// A box matches the ground truth with which it has the best IoU, if that reaches the thresholds.
+// With low-quality matches, so does every box whose IoU is the best of some ground truth.
+//
+// match_blocks() is the first pass. It takes boxes in blocks of 256, by columns, and computes the
+// best IoU per box and, for low-quality matches, per ground truth. Most pairs do not overlap, so a
+// block is compared only with ground truth that overlaps the bounds of the block; where that is
+// still many, coordinates quantized to int8 tell which groups of 8 boxes can overlap it. Blocks
+// with empty, huge or non-finite boxes are compared with everything, since an IoU may then be NaN
+// or infinite. Only the value of the best IoU is kept; the index of the ground truth is searched
+// for afterwards, for the few boxes that match.
+//
+// match_low_quality_blocks() is the second pass. It revisits the blocks that are recorded to
+// contain the best IoU of a ground truth and matches those boxes whatever their IoU.
+//
+// No N x M matrix: memory is O(N + M). The kernels are in match_boxes_cpu-inl.h.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -26,8 +37,9 @@
 namespace rcnn_ext {
 namespace {
 
-// Blocks times ground truth that one thread takes at least.
-constexpr int64_t kBlockPairsPerTask = 256;
+// Pairs of a block and a ground truth that one thread takes at least: fewer are not worth waking
+// it.
+constexpr int64_t kMinBlockPairsPerTask = 256;
 
 }  // namespace
 }  // namespace rcnn_ext
@@ -38,50 +50,50 @@ constexpr int64_t kBlockPairsPerTask = 256;
 namespace rcnn_ext {
 namespace {
 
-// Calls function(work, begin, end) for the blocks of all images, split between threads.
+// Call function(state, begin, end) for the blocks of all images, split between threads.
 template <class Stored, class Function>
-void for_blocks(std::vector<ImageWork<Stored>>& works, const Function& function) {
+void parallel_for_blocks(std::vector<ImageState<Stored>>& states, const Function& function) {
   int64_t blocks = 0, block_pairs = 0;
-  for (const auto& work : works) {
-    blocks += work.block_count;
-    block_pairs += work.block_count * (1 + work.image.gt_count);
+  for (const auto& state : states) {
+    blocks += state.block_count;
+    block_pairs += state.block_count * (1 + state.image.gt_count);
   }
   const int64_t grain =
-      std::max<int64_t>(1, kBlockPairsPerTask * blocks / std::max<int64_t>(1, block_pairs));
+      std::max<int64_t>(1, kMinBlockPairsPerTask * blocks / std::max<int64_t>(1, block_pairs));
   torch::stable::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
-    auto work = std::upper_bound(works.begin(), works.end(), begin,
-                                 [](int64_t block, const ImageWork<Stored>& next) {
-                                   return block < next.first_block;
-                                 }) -
-                1;
-    for (; work != works.end() && work->first_block < end; ++work) {
-      const int64_t first = std::max<int64_t>(begin - work->first_block, 0);
-      const int64_t last = std::min(end - work->first_block, work->block_count);
-      if (first < last) function(*work, first, last);
+    auto state = std::upper_bound(states.begin(), states.end(), begin,
+                                  [](int64_t block, const ImageState<Stored>& next) {
+                                    return block < next.first_block;
+                                  }) -
+                 1;
+    for (; state != states.end() && state->first_block < end; ++state) {
+      const int64_t first = std::max<int64_t>(begin - state->first_block, 0);
+      const int64_t last = std::min(end - state->first_block, state->block_count);
+      if (first < last) function(*state, first, last);
     }
   });
 }
 
 template <class Stored>
-void match_images(const MatchTask<Stored>& task, std::vector<ImageWork<Stored>>& works) {
-  for_blocks(works, [&](ImageWork<Stored>& work, int64_t begin, int64_t end) {
-    RCNN_DYNAMIC_DISPATCH(match_blocks<false>(task, work, begin, end, work.peaks));
+void match_images(const MatchTask<Stored>& task, std::vector<ImageState<Stored>>& states) {
+  parallel_for_blocks(states, [&](ImageState<Stored>& state, int64_t begin, int64_t end) {
+    RCNN_DYNAMIC_DISPATCH(match_blocks<false>(task, state, begin, end, state.gt_best));
   });
 }
 
 template <class Stored>
 void match_images_with_low_quality(const MatchTask<Stored>& task,
-                                   std::vector<ImageWork<Stored>>& works) {
+                                   std::vector<ImageState<Stored>>& states) {
   std::mutex merging;
-  for_blocks(works, [&](ImageWork<Stored>& work, int64_t begin, int64_t end) {
-    BestPerGroundTruth<MatchIou_t<Stored>> peaks(work.image.gt_count, end - begin);
-    RCNN_DYNAMIC_DISPATCH(match_blocks<true>(task, work, begin, end, peaks));
+  parallel_for_blocks(states, [&](ImageState<Stored>& state, int64_t begin, int64_t end) {
+    BestPerGroundTruth<MatchIou_t<Stored>> gt_best(state.image.gt_count, end - begin);
+    RCNN_DYNAMIC_DISPATCH(match_blocks<true>(task, state, begin, end, gt_best));
     const std::lock_guard<std::mutex> lock(merging);
-    work.peaks.merge(peaks);
+    state.gt_best.merge(gt_best);
   });
-  for (ImageWork<Stored>& work : works) work.peaks.finish();
-  for_blocks(works, [&](const ImageWork<Stored>& work, int64_t begin, int64_t end) {
-    RCNN_DYNAMIC_DISPATCH(claim_blocks(task, work, begin, end));
+  for (ImageState<Stored>& state : states) state.gt_best.finish();
+  parallel_for_blocks(states, [&](const ImageState<Stored>& state, int64_t begin, int64_t end) {
+    RCNN_DYNAMIC_DISPATCH(match_low_quality_blocks(task, state, begin, end));
   });
 }
 
@@ -105,7 +117,7 @@ std::tuple<Tensor, Tensor> match_boxes_cpu(const Tensor& gt_boxes, std::vector<i
     using Iou = MatchIou_t<Stored>;
     auto* match_data = matches.mutable_data_ptr<int64_t>();
     auto* best_data = best.mutable_data_ptr<Iou>();
-    std::vector<ImageWork<Stored>> works;
+    std::vector<ImageState<Stored>> states;
     int64_t blocks = 0;
     for (const MatchImage& image : images) {
       if (image.gt_count == 0) {
@@ -113,8 +125,8 @@ std::tuple<Tensor, Tensor> match_boxes_cpu(const Tensor& gt_boxes, std::vector<i
         std::fill_n(best_data + image.first_result, image.box_count, Iou(0));
         continue;
       }
-      works.emplace_back(image, dense_gts.const_data_ptr<Stored>(), blocks);
-      blocks += works.back().block_count;
+      states.emplace_back(image, dense_gts.const_data_ptr<Stored>(), blocks);
+      blocks += states.back().block_count;
     }
     const MatchTask<Stored> task{
         dense_boxes.const_data_ptr<Stored>(),
@@ -122,9 +134,9 @@ std::tuple<Tensor, Tensor> match_boxes_cpu(const Tensor& gt_boxes, std::vector<i
         best_data,
         {static_cast<Iou>(high_threshold), static_cast<Iou>(low_threshold)}};
     if (allow_low_quality_matches) {
-      match_images_with_low_quality(task, works);
+      match_images_with_low_quality(task, states);
     } else {
-      match_images(task, works);
+      match_images(task, states);
     }
   });
   return {matches, best};

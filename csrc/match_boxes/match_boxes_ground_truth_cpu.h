@@ -1,4 +1,4 @@
-// The ground truth of an image, as matching on the CPU reads it.
+// The ground truth boxes of an image for match_boxes on the CPU.
 #pragma once
 
 #include <algorithm>
@@ -11,52 +11,53 @@
 
 namespace rcnn_ext {
 
-constexpr int kGtBlock = 16;  // ground truths
+// Ground truths that are compared with one box or with the bounds of a block at a time.
+constexpr int kGtsPerBlock = 16;
 
-// Boxes with an extent and areas far from the limits of the type. By monotony of rounding, the
-// overlap of two of those is no larger than either area, so that their union is positive and their
-// IoU a number of at least 0, and exactly 0 where they do not overlap.
+// Whether a box has positive sides and an area far from the limits of the type. Rounding being
+// monotonic, the intersection of two such boxes is at most either area, so their union is positive
+// and their IoU a number of at least 0, and exactly 0 where they do not overlap.
 template <class T>
-RCNN_HOST_DEVICE bool is_regular(T width, T height, T area) {
+RCNN_HOST_DEVICE bool is_well_conditioned(T width, T height, T area) {
   constexpr T kLargest = std::numeric_limits<T>::max() / 4;
   constexpr T kSmallest = std::numeric_limits<T>::min() / std::numeric_limits<T>::epsilon();
   return (width > 0) & (height > 0) & (area >= kSmallest) & (area <= kLargest);
 }
 
-// An axis in 256 cells, -128 to 127, whose numbers stand for coordinates where many are to be
-// compared at once. They ascend with the coordinates, whatever is rounded, overflows or underflows
-// on the way: where the cell of one is above that of another, so is the coordinate.
+// Quantizes the coordinates of an axis to int8, so that one instruction compares many of them. The
+// mapping is monotonic whatever is rounded, overflows or underflows on the way: where the quantized
+// value of one coordinate is above that of another, so is the coordinate.
 template <class T>
-struct Cells {
+struct AxisQuantizer {
   T scale, offset;
 
-  // Cells of one size between `low` and `high`, as far as the type can tell them apart. What lies
-  // outside belongs to the outermost.
-  Cells(T low, T high) : scale(255 / (high - low)), offset(-128 - low * scale) {}
+  // 256 equal steps between `low` and `high`; coordinates outside saturate.
+  AxisQuantizer(T low, T high) : scale(255 / (high - low)), offset(-128 - low * scale) {}
 
-  // at: a number. What becomes NaN on the way, from infinities, is above all else.
-  int8_t of(T at) const {
-    const T cell = maximum(minimum(at * scale + offset, T(127)), T(-128));
-    return static_cast<int8_t>(static_cast<int32_t>(cell));
+  // coordinate: not NaN. What becomes NaN on the way, from infinities, quantizes to 127.
+  int8_t quantize(T coordinate) const {
+    const T clamped = maximum(minimum(coordinate * scale + offset, T(127)), T(-128));
+    return static_cast<int8_t>(static_cast<int32_t>(clamped));
   }
 };
 
-// Column by column, in whole blocks: the last one repeats the last box.
+// The boxes by columns, as structure of arrays, in whole blocks: the last block repeats the last
+// box.
 template <class T>
 struct GroundTruth {
   std::vector<T> x1, y1, x2, y2, area;
-  std::vector<uint8_t> has_sign;  // whether a coordinate has a sign bit
+  std::vector<uint8_t> has_sign;  // whether any coordinate has its sign bit set
   int32_t count;
-  bool regular = true;
-  // The axes, if regular, and the coordinates x1, y1, x2, y2 in their cells.
-  Cells<T> x_cells{0, 1}, y_cells{0, 1};
-  std::vector<int8_t> cells[4];
+  bool well_conditioned = true;
+  // If well-conditioned: the quantized columns x1, y1, x2 and y2.
+  AxisQuantizer<T> x_axis{0, 1}, y_axis{0, 1};
+  std::vector<int8_t> quantized[4];
 
   // coordinates: [count, 4], at least one box
   template <class Stored>
   GroundTruth(const Stored* coordinates, int64_t count) : count(static_cast<int32_t>(count)) {
-    const int64_t room = (count + kGtBlock - 1) / kGtBlock * kGtBlock;
-    for (int64_t g = 0; g < room; ++g) {
+    const int64_t padded_count = (count + kGtsPerBlock - 1) / kGtsPerBlock * kGtsPerBlock;
+    for (int64_t g = 0; g < padded_count; ++g) {
       const Box<T> box = load_box<T>(coordinates + 4 * std::min(g, count - 1));
       x1.push_back(box.x1);
       y1.push_back(box.y1);
@@ -65,23 +66,24 @@ struct GroundTruth {
       area.push_back(rcnn_ext::area(box));
       has_sign.push_back(std::signbit(box.x1) | std::signbit(box.y1) | std::signbit(box.x2) |
                          std::signbit(box.y2));
-      regular = regular && is_regular(box.x2 - box.x1, box.y2 - box.y1, area.back());
+      well_conditioned =
+          well_conditioned && is_well_conditioned(box.x2 - box.x1, box.y2 - box.y1, area.back());
     }
-    if (!regular) return;
-    x_cells = over(x1, x2);
-    y_cells = over(y1, y2);
-    for (int64_t g = 0; g < room; ++g) {
-      cells[0].push_back(x_cells.of(x1[g]));
-      cells[1].push_back(y_cells.of(y1[g]));
-      cells[2].push_back(x_cells.of(x2[g]));
-      cells[3].push_back(y_cells.of(y2[g]));
+    if (!well_conditioned) return;
+    x_axis = axis_of(x1, x2);
+    y_axis = axis_of(y1, y2);
+    for (int64_t g = 0; g < padded_count; ++g) {
+      quantized[0].push_back(x_axis.quantize(x1[g]));
+      quantized[1].push_back(y_axis.quantize(y1[g]));
+      quantized[2].push_back(x_axis.quantize(x2[g]));
+      quantized[3].push_back(y_axis.quantize(y2[g]));
     }
   }
 
   RCNN_HOST_DEVICE Box<T> box(int64_t g) const { return {x1[g], y1[g], x2[g], y2[g]}; }
 
  private:
-  static Cells<T> over(const std::vector<T>& low, const std::vector<T>& high) {
+  static AxisQuantizer<T> axis_of(const std::vector<T>& low, const std::vector<T>& high) {
     return {*std::min_element(low.begin(), low.end()), *std::max_element(high.begin(), high.end())};
   }
 };

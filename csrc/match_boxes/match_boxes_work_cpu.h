@@ -1,5 +1,5 @@
-// What the loops of match_boxes on the CPU read and write: the task, its images, and the best boxes
-// of their ground truth.
+// The data of match_boxes on the CPU: inputs and outputs, the images of the batch, and the best IoU
+// of each ground truth.
 #pragma once
 
 #include <algorithm>
@@ -13,96 +13,99 @@
 
 namespace rcnn_ext {
 
-constexpr int kBlock = 256;  // boxes
-// Ground truths near a block from which on boxes are put into cells, to leave more of them out.
-constexpr int32_t kCellsFrom = 6;
+constexpr int kBoxesPerBlock = 256;
+// From this many candidates for a block on, its coordinates are quantized to skip groups of boxes.
+constexpr int32_t kMinCandidatesToQuantize = 6;
 
 template <class Iou>
 inline constexpr Iou kInfinity = std::numeric_limits<Iou>::infinity();
 
-// A block of an image, which holds a box that a ground truth overlaps best.
-struct Claim {
+// A block of an image that contains a low-quality match of a ground truth: a box whose IoU is the
+// best of that ground truth.
+struct LowQualityBlock {
   int64_t block;
   int32_t gt;
 };
 
-// The best IoUs of ground truths over some blocks of an image, and where they are.
+// The best IoU of each ground truth over some blocks of an image, and the blocks that contain it.
 template <class Iou>
 class BestPerGroundTruth {
  public:
   BestPerGroundTruth(int64_t gt_count, int64_t block_count)
       : best(gt_count, -kInfinity<Iou>),
         blocks_(gt_count),
-        anywhere_(gt_count),
-        room_(16 * (gt_count + block_count)) {}
+        in_any_block_(gt_count),
+        block_budget_(16 * (gt_count + block_count)) {}
 
-  // In a block, the IoU of gt gets as high as `peak`, which is at least its best so far or NaN.
-  void add(int32_t gt, int64_t block, Iou peak) {
-    if (!rise(gt, peak)) return;
-    if (room_ == 0) forget(gt);
-    if (anywhere_[gt]) return;
+  // Record the best IoU of gt in a block, which must be NaN or at least the best so far.
+  void add(int32_t gt, int64_t block, Iou best_iou) {
+    if (!update(gt, best_iou)) return;
+    if (block_budget_ == 0) drop_blocks(gt);
+    if (in_any_block_[gt]) return;
     blocks_[gt].push_back(block);
-    --room_;
+    --block_budget_;
   }
 
-  // Takes over what another thread found in other blocks.
+  // Merge what another thread recorded for other blocks.
   void merge(const BestPerGroundTruth& other) {
-    any_regular = any_regular || other.any_regular;
+    any_well_conditioned = any_well_conditioned || other.any_well_conditioned;
     for (size_t g = 0; g < best.size(); ++g) {
       const auto gt = static_cast<int32_t>(g);
-      if (other.best[g] < best[g] || !rise(gt, other.best[g])) continue;
-      if (other.anywhere_[g]) forget(gt);
+      if (other.best[g] < best[g] || !update(gt, other.best[g])) continue;
+      if (other.in_any_block_[g]) drop_blocks(gt);
       for (const int64_t block : other.blocks_[g]) add(gt, block, best[g]);
     }
   }
 
-  // After the last merge.
+  // Compute the results below, after the last merge().
   void finish() {
     for (size_t g = 0; g < best.size(); ++g) {
       const auto gt = static_cast<int32_t>(g);
-      // Regular boxes that it was not compared with have IoUs of 0.
-      if (any_regular && best[g] < 0) rise(gt, Iou(0));
-      if (best[g] == 0) zero = true;
-      if (anywhere_[g]) anywhere.push_back(gt);
-      for (const int64_t block : blocks_[g]) claims.push_back({block, gt});
+      // Well-conditioned boxes that gt was not compared with do not overlap it.
+      if (any_well_conditioned && best[g] < 0) update(gt, Iou(0));
+      if (best[g] == 0) has_zero_best = true;
+      if (in_any_block_[g]) gts_in_any_block.push_back(gt);
+      for (const int64_t block : blocks_[g]) low_quality_blocks.push_back({block, gt});
     }
-    std::sort(claims.begin(), claims.end(),
-              [](const Claim& a, const Claim& b) { return a.block < b.block; });
+    std::sort(low_quality_blocks.begin(), low_quality_blocks.end(),
+              [](const LowQualityBlock& a, const LowQualityBlock& b) { return a.block < b.block; });
   }
 
   std::vector<Iou> best;
-  bool any_regular = false;
+  bool any_well_conditioned = false;
 
-  // Known after finish(). Blocks with a best box of a ground truth, in order,
-  std::vector<Claim> claims;
-  // ground truths whose best boxes may be in any block,
-  std::vector<int32_t> anywhere;
-  // and whether one overlaps nothing, so that its best IoU is 0, as it has with all regular boxes.
-  bool zero = false;
+  // Blocks with low-quality matches, in order of the block; known after finish().
+  std::vector<LowQualityBlock> low_quality_blocks;
+  // Ground truths whose low-quality matches may be in any block; known after finish().
+  std::vector<int32_t> gts_in_any_block;
+  // Whether the best IoU of some ground truth is 0: it overlaps nothing, so that all
+  // well-conditioned boxes are its low-quality matches. Known after finish().
+  bool has_zero_best = false;
 
  private:
-  // Whether `peak` is the best of gt now. A NaN stays, and no IoU equals it.
-  bool rise(int32_t gt, Iou peak) {
+  // Return whether best_iou equals the best of gt from now on. A NaN stays and equals no IoU.
+  bool update(int32_t gt, Iou best_iou) {
     if (best[gt] != best[gt]) return false;
-    if (peak == best[gt]) return true;
-    best[gt] = peak;
-    room_ += static_cast<int64_t>(blocks_[gt].size());
+    if (best_iou == best[gt]) return true;
+    best[gt] = best_iou;
+    block_budget_ += static_cast<int64_t>(blocks_[gt].size());
     blocks_[gt].clear();
-    anywhere_[gt] = 0;
-    return peak == peak;
+    in_any_block_[gt] = 0;
+    return best_iou == best_iou;
   }
 
-  void forget(int32_t gt) {
-    room_ += static_cast<int64_t>(blocks_[gt].size());
+  // Stop recording blocks for gt: its low-quality matches may be in any block.
+  void drop_blocks(int32_t gt) {
+    block_budget_ += static_cast<int64_t>(blocks_[gt].size());
     blocks_[gt].clear();
-    anywhere_[gt] = 1;
+    in_any_block_[gt] = 1;
   }
 
   std::vector<std::vector<int64_t>> blocks_;
-  std::vector<uint8_t> anywhere_;
-  // What is left of a number of blocks to remember that grows with boxes and ground truth, not with
-  // their product: where all boxes are alike, every block may be the best of every ground truth.
-  int64_t room_;
+  std::vector<uint8_t> in_any_block_;
+  // How many more blocks may be recorded. The budget is linear in boxes and ground truth, not in
+  // their product: where all boxes are equal, every block has the best IoU of every ground truth.
+  int64_t block_budget_;
 };
 
 // Inputs and outputs, contiguous: boxes [P, 4]; matches and best [R].
@@ -115,20 +118,22 @@ struct MatchTask {
   MatchThresholds<Iou> thresholds;
 };
 
+// One image of the batch that has ground truth.
 template <class Stored>
-struct ImageWork {
+struct ImageState {
   using Iou = MatchIou_t<Stored>;
   MatchImage image;
-  int64_t first_block, block_count;  // among those of all images
+  int64_t first_block;  // among the blocks of all images
+  int64_t block_count;
   GroundTruth<accumulate_t<Stored>> gts;
-  BestPerGroundTruth<Iou> peaks;
+  BestPerGroundTruth<Iou> gt_best;
 
-  ImageWork(const MatchImage& image, const Stored* gt_boxes, int64_t first_block)
+  ImageState(const MatchImage& image, const Stored* gt_boxes, int64_t first_block)
       : image(image),
         first_block(first_block),
-        block_count((image.box_count + kBlock - 1) / kBlock),
+        block_count((image.box_count + kBoxesPerBlock - 1) / kBoxesPerBlock),
         gts(gt_boxes + 4 * image.first_gt, image.gt_count),
-        peaks(image.gt_count, block_count) {}
+        gt_best(image.gt_count, block_count) {}
 };
 
 }  // namespace rcnn_ext
