@@ -13,6 +13,9 @@
 #include "../nms/nms_per_image_cpu.h"
 #include "generate_proposals.h"
 
+#define RCNN_TARGET_INCLUDE "../generate_proposals/generate_proposals_cpu-inl.h"
+#include "../cpu/foreach_target.h"
+
 namespace rcnn_ext {
 namespace {
 
@@ -45,7 +48,7 @@ void select_top(const Stored* logits, int64_t planes, int64_t plane_size, int64_
   const T threshold = guess_threshold<T>(logits, count, top, found);
   const auto collect_from = [&](T least) {
     found.clear();
-    RCNN_DYNAMIC_DISPATCH(collect(logits, planes, plane_size, least, found));
+    RCNN_DYNAMIC_DISPATCH(collect_anchors(logits, planes, plane_size, least, found));
   };
   collect_from(threshold);
   if (static_cast<int64_t>(found.size()) < top) {

@@ -35,11 +35,11 @@ inline void check_max_output(int64_t max_output, const char* op) {
   RCNN_CHECK(max_output >= 0, op, ": expected max_output of at least 0, got ", max_output);
 }
 
-// What pads the indices of a fixed-size result.
+// Pads the indices of a fixed-size result.
 constexpr int64_t kNoIndex = -1;
 
-// The fixed-size result of no boxes.
-inline std::tuple<Tensor, Tensor> no_boxes(const Tensor& like, int64_t max_output) {
+// The fixed-size result without kept boxes.
+inline std::tuple<Tensor, Tensor> empty_padded_result(const Tensor& like, int64_t max_output) {
   Tensor indices = empty_on_device_of(like, {max_output}, ScalarType::Long);
   Tensor count = empty_on_device_of(like, {}, ScalarType::Long);
   torch::stable::fill_(indices, kNoIndex);

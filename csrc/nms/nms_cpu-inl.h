@@ -1,5 +1,5 @@
-// Suppression among sorted boxes, compiled once per instruction set (foreach_target.h). Why the
-// shortcuts are right: nms_grid_cpu.h.
+// NMS over sorted boxes, compiled once per instruction set (foreach_target.h). nms_grid_cpu.h
+// proves the shortcuts.
 #include <cstdint>
 #include <limits>
 
@@ -27,8 +27,8 @@ struct Candidate {
   Box<T> box;
   T area;
   T limit;
-  bool takes_part;
-  bool safe;
+  bool has_area;
+  bool in_grid_range;
 };
 
 template <class T, class Stored>
@@ -38,41 +38,41 @@ inline Candidate<T> load_candidate(const Stored* coordinates, const SuppressionR
   c.box = load_box<T>(coordinates);
   c.area = area(c.box);
   c.limit = rule.limit_of(c.area);
-  c.takes_part = c.box.x1 < c.box.x2 && c.box.y1 < c.box.y2 && c.area > T(0) &&
-                 c.area <= std::numeric_limits<T>::max();
-  c.safe = c.area >= Rule::kSmallest && c.box.x1 >= -Rule::kFarthest &&
-           c.box.y1 >= -Rule::kFarthest && c.box.x2 <= Rule::kFarthest &&
-           c.box.y2 <= Rule::kFarthest;
+  c.has_area = c.box.x1 < c.box.x2 && c.box.y1 < c.box.y2 && c.area > T(0) &&
+               c.area <= std::numeric_limits<T>::max();
+  c.in_grid_range = c.area >= Rule::kMinArea && c.box.x1 >= -Rule::kMaxCoordinate &&
+                    c.box.y1 >= -Rule::kMaxCoordinate && c.box.x2 <= Rule::kMaxCoordinate &&
+                    c.box.y2 <= Rule::kMaxCoordinate;
   return c;
 }
 
-// The candidate order[rank]. One that comes later is fetched meanwhile: indices by score lead all
-// over the boxes, and the branches between, which nobody foresees, keep the processor from running
-// ahead to them by itself.
+// Load the candidate order[rank] and prefetch a later one: in order of score, boxes are read at
+// random, and mispredicted branches keep the processor from loading them ahead by itself.
 template <class T, class Stored>
-inline Candidate<T> take_candidate(const Stored* boxes, const uint32_t* order, int64_t rank,
-                                   int64_t end, const SuppressionRule<T>& rule) {
-  constexpr int64_t kAhead = 16;
-  if (rank + kAhead < end) prefetch(boxes + 4 * int64_t{order[rank + kAhead]});
+inline Candidate<T> load_and_prefetch(const Stored* boxes, const uint32_t* order, int64_t rank,
+                                      int64_t end, const SuppressionRule<T>& rule) {
+  constexpr int64_t kPrefetchDistance = 16;
+  if (rank + kPrefetchDistance < end)
+    prefetch(boxes + 4 * int64_t{order[rank + kPrefetchDistance]});
   return load_candidate(boxes + 4 * int64_t{order[rank]}, rule);
 }
 
-// Whether the filter passes for a box of the block. Where a width is negative the product is at
-// most 0 or, with a negative height, positive: one of the two has to be clamped.
+// Whether any box of the block passes the filter. The product of a negative width and a negative
+// height would be positive, so one of the two is clamped.
 template <class T>
-inline bool may_suppress(const Block<T>& kept, const Candidate<T>& c) {
-  int hits = 0;
-  for (int k = 0; k < kLanes; ++k) {
+inline bool may_suppress(const KeptBlock<T>& kept, const Candidate<T>& c) {
+  int any = 0;
+  for (int k = 0; k < kBoxesPerKeptBlock; ++k) {
     const T width = minimum(kept.x2[k], c.box.x2) - maximum(kept.x1[k], c.box.x1);
     const T height = minimum(kept.y2[k], c.box.y2) - maximum(kept.y1[k], c.box.y1);
-    hits |= clamp_min_zero(width) * height >= kept.limit[k] + c.limit ? 1 : 0;
+    any |= clamp_min_zero(width) * height >= kept.limit[k] + c.limit ? 1 : 0;
   }
-  return hits != 0;
+  return any != 0;
 }
 
-// The same in registers: GCC's reduction of the comparison costs as much as the arithmetic.
+// Overloads in intrinsics, since GCC's reduction of the comparison costs as much as the arithmetic.
 #if RCNN_ISA == 2
-inline bool may_suppress(const Block<float>& kept, const Candidate<float>& c) {
+inline bool may_suppress(const KeptBlock<float>& kept, const Candidate<float>& c) {
   const __m512 width =
       _mm512_sub_ps(_mm512_min_ps(_mm512_load_ps(kept.x2), _mm512_set1_ps(c.box.x2)),
                     _mm512_max_ps(_mm512_load_ps(kept.x1), _mm512_set1_ps(c.box.x1)));
@@ -84,9 +84,9 @@ inline bool may_suppress(const Block<float>& kept, const Candidate<float>& c) {
   return _mm512_cmp_ps_mask(overlap, limit, _CMP_GE_OQ) != 0;
 }
 #elif RCNN_ISA == 1
-inline bool may_suppress(const Block<float>& kept, const Candidate<float>& c) {
+inline bool may_suppress(const KeptBlock<float>& kept, const Candidate<float>& c) {
   __m256 hits = _mm256_setzero_ps();
-  for (int k = 0; k < kLanes; k += 8) {
+  for (int k = 0; k < kBoxesPerKeptBlock; k += 8) {
     const __m256 width =
         _mm256_sub_ps(_mm256_min_ps(_mm256_load_ps(kept.x2 + k), _mm256_set1_ps(c.box.x2)),
                       _mm256_max_ps(_mm256_load_ps(kept.x1 + k), _mm256_set1_ps(c.box.x1)));
@@ -102,70 +102,70 @@ inline bool may_suppress(const Block<float>& kept, const Candidate<float>& c) {
 #endif
 
 template <class T>
-inline bool does_suppress(const Block<T>& block, const Candidate<T>& c, T bound) {
-  int hits = 0;
-  for (int k = 0; k < kLanes; ++k) {
+inline bool any_suppresses(const KeptBlock<T>& block, const Candidate<T>& c, T bound) {
+  int any = 0;
+  for (int k = 0; k < kBoxesPerKeptBlock; ++k) {
     const Box<T> kept{block.x1[k], block.y1[k], block.x2[k], block.y2[k]};
-    hits |= suppresses(kept, area(kept), c.box, c.area, bound) ? 1 : 0;
+    any |= suppresses(kept, area(kept), c.box, c.area, bound) ? 1 : 0;
   }
-  return hits != 0;
+  return any != 0;
 }
 
-// Whether a box of the list, added in this round or later, suppresses the candidate.
+// Whether a box of the list, added in round `round` or later, suppresses the candidate.
 template <class T>
-inline bool is_suppressed(const BlockList<T>& list, const Candidate<T>& c, T bound, int round) {
-  for (const Block<T>* block = list.newest; block != nullptr && block->round >= round;
+inline bool is_suppressed(const KeptList<T>& list, const Candidate<T>& c, T bound, int round) {
+  for (const KeptBlock<T>* block = list.newest; block != nullptr && block->round >= round;
        block = block->next) {
-    if (RCNN_UNLIKELY(may_suppress(*block, c)) && does_suppress(*block, c, bound)) return true;
+    if (RCNN_UNLIKELY(may_suppress(*block, c)) && any_suppresses(*block, c, bound)) return true;
   }
   return false;
 }
 
-// keep[r] for the box order[r] of one segment; `order` is that of score. All kept boxes are in one
-// list.
+// NMS of one segment, with all kept boxes in one list. order: from rank by score to index; sets
+// keep[r] for the box order[r].
 template <class T, class Stored>
 void suppress_with_list(const Stored* boxes, const uint32_t* order, int64_t count,
-                        const SuppressionRule<T>& rule, BlockPool& pool, char* keep) {
-  BlockList<T> kept;
+                        const SuppressionRule<T>& rule, KeptBlockArena& arena, char* keep) {
+  KeptList<T> kept;
   for (int64_t rank = 0; rank < count; ++rank) {
-    const Candidate<T> c = take_candidate(boxes, order, rank, count, rule);
-    if (!c.takes_part) {
+    const Candidate<T> c = load_and_prefetch(boxes, order, rank, count, rule);
+    if (!c.has_area) {
       keep[rank] = is_finite(c.box);
       continue;
     }
     keep[rank] = !is_suppressed(kept, c, rule.bound, 0);
-    if (keep[rank]) kept.add(c.box, c.limit, pool);
+    if (keep[rank]) kept.add(c.box, c.limit, arena);
   }
 }
 
-// The same where the threshold is negative: boxes apart suppress each other.
+// NMS of one segment with a negative threshold, where boxes suppress each other without overlap.
 template <class T, class Stored>
-void suppress_exactly(const Stored* boxes, const uint32_t* order, int64_t count,
-                      const SuppressionRule<T>& rule, BlockPool& pool, char* keep) {
-  BlockList<T> kept;
+void suppress_with_exact_tests(const Stored* boxes, const uint32_t* order, int64_t count,
+                               const SuppressionRule<T>& rule, KeptBlockArena& arena, char* keep) {
+  KeptList<T> kept;
   for (int64_t rank = 0; rank < count; ++rank) {
     Candidate<T> c;
     c.box = load_box<T>(boxes + 4 * int64_t{order[rank]});
     c.area = area(c.box);
     bool suppressed = !is_finite(c.box);
-    for (const Block<T>* block = kept.newest; block != nullptr && !suppressed;
+    for (const KeptBlock<T>* block = kept.newest; block != nullptr && !suppressed;
          block = block->next) {
-      suppressed = does_suppress(*block, c, rule.bound);
+      suppressed = any_suppresses(*block, c, rule.bound);
     }
     keep[rank] = !suppressed;
-    if (keep[rank]) kept.add(c.box, T(0), pool);
+    if (keep[rank]) kept.add(c.box, T(0), arena);
   }
 }
 
 template <class T>
-inline bool is_suppressed(Grid<T>& grid, const BlockPool& pool, const Candidate<T>& c, T bound,
-                          int round) {
-  if (RCNN_UNLIKELY(!c.safe)) {
-    return pool.any<Block<T>>([&](const Block<T>& block) {
-      return may_suppress(block, c) && does_suppress(block, c, bound);
+inline bool is_suppressed(Grid<T>& grid, const KeptBlockArena& arena, const Candidate<T>& c,
+                          T bound, int round) {
+  if (RCNN_UNLIKELY(!c.in_grid_range)) {
+    return arena.any<KeptBlock<T>>([&](const KeptBlock<T>& block) {
+      return may_suppress(block, c) && any_suppresses(block, c, bound);
     });
   }
-  if (is_suppressed(grid.everywhere, c, bound, round)) return true;
+  if (is_suppressed(grid.overflow, c, bound, round)) return true;
   const T sum_x = c.box.x1 + c.box.x2;
   const T sum_y = c.box.y1 + c.box.y2;
   for (int level = 0; grid.levels_in_use >> level; ++level) {
@@ -177,82 +177,84 @@ inline bool is_suppressed(Grid<T>& grid, const BlockPool& pool, const Candidate<
   return false;
 }
 
-// What the reach of a kept box along an axis is at least, in sums of two coordinates: it covers the
-// rounding of low + high, which is at most u of it, and of what is subtracted from and added to it.
+// An upper bound of how far from low + high the sum of the coordinates of a box can be that the
+// kept box suppresses. The last term covers the rounding of low + high, which is at most u of it,
+// and of the differences and sums with the result.
 template <class T>
-inline T reach_of(T low, T high, const SuppressionRule<T>& rule) {
+inline T suppression_radius_of(T low, T high, const SuppressionRule<T>& rule) {
   const T sum = low + high;
-  return (high - low) * rule.reach + maximum(sum, -sum) * (8 * SuppressionRule<T>::kUlp);
+  return (high - low) * rule.suppression_radius +
+         maximum(sum, -sum) * (8 * SuppressionRule<T>::kUnitRoundoff);
 }
 
 template <class T>
-inline void enter(Grid<T>& grid, BlockPool& pool, const Candidate<T>& c,
-                  const SuppressionRule<T>& rule, int round) {
-  if (c.safe) {
+inline void insert(Grid<T>& grid, KeptBlockArena& arena, const Candidate<T>& c,
+                   const SuppressionRule<T>& rule, int round) {
+  if (c.in_grid_range) {
     const T sum_x = c.box.x1 + c.box.x2;
     const T sum_y = c.box.y1 + c.box.y2;
-    const T reach_x = reach_of(c.box.x1, c.box.x2, rule);
-    const T reach_y = reach_of(c.box.y1, c.box.y2, rule);
+    const T radius_x = suppression_radius_of(c.box.x1, c.box.x2, rule);
+    const T radius_y = suppression_radius_of(c.box.y1, c.box.y2, rule);
     for (int level = 0; level < Grid<T>::kLevels; ++level) {
-      const int first_x = grid.cell(sum_x - reach_x, grid.cells_per_unit_x[level]);
-      const int last_x = grid.cell(sum_x + reach_x, grid.cells_per_unit_x[level]);
-      const int first_y = grid.cell(sum_y - reach_y, grid.cells_per_unit_y[level]);
-      const int last_y = grid.cell(sum_y + reach_y, grid.cells_per_unit_y[level]);
-      const int64_t cells =
+      const int first_x = grid.cell(sum_x - radius_x, grid.cells_per_unit_x[level]);
+      const int last_x = grid.cell(sum_x + radius_x, grid.cells_per_unit_x[level]);
+      const int first_y = grid.cell(sum_y - radius_y, grid.cells_per_unit_y[level]);
+      const int last_y = grid.cell(sum_y + radius_y, grid.cells_per_unit_y[level]);
+      const int64_t cell_count =
           static_cast<int64_t>(last_x - first_x + 1) * static_cast<int64_t>(last_y - first_y + 1);
-      if (cells > Grid<T>::kMostCells) continue;
+      if (cell_count > Grid<T>::kMaxCellsPerBox) continue;
       grid.levels_in_use |= 1u << level;
       for (int y = first_y; y <= last_y; ++y) {
         for (int x = first_x; x <= last_x; ++x) {
-          grid.bucket(level, x, y).add(c.box, c.limit, pool, round);
+          grid.bucket(level, x, y).add(c.box, c.limit, arena, round);
         }
       }
       return;
     }
   }
-  grid.everywhere.add(c.box, c.limit, pool, round);
+  grid.overflow.add(c.box, c.limit, arena, round);
 }
 
-// suppress_with_list, with the kept boxes in a grid.
+// NMS of one segment, with the kept boxes in a grid.
 template <class T, class Stored>
 void suppress_with_grid(const Stored* boxes, const uint32_t* order, int64_t count,
-                        const SuppressionRule<T>& rule, Grid<T>& grid, BlockPool& pool,
+                        const SuppressionRule<T>& rule, Grid<T>& grid, KeptBlockArena& arena,
                         char* keep) {
   for (int64_t rank = 0; rank < count; ++rank) {
-    const Candidate<T> c = take_candidate(boxes, order, rank, count, rule);
-    if (!c.takes_part) {
+    const Candidate<T> c = load_and_prefetch(boxes, order, rank, count, rule);
+    if (!c.has_area) {
       keep[rank] = is_finite(c.box);
       continue;
     }
-    keep[rank] = !is_suppressed(grid, pool, c, rule.bound, 0);
-    if (keep[rank]) enter(grid, pool, c, rule, 0);
+    keep[rank] = !is_suppressed(grid, arena, c, rule.bound, 0);
+    if (keep[rank]) insert(grid, arena, c, rule, 0);
   }
 }
 
-// The same in two steps, of which the first can be shared by threads. First: which of the boxes of
-// ranks [begin, end) no box of the grid suppresses.
+// First step of a round of parallel NMS, which threads share: keep the boxes of ranks [begin, end)
+// that no box of the grid suppresses.
 template <class T, class Stored>
-void survive_grid(const Stored* boxes, const uint32_t* order, int64_t begin, int64_t end,
-                  const SuppressionRule<T>& rule, Grid<T>& grid, const BlockPool& pool,
-                  char* keep) {
+void filter_against_grid(const Stored* boxes, const uint32_t* order, int64_t begin, int64_t end,
+                         const SuppressionRule<T>& rule, Grid<T>& grid, const KeptBlockArena& arena,
+                         char* keep) {
   for (int64_t rank = begin; rank < end; ++rank) {
-    const Candidate<T> c = take_candidate(boxes, order, rank, end, rule);
-    keep[rank] = c.takes_part ? !is_suppressed(grid, pool, c, rule.bound, 0) : is_finite(c.box);
+    const Candidate<T> c = load_and_prefetch(boxes, order, rank, end, rule);
+    keep[rank] = c.has_area ? !is_suppressed(grid, arena, c, rule.bound, 0) : is_finite(c.box);
   }
 }
 
-// Second: those that survived, among each other. The boxes kept enter the grid in this round, and
-// the blocks of the round are all that is looked into.
+// Second step of a round, on one thread: NMS among the boxes that the first step kept. They are
+// compared only with boxes that this round has inserted into the grid.
 template <class T, class Stored>
-void resolve_survivors(const Stored* boxes, const uint32_t* order, int64_t begin, int64_t end,
-                       const SuppressionRule<T>& rule, Grid<T>& grid, BlockPool& pool, int round,
-                       char* keep) {
+void resolve_within_round(const Stored* boxes, const uint32_t* order, int64_t begin, int64_t end,
+                          const SuppressionRule<T>& rule, Grid<T>& grid, KeptBlockArena& arena,
+                          int round, char* keep) {
   for (int64_t rank = begin; rank < end; ++rank) {
     if (!keep[rank]) continue;
     const Candidate<T> c = load_candidate(boxes + 4 * int64_t{order[rank]}, rule);
-    if (!c.takes_part) continue;
-    keep[rank] = !is_suppressed(grid, pool, c, rule.bound, round);
-    if (keep[rank]) enter(grid, pool, c, rule, round);
+    if (!c.has_area) continue;
+    keep[rank] = !is_suppressed(grid, arena, c, rule.bound, round);
+    if (keep[rank]) insert(grid, arena, c, rule, round);
   }
 }
 
@@ -261,4 +263,4 @@ void resolve_survivors(const Stored* boxes, const uint32_t* order, int64_t begin
 }  // namespace rcnn_ext
 RCNN_AFTER_NAMESPACE();
 
-#endif  // RCNN_NMS_NMS_CPU_INL_H_
+#endif

@@ -111,7 +111,7 @@ std::tuple<Tensor, Tensor> suppress_padded(const Tensor& boxes, const Tensor& sc
                                            const Tensor* idxs, double iou_threshold,
                                            int64_t max_kept) {
   const CudaScope scope(boxes);
-  if (boxes.size(0) == 0 || max_kept == 0) return no_boxes(boxes, max_kept);
+  if (boxes.size(0) == 0 || max_kept == 0) return empty_padded_result(boxes, max_kept);
   return suppress(boxes, scores, idxs, iou_threshold, max_kept, true, scope);
 }
 

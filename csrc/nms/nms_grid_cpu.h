@@ -1,39 +1,42 @@
-// Where suppression on the CPU keeps the boxes that it has kept, so that a candidate meets few of
-// them, and why it meets all that matter. The kernels are in nms_cpu-inl.h.
+// The boxes that NMS on the CPU has kept, in a grid of cells, so that a candidate is compared with
+// few of them, and the proof that it is compared with all that can suppress it. The kernels are in
+// nms_cpu-inl.h.
 //
-// Every shortcut here is conservative: it may only leave out kept boxes for which suppresses() of
-// box_math.h is false, and that function decides about all others. Notation: u is half the epsilon
+// Every shortcut is conservative: it skips only kept boxes for which suppresses() of box_math.h is
+// false, and that function decides about all others. Notation: u is half the epsilon
 // of T; b the suppression bound; I, a, a' the computed intersection and areas, S = fl(a + a'),
 // D = fl(S - I). suppresses() is fl(I / D) > b.
 //
 // 1. Thresholds. A bound of 1 or more suppresses nothing: I is at most either area, since rounding
-//    is monotonic, hence D = fl(fl(a + a') - I) >= fl(2I - I) = I. Below 0, non-overlapping boxes
-//    suppress each other and nothing of what follows holds: then all kept boxes are tested exactly.
-// 2. Boxes that take no part (b >= 0). Where x2 <= x1 or y2 <= y1, I is 0 and the quotient is not
+//    is monotonic, hence D = fl(fl(a + a') - I) >= fl(2I - I) = I. Below 0, boxes that do not
+//    overlap suppress each other and nothing of what follows holds: all kept boxes are tested.
+// 2. Boxes without an area (b >= 0). Where x2 <= x1 or y2 <= y1, I is 0 and the quotient is not
 //    above 0. An area of 0 (underflow) makes I <= 0 too; an infinite one makes S infinite and the
-//    quotient 0 or NaN. Such boxes are kept and forgotten.
+//    quotient 0 or NaN. Such boxes are kept, and never
+//    compared with others.
 // 3. The filter, without a division: fl(I / D) > b implies I > b * D, rounding being monotonic,
 //    and D >= (S - I)(1 - u), so I > S * c with c = b (1 - u) / (1 + b (1 - u)). (D = 0 means S =
 //    I, and c < 1.) A box's limit is c' * area with c' = c (1 - 16u), which covers the rounding of
 //    the product, of S and of the sum of two limits; where the product is not a normal number the
 //    limit is -infinity and the exact test decides.
-// 4. The grid. Let "safe" boxes have coordinates of at most 2^60 and an area of at least 2^-80.
-//    Between two safe boxes the products of widths and heights neither overflow nor, where I is
-//    above S * c with c >= 2^-6, underflow; subtractions never underflow inexactly. So the computed
-//    IoU carries a relative error below 16u (S >= 2I bounds the cancellation in D), and suppression
-//    implies an exact IoU above t = b (1 - 16u). The IoU of two boxes is at most that of their
-//    projections on either axis: I = ix * iy and U >= (wx + wx' - ix) * iy. For intervals of widths
-//    w and w' whose centers are d apart, an IoU above t implies d < (w + w') / 2 * (1 - t) / (1 +
-//    t) where neither holds the other, and w' < w / t in any case; the most that d can be is w (1 -
-//    t) / (2t), at w' = w / t, where containment begins and bounds d by the same. So the center of
-//    a box that a kept one suppresses lies within that distance of the kept one's center, on both
-//    axes. A kept box is entered in every cell that this reaches, a candidate looks into the cell
-//    of its own center. Cells are numbered by a monotonic function of fl(x1 + x2), and the ends of
-//    the reach are widened by more than their own rounding (reach_of), so that the cell of a
-//    candidate lies within the range of cells.
-// 5. Cells are hashed, and not compared: cells that share a bucket only meet more boxes. A box that
-//    would enter too many cells goes to a coarser grid, beyond the coarsest to a list that every
-//    candidate scans; so does a kept box that is not safe. A candidate that is not safe meets all.
+// 4. The grid. Let boxes be "in range" with coordinates of at most 2^60 and an area of at least
+//    2^-80. Between two boxes in range the products of widths and heights neither overflow nor,
+//    where I is above S * c with c >= 2^-6, underflow; subtractions never underflow inexactly. So
+//    the computed IoU carries a relative error below 16u (S >= 2I bounds the cancellation in D),
+//    and suppression implies an exact IoU above t = b (1 - 16u). The IoU of two boxes is at most
+//    that of their projections on either axis: I = ix * iy and U >= (wx + wx' - ix) * iy. For
+//    intervals of widths w and w' whose centers are d apart, an IoU above t implies d < (w + w') /
+//    2 * (1 - t) / (1 + t) where neither holds the other, and w' < w / t in any case; the most that
+//    d can be is w (1 - t) / (2t), at w' = w / t, where containment begins and bounds d by the
+//    same. So the center of a box that a kept one suppresses lies within that distance of the kept
+//    one's center, on both axes. A kept box is inserted into every cell within that distance, a
+//    candidate looks into the cell of its own center. Cells are numbered by a monotonic function of
+//    fl(x1 + x2), and the distance is widened by more than its rounding (suppression_radius_of), so
+//    that the cell of a candidate lies within the range of cells.
+// 5. Cells are hashed without comparing them: cells that share a bucket only compare more boxes. A
+//    kept box that covers too many cells goes to a coarser level, and beyond the coarsest to the
+//    overflow list, which every candidate scans; so does a kept box out of range. A candidate out
+//    of range is compared with all kept boxes.
 #pragma once
 
 #include <algorithm>
@@ -50,19 +53,19 @@
 
 namespace rcnn_ext {
 
-constexpr int kLanes = 16;  // of a block: one AVX-512 register of float32
+constexpr int kBoxesPerKeptBlock = 16;  // one AVX-512 register of float32
 
-// Kept boxes, column by column. Lanes not in use hold NaN coordinates and an infinite limit:
-// neither the filter nor the exact test ever finds them.
+// Kept boxes by columns (structure of arrays). Unused lanes hold NaN coordinates and an infinite
+// limit, so that neither the filter nor the exact test selects them.
 template <class T>
-struct alignas(64) Block {
-  T x1[kLanes], y1[kLanes], x2[kLanes], y2[kLanes];
-  T limit[kLanes];
-  Block* next;  // an older one of the same list, or null
-  int round;    // in which the newest box was added
+struct alignas(64) KeptBlock {
+  T x1[kBoxesPerKeptBlock], y1[kBoxesPerKeptBlock], x2[kBoxesPerKeptBlock], y2[kBoxesPerKeptBlock];
+  T limit[kBoxesPerKeptBlock];
+  KeptBlock* next;  // older, in the same list, or null
+  int round;        // of its newest box
 
-  RCNN_INLINE void clear(Block* older) {
-    for (int k = 0; k < kLanes; ++k) {
+  RCNN_INLINE void clear(KeptBlock* older) {
+    for (int k = 0; k < kBoxesPerKeptBlock; ++k) {
       x1[k] = y1[k] = x2[k] = y2[k] = std::numeric_limits<T>::quiet_NaN();
       limit[k] = std::numeric_limits<T>::infinity();
     }
@@ -70,10 +73,10 @@ struct alignas(64) Block {
   }
 };
 
-// Hands out aligned memory for blocks and keeps it until the end.
-class BlockPool {
+// Aligned memory for blocks, freed all at once.
+class KeptBlockArena {
  public:
-  explicit BlockPool(size_t block_bytes) : block_bytes_(block_bytes) {}
+  explicit KeptBlockArena(size_t block_bytes) : block_bytes_(block_bytes) {}
 
   void* allocate() {
     if (next_ == end_) grow();
@@ -81,33 +84,33 @@ class BlockPool {
     next_ += block_bytes_;
     return block;
   }
-  // Forgets all blocks; their memory serves again.
+  // Free all blocks; their memory is used again.
   void clear() {
     used_ = 0;
     next_ = end_ = nullptr;
   }
-  // Calls visit(block) with every block handed out until it returns true; whether it did.
-  template <class Block, class Visit>
+  // Call visit(block) for every allocated block until it returns true; return whether it did.
+  template <class KeptBlock, class Visit>
   bool any(Visit&& visit) const {
     for (size_t slab = 0; slab < used_; ++slab) {
       const char* begin = slabs_[slab].get();
-      const char* end = slab + 1 == used_ ? next_ : begin + kBlocksOfASlab * block_bytes_;
+      const char* end = slab + 1 == used_ ? next_ : begin + kBlocksPerSlab * block_bytes_;
       for (; begin != end; begin += block_bytes_) {
-        if (visit(*reinterpret_cast<const Block*>(begin))) return true;
+        if (visit(*reinterpret_cast<const KeptBlock*>(begin))) return true;
       }
     }
     return false;
   }
 
  private:
-  static constexpr size_t kBlocksOfASlab = 64;
+  static constexpr size_t kBlocksPerSlab = 64;
   static constexpr std::align_val_t kAlignment{64};
   struct Free {
     void operator()(char* memory) const { ::operator delete(memory, kAlignment); }
   };
 
   void grow() {
-    const size_t bytes = kBlocksOfASlab * block_bytes_;
+    const size_t bytes = kBlocksPerSlab * block_bytes_;
     if (used_ == slabs_.size()) {
       slabs_.emplace_back(static_cast<char*>(::operator new(bytes, kAlignment)));
     }
@@ -122,16 +125,16 @@ class BlockPool {
   std::vector<std::unique_ptr<char, Free>> slabs_;
 };
 
-// A list of blocks, the newest first; all but the newest are full. Boxes are added in rounds, whose
-// numbers ascend.
+// A list of kept boxes in blocks, the newest block first; all others are full. Boxes are added in
+// rounds of ascending index.
 template <class T>
-struct BlockList {
-  Block<T>* newest = nullptr;
-  int used = kLanes;  // lanes of the newest
+struct KeptList {
+  KeptBlock<T>* newest = nullptr;
+  int used = kBoxesPerKeptBlock;  // boxes in the newest block
 
-  RCNN_INLINE void add(const Box<T>& box, T limit, BlockPool& pool, int round = 0) {
-    if (used == kLanes) {
-      auto* block = static_cast<Block<T>*>(pool.allocate());
+  RCNN_INLINE void add(const Box<T>& box, T limit, KeptBlockArena& arena, int round = 0) {
+    if (used == kBoxesPerKeptBlock) {
+      auto* block = static_cast<KeptBlock<T>*>(arena.allocate());
       block->clear(newest);
       newest = block;
       used = 0;
@@ -146,26 +149,27 @@ struct BlockList {
   }
 };
 
-// Grids of cells, each four times as coarse as the one before, in one hash table.
+// A hierarchy of grids, each level with cells four times as wide as the level before, in one hash
+// table.
 template <class T>
 struct Grid {
   static constexpr int kLevels = 4;
-  static constexpr int kMostCells = 36;  // that one box may enter
-  static constexpr int kOffset = 1 << 20;
+  static constexpr int kMaxCellsPerBox = 36;  // more, and a box goes to the next level
+  static constexpr int kCellOffset = 1 << 20;
 
-  T cells_per_unit_x[kLevels];  // 1 / (2 * width of a cell): of sums of two coordinates
+  T cells_per_unit_x[kLevels];  // 1 / (2 * cell width), for sums of two coordinates
   T cells_per_unit_y[kLevels];
-  unsigned levels_in_use = 0;  // a bit each
-  int shift = 32;              // 32 - log2(number of buckets)
-  std::vector<BlockList<T>> buckets;
-  BlockList<T> everywhere;
+  unsigned levels_in_use = 0;  // one bit each
+  int shift = 32;              // 32 - log2(bucket count)
+  std::vector<KeptList<T>> buckets;
+  KeptList<T> overflow;
 
-  // Makes an empty grid for `count` boxes with cells of the given size. False where their size is
-  // out of range.
+  // Make the grid empty, for `count` boxes, with cells of the given size at level 0. Return false
+  // if the size is out of range.
   bool reset(int64_t count, double width, double height) {
-    constexpr double kMost = int64_t{1} << 50;
-    const bool in_range =
-        width > 1 / kMost && width < kMost && height > 1 / kMost && height < kMost;
+    constexpr double kMaxCellSize = int64_t{1} << 50;
+    const bool in_range = width > 1 / kMaxCellSize && width < kMaxCellSize &&
+                          height > 1 / kMaxCellSize && height < kMaxCellSize;
     if (!in_range) return false;
     for (int level = 0; level < kLevels; ++level) {
       const double scale = 2 << (2 * level);
@@ -176,17 +180,17 @@ struct Grid {
     while (bits < 24 && (int64_t{4} << bits) < count) ++bits;
     shift = 32 - bits;
     levels_in_use = 0;
-    everywhere = {};
+    overflow = {};
     buckets.assign(size_t{1} << bits, {});
     return true;
   }
-  // The number of a cell along an axis: monotonic in `sum`, a finite number.
+  // The index of a cell along an axis, monotonic in `sum`, which must be finite.
   static RCNN_INLINE int cell(T sum, T cells_per_unit) {
-    const T at = sum * cells_per_unit;
-    const T inside = minimum(maximum(at, T(-kOffset)), T(kOffset));
-    return static_cast<int>(inside + T(kOffset));
+    const T position = sum * cells_per_unit;
+    const T inside = minimum(maximum(position, T(-kCellOffset)), T(kCellOffset));
+    return static_cast<int>(inside + T(kCellOffset));
   }
-  RCNN_INLINE BlockList<T>& bucket(int level, int x, int y) {
+  RCNN_INLINE KeptList<T>& bucket(int level, int x, int y) {
     const uint32_t hash = static_cast<uint32_t>(x) * 0x9E3779B1u +
                           static_cast<uint32_t>(y) * 0x85EBCA77u +
                           static_cast<uint32_t>(level) * 0xC2B2AE3Du;

@@ -1,4 +1,5 @@
-// One image's boxes, from scored candidates to the padded result, on the CPU.
+// NMS of the candidates of one image, for operators that decode few boxes per image
+// (generate_proposals, postprocess_detections).
 #pragma once
 
 #include <algorithm>
@@ -6,23 +7,18 @@
 #include <type_traits>
 #include <vector>
 
-#include "../core/box_coding.h"
-#include "../core/sort_key.h"
-#include "../cpu/intrinsics.h"
-#include "../cpu/prefetch.h"
+#include "../core/box_math.h"
 #include "../cpu/radix_sort.h"
 #include "nms_grid_cpu.h"
-
-#define RCNN_TARGET_INCLUDE "../nms/nms_per_image_cpu-inl.h"
-#include "../cpu/foreach_target.h"
+#include "nms_suppression.h"
 
 namespace rcnn_ext {
-namespace {
 
+// The key of a score of type T, with the index of its box.
 template <class T>
 using ScoreKey = std::conditional_t<sizeof(T) == 4, IndexedKey32, IndexedKey64>;
 
-// Stays as it is from image to image, for its memory.
+// Defined for float and double. One object serves image after image, to reuse its memory.
 template <class T>
 class PerImageNms {
  public:
@@ -34,47 +30,37 @@ class PerImageNms {
     groups_.clear();
     owners_.clear();
   }
-  // Of candidates with equal scores, the earlier one comes first. `owner` is for the caller.
+  // Add a candidate. Among equal scores the earlier candidate comes first. `owner` is for the
+  // caller.
   void add(const Box<T>& box, T score, uint32_t group, uint32_t owner) {
     boxes_.push_back(box);
     scores_.push_back(score);
     groups_.push_back(group);
     owners_.push_back(owner);
   }
-  // Suppresses within the groups; calls write(place, box, score, group, owner) for the best `most`,
-  // and returns their number.
+  // Run NMS within each group and keep the `max_kept` boxes with the highest scores. Call
+  // write(place, box, score, group, owner) for each, and return their count.
   template <class Write>
-  int64_t run(int64_t most, Write&& write) {
-    const auto count = static_cast<int64_t>(boxes_.size());
-    keys_.resize(2 * boxes_.size());
-    for (int64_t i = 0; i < count; ++i) {
-      keys_[i] = ScoreKey<T>::make(descending_key(scores_[i]), static_cast<uint32_t>(i));
-    }
-    const ScoreKey<T>* sorted = radix_sort(keys_.data(), keys_.data() + count, count);
-    order_.resize(boxes_.size());
-    for (int64_t i = 0; i < count; ++i) order_[i] = sorted[i].index();
-    kept_.resize(boxes_.size());
-    pool_.clear();
-    std::fill(lists_.begin(), lists_.end(), BlockList<T>{});
-    const int64_t number =
-        RCNN_DYNAMIC_DISPATCH(keep_best<T>(boxes_.data(), order_.data(), count, groups_.data(),
-                                           rule_, pool_, lists_, most, kept_.data()));
-    for (int64_t place = 0; place < number; ++place) {
+  int64_t run(int64_t max_kept, Write&& write) {
+    const int64_t count = find_kept(max_kept);
+    for (int64_t place = 0; place < count; ++place) {
       const uint32_t i = kept_[place];
       write(place, boxes_[i], scores_[i], groups_[i], owners_[i]);
     }
-    return number;
+    return count;
   }
 
  private:
+  // Fill kept_ with the indices of the kept boxes, by score, and return their count.
+  int64_t find_kept(int64_t max_kept);
+
   SuppressionRule<T> rule_;
-  BlockPool pool_{sizeof(Block<T>)};
-  std::vector<BlockList<T>> lists_;
+  KeptBlockArena arena_{sizeof(KeptBlock<T>)};
+  std::vector<KeptList<T>> lists_;  // kept boxes, by group
   std::vector<Box<T>> boxes_;
   std::vector<T> scores_;
   std::vector<uint32_t> groups_, owners_, order_, kept_;
   std::vector<ScoreKey<T>> keys_;
 };
 
-}  // namespace
 }  // namespace rcnn_ext

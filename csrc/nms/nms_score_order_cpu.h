@@ -1,4 +1,4 @@
-// The orders in which suppression takes boxes: by score, and by segment (class) and score.
+// The orders in which NMS visits boxes, on the CPU: by score, and by segment (class) and score.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@
 
 namespace rcnn_ext {
 
-using Order = std::unique_ptr<uint32_t[]>;
+using Order = std::unique_ptr<uint32_t[]>;  // from rank to index
 
 template <class Element, class ScoreKey>
 Order order_by_key(int64_t count, ScoreKey&& key_of) {
@@ -28,7 +28,7 @@ Order order_by_key(int64_t count, ScoreKey&& key_of) {
   return order;
 }
 
-// Numbers of which descending_key() knows the order.
+// numbers: of a type that descending_key() takes.
 template <class Number>
 Order order_by_descending(const Number* numbers, int64_t count) {
   using Key = decltype(descending_key(numbers[0]));
@@ -36,12 +36,12 @@ Order order_by_descending(const Number* numbers, int64_t count) {
   return order_by_key<Element>(count, [&](int64_t i) { return descending_key(numbers[i]); });
 }
 
-// Indices by falling score, equal scores by index; NaN counts as the largest number.
+// By descending score, equal scores by index; NaN counts as the largest number.
 inline Order order_by_score(const Tensor& scores) {
   const int64_t count = scores.size(0);
   const Tensor dense = contiguous_as(scores, scores.scalar_type());
   const void* data = dense.const_data_ptr();
-  // Numbers that float32 or int32 hold exactly have narrow keys.
+  // Types whose values float32 represents exactly have 32-bit keys.
   const auto narrow = [&](auto tag) {
     const auto* numbers = static_cast<const type_of<decltype(tag)>*>(data);
     return order_by_key<IndexedKey32>(
@@ -71,10 +71,10 @@ inline Order order_by_score(const Tensor& scores) {
 
 struct Segments {
   Order order;                  // by segment, then by score
-  std::vector<int64_t> starts;  // the first ranks of the segments, and the number of boxes
+  std::vector<int64_t> starts;  // the first ranks of the segments, then the box count
 };
 
-// idxs: [N] int64; `by_score`: indices by falling score.
+// idxs: [N] int64; by_score: [N], the order by score
 inline Segments order_by_segment(const Tensor& idxs, const uint32_t* by_score) {
   const int64_t count = idxs.size(0);
   const Tensor dense = contiguous_as(idxs, ScalarType::Long);
@@ -85,7 +85,7 @@ inline Segments order_by_segment(const Tensor& idxs, const uint32_t* by_score) {
     lowest = std::min(lowest, numbers[i]);
     highest = std::max(highest, numbers[i]);
   }
-  // Unsigned, since the difference may be more than an int64 holds.
+  // Unsigned, since the difference may overflow an int64.
   const auto key_of = [&](int64_t i) {
     return static_cast<uint64_t>(numbers[i]) - static_cast<uint64_t>(lowest);
   };
@@ -93,7 +93,7 @@ inline Segments order_by_segment(const Tensor& idxs, const uint32_t* by_score) {
   Segments segments;
   segments.order = uninitialized<uint32_t>(count);
   if (range < static_cast<uint64_t>(count) + 1024) {
-    // One pass over a counter for each number.
+    // A counting sort, with a counter per segment.
     std::vector<uint32_t> next(range + 1);
     for (int64_t i = 0; i < count; ++i) ++next[key_of(i)];
     uint32_t sum = 0;

@@ -1,5 +1,5 @@
-// The threshold of a suppression and the shortcuts that follow from it, for CPU and CUDA. Why they
-// leave no suppression out: points 1 to 4 of nms_grid_cpu.h.
+// The IoU threshold of NMS and the shortcuts that follow from it, for CPU and CUDA. Points 1 to 4
+// of nms_grid_cpu.h prove that they miss no suppression.
 #pragma once
 
 #include <cstdint>
@@ -9,31 +9,32 @@
 
 namespace rcnn_ext {
 
-// The threshold, and the constants that follow from it.
 template <class T>
 struct SuppressionRule {
-  static constexpr T kUlp = std::numeric_limits<T>::epsilon() / 2;  // u
-  static constexpr T kFarthest = T(int64_t{1} << 60);
-  static constexpr T kSmallest = T(1) / (T(int64_t{1} << 40) * T(int64_t{1} << 40));
+  static constexpr T kUnitRoundoff = std::numeric_limits<T>::epsilon() / 2;  // u
+  static constexpr T kMaxCoordinate = T(int64_t{1} << 60);
+  static constexpr T kMinArea = T(1) / (T(int64_t{1} << 40) * T(int64_t{1} << 40));
 
   T bound;
-  T filter;  // c'
-  T reach;   // twice the largest distance of centers, for a box of width 1
+  T filter;              // c' in nms_grid_cpu.h
+  T suppression_radius;  // twice the largest distance of centers at which a box of
+                         // width 1 can suppress another
 
   explicit SuppressionRule(double iou_threshold) : bound(suppression_bound<T>(iou_threshold)) {
-    const double u = kUlp;
+    const double u = kUnitRoundoff;
     const double b = static_cast<double>(bound);
     const double c = b * (1 - u) / (1 + b * (1 - u));
-    filter =
-        bound >= T(0) ? static_cast<T>(c * (1 - 16 * u)) : T(0);  // none below 0: see limit_of()
+    filter = bound >= T(0) ? static_cast<T>(c * (1 - 16 * u))
+                           : T(0);  // no filter below 0: see limit_of()
     const double t = b * (1 - 16 * u);
-    reach = static_cast<T>((1 - t) / t * 1.001);
+    suppression_radius = static_cast<T>((1 - t) / t * 1.001);
   }
-  bool keeps_all() const { return !(bound < T(1)); }  // NaN, too
-  bool is_exact_only() const { return bound < T(0); }
+  // Also for NaN.
+  bool keeps_all() const { return !(bound < T(1)); }
+  bool needs_exact_tests() const { return bound < T(0); }
   bool allows_grid() const { return bound >= T(1) / T(32); }
 
-  // Two boxes suppress each other only where their intersection is above the sum of their limits.
+  // Two boxes can suppress each other only if their intersection is above the sum of their limits.
   RCNN_HOST_DEVICE T limit_of(T area) const {
     const T limit = filter * area;
     return limit >= std::numeric_limits<T>::min() ? limit : -std::numeric_limits<T>::infinity();

@@ -8,6 +8,9 @@
 #include "../nms/nms_per_image_cpu.h"
 #include "postprocess_detections.h"
 
+#define RCNN_TARGET_INCLUDE "../postprocess_detections/postprocess_detections_cpu-inl.h"
+#include "../cpu/foreach_target.h"
+
 namespace rcnn_ext {
 namespace {
 
@@ -59,8 +62,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> postprocess_detections_cpu(
     const auto* roi_of = in.rois.const_data_ptr<T>();
     const auto* size_of = in.sizes.const_data_ptr<T>();
     std::vector<uint32_t> found;
-    RCNN_DYNAMIC_DISPATCH(collect_above(score_of, count, classes, static_cast<T>(score_threshold),
-                                        image_of, images, found));
+    RCNN_DYNAMIC_DISPATCH(collect_candidates(
+        score_of, count, classes, static_cast<T>(score_threshold), image_of, images, found));
     const ByImage candidates(found, image_of, images, classes);
     const auto number = static_cast<int64_t>(found.size());
     const bool per_class = deltas.size(1) == 4 * classes;
