@@ -21,6 +21,13 @@ def test_parts_are_attributes(name: str) -> None:
     assert part.__name__ == f"rcnn_ext.{name}"
 
 
+def test_load_is_the_function() -> None:
+    from rcnn_ext import load
+    from rcnn_ext.predict.load import load as expected
+
+    assert load is rcnn_ext.load is expected
+
+
 def test_names() -> None:
     assert set(rcnn_ext.__all__) == {"__version__", "load", *PARTS}
     assert dir(rcnn_ext) == sorted(rcnn_ext.__all__)
@@ -84,6 +91,7 @@ reveal_type(rcnn_ext.ops.nms)
 reveal_type(rcnn_ext.models.fast_rcnn)
 reveal_type(rcnn_ext.selective_search.selective_search)
 reveal_type(rcnn_ext.data.detect_format)
+reveal_type(rcnn_ext.load)
 rcnn_ext.lod
 rcnn_ext.ops.hard_nms
 """
@@ -92,7 +100,8 @@ _EXPECTED = (
     'note: Revealed type is "def (boxes: Any, scores: Any, iou_threshold: float) -> Any"',
     'note: Revealed type is "def (backbone: ',
     'note: Revealed type is "def (image: ',
-    'note: Revealed type is "def (',
+    'note: Revealed type is "def (root: ',
+    'note: Revealed type is "def (path_or_name: ',
     'error: Module has no attribute "lod"; maybe "load"?',
     'error: Module has no attribute "hard_nms"',
 )

@@ -301,7 +301,7 @@ def _load_stages(
     trainable_layers: int | None,
     progress: bool,
 ) -> tuple[list[_Stage], bool]:
-    """Make a network, load its weights, freeze its first stages; also say if it is a ResNet."""
+    """Make a network with weights and frozen stages; return these and whether it is a ResNet."""
     if name not in BACKBONES:
         raise ValueError(f"there is no backbone {name!r}; there are {', '.join(BACKBONES)}")
     weights = resolve_weights(weights, torchvision.models.get_model_weights(name))

@@ -109,7 +109,8 @@ def default_box_branch(
         in_channels: Channels of the pooled features.
         num_classes: Number of classes, background included; None if and only if ``box_predictor``
             is given.
-        box_roi_pool: Its ``output_size`` (height, width) says how long the pooled features are.
+        box_roi_pool: Pooler; its ``output_size`` (height, width) gives the length of the pooled
+            features.
         box_head: None means a ``TwoMLPHead`` with 1024 outputs.
         box_predictor: None means a ``FastRCNNPredictor``.
 

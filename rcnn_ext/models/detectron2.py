@@ -33,7 +33,7 @@ from rcnn_ext.models.faster_rcnn import ANCHOR_SIZES, FasterRCNN
 PIXEL_MEAN = (103.53, 116.28, 123.675)
 PIXEL_STD = (1.0, 1.0, 1.0)
 
-# Not weights, or known to the model: old checkpoints hold them, newer ones do not.
+# Not weights, or constants of the model: old checkpoints hold them, newer ones do not.
 _IGNORED = re.compile(
     r"pixel_(mean|std)|proposal_generator\.anchor_generator\..*|.*\.num_batches_tracked"
 )
@@ -77,9 +77,9 @@ def load_detectron2(
         checkpoint: A state dict by detectron2's names, or a ``.pth`` file with one, alone or under
             "model". detectron2's ``.pkl`` files run code when they are opened and are refused: save
             them again with ``torch.save({"model": DetectionCheckpointer(m).model.state_dict()})``.
-        pixel_mean: ``MODEL.PIXEL_MEAN``, in the order of ``input_format``; None means what the
-            checkpoint says, else (103.53, 116.28, 123.675).
-        pixel_std: ``MODEL.PIXEL_STD``; None means what the checkpoint says, else (1, 1, 1).
+        pixel_mean: ``MODEL.PIXEL_MEAN``, in the order of ``input_format``; None means the values
+            in the checkpoint, else (103.53, 116.28, 123.675).
+        pixel_std: ``MODEL.PIXEL_STD``; None means the values in the checkpoint, else (1, 1, 1).
         input_format: ``INPUT.FORMAT``, "BGR" or "RGB".
         stride_in_1x1: ``MODEL.RESNETS.STRIDE_IN_1X1``. None means True for pixels that are not
             scaled, as in the "caffe" ResNets, and False otherwise.

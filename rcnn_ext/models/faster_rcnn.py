@@ -131,7 +131,7 @@ class FasterRCNN(Detector):
             channels, num_classes, box_roi_pool, box_head, box_predictor
         )
 
-        # In torchvision's order: the state of an optimizer knows parameters by their position.
+        # In torchvision's order, since optimizers store state by the position of a parameter.
         self.transform = build_transform(min_size, max_size, image_mean, image_std, kwargs)
         self.backbone = backbone
         self.rpn = RegionProposalNetwork(

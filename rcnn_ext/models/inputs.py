@@ -38,7 +38,7 @@ def build_transform(
         options: Further arguments of torchvision's ``GeneralizedRCNNTransform``.
 
     Raises:
-        TypeError: An option that it does not know. torchvision ignores those, so that a misspelled
+        TypeError: Unknown option. torchvision ignores those, so that a misspelled
             option of a model would have no effect.
     """
     for name in options:

@@ -39,7 +39,7 @@ _CNN_CHANNELS = (32, 64, 128, 256)
 
 
 class ConvBackbone(nn.Sequential):
-    """Four blocks of convolution, batch norm, activation and pooling, from nothing: stride 16.
+    """Four blocks of convolution, batch norm, activation and pooling, from scratch: stride 16.
 
     Args:
         activation: "relu" or "silu".

@@ -68,7 +68,7 @@ class RoIHeads(nn.Module):
         super().__init__()
         if not 0 <= bg_iou_low <= bg_iou_thresh:
             raise ValueError(
-                f"the least background IoU must lie from 0 to the background IoU threshold "
+                f"the minimum background IoU must lie from 0 to the background IoU threshold "
                 f"({bg_iou_thresh}), got {bg_iou_low}"
             )
         self.bg_iou_low = bg_iou_low
@@ -135,8 +135,8 @@ class RoIHeads(nn.Module):
         deltas = at_least_float32(deltas).reshape(num_rois, deltas.shape[1] // 4, 4)
         if deltas.shape[1] not in (1, num_classes):
             raise ValueError(
-                f"the box predictor gives {num_classes} classes and {deltas.shape[1]} boxes a RoI; "
-                "expected one box, or one for each class"
+                f"the box predictor gives {num_classes} classes and {deltas.shape[1]} boxes per RoI;
+                " "expected one box, or one for each class"
             )
 
         if self.training:
@@ -151,7 +151,7 @@ class RoIHeads(nn.Module):
     def select_training_samples(
         self, proposals: list[Tensor], targets: list[dict[str, Tensor]]
     ) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Sample proposals, and say what each should have been.
+        """Sample proposals and compute their targets.
 
         Args:
             proposals: One tensor [P_i, 4] per image, image pixels. The objects themselves are added
@@ -250,7 +250,7 @@ class RoIHeads(nn.Module):
             For each image ``boxes``, ``labels`` and ``scores``, as ``forward`` describes.
         """
         rois = torch.cat(proposals)  # [R, 4]
-        # Without the numbers of proposals, which torch.export does not know.
+        # Without the numbers of proposals, which are unknown to torch.export.
         image_of_roi = torch.cat(
             [
                 torch.full_like(in_image[:, 0], image, dtype=torch.int64)

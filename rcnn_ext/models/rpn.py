@@ -39,7 +39,7 @@ class RPNHead(nn.Module):
     Parameter names, initial weights and checkpoints are those of torchvision's ``RPNHead``.
     """
 
-    # As in torchvision, so that each library knows the other's checkpoints as current ones.
+    # As in torchvision, so that each library takes the other's checkpoints for current ones.
     _version = 2
 
     def __init__(self, in_channels: int, num_anchors: int, conv_depth: int = 1) -> None:
@@ -195,8 +195,8 @@ class RegionProposalNetwork(nn.Module):
         predicted = sum(level.shape[1:].numel() for level in logits)
         if anchors.shape[-2] != predicted:
             raise ValueError(
-                f"the RPN head predicts {predicted} boxes an image, the anchor generator "
-                f"makes {anchors.shape[-2]} anchors: their numbers of anchors at a position differ"
+                f"the RPN head predicts {predicted} boxes per image, the anchor generator "
+                f"makes {anchors.shape[-2]} anchors: their numbers of anchors per position differ"
             )
 
         proposals = self.propose(logits, deltas, anchors, images.image_sizes)

@@ -88,7 +88,7 @@ def define_operator(
     """Define ``rcnn_ext::name`` and return it, ready to call.
 
     The reference is registered for every device (CompositeExplicitAutograd); a kernel that a native
-    module registers for CPU or CUDA goes before it. So the dispatcher is the fallback.
+    module registers for CPU or CUDA takes precedence. So the dispatcher is the fallback.
 
     Args:
         name: Name of the operator.

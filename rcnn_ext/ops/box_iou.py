@@ -196,7 +196,7 @@ def _double_backward(ctx: Any, grad1: Tensor, grad2: Tensor) -> tuple[Any, ...]:
     # does not need a kernel.
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Views where a graph is wanted: the derivative is taken by these, not by what made them.
+        # With create_graph, views: derivatives are taken with respect to them, not to their sources.
         inputs = [
             t.view_as(t) if create_graph and t.requires_grad else t.detach().requires_grad_()
             for t in ctx.saved_tensors

@@ -55,7 +55,7 @@ def generate_proposals(
     the data, so nothing synchronizes with a GPU, and the call can be captured in a CUDA graph.
 
     Args:
-        logits: ``[N, K_l, H_l, W_l]`` for each level l, as the head gives them; float16, bfloat16,
+        logits: ``[N, K_l, H_l, W_l]`` for each level l, from the head; float16, bfloat16,
             float32 or float64. Half types are computed in float32.
         deltas: ``[N, 4 K_l, H_l, W_l]`` (dx, dy, dw, dh) for each of K_l, same dtype.
         anchors: ``[A, 4]`` (x1, y1, x2, y2), image pixels, for all images, or ``[N, A, 4]``; by
@@ -126,12 +126,12 @@ def _fake(
         logits, deltas, anchors, image_sizes, pre_nms_top_n, post_nms_top_n, weights, means
     )
     top = sum(torch.sym_min(pre_nms_top_n, size) for size in sizes)
-    most = torch.sym_min(post_nms_top_n, top)
+    count = torch.sym_min(post_nms_top_n, top)
     images = logits[0].shape[0]
     dtype = torch.promote_types(logits[0].dtype, torch.float32)
     return (
-        logits[0].new_empty(images, most, 4, dtype=dtype),
-        logits[0].new_empty(images, most, dtype=dtype),
+        logits[0].new_empty(images, count, 4, dtype=dtype),
+        logits[0].new_empty(images, count, dtype=dtype),
         logits[0].new_empty(images, dtype=torch.int64),
     )
 

@@ -169,13 +169,13 @@ def _fake(
         logits, deltas, rois, image_ids, image_sizes, detections_per_image, weights, means
     )
     images = image_sizes.shape[0]
-    most = torch.sym_min(detections_per_image, logits.shape[0] * (logits.shape[1] - 1))
+    count = torch.sym_min(detections_per_image, logits.shape[0] * (logits.shape[1] - 1))
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return (
-        logits.new_empty(images, most, 4, dtype=dtype),
-        logits.new_empty(images, most, dtype=dtype),
-        logits.new_empty(images, most, dtype=torch.int64),
-        logits.new_empty(images, most, dtype=torch.int64),
+        logits.new_empty(images, count, 4, dtype=dtype),
+        logits.new_empty(images, count, dtype=dtype),
+        logits.new_empty(images, count, dtype=torch.int64),
+        logits.new_empty(images, count, dtype=torch.int64),
         logits.new_empty(images, dtype=torch.int64),
     )
 

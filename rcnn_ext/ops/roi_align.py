@@ -45,7 +45,7 @@ def roi_align(
     Raises:
         RuntimeError: Wrong shape, dtype, device or option.
         IndexError: A batch index outside the batch, on the CPU. On CUDA such a RoI gives zeros,
-            since asking would cost a synchronization.
+            since the check would synchronize.
 
     Drop-in replacement for :func:`torchvision.ops.roi_align`. He et al., "Mask R-CNN", ICCV 2017.
 

@@ -109,7 +109,7 @@ def check_spatial_scale(spatial_scale: float, op: str) -> None:
 
 
 def check_sampling_ratio(sampling_ratio: int, op: str) -> None:
-    """Expect no more samples than a bin can be asked to take one by one."""
+    """Expect no more samples per axis of a bin than the kernels accept."""
     max_ratio = 4096
     check(
         sampling_ratio <= max_ratio,
@@ -118,7 +118,7 @@ def check_sampling_ratio(sampling_ratio: int, op: str) -> None:
 
 
 def check_feature_shape(shape: Sequence[int], op: str) -> None:
-    """Expect that the input which a backward operator is told of has sizes (N, C, H, W)."""
+    """Expect a valid size (N, C, H, W) of the input of a backward operator."""
     check(
         all(size >= 0 for size in shape),
         f"{op}: expected an input size without negative numbers, got {list(shape)}",

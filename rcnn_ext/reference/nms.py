@@ -142,7 +142,7 @@ def _suppress(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold:
         candidates = candidates[~before]
         among = _overlaps(boxes, idxs, candidates, candidates, iou_threshold).triu(diagonal=1)
         # A box stays where no kept box before it overlaps it. Each round settles at least the next
-        # undecided box for good, and most rounds settle very many.
+        # undecided box for good, and usually very many.
         keep = torch.ones_like(candidates, dtype=torch.bool)
         while True:
             settled = ~(among & keep[:, None]).any(dim=0)

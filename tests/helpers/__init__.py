@@ -1,1 +1,1 @@
-"""What several tests share: backends, samples, made data, and runs of small models."""
+"""Parts that several tests share: backends, samples, made data, and runs of small models."""

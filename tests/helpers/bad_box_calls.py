@@ -1,4 +1,4 @@
-"""Bad calls of the operators on boxes, and what they say."""
+"""Bad calls of the operators on boxes, and their error messages."""
 
 from __future__ import annotations
 

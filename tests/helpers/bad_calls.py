@@ -1,4 +1,4 @@
-"""What the tables of bad calls are made of."""
+"""Types of the tables of bad calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bad calls of the operators on feature maps, and what they say."""
+"""Bad calls of the operators on feature maps, and their error messages."""
 
 from __future__ import annotations
 

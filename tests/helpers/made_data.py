@@ -68,7 +68,7 @@ def as_pennfudan(folder: Path) -> Path:
 
 
 def as_csv(folder: Path) -> Path:
-    """One object an image: the largest."""
+    """Keep one object per image: the largest."""
     found = shapes(folder / "coco")
     root = folder / "csv"
     (root / "images").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Predictions of small detectors, and what torchvision makes of them."""
+"""Predictions of small detectors, and torchvision's results for them."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ class Pyramid:
     options: dict[str, Any] = field(default_factory=dict)
 
     def change(self, **changes: Any) -> Pyramid:
-        """The same with other fields."""
+        """Return a copy with other fields."""
         return replace(self, **changes)
 
     def to(self, device: torch.device) -> Pyramid:
-        """The same on a device."""
+        """Return a copy on a device."""
         return self.change(
             logits=[t.to(device) for t in self.logits],
             deltas=[t.to(device) for t in self.deltas],
@@ -121,7 +121,7 @@ def make_pyramid(
     seed: int = 0,
     **options: Any,
 ) -> Pyramid:
-    """A pyramid of levels (anchors at a position, rows, columns) over 80 x 96 pixels."""
+    """A pyramid of levels (anchors per position, rows, columns) over 80 x 96 pixels."""
     generator = torch.Generator().manual_seed(seed)
 
     def randn(*shape: int) -> Tensor:
@@ -149,7 +149,7 @@ class Heads:
     options: dict[str, Any] = field(default_factory=dict)
 
     def change(self, **changes: Any) -> Heads:
-        """The same with other fields."""
+        """Return a copy with other fields."""
         return replace(self, **changes)
 
     def run(self, device: torch.device) -> ops.Detections:

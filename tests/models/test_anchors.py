@@ -69,7 +69,7 @@ def test_cache():
     first = generator(batch(64, 64), maps(64, 64))[0]
     assert generator(batch(64, 64, 3), maps(64, 64))[2] is first
     assert generator(batch(64, 96), maps(64, 96))[0].shape != first.shape
-    # The same grids at another stride are other anchors.
+    # Equal grids at another stride are other anchors.
     assert not torch.equal(generator(batch(128, 128), maps(64, 64))[0], first)
     assert generator(batch(64, 64), maps(64, 64, dtype=torch.float64))[0].dtype == torch.float64
 

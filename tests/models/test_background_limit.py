@@ -34,5 +34,5 @@ def test_an_image_without_objects_is_background_all_the_same():
 
 
 def test_the_limit_is_checked():
-    with pytest.raises(ValueError, match="least background IoU must lie from 0"):
+    with pytest.raises(ValueError, match="minimum background IoU must lie from 0"):
         heads(0.6)

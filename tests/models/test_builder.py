@@ -1,4 +1,4 @@
-"""What the builders make of their options: necks, backbones of the user, frozen stages, targets."""
+"""Options of the builders: necks, custom backbones, frozen stages, targets."""
 
 from __future__ import annotations
 

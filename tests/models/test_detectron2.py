@@ -107,7 +107,7 @@ def make_checkpoint(fpn: bool, rpn: bool, agnostic: bool, pixels: bool) -> Weigh
 
 
 class Detectron2:
-    """What detectron2 computes with such weights."""
+    """The computations of detectron2 with such weights."""
 
     def __init__(self, state: dict[str, Tensor], prefix: str, stride_in_1x1: bool) -> None:
         self.state, self.prefix, self.stride_in_1x1 = state, prefix, stride_in_1x1

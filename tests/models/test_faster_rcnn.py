@@ -1,4 +1,4 @@
-"""What Faster R-CNN does beyond agreeing with torchvision, and how it takes bad input."""
+"""Behavior of Faster R-CNN beyond its parity with torchvision, and bad input."""
 
 from __future__ import annotations
 
@@ -334,10 +334,10 @@ class TestBadInput:
                 return x[:, :4], x[:, :12]
 
         model.roi_heads.box_predictor = Odd()
-        with pytest.raises(ValueError, match="4 classes and 3 boxes a RoI"):
+        with pytest.raises(ValueError, match="4 classes and 3 boxes per RoI"):
             model.eval()([torch.rand(3, 50, 60)])
 
     def test_rpn_head_that_does_not_fit_the_anchors(self, model):
         model.rpn.head = models.RPNHead(256, num_anchors=2)
-        with pytest.raises(ValueError, match="numbers of anchors at a position differ"):
+        with pytest.raises(ValueError, match="numbers of anchors per position differ"):
             model.eval()([torch.rand(3, 50, 60)])

@@ -1,4 +1,4 @@
-"""Frozen batch norms work through the weights of the convolutions before them."""
+"""Frozen batch norms are folded into the weights of the convolutions before them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rcnn_ext.models.folding import fold_frozen_norms, fold_norms
 
 
 def randomize(module: nn.Module) -> None:
-    """Give norms statistics and scales that change what they normalize."""
+    """Set statistics and scales of norms that change their input."""
     with torch.no_grad():
         for layer in module.modules():
             if isinstance(layer, nn.BatchNorm2d | FrozenBatchNorm2d):
@@ -85,7 +85,7 @@ def test_constructors_leave_layers_alone():
     assert not [layer for layer in backbone.modules() if "forward" in vars(layer)]
 
 
-def test_buffers_may_change_later():
+def test_buffers_may_change_after_folding():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), FrozenBatchNorm2d(4))
     fold_frozen_norms(network)
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), FrozenBatchNorm2d(4))
@@ -123,7 +123,7 @@ def test_copies_use_their_own_layers():
 
 
 @pytest.mark.parametrize("build", [resnet18, resnet50])
-def test_folding_for_good_leaves_no_norm(build):
+def test_folding_for_inference_leaves_no_norm(build):
     network = build().eval()
     randomize(network)
     folded = copy.deepcopy(network)

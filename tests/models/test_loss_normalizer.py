@@ -36,7 +36,7 @@ def tiny(build, **options):
 
 
 @pytest.mark.parametrize("proposals", [False, True])
-def test_losses_of_shares_add_up_whatever_was_drawn_before(proposals):
+def test_losses_of_parts_average_to_that_of_the_batch(proposals):
     images, targets = scene(4)
     if proposals:
         boxes = torch.rand(4, 60, 4, generator=torch.Generator().manual_seed(1)) * 30

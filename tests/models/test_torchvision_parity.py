@@ -39,7 +39,7 @@ BATCHES = {
 
 
 def make_decided(model: nn.Module) -> None:
-    """Give a new model varied predictions and batch norm statistics that suit evaluation.
+    """Set a new model to varied predictions and batch norm statistics that suit evaluation.
 
     A new model gives every box nearly the same scores and deltas: then whether suppression, score
     threshold and order are right would not show.

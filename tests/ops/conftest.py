@@ -21,7 +21,7 @@ def _params(native_only: bool = False) -> list:
 
 
 def _backend_of(item: pytest.Item) -> Backend | None:
-    """What an item of this folder runs on."""
+    """Return the backend that a test runs on."""
     if "cuda" in getattr(item, "fixturenames", ()):
         return CUDA
     params = getattr(item, "callspec", None)

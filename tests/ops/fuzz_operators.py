@@ -89,7 +89,7 @@ def feature_shape(channels: int) -> list[int]:
 
 
 def claimed_shape(channels: int) -> list[int]:
-    """What a backward operator is told that the input was like."""
+    """Return the arguments that describe the input to a backward operator."""
     shape = feature_shape(channels)
     if sometimes(0.05):
         shape[random.randrange(4)] = -1

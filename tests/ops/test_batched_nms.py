@@ -91,7 +91,7 @@ NUMBERS = {
 @pytest.mark.parametrize("dtype", NUMBERS)
 def test_classes_of_any_dtype_and_size(backend: Backend, dtype: str) -> None:
     numbers = NUMBERS[dtype]
-    # The same classes, numbered from 0. (float8 can't be compared; float64 holds every other one.)
+    # Equal classes, numbered from 0. (float8 can't be compared; float64 holds every other one.)
     distinct = numbers.float().tolist() if dtype == "float8" else numbers.tolist()
     names = {value: i for i, value in enumerate(dict.fromkeys(distinct))}
     choice = torch.randint(0, len(numbers), (250,))

@@ -20,7 +20,7 @@ measures = pytest.mark.parametrize("name", MEASURES)
 
 
 def _aspect_term() -> float:
-    """What complete IoU takes off the example of a 4x2 and a 2x2 box, whose IoU is 1/2."""
+    """Return the aspect-ratio term of complete IoU for a 4x2 and a 2x2 box, whose IoU is 1/2."""
     v = 4 / math.pi**2 * (math.atan(2) - math.atan(1)) ** 2
     return v * v / (1 - 0.5 + v)
 

@@ -209,7 +209,7 @@ def test_all_boxes_that_share_the_best_iou(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("irregular", [False, True])
-def test_more_best_boxes_than_are_remembered(backend: Backend, irregular: bool) -> None:
+def test_more_tied_boxes_than_the_buffer_holds(backend: Backend, irregular: bool) -> None:
     # On the CPU, blocks of 256 boxes are noted for each ground truth, up to a bound.
     gt = make_boxes(100, seed=1)
     boxes = torch.tensor([[8.0, 8, 40, 40]]).repeat(5200, 1)
@@ -361,7 +361,7 @@ def test_has_no_derivative_and_changes_nothing(backend: Backend) -> None:
     assert boxes._version == 0
 
 
-def test_threads_do_not_show(native: Backend) -> None:
+def test_results_do_not_depend_on_the_number_of_threads(native: Backend) -> None:
     gts = [make_boxes(60, size=200, seed=seed).to(native.device) for seed in range(2)]
     boxes = torch.cat([_grid(1700), make_boxes(4000, size=240)]).to(native.device)
     results = []

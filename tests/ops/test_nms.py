@@ -58,7 +58,7 @@ def test_equals_torchvision(backend: Backend, dtype: torch.dtype, count: int) ->
 
 def test_equal_scores_keep_the_order_of_the_input(backend: Backend) -> None:
     boxes = make_boxes(1500, size=4000)
-    boxes[750:] = boxes[:750]  # each of the second half goes, as its twin comes first
+    boxes[750:] = boxes[:750]  # each box of the second half is suppressed by its copy in the first
     keep = _nms(backend, boxes, torch.full((1500,), 0.5), 0.99)
     assert keep == sorted(keep)
     assert max(keep) < 750

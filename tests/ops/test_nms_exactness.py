@@ -153,7 +153,7 @@ def test_fifty_thousand_boxes_equal_torchvision(native: Backend, family: str) ->
 
 @pytest.mark.parametrize("classes", [1, 2, 50, 9000])
 def test_same_for_any_number_of_threads(native: Backend, classes: int) -> None:
-    # One long segment is worked on in rounds, beside others or alone; short ones are shared out.
+    # One long segment is worked on in rounds, beside others or alone; threads divide short ones.
     count = 12_000
     idxs = torch.randint(0, classes, (count,))
     idxs[: count * 3 // 4] = 0 if classes == 2 else idxs[: count * 3 // 4]

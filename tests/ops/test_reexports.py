@@ -77,7 +77,7 @@ def test_everything_of_torchvision_is_there(name: str) -> None:
         assert mine is theirs
 
 
-# What ours takes beyond torchvision's, by keyword only.
+# Parameters beyond torchvision's, by keyword only.
 ADDED = {"MultiScaleRoIAlign": {"aligned"}}
 
 

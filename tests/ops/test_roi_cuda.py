@@ -1,4 +1,4 @@
-"""What only a device shows of the RoI operators: graphs, repetition, memory."""
+"""RoI operators on a CUDA device: graphs, repetition, memory."""
 
 from __future__ import annotations
 

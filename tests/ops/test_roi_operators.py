@@ -1,4 +1,4 @@
-"""What roi_align and roi_pool have in common: layouts, dtypes, empty inputs, batch indices."""
+"""Properties common to roi_align and roi_pool: layouts, dtypes, empty inputs, batch indices."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def test_same_bits(
     x = torch.randn(2, channels, height, width).to(dtype)
     if layout == "channels_last" and channels > 1:
         x = channels_last(x)
-    # From within a pixel to all of the map and beyond it; far more than one thread's share.
+    # From within a pixel to all of the map and beyond it; far more than one thread's chunk.
     rois = make_rois(150, 2, size=4 * max(height, width))
     rois[::3, 3:] = rois[::3, 1:3] + torch.rand(50, 2) * 40
     expected = _run(operator, x, rois, size, "baseline", 1)
@@ -99,7 +99,7 @@ def test_special_values_are_the_same_everywhere(
             assert torch.equal(_bits(actual.nan_to_num(7)), _bits(expected.nan_to_num(7))), isa
 
 
-# Of which rows end on a line of the cache, and of which they do not.
+# With rows that end on a cache line, and rows that do not.
 @pytest.mark.parametrize("channels", [48, 50])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
@@ -118,7 +118,7 @@ def test_a_large_result_is_that_of_its_parts(
             assert torch.equal(_bits(whole), _bits(parts)), f"{isa}, {threads} threads"
 
 
-# Many RoIs have the pixels of their map turned, few have not, and neither have few channels.
+# With many RoIs the map is transposed to channels-last; with few RoIs or few channels it is not.
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
 def test_maps_with_few_rois_and_with_many(dtype: torch.dtype) -> None:
     fine = torch.randn(2, 21, 120, 160).to(dtype)
@@ -146,7 +146,7 @@ def test_maps_with_few_rois_and_with_many(dtype: torch.dtype) -> None:
             assert torch.equal(_bits(whole[few]), _bits(alone)), f"{isa}, {threads} threads"
 
 
-# Those of float16 are numbers that float32 holds without being subnormal.
+# Subnormal float16 numbers are normal in float32.
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
 def test_subnormal_halves_where_subnormal_numbers_are_flushed(
     operator: Callable[..., Tensor],
@@ -172,7 +172,7 @@ def test_subnormal_halves_where_subnormal_numbers_are_flushed(
             assert torch.equal(_bits(tensor), _bits(expected)), isa
 
 
-# Of so many RoIs, several channels are spread at once; 6 are not a multiple of that.
+# With so many RoIs the backward takes several channels at once; 6 is not a multiple of that.
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
 def test_gradient_of_many_rois(dtype: torch.dtype) -> None:
     x = torch.randn(1, 6, 20, 24).to(dtype)

@@ -87,7 +87,7 @@ def test_threshold_is_compared_in_double(backend: Backend) -> None:
     scores = torch.tensor([1.0, 0.5])
     assert _soft_nms(backend, boxes[:2], scores, 0.3)[1][1] < 0.4
     assert _soft_nms(backend, boxes[::2], scores, 0.7)[1][1] == 0.5
-    # The same for scores: 0.1 in float32 is above 0.1, 0.7 below 0.7.
+    # Scores likewise: 0.1 in float32 is above 0.1, 0.7 below 0.7.
     for score, kept in ((0.1, True), (0.7, False)):
         keep, _ = _soft_nms(backend, boxes[:1], torch.tensor([score]), score_threshold=score)
         assert keep == [0] * kept
@@ -198,7 +198,7 @@ def test_scores_that_are_no_numbers_or_too_low_are_dropped(backend: Backend) -> 
     assert _soft_nms(backend, boxes, scores, score_threshold=math.inf)[0] == [4]
 
 
-def test_twins_end_at_zero(backend: Backend) -> None:
+def test_scores_of_equal_boxes_end_at_zero(backend: Backend) -> None:
     boxes = torch.tensor([[0.0, 0, 4, 4]]).repeat(3, 1)
     scores = torch.tensor([0.5, 0.5, 0.5])
     assert _soft_nms(backend, boxes, scores)[0] == [0]
