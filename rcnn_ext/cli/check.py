@@ -3,19 +3,142 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rcnn_ext.cli.arguments import positive_int
+from rcnn_ext.errors import UserError
+
+if TYPE_CHECKING:
+    from rcnn_ext.config.data import DataConfig
+    from rcnn_ext.data.check import CheckedSplit
 
 SUMMARY = "list all errors of a data set, by file and line"
+EPILOG = """\
+examples:
+  rcnn-ext check VOCdevkit
+  rcnn-ext check DATA --format csv data.csv.normalized=true
+  rcnn-ext check DATA --recipe mine.yaml --pictures pictures/
+  rcnn-ext check OWNER/NAME --format hf --split val
+
+Each line of the report is FILE:LINE: error|warning: MESSAGE. Errors stop training, or are skipped
+with data.on_error=skip; warnings are corrected, such as boxes cut to their image.
+The exit code is 2 if there are errors (with --strict: or warnings), else 0.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``rcnn-ext check``."""
-    from rcnn_ext.data import check
+    from rcnn_ext.data.formats.registry import FORMATS, SPLITS
 
-    check.add_arguments(parser)
+    parser.add_argument("dataset", metavar="DATASET", type=Path, help="folder of the data set")
+    parser.add_argument("overrides", metavar="data.key=value", nargs="*", help="how to read it")
+    parser.add_argument(
+        "--format",
+        choices=sorted((*FORMATS, "hf")),
+        help="its format (default: detected)",
+    )
+    parser.add_argument("--recipe", metavar="RECIPE", help="take the data section of this recipe")
+    parser.add_argument("--split", choices=SPLITS, help="check this split only (default: all)")
+    parser.add_argument("--strict", action="store_true", help="let warnings fail, too")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the report as JSON")
+    parser.add_argument(
+        "--pictures", metavar="FOLDER", type=Path, help="draw the first images with their boxes"
+    )
+    parser.add_argument(
+        "--mean-std",
+        action="store_true",
+        help="compute mean and standard deviation of the channels",
+    )
+    parser.add_argument(
+        "--workers",
+        metavar="N",
+        type=positive_int,
+        default=2,
+        help="threads that read (default: 2)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Check a data set."""
-    from rcnn_ext.data import check
+    """Check a data set and print its problems.
 
-    return check.run(options)
+    Args:
+        options: The options that :func:`add_arguments` declares.
+
+    Returns:
+        0, or 2 where there are errors (with ``--strict``: or warnings).
+
+    Raises:
+        UserError: An option is wrong, or there is no such data set.
+    """
+    from rcnn_ext.data import check
+    from rcnn_ext.files import write_json
+
+    config = _config(options)
+    root: Path = options.dataset
+    # Otherwise a split cut from training would be read, and its problems listed, twice.
+    config = dataclasses.replace(config, val_fraction=0.0, test_fraction=0.0)
+    streams = config.format == "hf"
+    if streams and options.mean_std:
+        raise UserError("--mean-std reads files, and data.format=hf has none")
+    splits = [options.split] if options.split else check.list_splits(config, root)
+    if not splits:
+        raise UserError(f"{root} has no split in the format {config.format}")
+    print(f"{root}: format {config.format}")
+    checked: list[check.CheckedSplit] = []
+    classes = None
+    for split in splits:
+        if streams:
+            one = check.check_stream_split(config, root, split, classes)
+        else:
+            one = check.check_split(config, root, split, classes, workers=options.workers)
+        checked.append(one)
+        if one.report.problems:
+            print(one.report.text())
+        if one.annotations is not None:
+            print(f"{split}: {one.annotations.summary()}")
+            if split == "train":
+                classes = one.annotations.classes.names
+            if options.pictures is not None:
+                picture = options.pictures / f"{split}.jpg"
+                if streams:
+                    check.draw_stream_split(config, root, split, classes, picture)
+                else:
+                    check.draw_split(one.annotations, picture)
+                print(f"wrote {picture}")
+    if options.mean_std:
+        _print_statistics(checked, options.workers)
+    errors = sum(len(one.report.errors()) for one in checked)
+    warnings = sum(len(one.report.warnings()) for one in checked)
+    print(f"{errors} errors, {warnings} warnings")
+    if options.json is not None:
+        write_json(options.json, check.as_json(config, checked))
+    return 2 if errors or (options.strict and warnings) else 0
+
+
+def _config(options: argparse.Namespace) -> DataConfig:
+    from rcnn_ext.config import apply_override, load_recipe, recipe_from_dict
+    from rcnn_ext.data.formats.registry import detect_format
+
+    if options.recipe is not None:
+        config = load_recipe(options.recipe, options.overrides).data
+        return dataclasses.replace(config, format=options.format) if options.format else config
+    values: dict[str, Any] = {"data": {}}
+    for override in options.overrides:
+        apply_override(values, override)
+    named = options.format or values["data"].get("format")
+    values["data"]["format"] = named or detect_format(options.dataset)
+    return recipe_from_dict(values).data
+
+
+def _print_statistics(checked: Sequence[CheckedSplit], workers: int) -> None:
+    from rcnn_ext.data.statistics import channel_statistics
+
+    annotations = next((one.annotations for one in checked if one.annotations is not None), None)
+    if annotations is None:
+        return
+    mean, std = channel_statistics(annotations, workers=workers, skip_broken=True)
+    shown = [", ".join(f"{value:.4f}" for value in values) for values in (mean, std)]
+    print(f"model.image_mean=[{shown[0]}] model.image_std=[{shown[1]}]")

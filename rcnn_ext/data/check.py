@@ -1,8 +1,7 @@
-"""``rcnn-ext check``: everything that is wrong with a data set, in one report."""
+"""Check a data set: collect all its problems in one report."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -12,29 +11,15 @@ from typing import Any
 
 from rcnn_ext.config.data import DataConfig
 from rcnn_ext.data.annotations import AnnotationSet, ImageRecord
-from rcnn_ext.data.formats.registry import FORMATS, SPLITS, detect_format, has_split, open_split
+from rcnn_ext.data.formats.registry import SPLITS, has_split, open_split
 from rcnn_ext.data.hub import check_stream, copy_split, open_stream, stream_splits
 from rcnn_ext.data.images import load_image
 from rcnn_ext.data.problems import Report
-from rcnn_ext.data.statistics import channel_statistics
 from rcnn_ext.errors import UserError
-from rcnn_ext.files import write_json
 from rcnn_ext.progress import tracked
 
 # Images in the picture of a split.
-_DRAWN = 12
-
-EPILOG = """\
-examples:
-  rcnn-ext check VOCdevkit
-  rcnn-ext check DATA --format csv data.csv.normalized=true
-  rcnn-ext check DATA --recipe mine.yaml --pictures pictures/
-  rcnn-ext check OWNER/NAME --format hf --split val
-
-Each line of the report is FILE:LINE: error|warning: what is wrong. Errors stop training, or are
-left out of it with data.on_error=skip; warnings are corrected, such as boxes cut to their image.
-The exit code is 2 if there are errors (with --strict: or warnings), else 0.
-"""
+MAX_DRAWN = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +27,9 @@ class CheckedSplit:
     """The result of checking a split.
 
     Attributes:
-        name: Its name.
-        annotations: What is left of it; None if it cannot be read at all.
-        report: What is wrong with it.
+        name: Name of the split.
+        annotations: Its usable annotations; None if it cannot be read at all.
+        report: Its problems.
     """
 
     name: str
@@ -83,7 +68,14 @@ def check_split(
 def check_stream_split(
     config: DataConfig, root: Path, split: str, classes: Sequence[str] | None = None
 ) -> CheckedSplit:
-    """:func:`check_split` for ``format: hf``: reads and decodes every row, keeping none."""
+    """Read and decode every row of a streamed split (``format: hf``), keeping none.
+
+    Args:
+        config: The data section of a recipe.
+        root: The name or the folder of the data set.
+        split: ``train``, ``val`` or ``test``.
+        classes: The classes of training, if others would be a mistake.
+    """
     report = Report()
     try:
         annotations = check_stream(open_stream(config, root, split, classes), report)
@@ -95,7 +87,7 @@ def check_stream_split(
 
 
 def check_images(records: Sequence[ImageRecord], report: Report, workers: int = 2) -> None:
-    """Read pictures from their first to their last byte, and reports those that cannot be used.
+    """Read pictures from their first to their last byte, and report those that cannot be used.
 
     Args:
         records: The images.
@@ -117,90 +109,22 @@ def _problem_of(record: ImageRecord) -> tuple[Path, int | None, str] | None:
             load_image(record.path)
         except UserError:
             return record.path, None, str(error)
-        # The picture is whole, so that it is its annotations that are wrong.
+        # The picture is whole, so its annotations are wrong.
         file, line = record.origin or (record.path, None)
         return file, line, str(error)
     return None
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
-    parser.epilog = EPILOG
-    parser.add_argument("dataset", metavar="DATASET", type=Path, help="folder of the data set")
-    parser.add_argument("overrides", metavar="data.key=value", nargs="*", help="how to read it")
-    parser.add_argument(
-        "--format",
-        choices=sorted((*FORMATS, "hf")),
-        help="its format (default: what it looks like)",
-    )
-    parser.add_argument("--recipe", metavar="RECIPE", help="take the data section of this recipe")
-    parser.add_argument("--split", choices=SPLITS, help="check this split only (default: all)")
-    parser.add_argument("--strict", action="store_true", help="let warnings fail too")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the report as JSON too")
-    parser.add_argument(
-        "--pictures", metavar="FOLDER", type=Path, help="draw the first images with their boxes"
-    )
-    parser.add_argument(
-        "--mean-std", action="store_true", help="compute mean and deviation of the channels"
-    )
-    parser.add_argument(
-        "--workers", metavar="N", type=int, default=2, help="threads that read (default: 2)"
-    )
-
-
-def run(options: argparse.Namespace) -> int:
-    """Run the command."""
-    config = _config(options)
-    root: Path = options.dataset
-    # A split cut from training would be read, and its problems named, twice.
-    config = dataclasses.replace(config, val_fraction=0.0, test_fraction=0.0)
-    streams = config.format == "hf"
-    if streams and options.mean_std:
-        raise UserError("--mean-std reads files, and data.format=hf has none")
-    splits = [options.split] if options.split else _splits(config, root)
-    if not splits:
-        raise UserError(f"{root} has no split in the format {config.format}")
-    print(f"{root}: format {config.format}")
-    checked: list[CheckedSplit] = []
-    classes = None
-    for split in splits:
-        if streams:
-            one = check_stream_split(config, root, split, classes)
-        else:
-            one = check_split(config, root, split, classes, workers=options.workers)
-        checked.append(one)
-        if one.report.problems:
-            print(one.report.text())
-        if one.annotations is not None:
-            print(f"{split}: {one.annotations.summary()}")
-            if split == "train":
-                classes = one.annotations.classes.names
-            if options.pictures is not None:
-                drawn = one.annotations
-                picture = options.pictures / f"{split}.jpg"
-                with tempfile.TemporaryDirectory() as folder:
-                    if streams:
-                        lenient = dataclasses.replace(config, on_error="skip")
-                        stream = open_stream(lenient, root, split, classes)
-                        drawn = copy_split(stream, Path(folder) / split, _DRAWN)
-                    print(f"wrote {draw_split(drawn, picture)}")
-    if options.mean_std:
-        _print_statistics(checked, options.workers)
-    errors = sum(len(one.report.errors()) for one in checked)
-    warnings = sum(len(one.report.warnings()) for one in checked)
-    print(f"{errors} errors, {warnings} warnings")
-    if options.json is not None:
-        write_json(options.json, _as_json(config, checked))
-    return 2 if errors or (options.strict and warnings) else 0
-
-
-def draw_split(annotations: AnnotationSet, path: Path, max_images: int = _DRAWN) -> Path:
+def draw_split(annotations: AnnotationSet, path: Path, max_images: int = MAX_DRAWN) -> Path:
     """Write one picture with the first images of a split and their boxes.
 
     Args:
         annotations: The split.
         path: The picture to write.
-        max_images: How many images it shows; those that cannot be read are passed over.
+        max_images: Maximum number of images; those that cannot be read are skipped.
+
+    Raises:
+        UserError: No image can be read.
     """
     from rcnn_ext.viz import contact_sheet, draw_boxes, save_picture
 
@@ -222,37 +146,25 @@ def draw_split(annotations: AnnotationSet, path: Path, max_images: int = _DRAWN)
     return path
 
 
-def _splits(config: DataConfig, root: Path) -> list[str]:
-    """Return the splits that there are."""
+def draw_stream_split(
+    config: DataConfig, root: Path, split: str, classes: Sequence[str] | None, path: Path
+) -> Path:
+    """Write one picture with the first images of a streamed split; see :func:`draw_split`."""
+    lenient = dataclasses.replace(config, on_error="skip")
+    with tempfile.TemporaryDirectory() as folder:
+        stream = open_stream(lenient, root, split, classes)
+        return draw_split(copy_split(stream, Path(folder) / split, MAX_DRAWN), path)
+
+
+def list_splits(config: DataConfig, root: Path) -> list[str]:
+    """Return the names of the splits that a data set has."""
     if config.format == "hf":
         return list(stream_splits(config, root))
     return [split for split in SPLITS if has_split(config, root, split)]
 
 
-def _config(options: argparse.Namespace) -> DataConfig:
-    from rcnn_ext.config import apply_override, load_recipe, recipe_from_dict
-
-    if options.recipe is not None:
-        config = load_recipe(options.recipe, options.overrides).data
-        return dataclasses.replace(config, format=options.format) if options.format else config
-    values: dict[str, Any] = {"data": {}}
-    for override in options.overrides:
-        apply_override(values, override)
-    named = options.format or values["data"].get("format")
-    values["data"]["format"] = named or detect_format(options.dataset)
-    return recipe_from_dict(values).data
-
-
-def _print_statistics(checked: Sequence[CheckedSplit], workers: int) -> None:
-    annotations = next((one.annotations for one in checked if one.annotations is not None), None)
-    if annotations is None:
-        return
-    mean, std = channel_statistics(annotations, workers=workers, skip_broken=True)
-    shown = [", ".join(f"{value:.4f}" for value in values) for values in (mean, std)]
-    print(f"model.image_mean=[{shown[0]}] model.image_std=[{shown[1]}]")
-
-
-def _as_json(config: DataConfig, checked: Sequence[CheckedSplit]) -> dict[str, Any]:
+def as_json(config: DataConfig, checked: Sequence[CheckedSplit]) -> dict[str, Any]:
+    """Return the report on all splits for JSON."""
     return {
         "format": config.format,
         "splits": {
