@@ -135,8 +135,8 @@ class RoIHeads(nn.Module):
         deltas = at_least_float32(deltas).reshape(num_rois, deltas.shape[1] // 4, 4)
         if deltas.shape[1] not in (1, num_classes):
             raise ValueError(
-                f"the box predictor gives {num_classes} classes and {deltas.shape[1]} boxes per RoI;
-                " "expected one box, or one for each class"
+                f"the box predictor gives {num_classes} classes and {deltas.shape[1]} boxes per "
+                "RoI; expected one box, or one for each class"
             )
 
         if self.training:

@@ -196,7 +196,7 @@ def _double_backward(ctx: Any, grad1: Tensor, grad2: Tensor) -> tuple[Any, ...]:
     # does not need a kernel.
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        # With create_graph, views: derivatives are taken with respect to them, not to their sources.
+        # Views under create_graph: derivatives are taken with respect to them, not their sources.
         inputs = [
             t.view_as(t) if create_graph and t.requires_grad else t.detach().requires_grad_()
             for t in ctx.saved_tensors
