@@ -1,5 +1,5 @@
 // The processor's vector instructions by name, for the few kernels that the compiler does not
-// vectorise well. Their use stands between `#if RCNN_ISA == 1` and the like (foreach_target.h).
+// vectorize well. Their use stands between `#if RCNN_ISA == 1` and the like (foreach_target.h).
 #pragma once
 
 #include "isa.h"

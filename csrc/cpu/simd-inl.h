@@ -1,12 +1,15 @@
 // Vectors of numbers that fill a SIMD register, compiled once per instruction set
 // (foreach_target.h). Arithmetic on vectors is that of their numbers.
 //
-//   Vec<T, N>                     N numbers
-//   kLanes<T>                      numbers of the widest register
-//   load<T, N>(from)               N stored numbers, converted to T exactly
-//   store(to, pack)                converted to what is stored, to the nearest and ties to even
-//   Set<N>(value)                N copies
-//   transpose(rows)                of N packs of N numbers, in place
+//   Vec<T, N>                 N numbers
+//   kLanes<T>                 numbers of the widest register
+//   load<T, N>(from)          N stored numbers, converted to T exactly; any alignment
+//   store<N, T>(to, vec)      converted to what is stored, to nearest and ties to even
+//   StoreN<N, T>(to, vec, n)  the first n of them
+//   Set<N>(value)             N copies
+//   Max, Min, MaxBits, MinBits  lane by lane
+//   transpose(rows)           of N vectors of N numbers, in place
+//   all_zero(vec)             whether all numbers are 0
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -76,34 +79,32 @@ RCNN_INLINE Vec<T, N> Set(T value) {
 #if defined(__GNUC__)
   return value - Vec<T, N>{};  // not 0 + value, which would lose the sign of -0
 #else
-  Vec<T, N> pack;
-  for (int i = 0; i < N; ++i) pack[i] = value;
-  return pack;
+  Vec<T, N> vec;
+  for (int i = 0; i < N; ++i) vec[i] = value;
+  return vec;
 #endif
 }
 
 template <class T, int N, class Stored>
 struct Convert {
   static RCNN_INLINE Vec<T, N> load(const Stored* from) {
-    Vec<T, N> pack;
-    for (int i = 0; i < N; ++i) pack[i] = static_cast<T>(from[i]);
-    return pack;
+    Vec<T, N> vec;
+    for (int i = 0; i < N; ++i) vec[i] = static_cast<T>(from[i]);
+    return vec;
   }
-  static RCNN_INLINE void store(Stored* to, const Vec<T, N>& pack) {
-    for (int i = 0; i < N; ++i) to[i] = static_cast<Stored>(pack[i]);
+  static RCNN_INLINE void store(Stored* to, const Vec<T, N>& vec) {
+    for (int i = 0; i < N; ++i) to[i] = static_cast<Stored>(vec[i]);
   }
 };
 
 template <class T, int N>
 struct Convert<T, N, T> {
   static RCNN_INLINE Vec<T, N> load(const T* from) {
-    Vec<T, N> pack;
-    std::memcpy(&pack, from, sizeof(pack));
-    return pack;
+    Vec<T, N> vec;
+    std::memcpy(&vec, from, sizeof(vec));
+    return vec;
   }
-  static RCNN_INLINE void store(T* to, const Vec<T, N>& pack) {
-    std::memcpy(to, &pack, sizeof(pack));
-  }
+  static RCNN_INLINE void store(T* to, const Vec<T, N>& vec) { std::memcpy(to, &vec, sizeof(vec)); }
 };
 
 #if defined(__GNUC__)
@@ -116,10 +117,10 @@ struct Convert<float, N, BFloat16> {
     const auto bits = __builtin_convertvector(halves, Vec<uint32_t, N>) << 16;
     return (Vec<float, N>)(bits);
   }
-  static RCNN_INLINE void store(BFloat16* to, const Vec<float, N>& pack) {
-    const auto bits = (Vec<uint32_t, N>)(pack);
+  static RCNN_INLINE void store(BFloat16* to, const Vec<float, N>& vec) {
+    const auto bits = (Vec<uint32_t, N>)(vec);
     const auto rounded = (bits + ((bits >> 16) & 1u) + 0x7fffu) >> 16;
-    const auto is_nan = (Vec<uint32_t, N>)(pack != pack);
+    const auto is_nan = (Vec<uint32_t, N>)(vec != vec);
     const auto halves =
         __builtin_convertvector((rounded & ~is_nan) | (is_nan & 0x7fc0u), Vec<uint16_t, N>);
     std::memcpy(to, &halves, sizeof(halves));
@@ -158,22 +159,22 @@ struct Convert<float, N, Half> {
         (subnormal & is_subnormal) | (normal & ~is_subnormal) | ((bits & 0x8000u) << 16);
     return (Vec<float, N>)(result);
   }
-  static RCNN_INLINE void store(Half* to, const Vec<float, N>& pack) {
+  static RCNN_INLINE void store(Half* to, const Vec<float, N>& vec) {
 #if RCNN_ISA >= 1
     if constexpr (N == 8) {
-      const __m128i halves = _mm256_cvtps_ph((__m256)pack, _MM_FROUND_TO_NEAREST_INT);
+      const __m128i halves = _mm256_cvtps_ph((__m256)vec, _MM_FROUND_TO_NEAREST_INT);
       std::memcpy(to, &halves, sizeof(halves));
       return;
     }
 #endif
 #if RCNN_ISA >= 2
     if constexpr (N == 16) {
-      const __m256i halves = _mm512_cvtps_ph((__m512)pack, _MM_FROUND_TO_NEAREST_INT);
+      const __m256i halves = _mm512_cvtps_ph((__m512)vec, _MM_FROUND_TO_NEAREST_INT);
       std::memcpy(to, &halves, sizeof(halves));
       return;
     }
 #endif
-    for (int i = 0; i < N; ++i) to[i] = static_cast<Half>(static_cast<float>(pack[i]));
+    for (int i = 0; i < N; ++i) to[i] = static_cast<Half>(static_cast<float>(vec[i]));
   }
 };
 #endif  // __GNUC__
@@ -184,13 +185,12 @@ RCNN_INLINE Vec<T, N> load(const Stored* from) {
 }
 
 template <int N, class T, class Stored>
-RCNN_INLINE void store(Stored* to, const Vec<T, N>& pack) {
-  Convert<T, N, Stored>::store(to, pack);
+RCNN_INLINE void store(Stored* to, const Vec<T, N>& vec) {
+  Convert<T, N, Stored>::store(to, vec);
 }
 
-// Of each pair the first number where it is greater, else the second: as the processor's own
-// maximum has it, which the compiler does not see in a comparison and a choice, and which does not
-// wait for the comparison.
+// a > b ? a : b by lane, as the processor's maximum has it also for NaN. Compilers make a
+// comparison and a blend of the expression, and the blend waits for the comparison.
 template <int N, class T>
 RCNN_INLINE Vec<T, N> Max(const Vec<T, N>& a, const Vec<T, N>& b) {
 #if RCNN_HAS_X86_ISAS
@@ -214,7 +214,7 @@ RCNN_INLINE Vec<T, N> Max(const Vec<T, N>& a, const Vec<T, N>& b) {
 #endif
 }
 
-// Of each pair the first number where it is smaller, else the second, in the same way.
+// a < b ? a : b by lane, as the processor's minimum has it also for NaN.
 template <int N, class T>
 RCNN_INLINE Vec<T, N> Min(const Vec<T, N>& a, const Vec<T, N>& b) {
 #if RCNN_HAS_X86_ISAS
@@ -272,27 +272,27 @@ RCNN_INLINE Vec<T, N> MinBits(const Vec<T, N>& a, const Vec<T, N>& b) {
 
 // Its first `count` numbers.
 template <int N, class T, class Stored>
-RCNN_INLINE void StoreN(Stored* to, const Vec<T, N>& pack, int64_t count) {
-  if (count >= N) return store<N, T>(to, pack);
+RCNN_INLINE void StoreN(Stored* to, const Vec<T, N>& vec, int64_t count) {
+  if (count >= N) return store<N, T>(to, vec);
   Stored numbers[N];
-  store<N, T>(numbers, pack);
+  store<N, T>(numbers, vec);
   for (int64_t i = 0; i < count; ++i) to[i] = numbers[i];
 }
 
 // Whether all numbers are 0, which NaN is not.
 template <int N, class T>
-RCNN_INLINE bool all_zero(const Vec<T, N>& pack) {
+RCNN_INLINE bool all_zero(const Vec<T, N>& vec) {
 #if defined(__GNUC__)
-  const auto differs = pack != Vec<T, N>{};
-  uint64_t words[sizeof(pack) / sizeof(uint64_t)];
-  static_assert(sizeof(words) == sizeof(differs), "packs are whole words");
+  const auto differs = vec != Vec<T, N>{};
+  uint64_t words[sizeof(vec) / sizeof(uint64_t)];
+  static_assert(sizeof(words) == sizeof(differs), "vectors are whole words");
   std::memcpy(words, &differs, sizeof(words));
   uint64_t any = 0;
   for (const uint64_t word : words) any |= word;
   return any == 0;
 #else
   bool zero = true;
-  for (int i = 0; i < N; ++i) zero &= pack[i] == T(0);
+  for (int i = 0; i < N; ++i) zero &= vec[i] == T(0);
   return zero;
 #endif
 }

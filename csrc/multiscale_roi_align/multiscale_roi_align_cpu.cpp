@@ -4,7 +4,7 @@
 
 #include "../core/dispatch.h"
 #include "../core/stable_ops.h"
-#include "../roi_align/roi_align_levels_cpu.h"
+#include "../roi_align/roi_align_cpu.h"
 #include "multiscale_roi_align.h"
 
 namespace rcnn_ext {
@@ -21,8 +21,8 @@ std::vector<int32_t> levels_of(const Tensor& rois, const PyramidRule& rule) {
   return levels;
 }
 
-AlignRequest request(const char* op, const Tensor& rois, ScalarType dtype,
-                     const PyramidOptions& options) {
+RoiAlignRequest request(const char* op, const Tensor& rois, ScalarType dtype,
+                        const PyramidOptions& options) {
   const Tensor dense = contiguous_as(rois, accumulate_dtype(dtype));
   const PyramidRule rule = options.rule();
   return {
@@ -42,8 +42,8 @@ Tensor multiscale_roi_align_cpu(const std::vector<Tensor>& inputs, const Tensor&
                                canonical_scale,
                                canonical_level};
   check_multiscale(inputs, rois, options);
-  return align_levels(inputs,
-                      request("multiscale_roi_align", rois, inputs[0].scalar_type(), options));
+  return roi_align_levels(inputs,
+                          request("multiscale_roi_align", rois, inputs[0].scalar_type(), options));
 }
 
 // grad: [K, C, PH, PW], rois: [K, 5] -> gradients of the inputs, [N, C, H, W] each
@@ -58,7 +58,7 @@ std::vector<Tensor> multiscale_roi_align_backward_cpu(
                                canonical_level};
   const auto shapes =
       check_multiscale_backward(grad, rois, batch_size, channels, heights, widths, options);
-  return align_levels_backward(
+  return roi_align_backward_levels(
       grad, shapes, request("multiscale_roi_align_backward", rois, grad.scalar_type(), options),
       channels_last);
 }

@@ -8,7 +8,6 @@
 #include "../cpu/prefetch.h"
 #include "../cpu/roi_order.h"
 #include "../cpu/targets.h"
-#include "roi_align_scratch_cpu.h"
 #include "roi_align_weights_cpu.h"
 
 #if defined(RCNN_ROI_ALIGN_ROI_ALIGN_CPU_INL_H_) == defined(RCNN_TARGET_TOGGLE)
@@ -29,93 +28,87 @@ namespace rcnn_ext {
 namespace {
 namespace RCNN_NAMESPACE {
 
-constexpr int64_t kRoisAhead = 2;  // that prefetch_range() runs before the work
+// RoIs are sorted for locality, so that their pooled maps lie anywhere in memory and no hardware
+// prefetcher foresees the next one: it is prefetched so many RoIs ahead.
+constexpr int64_t kPrefetchDistance = 2;
 
-// Brings the lines of `count` elements that a RoI to come reads or writes. RoIs are in
-// order of place, so that their pooled maps lie anywhere, and the processor guesses none of them.
-template <bool kWrite, class Stored>
-RCNN_INLINE void prefetch_range(const Stored* from, int64_t count) {
-  constexpr int64_t kLine = 64 / sizeof(Stored);
-  for (int64_t i = 0; i < count; i += kLine) prefetch<kWrite>(from + i);
-  prefetch<kWrite>(from + count - 1);
-}
-
-// kPlanes channels at a time.
+// All RoIs of a span for channels [first, last), kPlanes channels at a time. out: [K, C, PH, PW]
 template <int kPlanes, class T, class Stored>
-void align_channels_by(const RoiSpan<RoiTable<T>, Stored>& run, const PooledShape& pooled,
-                       int64_t first, int64_t last, AlignScratch<T>& scratch, Stored* out) {
-  const int64_t plane = run.height * run.width;
+void roi_align_channels_n(const RoiSpan<RoiWeights<T>, Stored>& span, const PooledShape& pooled,
+                          int64_t first, int64_t last, ForwardScratch<T>& scratch, Stored* out) {
+  const int64_t plane = span.height * span.width;
   const int64_t bins = pooled.bins();
   for (int64_t c = first; c < last; c += kPlanes) {
-    const Stored* const planes = run.image + c * plane;
+    const Stored* const planes = span.image + c * plane;
     const int64_t count = std::min<int64_t>(kPlanes, last - c);
-    const int64_t next_count = run.whole ? std::min<int64_t>(kPlanes, last - c - count) : 0;
-    Prefetcher<Stored> ahead(planes + (next_count > 0 ? count * plane : 0), next_count * plane,
-                             run.end - run.begin);
-    for (const RoiTable<T>* table = run.begin; table != run.end; ++table) {
-      ahead.fetch();
-      Stored* const target = out + (table->roi * pooled.channels + c) * bins;
-      if (run.end - table > kRoisAhead) {
-        prefetch_range<true>(out + (table[kRoisAhead].roi * pooled.channels + c) * bins,
+    const int64_t next_count = span.whole ? std::min<int64_t>(kPlanes, last - c - count) : 0;
+    Prefetcher<Stored> next_planes(planes + (next_count > 0 ? count * plane : 0),
+                                   next_count * plane, span.end - span.begin);
+    for (const RoiWeights<T>* roi = span.begin; roi != span.end; ++roi) {
+      next_planes.advance();
+      Stored* const target = out + (roi->index * pooled.channels + c) * bins;
+      if (span.end - roi > kPrefetchDistance) {
+        prefetch_range<true>(out + (roi[kPrefetchDistance].index * pooled.channels + c) * bins,
                              count * bins);
       }
       if (count == kPlanes) {
-        align_planes<kPlanes>(*table, planes, plane, run.width, pooled, scratch, target);
+        roi_align_planes<kPlanes>(*roi, planes, plane, span.width, pooled, scratch, target);
       } else {
         for (int64_t i = 0; i < count; ++i) {
-          align_planes<1>(*table, planes + i * plane, plane, run.width, pooled, scratch,
-                          target + i * bins);
+          roi_align_planes<1>(*roi, planes + i * plane, plane, span.width, pooled, scratch,
+                              target + i * bins);
         }
       }
     }
   }
 }
 
-// All RoIs of a run for channels [first, last), NCHW. out: [K, C, PH, PW]
+// All RoIs of a span for channels [first, last), NCHW. out: [K, C, PH, PW]
 template <class T, class Stored>
-void align_channels(const RoiSpan<RoiTable<T>, Stored>& run, const PooledShape& pooled,
-                    int64_t first, int64_t last, AlignScratch<T>& scratch, Stored* out) {
-  // With few RoIs, planes come no faster than they are used: those in use and the next ones should
-  // fit the cache. With many, the weights of a RoI should serve several planes.
-  constexpr int64_t kBytesARoi = 1000;
-  const int64_t bytes = run.height * run.width * static_cast<int64_t>(sizeof(Stored));
-  if (bytes > kBytesARoi * (run.end - run.begin)) {
-    align_channels_by<1>(run, pooled, first, last, scratch, out);
+void roi_align_channels(const RoiSpan<RoiWeights<T>, Stored>& span, const PooledShape& pooled,
+                        int64_t first, int64_t last, ForwardScratch<T>& scratch, Stored* out) {
+  // With few RoIs, the planes in use and the next ones should fit the cache together, so that
+  // planes come one by one. With many, the weights of a RoI should serve several planes.
+  constexpr int64_t kBytesPerRoi = 1000;
+  const int64_t bytes = span.height * span.width * static_cast<int64_t>(sizeof(Stored));
+  if (bytes > kBytesPerRoi * (span.end - span.begin)) {
+    roi_align_channels_n<1>(span, pooled, first, last, scratch, out);
   } else {
-    align_channels_by<kPlanesAtOnce>(run, pooled, first, last, scratch, out);
+    roi_align_channels_n<kPlanesPerPass>(span, pooled, first, last, scratch, out);
   }
 }
 
 // RoIs of an image, NHWC. image: [H, W, C], out: [K, PH, PW, C]
 template <class T, class Stored>
-void align_whole_pixels(const RoiTable<T>* begin, const RoiTable<T>* end, const Stored* image,
-                        int64_t width, const PooledShape& pooled, std::vector<PixelTap<T>>& taps,
-                        Stored* out) {
-  for (const RoiTable<T>* table = begin; table != end; ++table) {
-    align_pixels(*table, image, width, pooled, taps,
-                 out + table->roi * pooled.bins() * pooled.channels);
+void roi_align_channels_last(const RoiWeights<T>* begin, const RoiWeights<T>* end,
+                             const Stored* image, int64_t width, const PooledShape& pooled,
+                             std::vector<WeightedPixel<T>>& taps, Stored* out) {
+  for (const RoiWeights<T>* roi = begin; roi != end; ++roi) {
+    roi_align_pixels(*roi, image, width, pooled, taps,
+                     out + roi->index * pooled.bins() * pooled.channels);
   }
 }
 
 // The gradient of `count` channels of an image from channel `first` on, NCHW.
 // grad: [K, C, PH, PW], out: [count, H, W], planes: scratch [count, H, W] unless T is stored
 template <class T, class Stored>
-void spread_channels(const RoiTable<T>* begin, const RoiTable<T>* end, const Stored* grad,
-                     int64_t height, int64_t width, const PooledShape& pooled, int64_t first,
-                     int64_t count, SpreadScratch<T>& scratch, T* planes, Stored* out) {
+void roi_align_backward_planes(const RoiWeights<T>* begin, const RoiWeights<T>* end,
+                               const Stored* grad, int64_t height, int64_t width,
+                               const PooledShape& pooled, int64_t first, int64_t count,
+                               BackwardScratch<T>& scratch, T* planes, Stored* out) {
   const int64_t plane = height * width;
   if constexpr (std::is_same_v<T, Stored>) planes = out;
   std::fill_n(planes, count * plane, T(0));
-  const auto gradient_of = [&](const RoiTable<T>& table) {
-    return grad + (table.roi * pooled.channels + first) * pooled.bins();
+  const auto gradient_of = [&](const RoiWeights<T>& roi) {
+    return grad + (roi.index * pooled.channels + first) * pooled.bins();
   };
-  for (const RoiTable<T>* table = begin; table != end; ++table) {
-    if (end - table > kRoisAhead) {
-      prefetch_range<false>(gradient_of(table[kRoisAhead]), count * pooled.bins());
+  for (const RoiWeights<T>* roi = begin; roi != end; ++roi) {
+    if (end - roi > kPrefetchDistance) {
+      prefetch_range<false>(gradient_of(roi[kPrefetchDistance]), count * pooled.bins());
     }
     for (int64_t c = 0; c < count; ++c) {
-      spread_plane(*table, gradient_of(*table) + c * pooled.bins(), pooled, scratch,
-                   planes + c * plane, width);
+      roi_align_backward_plane(*roi, gradient_of(*roi) + c * pooled.bins(), pooled, scratch,
+                               planes + c * plane, width);
     }
   }
   if constexpr (!std::is_same_v<T, Stored>) store_all(out, planes, count * plane);
@@ -124,18 +117,18 @@ void spread_channels(const RoiTable<T>* begin, const RoiTable<T>* end, const Sto
 // The gradient of rows [first, last) of an image, NHWC. grad: [K, PH, PW, C], out: [H, W, C]
 // line: scratch [W, C] unless T is stored, sums: scratch [PW, C]
 template <class T, class Stored>
-void spread_lines(const RoiTable<T>* begin, const RoiTable<T>* end, const Stored* grad,
-                  int64_t width, const PooledShape& pooled, int64_t first, int64_t last, T* sums,
-                  T* line, Stored* out) {
+void roi_align_backward_rows(const RoiWeights<T>* begin, const RoiWeights<T>* end,
+                             const Stored* grad, int64_t width, const PooledShape& pooled,
+                             int64_t first, int64_t last, T* sums, T* line, Stored* out) {
   const int64_t size = width * pooled.channels;
   for (int64_t y = first; y < last; ++y) {
     Stored* const target = out + y * size;
     if constexpr (std::is_same_v<T, Stored>) line = target;
     std::fill_n(line, size, T(0));
-    for (const RoiTable<T>* table = begin; table != end; ++table) {
-      if (y < table->first_row || y >= table->first_row + table->rows) continue;
-      spread_line(*table, grad + table->roi * pooled.bins() * pooled.channels, pooled, y, sums,
-                  line);
+    for (const RoiWeights<T>* roi = begin; roi != end; ++roi) {
+      if (y < roi->first_row || y >= roi->first_row + roi->rows) continue;
+      roi_align_backward_row(*roi, grad + roi->index * pooled.bins() * pooled.channels, pooled, y,
+                             sums, line);
     }
     if constexpr (!std::is_same_v<T, Stored>) store_all(target, line, size);
   }

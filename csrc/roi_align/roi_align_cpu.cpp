@@ -1,10 +1,306 @@
-// RoIAlign on the CPU. Contract: rcnn_ext/ops/roi_align.py.
+// RoIAlign on the CPU. Contracts: rcnn_ext/ops/roi_align.py and, over levels, roi_align_cpu.h.
+//
+// Which path runs, decided for each feature map. Figures: AMD EPYC with AVX-512, one core, 2026-11,
+// float32 unless it says otherwise.
+//
+// forward
+//   channels-last, per pixel         a channels-last input. A bin adds whole pixels: all channels
+//   of (roi_align_channels_last)        a tap are neighbors in memory, and nothing is transposed.
+//   Splits
+//                                    among threads by RoI.
+//   transposed blocks                contiguous (NCHW), at least 16 channels (kChannelsPerTask),
+//   and (roi_align_transposed)           at most 5 pixels of the map per bin (kMaxPixelsPerBin,
+//   RoIs of
+//                                    one split). Channels lie in lanes, so that no lanes have to be
+//                                    gathered; transposing costs a pass over the whole map, which
+//                                    gained at 4.8 pixels per bin and lost at 9.7. 4 levels: 28.4
+//                                    -> 24.3 ms, bfloat16 24.7 -> 18.3 ms. Results above 8 MB
+//                                    (kStreamingBytes) go by non-temporal stores. Bins of at most 4
+//                                    x 4 taps (kMaxStaticTaps) have unrolled kernels: with
+//                                    AVX2 22.8 -> 19.2 ms.
+//   separable                        all other NCHW maps: rows of pixels are summed along y, then
+//   (roi_align_channels)             columns along x, so that a pixel is read once per row of bins.
+//                                    Two planes share a RoI's weights (kPlanesPerPass), unless a
+//                                    plane has more than 1000 bytes per RoI (kBytesPerRoi): then
+//                                    two planes and the next two do not fit L2, and one is taken at
+//                                    a time.
+//     with permutes                  along x for float32 sums with AVX-512, in RoIs of at most 64
+//     (combine_lanes)                columns (kMaxPermutedColumns: four registers): each lane reads
+//                                    the columns of its own bin, as many steps as a bin has taps.
+//     with shared columns            along x otherwise: all lanes read the same column, as many
+//     steps (combine_columns)              as the bins of a block have columns.
+//
+// backward (every pixel has one thread that sums it, in the order of the RoIs)
+//   by rows                          channels-last: a thread takes rows of the map and visits the
+//   RoIs (roi_align_backward_rows)        of each, so that one row of sums stays in the cache. by
+//   plane                         NCHW: one plane stays in L2, where four planes of a large map
+//   (roi_align_backward_planes)      would not: 30.4 -> 29 ms.
+//   by four planes                   NCHW and more than 4000 RoIs on the map (kFourPlanesFrom):
+//   what (roi_align_backward_planes)      is read for one channel then lies on more pages than the
+//   TLB has
+//                                    entries, and channels lie side by side in it. 10,000 RoIs: 216
+//                                    -> 152 ms.
+//
+// Where a NaN or an infinity turns up, the channel of that RoI is computed again tap by tap
+// (roi_align_exact, roi_align_backward_exact), so that it reaches only what its weight is not 0
+// for.
+//
+// Every sum has one thread and an order that the RoIs alone decide: for a memory layout, the bits
+// depend neither on the path nor on instruction sets or the number of threads.
+#include "roi_align_cpu.h"
+
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+#include <vector>
+
+#include "../core/dispatch.h"
+#include "../cpu/huge_pages.h"
+#include "../cpu/isa.h"
+#include "../cpu/parallel.h"
+#include "../cpu/prefetch.h"
 #include "roi_align.h"
-#include "roi_align_levels_cpu.h"
+#include "roi_align_weight_builder_cpu.h"
+#include "roi_align_weights_cpu.h"
+
+#define RCNN_TARGET_INCLUDE "../roi_align/roi_align_cpu-inl.h"
+#include "../cpu/foreach_target.h"
 
 namespace rcnn_ext {
+namespace {
+
+// Channels of a task on transposed blocks, and at least so many make transposing worth while: the
+// lanes of the widest register.
+constexpr int64_t kChannelsPerTask = 16;
+// RoIs of a map from which on the gradient takes four planes at a time.
+constexpr int64_t kFourPlanesFrom = 4000;
+
+void advise_on(Tensor& fresh) {
+  advise_huge_pages(fresh.mutable_data_ptr(), fresh.numel() * fresh.element_size());
+}
+
+// layout_of(level, number of RoIs) -> WeightLayout
+template <class T, class LayoutOf>
+RoiAlignWeights<T> compute_weights(const Tensor& rois, const std::vector<LevelShape>& levels,
+                                   int64_t batch_size, const RoiAlignRequest& request,
+                                   LayoutOf&& layout_of) {
+  const auto* data = rois.const_data_ptr<T>();
+  return RoiAlignWeights<T>(data, rois.size(0),
+                            request.level_of.empty() ? nullptr : request.level_of.data(), levels,
+                            batch_size, request.options, layout_of);
+}
+
+// Calls function(begin, end, level, image) for the RoIs of each map among the sorted RoIs
+// [first, last).
+template <class T, class Function>
+void for_each_map(const RoiAlignWeights<T>& weights, int64_t levels, int64_t batch_size,
+                  int64_t first, int64_t last, Function&& function) {
+  const RoiWeights<T>* const all = weights.begin(0, 0);
+  for (int64_t level = 0; level < levels; ++level) {
+    for (int64_t image = 0; image < batch_size; ++image) {
+      const RoiWeights<T>* const begin = std::max(weights.begin(level, image), all + first);
+      const RoiWeights<T>* const end = std::min(weights.end(level, image), all + last);
+      if (begin < end) function(begin, end, level, image);
+    }
+  }
+}
+
+int64_t max_width(const std::vector<LevelShape>& levels) {
+  int64_t width = 0;
+  for (const LevelShape& level : levels) width = std::max(width, level.width);
+  return width;
+}
+
+template <class T>
+int64_t count_pixels_read(const RoiWeights<T>* begin, const RoiWeights<T>* end) {
+  int64_t count = 0;
+  for (; begin != end; ++begin) count += begin->rows * begin->columns;
+  return count;
+}
+
+// Whether to transpose every pixel of a map to blocks of channels.
+bool should_transpose(const LevelShape& map, int64_t rois, int64_t bins) {
+  constexpr int64_t kMaxPixelsPerBin = 5;
+  return map.height * map.width <= kMaxPixelsPerBin * rois * bins;
+}
+
+template <class Stored>
+void run_forward(const std::vector<Tensor>& maps, const Tensor& rois,
+                 const std::vector<LevelShape>& levels, bool channels_last,
+                 const RoiAlignRequest& request, Tensor& output) {
+  using T = accumulate_t<Stored>;
+  const int64_t batch_size = maps[0].size(0);
+  const PooledShape pooled{maps[0].size(1), request.options.pooled_height,
+                           request.options.pooled_width};
+  auto* const out = output.mutable_data_ptr<Stored>();
+  const auto* const roi_data = rois.const_data_ptr<T>();
+  check_batch_indices(roi_data, rois.size(0), batch_size, request.op);
+  const int64_t roi_count = rois.size(0);
+  const int64_t threads = torch::stable::get_num_threads();
+  // Each split of the RoIs transposes the pixels it reads itself.
+  const WorkGrid transposed_grid(pooled.channels, kChannelsPerTask, roi_count, threads);
+  const bool has_permutes = std::is_same_v<T, float> && active_isa() == Isa::kAvx512;
+  const auto weights =
+      compute_weights<T>(rois, levels, batch_size, request, [&](int64_t level, int64_t count) {
+        if (channels_last) return WeightLayout::kChannelsLast;
+        if (pooled.channels >= kChannelsPerTask &&
+            should_transpose(levels[level], count / transposed_grid.roi_splits, pooled.bins())) {
+          return WeightLayout::kTransposedBlocks;
+        }
+        return has_permutes ? WeightLayout::kPermutedColumns : WeightLayout::kSharedColumns;
+      });
+  if (output.numel() == 0) return;
+  advise_on(output);
+  const auto image_of = [&](int64_t level, int64_t image) {
+    return maps[level].const_data_ptr<Stored>() +
+           image * pooled.channels * levels[level].height * levels[level].width;
+  };
+  const auto level_count = static_cast<int64_t>(levels.size());
+  // For a RoI and a channel, about.
+  const int64_t cycles = 60 + 4 * pooled.bins();
+
+  if (channels_last) {
+    torch::stable::parallel_for(
+        0, weights.size(), grain_size(cycles * pooled.channels), [&](int64_t first, int64_t last) {
+          std::vector<WeightedPixel<T>> taps;
+          for_each_map(
+              weights, level_count, batch_size, first, last,
+              [&](const RoiWeights<T>* begin, const RoiWeights<T>* end, int64_t level,
+                  int64_t image) {
+                RCNN_DYNAMIC_DISPATCH(roi_align_channels_last(
+                    begin, end, image_of(level, image), levels[level].width, pooled, taps, out));
+              });
+        });
+    return;
+  }
+  const bool streaming = output.numel() * static_cast<int64_t>(sizeof(Stored)) > kStreamingBytes;
+  parallel_for_2d(
+      weights.has(WeightLayout::kTransposedBlocks)
+          ? transposed_grid
+          : WorkGrid(pooled.channels, kPlanesPerPass, roi_count, 4 * threads),
+      cycles, [&](int64_t first, int64_t last, int64_t first_roi, int64_t last_roi) {
+        std::vector<RoiSpan<RoiWeights<T>, Stored>> transposed_spans, plane_spans;
+        for_each_map(
+            weights, level_count, batch_size, first_roi, last_roi,
+            [&](const RoiWeights<T>* begin, const RoiWeights<T>* end, int64_t level,
+                int64_t image) {
+              const LevelShape& map = levels[level];
+              const bool is_transposed =
+                  weights.layout(level, image) == WeightLayout::kTransposedBlocks;
+              const bool whole =
+                  is_transposed || 4 * count_pixels_read(begin, end) >= map.height * map.width;
+              (is_transposed ? transposed_spans : plane_spans)
+                  .push_back({begin, end, image_of(level, image), map.height, map.width, whole});
+            });
+        if (!transposed_spans.empty()) {
+          RCNN_DYNAMIC_DISPATCH(
+              roi_align_transposed<T>(transposed_spans, pooled, first, last, streaming, out));
+        }
+        ForwardScratch<T> scratch(plane_spans.empty() ? 0 : max_width(levels));
+        for (const auto& span : plane_spans) {
+          RCNN_DYNAMIC_DISPATCH(roi_align_channels(span, pooled, first, last, scratch, out));
+        }
+      });
+}
+
+template <class Stored>
+void run_backward(const Tensor& grad, const Tensor& rois, const std::vector<LevelShape>& levels,
+                  bool channels_last, const RoiAlignRequest& request, int64_t batch_size,
+                  std::vector<Tensor>& results) {
+  using T = accumulate_t<Stored>;
+  constexpr bool kInPlace = std::is_same_v<T, Stored>;
+  const PooledShape pooled{grad.size(1), grad.size(2), grad.size(3)};
+  const int64_t channels = pooled.channels;
+  const auto* const upstream = grad.const_data_ptr<Stored>();
+  check_batch_indices(rois.const_data_ptr<T>(), rois.size(0), batch_size, request.op);
+  const auto weights = compute_weights<T>(rois, levels, batch_size, request, [&](int64_t, int64_t) {
+    return channels_last ? WeightLayout::kBackwardRows : WeightLayout::kBackwardPlanes;
+  });
+  for (size_t level = 0; level < levels.size(); ++level) {
+    if (results[level].numel() == 0) continue;
+    advise_on(results[level]);
+    const int64_t height = levels[level].height;
+    const int64_t width = levels[level].width;
+    auto* const out = results[level].mutable_data_ptr<Stored>();
+    const int64_t image_size = channels * height * width;
+    for (int64_t image = 0; image < batch_size; ++image) {
+      const RoiWeights<T>* const begin = weights.begin(level, image);
+      const RoiWeights<T>* const end = weights.end(level, image);
+      const int64_t cycles = (height * width + (end - begin) * pooled.bins() * 8) * channels / 4;
+      if (channels_last) {
+        torch::stable::parallel_for(
+            0, height, grain_size(cycles / height), [&](int64_t first, int64_t last) {
+              std::vector<T> sums(pooled.width * channels);
+              std::vector<T> line(kInPlace ? 0 : width * channels);
+              RCNN_DYNAMIC_DISPATCH(roi_align_backward_rows(begin, end, upstream, width, pooled,
+                                                            first, last, sums.data(), line.data(),
+                                                            out + image * image_size));
+            });
+        continue;
+      }
+      const int64_t planes_per_pass = end - begin > kFourPlanesFrom ? 4 : 1;
+      const int64_t tasks = (channels + planes_per_pass - 1) / planes_per_pass;
+      torch::stable::parallel_for(
+          0, tasks, grain_size(cycles / tasks), [&](int64_t first, int64_t last) {
+            BackwardScratch<T> scratch(width, pooled);
+            std::vector<T> planes(kInPlace ? 0 : planes_per_pass * height * width);
+            for (int64_t c = first * planes_per_pass;
+                 c < std::min(channels, last * planes_per_pass); c += planes_per_pass) {
+              RCNN_DYNAMIC_DISPATCH(roi_align_backward_planes(
+                  begin, end, upstream, height, width, pooled, c,
+                  std::min(planes_per_pass, channels - c), scratch, planes.data(),
+                  out + image * image_size + c * height * width));
+            }
+          });
+    }
+  }
+}
+
+}  // namespace
+
+Tensor roi_align_levels(const std::vector<Tensor>& levels, const RoiAlignRequest& request) {
+  const bool channels_last = is_channels_last(levels[0]);
+  const ScalarType dtype = levels[0].scalar_type();
+  const AlignOptions& options = request.options;
+  std::vector<Tensor> maps;
+  std::vector<LevelShape> shapes;
+  for (size_t level = 0; level < levels.size(); ++level) {
+    maps.push_back(dense_map_as(levels[level], channels_last));
+    shapes.push_back({levels[level].size(2), levels[level].size(3), request.spatial_scales[level]});
+  }
+  const Tensor rois = contiguous_as(request.rois, accumulate_dtype(dtype));
+  Tensor output = empty_map(
+      levels[0], {rois.size(0), levels[0].size(1), options.pooled_height, options.pooled_width},
+      dtype, channels_last);
+  dispatch_floating(dtype, request.op, [&](auto tag) {
+    run_forward<type_of<decltype(tag)>>(maps, rois, shapes, channels_last, request, output);
+  });
+  return output;
+}
+
+std::vector<Tensor> roi_align_backward_levels(const Tensor& grad,
+                                              const std::vector<FeatureShape>& shapes,
+                                              const RoiAlignRequest& request, bool channels_last) {
+  const ScalarType dtype = grad.scalar_type();
+  const Tensor upstream = dense_map_as(grad, channels_last);
+  const Tensor rois = contiguous_as(request.rois, accumulate_dtype(dtype));
+  std::vector<LevelShape> levels;
+  std::vector<Tensor> results;
+  for (size_t level = 0; level < shapes.size(); ++level) {
+    const FeatureShape& shape = shapes[level];
+    levels.push_back({shape.height, shape.width, request.spatial_scales[level]});
+    results.push_back(empty_map(grad, {shape.batch_size, shape.channels, shape.height, shape.width},
+                                dtype, channels_last));
+  }
+  dispatch_floating(dtype, request.op, [&](auto tag) {
+    run_backward<type_of<decltype(tag)>>(upstream, rois, levels, channels_last, request,
+                                         shapes[0].batch_size, results);
+  });
+  return results;
+}
+
 namespace {
 
 // input: [N, C, H, W], rois: [K, 5] (batch index, x1, y1, x2, y2; image pixels) -> [K, C, PH, PW]
@@ -13,7 +309,7 @@ Tensor roi_align_cpu(const Tensor& input, const Tensor& rois, double spatial_sca
                      bool aligned) {
   const AlignOptions options{spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned};
   check_roi_align(input, rois, options);
-  return align_levels({input}, {"roi_align", rois, {}, {spatial_scale}, options});
+  return roi_align_levels({input}, {"roi_align", rois, {}, {spatial_scale}, options});
 }
 
 // grad: [K, C, PH, PW], rois: [K, 5] -> gradient of the input, [N, C, H, W]
@@ -24,7 +320,7 @@ Tensor roi_align_backward_cpu(const Tensor& grad, const Tensor& rois, double spa
   const AlignOptions options{spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned};
   const FeatureShape shape{batch_size, channels, height, width};
   check_roi_align_backward(grad, rois, shape, options);
-  return align_levels_backward(
+  return roi_align_backward_levels(
       grad, {shape}, {"roi_align_backward", rois, {}, {spatial_scale}, options}, channels_last)[0];
 }
 

@@ -1,7 +1,7 @@
 // RoIAlign on one CPU core, forward. Compiled once per instruction set (foreach_target.h).
 //
-// The order of a sum is the same everywhere, so that instruction sets, layouts of registers and
-// numbers of threads do not show: over a bin's rows in ascending order first, then over its
+// Every path adds in one order, so that instruction sets, layouts of registers and numbers of
+// threads do not show in the bits: over a bin's rows in ascending order first, then over its
 // columns.
 #include <algorithm>
 #include <cstdint>
@@ -9,7 +9,6 @@
 
 #include "../cpu/intrinsics.h"
 #include "../cpu/targets.h"
-#include "roi_align_scratch_cpu.h"
 #include "roi_align_weights_cpu.h"
 
 #if defined(RCNN_ROI_ALIGN_ROI_ALIGN_FORWARD_CPU_INL_H_) == defined(RCNN_TARGET_TOGGLE)
@@ -26,7 +25,7 @@ namespace rcnn_ext {
 namespace {
 namespace RCNN_NAMESPACE {
 
-// The rows that a bin row combines, of some channels.
+// The sum along y for one row of bins, of some channels.
 template <class T, class Stored>
 struct RowSums {
   const Tap<T>*begin, *end;
@@ -36,35 +35,34 @@ struct RowSums {
   int64_t sums_plane;
 };
 
-// sums[c][x] = sum over taps of weight * plane c at (tap's row, x), for the columns of kPacks packs
-// from x on, and of a shorter one where kTail.
-template <int kPlanes, int kPacks, bool kTail, class T, class Stored>
-inline void combine_rows_packs(const RowSums<T, Stored>& rows, int64_t x) {
+// sums[c][x] = sum over taps of weight * plane c at (tap's row, x), for the columns of kVecs
+// vectors from x on, and of a shorter one where kTail.
+template <int kPlanes, int kVecs, bool kTail, class T, class Stored>
+inline void combine_rows_vecs(const RowSums<T, Stored>& rows, int64_t x) {
   constexpr int kN = kLanes<T>;
   constexpr int kTailN = kN > kColumnBlock ? kColumnBlock : kN;
-  Vec<T, kN> total[kPlanes][kPacks + 1];
+  Vec<T, kN> total[kPlanes][kVecs + 1];
   Vec<T, kTailN> tail[kPlanes];
   for (int c = 0; c < kPlanes; ++c) {
-    for (int p = 0; p < kPacks; ++p) total[c][p] = Vec<T, kN>{};
+    for (int p = 0; p < kVecs; ++p) total[c][p] = Vec<T, kN>{};
     tail[c] = Vec<T, kTailN>{};
   }
   for (const Tap<T>* tap = rows.begin; tap != rows.end; ++tap) {
-    const Stored* const source = rows.planes + tap->place * rows.row + x;
+    const Stored* const source = rows.planes + tap->index * rows.row + x;
     const Vec<T, kN> weight = Set<kN>(tap->weight);
     for (int c = 0; c < kPlanes; ++c) {
-      for (int p = 0; p < kPacks; ++p) {
+      for (int p = 0; p < kVecs; ++p) {
         total[c][p] += weight * load<T, kN>(source + c * rows.plane + p * kN);
       }
       if (kTail) {
-        tail[c] +=
-            Set<kTailN>(tap->weight) * load<T, kTailN>(source + c * rows.plane + kPacks * kN);
+        tail[c] += Set<kTailN>(tap->weight) * load<T, kTailN>(source + c * rows.plane + kVecs * kN);
       }
     }
   }
   for (int c = 0; c < kPlanes; ++c) {
     T* const target = rows.sums + c * rows.sums_plane + x;
-    for (int p = 0; p < kPacks; ++p) store<kN, T>(target + p * kN, total[c][p]);
-    if (kTail) store<kTailN, T>(target + kPacks * kN, tail[c]);
+    for (int p = 0; p < kVecs; ++p) store<kN, T>(target + p * kN, total[c][p]);
+    if (kTail) store<kTailN, T>(target + kVecs * kN, tail[c]);
   }
 }
 
@@ -74,39 +72,39 @@ RCNN_INLINE void combine_rows(const RowSums<T, Stored>& rows, int64_t columns) {
   constexpr bool kTail = kN > kColumnBlock;
   constexpr int kTailN = kTail ? kColumnBlock : kN;
   int64_t x = 0;
-  for (; x + 4 * kN <= columns; x += 4 * kN) combine_rows_packs<kPlanes, 4, false>(rows, x);
-  const int64_t packs = (columns - x) / kN;
-  if (kTail && columns - x - packs * kN >= kTailN) {
-    switch (packs) {
-      case 0: combine_rows_packs<kPlanes, 0, kTail>(rows, x); break;
-      case 1: combine_rows_packs<kPlanes, 1, kTail>(rows, x); break;
-      case 2: combine_rows_packs<kPlanes, 2, kTail>(rows, x); break;
-      default: combine_rows_packs<kPlanes, 3, kTail>(rows, x); break;
+  for (; x + 4 * kN <= columns; x += 4 * kN) combine_rows_vecs<kPlanes, 4, false>(rows, x);
+  const int64_t vecs = (columns - x) / kN;
+  if (kTail && columns - x - vecs * kN >= kTailN) {
+    switch (vecs) {
+      case 0: combine_rows_vecs<kPlanes, 0, kTail>(rows, x); break;
+      case 1: combine_rows_vecs<kPlanes, 1, kTail>(rows, x); break;
+      case 2: combine_rows_vecs<kPlanes, 2, kTail>(rows, x); break;
+      default: combine_rows_vecs<kPlanes, 3, kTail>(rows, x); break;
     }
     x += kTailN;
   } else {
-    switch (packs) {
+    switch (vecs) {
       case 0: break;
-      case 1: combine_rows_packs<kPlanes, 1, false>(rows, x); break;
-      case 2: combine_rows_packs<kPlanes, 2, false>(rows, x); break;
-      default: combine_rows_packs<kPlanes, 3, false>(rows, x); break;
+      case 1: combine_rows_vecs<kPlanes, 1, false>(rows, x); break;
+      case 2: combine_rows_vecs<kPlanes, 2, false>(rows, x); break;
+      default: combine_rows_vecs<kPlanes, 3, false>(rows, x); break;
     }
   }
-  // Only of a map narrower than a pack.
-  for (x += packs * kN; x < columns; ++x) {
+  // Left over only where the map is narrower than a vector.
+  for (x += vecs * kN; x < columns; ++x) {
     for (int c = 0; c < kPlanes; ++c) {
       T total = T(0);
       for (const Tap<T>* tap = rows.begin; tap != rows.end; ++tap) {
         total +=
-            tap->weight * static_cast<T>(rows.planes[c * rows.plane + tap->place * rows.row + x]);
+            tap->weight * static_cast<T>(rows.planes[c * rows.plane + tap->index * rows.row + x]);
       }
       rows.sums[c * rows.sums_plane + x] = total;
     }
   }
 }
 
-// Where the bins of a block go: rows of `step` numbers. Lanes beyond the last bin fall on the rows
-// below, which are stored later, if there is room for them before the end of the channel.
+// Where the bins of a block are stored: rows of `step` numbers. Lanes beyond the last bin fall on
+// the row below, which is stored later, if there is room for them before the end of the channel.
 template <class Stored>
 struct BlockTarget {
   Stored* out;
@@ -114,13 +112,13 @@ struct BlockTarget {
   int64_t room;  // numbers from `out` to the end of the channel
 };
 
-// Stores packs of all rows. Whether a NaN or an infinity is among them.
-template <int kN, int kPacks, int kRows, class T, class Stored>
-RCNN_INLINE bool store_block(const Vec<T, kN> (&total)[kRows][kPacks],
+// Stores the vectors of all rows. Returns whether a NaN or an infinity is among them.
+template <int kN, int kVecs, int kRows, class T, class Stored>
+RCNN_INLINE bool store_block(const Vec<T, kN> (&total)[kRows][kVecs],
                              const BlockTarget<Stored>& target) {
   Vec<T, kN> zeros{};
   for (int r = 0; r < kRows; ++r) {
-    for (int p = 0; p < kPacks; ++p) {
+    for (int p = 0; p < kVecs; ++p) {
       zeros += total[r][p] * Vec<T, kN>{};
       Stored* const to = target.out + r * target.step + p * kN;
       StoreN<kN, T>(to, total[r][p], target.room - r * target.step - p * kN);
@@ -129,35 +127,37 @@ RCNN_INLINE bool store_block(const Vec<T, kN> (&total)[kRows][kPacks],
   return !all_zero<kN, T>(zeros);
 }
 
-// Bin (r, lane) = sum over steps of weight * rows[r][column], all lanes reading the same columns.
+// Bin (r, lane) = sum over steps of weight * rows[r][column], all lanes reading the same columns:
+// WeightLayout::kSharedColumns. Returns as store_block() does.
 // rows: [kRows, stride]
 template <int kRows, class T, class Stored>
-RCNN_INLINE bool combine_columns(const BinBlock<T>& block, const T* rows, int64_t stride,
+RCNN_INLINE bool combine_columns(const BinWeights<T>& block, const T* rows, int64_t stride,
                                  const BlockTarget<Stored>& target) {
   constexpr int kN = kLanes<T> < kBinBlock ? kLanes<T> : kBinBlock;
-  constexpr int kPacks = kBinBlock / kN;
-  Vec<T, kN> total[kRows][kPacks];
+  constexpr int kVecs = kBinBlock / kN;
+  Vec<T, kN> total[kRows][kVecs];
   for (int r = 0; r < kRows; ++r) {
-    for (int p = 0; p < kPacks; ++p) total[r][p] = Vec<T, kN>{};
+    for (int p = 0; p < kVecs; ++p) total[r][p] = Vec<T, kN>{};
   }
   for (int32_t s = 0; s < block.steps; ++s) {
     const T* const source = rows + block.columns[s];
-    Vec<T, kN> weight[kPacks];
-    for (int p = 0; p < kPacks; ++p) {
+    Vec<T, kN> weight[kVecs];
+    for (int p = 0; p < kVecs; ++p) {
       weight[p] = load<T, kN>(block.weights + s * kBinBlock + p * kN);
     }
     for (int r = 0; r < kRows; ++r) {
       const Vec<T, kN> value = Set<kN>(source[r * stride]);
-      for (int p = 0; p < kPacks; ++p) total[r][p] += weight[p] * value;
+      for (int p = 0; p < kVecs; ++p) total[r][p] += weight[p] * value;
     }
   }
-  return store_block<kN, kPacks, kRows, T>(total, target);
+  return store_block<kN, kVecs, kRows, T>(total, target);
 }
 
 #if RCNN_ISA >= 2
-// The same where each lane reads its own column, out of kRegisters registers a row.
+// combine_columns() where each lane reads a column of its own, permuted out of the kRegisters
+// registers that hold a row: WeightLayout::kPermutedColumns.
 template <int kRows, int kRegisters, class Stored>
-RCNN_INLINE bool combine_lanes(const BinBlock<float>& block, const float* rows, int64_t stride,
+RCNN_INLINE bool combine_lanes(const BinWeights<float>& block, const float* rows, int64_t stride,
                                const BlockTarget<Stored>& target) {
   Vec<float, 8> total[kRows][1];
   for (int r = 0; r < kRows; ++r) total[r][0] = Vec<float, 8>{};
@@ -186,13 +186,13 @@ RCNN_INLINE bool combine_lanes(const BinBlock<float>& block, const float* rows, 
 #endif
 
 template <int kRows, class T, class Stored>
-RCNN_INLINE bool combine_block(const RoiTable<T>& table, const BinBlock<T>& block, const T* rows,
+RCNN_INLINE bool combine_block(const RoiWeights<T>& roi, const BinWeights<T>& block, const T* rows,
                                int64_t stride, const BlockTarget<Stored>& target) {
 #if RCNN_ISA >= 2
   if constexpr (sizeof(T) == 4) {
-    if (table.lanes) {
-      if (table.columns <= 16) return combine_lanes<kRows, 1>(block, rows, stride, target);
-      if (table.columns <= 32) return combine_lanes<kRows, 2>(block, rows, stride, target);
+    if (roi.permuted) {
+      if (roi.columns <= 16) return combine_lanes<kRows, 1>(block, rows, stride, target);
+      if (roi.columns <= 32) return combine_lanes<kRows, 2>(block, rows, stride, target);
       return combine_lanes<kRows, 4>(block, rows, stride, target);
     }
   }
@@ -201,19 +201,19 @@ RCNN_INLINE bool combine_block(const RoiTable<T>& table, const BinBlock<T>& bloc
 }
 
 // All bins of one channel, tap by tap: a NaN or an infinite pixel counts only where its weight is
-// not 0.
+// not 0. The vectorized paths call it again for channels in which they find one.
 template <class T, class Stored>
-inline void align_exactly(const RoiTable<T>& table, const Stored* plane, int64_t row,
-                          const PooledShape& pooled, Stored* out) {
+inline void roi_align_exact(const RoiWeights<T>& roi, const Stored* plane, int64_t row,
+                            const PooledShape& pooled, Stored* out) {
   for (int64_t ph = 0; ph < pooled.height; ++ph) {
     for (int64_t pw = 0; pw < pooled.width; ++pw) {
       T sum = T(0);
-      for (int32_t tx = table.x.starts[pw]; tx < table.x.starts[pw + 1]; ++tx) {
-        const Tap<T> x = table.x.taps[tx];
+      for (int32_t tx = roi.x.starts[pw]; tx < roi.x.starts[pw + 1]; ++tx) {
+        const Tap<T> x = roi.x.taps[tx];
         T column = T(0);
-        for (int32_t ty = table.y.starts[ph]; ty < table.y.starts[ph + 1]; ++ty) {
-          const Tap<T> y = table.y.taps[ty];
-          column += y.weight * static_cast<T>(plane[y.place * row + x.place]);
+        for (int32_t ty = roi.y.starts[ph]; ty < roi.y.starts[ph + 1]; ++ty) {
+          const Tap<T> y = roi.y.taps[ty];
+          column += y.weight * static_cast<T>(plane[y.index * row + x.index]);
         }
         sum += x.weight * column;
       }
@@ -222,100 +222,103 @@ inline void align_exactly(const RoiTable<T>& table, const Stored* plane, int64_t
   }
 }
 
-// The bins of some rows of one channel. rows: [count, stride], combined; room: bins from `out` to
-// the end of the channel. Whether a NaN or an infinity is among them.
+// The sums along x for some rows of bins of one channel. rows: [count, stride], summed along y;
+// room: bins from `out` to the end of the channel. Returns whether a NaN or an infinity is among
+// them.
 template <class T, class Stored>
-RCNN_INLINE bool combine_bins(const RoiTable<T>& table, const T* rows, int64_t stride,
+RCNN_INLINE bool combine_bins(const RoiWeights<T>& roi, const T* rows, int64_t stride,
                               int64_t count, int64_t pooled_width, Stored* out, int64_t room) {
-  bool special = false;
+  bool nonfinite = false;
   // The last block first: what it stores beyond the last bin lies in the first block of a row.
   const int64_t blocks = (pooled_width + kBinBlock - 1) / kBinBlock;
   for (int64_t b = blocks - 1; b >= 0; --b) {
     const int64_t bin = b * kBinBlock;
-    const BinBlock<T>& block = table.bin_blocks[b];
+    const BinWeights<T>& block = roi.bin_weights[b];
     if (count == kRowBlock) {
-      special |= combine_block<kRowBlock>(table, block, rows, stride,
-                                          BlockTarget<Stored>{out + bin, pooled_width, room - bin});
+      nonfinite |= combine_block<kRowBlock>(
+          roi, block, rows, stride, BlockTarget<Stored>{out + bin, pooled_width, room - bin});
       continue;
     }
     for (int64_t r = 0; r < count; ++r) {
       const int64_t at = r * pooled_width + bin;
-      special |= combine_block<1>(table, block, rows + r * stride, stride,
-                                  BlockTarget<Stored>{out + at, pooled_width, room - at});
+      nonfinite |= combine_block<1>(roi, block, rows + r * stride, stride,
+                                    BlockTarget<Stored>{out + at, pooled_width, room - at});
     }
   }
-  return special;
+  return nonfinite;
 }
 
 // kPlanes channels of one RoI, NCHW. planes: [kPlanes, H, W], out: [kPlanes, PH, PW]
 template <int kPlanes, class T, class Stored>
-inline void align_planes(const RoiTable<T>& table, const Stored* planes, int64_t plane, int64_t row,
-                         const PooledShape& pooled, AlignScratch<T>& scratch, Stored* out) {
-  const int64_t stride = AlignScratch<T>::row_stride(table.columns);
-  bool special[kPlanes] = {};
+inline void roi_align_planes(const RoiWeights<T>& roi, const Stored* planes, int64_t plane,
+                             int64_t row, const PooledShape& pooled, ForwardScratch<T>& scratch,
+                             Stored* out) {
+  const int64_t stride = ForwardScratch<T>::row_stride(roi.columns);
+  bool nonfinite[kPlanes] = {};
   for (int64_t ph = 0; ph < pooled.height; ph += kRowBlock) {
     const int64_t rows = std::min<int64_t>(kRowBlock, pooled.height - ph);
     for (int64_t r = 0; r < rows; ++r) {
-      const int32_t* const start = table.y.starts + ph + r;
+      const int32_t* const start = roi.y.starts + ph + r;
       combine_rows<kPlanes>(
-          RowSums<T, Stored>{table.y.taps + start[0], table.y.taps + start[1],
-                             planes + table.first_column, plane, row,
+          RowSums<T, Stored>{roi.y.taps + start[0], roi.y.taps + start[1],
+                             planes + roi.first_column, plane, row,
                              scratch.rows.data() + r * stride, kRowBlock * stride},
-          table.columns);
+          roi.columns);
     }
     for (int c = 0; c < kPlanes; ++c) {
-      special[c] |= combine_bins(table, scratch.rows.data() + c * kRowBlock * stride, stride, rows,
-                                 pooled.width, out + c * pooled.bins() + ph * pooled.width,
-                                 pooled.bins() - ph * pooled.width);
+      nonfinite[c] |= combine_bins(roi, scratch.rows.data() + c * kRowBlock * stride, stride, rows,
+                                   pooled.width, out + c * pooled.bins() + ph * pooled.width,
+                                   pooled.bins() - ph * pooled.width);
     }
   }
   for (int c = 0; c < kPlanes; ++c) {
-    if (RCNN_UNLIKELY(special[c])) {
-      align_exactly(table, planes + c * plane, row, pooled, out + c * pooled.bins());
+    if (RCNN_UNLIKELY(nonfinite[c])) {
+      roi_align_exact(roi, planes + c * plane, row, pooled, out + c * pooled.bins());
     }
   }
 }
 
-template <int kN, int kPacks, class T, class Stored>
-RCNN_INLINE void combine_pixels_packs(const std::vector<PixelTap<T>>& taps, const Stored* image,
-                                      Stored* out) {
-  Vec<T, kN> total[kPacks];
-  for (int p = 0; p < kPacks; ++p) total[p] = Vec<T, kN>{};
-  for (const PixelTap<T>& tap : taps) {
+template <int kN, int kVecs, class T, class Stored>
+RCNN_INLINE void combine_pixels_vecs(const std::vector<WeightedPixel<T>>& taps, const Stored* image,
+                                     Stored* out) {
+  Vec<T, kN> total[kVecs];
+  for (int p = 0; p < kVecs; ++p) total[p] = Vec<T, kN>{};
+  for (const WeightedPixel<T>& tap : taps) {
     const Vec<T, kN> weight = Set<kN>(tap.weight);
-    for (int p = 0; p < kPacks; ++p) {
+    for (int p = 0; p < kVecs; ++p) {
       total[p] += weight * load<T, kN>(image + tap.offset + p * kN);
     }
   }
-  for (int p = 0; p < kPacks; ++p) store<kN, T>(out + p * kN, total[p]);
+  for (int p = 0; p < kVecs; ++p) store<kN, T>(out + p * kN, total[p]);
 }
 
 // All channels of one RoI, NHWC. image: [H, W, C], out: [PH, PW, C], taps: scratch
 template <class T, class Stored>
-inline void align_pixels(const RoiTable<T>& table, const Stored* image, int64_t width,
-                         const PooledShape& pooled, std::vector<PixelTap<T>>& taps, Stored* out) {
+inline void roi_align_pixels(const RoiWeights<T>& roi, const Stored* image, int64_t width,
+                             const PooledShape& pooled, std::vector<WeightedPixel<T>>& taps,
+                             Stored* out) {
   constexpr int kN = kLanes<T>;
-  constexpr int kPacks = 8;
+  constexpr int kVecs = 8;
   const int64_t channels = pooled.channels;
   for (int64_t ph = 0; ph < pooled.height; ++ph) {
     for (int64_t pw = 0; pw < pooled.width; ++pw) {
       taps.clear();
-      for (int32_t ty = table.y.starts[ph]; ty < table.y.starts[ph + 1]; ++ty) {
-        const Tap<T> y = table.y.taps[ty];
-        for (int32_t tx = table.x.starts[pw]; tx < table.x.starts[pw + 1]; ++tx) {
-          const Tap<T> x = table.x.taps[tx];
-          taps.push_back({(y.place * width + x.place) * channels, y.weight * x.weight});
+      for (int32_t ty = roi.y.starts[ph]; ty < roi.y.starts[ph + 1]; ++ty) {
+        const Tap<T> y = roi.y.taps[ty];
+        for (int32_t tx = roi.x.starts[pw]; tx < roi.x.starts[pw + 1]; ++tx) {
+          const Tap<T> x = roi.x.taps[tx];
+          taps.push_back({(y.index * width + x.index) * channels, y.weight * x.weight});
         }
       }
       Stored* const target = out + (ph * pooled.width + pw) * channels;
       int64_t c = 0;
-      for (; c + kPacks * kN <= channels; c += kPacks * kN) {
-        combine_pixels_packs<kN, kPacks>(taps, image + c, target + c);
+      for (; c + kVecs * kN <= channels; c += kVecs * kN) {
+        combine_pixels_vecs<kN, kVecs>(taps, image + c, target + c);
       }
       for (; c + kN <= channels; c += kN) {
-        combine_pixels_packs<kN, 1>(taps, image + c, target + c);
+        combine_pixels_vecs<kN, 1>(taps, image + c, target + c);
       }
-      for (; c < channels; ++c) combine_pixels_packs<1, 1>(taps, image + c, target + c);
+      for (; c < channels; ++c) combine_pixels_vecs<1, 1>(taps, image + c, target + c);
     }
   }
 }

@@ -14,7 +14,7 @@
 #include "../core/roi_math.h"
 #include "../core/stable_ops.h"
 #include "../cpu/huge_pages.h"
-#include "../cpu/intrinsics.h"
+#include "../cpu/parallel.h"
 #include "../cpu/prefetch.h"
 #include "roi_pool.h"
 #include "roi_pool_bins_cpu.h"
@@ -25,11 +25,11 @@
 namespace rcnn_ext {
 namespace {
 
-// The RoIs of every image among tables [begin, end). data: [N, C, H, W]
+// The RoIs of every image among [begin, end), sorted. data: [N, C, H, W]
 template <class Stored>
-std::vector<RoiSpan<RoiBins, Stored>> runs_of(const RoiBins* begin, const RoiBins* end,
-                                              const Stored* data, const FeatureShape& shape) {
-  std::vector<RoiSpan<RoiBins, Stored>> runs;
+std::vector<RoiSpan<RoiBins, Stored>> spans_of(const RoiBins* begin, const RoiBins* end,
+                                               const Stored* data, const FeatureShape& shape) {
+  std::vector<RoiSpan<RoiBins, Stored>> spans;
   while (begin != end) {
     const RoiBins* stop = begin;
     int64_t read = 0;
@@ -38,11 +38,11 @@ std::vector<RoiSpan<RoiBins, Stored>> runs_of(const RoiBins* begin, const RoiBin
               (stop->x.back().last - stop->x.front().first);
     }
     const int64_t plane = shape.height * shape.width;
-    runs.push_back({begin, stop, data + begin->batch * shape.channels * plane, shape.height,
-                    shape.width, 2 * read >= plane});
+    spans.push_back({begin, stop, data + begin->batch * shape.channels * plane, shape.height,
+                     shape.width, 2 * read >= plane});
     begin = stop;
   }
-  return runs;
+  return spans;
 }
 
 // input: [N, C, H, W], rois: [K, 5] (batch index, x1, y1, x2, y2; image pixels)
@@ -76,30 +76,32 @@ std::tuple<Tensor, Tensor> roi_pool_cpu(const Tensor& input, const Tensor& rois,
 
     advise_huge_pages(out, output.numel() * sizeof(Stored));
     advise_huge_pages(out_argmax, argmax.numel() * sizeof(int32_t));
-    const auto tables = tabulate_bins(roi_data, roi_count, options, shape);
+    const auto bins_of_rois = compute_bins(roi_data, roi_count, options, shape);
 
     if (features.channels_last) {
       torch::stable::parallel_for(0, roi_count, 1, [&](int64_t begin, int64_t end) {
-        RCNN_DYNAMIC_DISPATCH(pool_pixels<T>(tables.data() + begin, tables.data() + end, data,
-                                             shape, bins, out, out_argmax));
+        RCNN_DYNAMIC_DISPATCH(roi_pool_pixels<T>(bins_of_rois.data() + begin,
+                                                 bins_of_rois.data() + end, data, shape, bins, out,
+                                                 out_argmax));
       });
       return;
     }
-    const bool large = output.numel() * static_cast<int64_t>(sizeof(Stored)) > kLargeResult;
+    const bool streaming = output.numel() * static_cast<int64_t>(sizeof(Stored)) > kStreamingBytes;
     const int64_t cycles = 60 + 8 * bins;  // for a RoI and a channel, about
-    parallel_for_2d(WorkGrid(channels, kPoolChannels, roi_count, torch::stable::get_num_threads()),
-                    cycles, [&](int64_t first, int64_t last, int64_t first_roi, int64_t last_roi) {
-                      const auto runs =
-                          runs_of(tables.data() + first_roi, tables.data() + last_roi, data, shape);
-                      RCNN_DYNAMIC_DISPATCH(pool_channels<T>(runs, channels, bins, first, last,
-                                                             large, out, out_argmax));
-                    });
+    parallel_for_2d(
+        WorkGrid(channels, kChannelsPerTask, roi_count, torch::stable::get_num_threads()), cycles,
+        [&](int64_t first, int64_t last, int64_t first_roi, int64_t last_roi) {
+          const auto spans = spans_of(bins_of_rois.data() + first_roi,
+                                      bins_of_rois.data() + last_roi, data, shape);
+          RCNN_DYNAMIC_DISPATCH(
+              roi_pool_channels<T>(spans, channels, bins, first, last, streaming, out, out_argmax));
+        });
   });
   return {output, argmax};
 }
 
 // grad, argmax: [K, C, PH, PW], rois: [K, 5] -> gradient of the input, [N, C, H, W].
-// Threads share out the channels, and each plane meets its RoIs in order: deterministic.
+// Threads divide the channels, and each plane meets its RoIs in order: deterministic.
 Tensor roi_pool_backward_cpu(const Tensor& grad, const Tensor& argmax, const Tensor& rois,
                              double spatial_scale, int64_t batch_size, int64_t channels,
                              int64_t height, int64_t width, bool channels_last) {
@@ -128,22 +130,23 @@ Tensor roi_pool_backward_cpu(const Tensor& grad, const Tensor& argmax, const Ten
     // A channel's gradient is summed where it will lie, unless that rounds.
     constexpr bool kInPlace = std::is_same_v<T, Stored>;
     if (channels_last) {
-      const int64_t tasks = (channels + kPoolChannels - 1) / kPoolChannels;
+      const int64_t tasks = (channels + kChannelsPerTask - 1) / kChannelsPerTask;
       torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-        const int64_t first = begin * kPoolChannels;
-        const int64_t last = std::min(channels, end * kPoolChannels);
-        std::vector<T> scratch(kInPlace ? 0 : pixels * kPoolChannels);
+        const int64_t first = begin * kChannelsPerTask;
+        const int64_t last = std::min(channels, end * kChannelsPerTask);
+        std::vector<T> scratch(kInPlace ? 0 : pixels * kChannelsPerTask);
         for (int64_t n = 0; n < batch_size; ++n) {
           Stored* const image = out + n * pixels * channels;
           const auto scatter = [&](int64_t from, int64_t to, T* target, int64_t step) {
-            RCNN_DYNAMIC_DISPATCH(scatter_pixels<T>(roi_data, roi_count, n, grad_data, argmax_data,
-                                                    shape, bins, from, to, target, step));
+            RCNN_DYNAMIC_DISPATCH(roi_pool_backward_pixels<T>(roi_data, roi_count, n, grad_data,
+                                                              argmax_data, shape, bins, from, to,
+                                                              target, step));
           };
           if constexpr (kInPlace) {
             scatter(first, last, image + first, channels);
           } else {
-            for (int64_t c = first; c < last; c += kPoolChannels) {
-              const int64_t stop = std::min(last, c + kPoolChannels);
+            for (int64_t c = first; c < last; c += kChannelsPerTask) {
+              const int64_t stop = std::min(last, c + kChannelsPerTask);
               scatter(c, stop, scratch.data(), stop - c);
               const T* sum = scratch.data();
               for (int64_t p = 0; p < pixels; ++p) {

@@ -10,7 +10,7 @@
 namespace rcnn_ext {
 
 // What to pool, checked by the caller except for batch indices.
-struct AlignRequest {
+struct RoiAlignRequest {
   const char* op;
   Tensor rois;                         // [K, 5]
   std::vector<int32_t> level_of;       // [K]; empty where there is one level
@@ -19,11 +19,11 @@ struct AlignRequest {
 };
 
 // levels: [N, C, H, W] each -> [K, C, PH, PW] in the layout of the first
-Tensor align_levels(const std::vector<Tensor>& levels, const AlignRequest& request);
+Tensor roi_align_levels(const std::vector<Tensor>& levels, const RoiAlignRequest& request);
 
 // grad: [K, C, PH, PW] -> the gradient of every level, [N, C, H, W]
-std::vector<Tensor> align_levels_backward(const Tensor& grad,
-                                          const std::vector<FeatureShape>& shapes,
-                                          const AlignRequest& request, bool channels_last);
+std::vector<Tensor> roi_align_backward_levels(const Tensor& grad,
+                                              const std::vector<FeatureShape>& shapes,
+                                              const RoiAlignRequest& request, bool channels_last);
 
 }  // namespace rcnn_ext
