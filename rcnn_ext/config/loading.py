@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rcnn_ext.config.parse import from_dict
+from rcnn_ext.config.parse import RecipeError, from_dict
 from rcnn_ext.config.recipe import Recipe
 from rcnn_ext.errors import UserError
 
@@ -35,8 +35,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     values = _read_yaml(path)
     try:
         from_dict(Recipe, values)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+    except RecipeError as error:
+        raise UserError(f"{_place_of(path, error.key)}: {error}") from None
     for override in overrides:
         apply_override(values, override)
     return from_dict(Recipe, values)
@@ -125,6 +125,22 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         inner = section.get(part)
         section[part] = section = inner if isinstance(inner, dict) else {}
     section[parts[-1]] = _parse_yaml(text, override)
+
+
+def _place_of(path: Path, key: str) -> str:
+    """Return ``path:line`` of a dotted key, or of as much of it as the file has."""
+    import yaml
+
+    place = str(path)
+    node = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+    for part in key.split("."):
+        entries = node.value if isinstance(node, yaml.MappingNode) else []
+        found = [(name, value) for name, value in entries if name.value == part]
+        if not found:
+            break
+        name, node = found[0]
+        place = f"{path}:{name.start_mark.line + 1}"
+    return place
 
 
 def _parse_yaml(text: str, where: str) -> Any:

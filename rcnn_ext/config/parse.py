@@ -20,6 +20,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+class RecipeError(UserError):
+    """A key or value that a recipe cannot have.
+
+    Attributes:
+        key: The dotted key that is wrong, or that of its section.
+    """
+
+    def __init__(self, message: str, key: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
 def from_dict(kind: type[T], values: Any) -> T:
     """Build a dataclass, and those within it, from a dictionary.
 
@@ -28,8 +40,8 @@ def from_dict(kind: type[T], values: Any) -> T:
         values: Its values by name; those left out keep their defaults.
 
     Raises:
-        UserError: An unknown key (with the nearest known one), or a value of the wrong type or out
-            of range; the message has the dotted key.
+        RecipeError: An unknown key (with the nearest known one), or a value of the wrong type or
+            out of range; the message has the dotted key.
     """
     from pydantic import ValidationError
 
@@ -39,7 +51,7 @@ def from_dict(kind: type[T], values: Any) -> T:
         details = error.errors(include_url=False)
         # A misspelled key explains what else is wrong with its section.
         details.sort(key=lambda one: not _is_unknown_key(one))
-        raise UserError(_message(kind, values, details[0])) from None
+        raise _explain(kind, values, details[0]) from None
 
 
 def all_keys(kind: type, prefix: str = "") -> Iterator[str]:
@@ -65,10 +77,11 @@ def _is_unknown_key(details: ErrorDetails) -> bool:
     return details["type"] in ("unexpected_keyword_argument", "invalid_key")
 
 
-def _message(root: type, values: Any, details: ErrorDetails) -> str:
-    """Return what one error of pydantic means in terms of keys and values of a recipe."""
+def _explain(root: type, values: Any, details: ErrorDetails) -> RecipeError:
+    """Return an error of pydantic in terms of keys and values of a recipe."""
     if _is_unknown_key(details):
-        return _unknown_key(".".join(map(str, details["loc"])), root)
+        key = ".".join(map(str, details["loc"]))
+        return RecipeError(_unknown_key(key, root), key)
     hint: Any = root
     key = ""
     # Behind the key, a location goes on into lists and the alternatives of a union.
@@ -80,10 +93,14 @@ def _message(root: type, values: Any, details: ErrorDetails) -> str:
         values = values.get(part) if isinstance(values, Mapping) else getattr(values, str(part))
         key = f"{key}.{part}" if key else str(part)
     if _section_kind(hint) is None:
-        return f"{key} must be {_described(hint)}, not {_shown(values)}"
+        return RecipeError(f"{key} must be {_described(hint)}, not {_shown(values)}", key)
     if details["type"] == "value_error":
-        return f"{key}.{details['ctx']['error']}" if key else str(details["ctx"]["error"])
-    return f"{key or 'a recipe'} must be a section with keys, not {_shown(values)}"
+        # The text begins with the name of the value, without its section.
+        text = f"{key}.{details['ctx']['error']}" if key else str(details["ctx"]["error"])
+        return RecipeError(text, text.split(" ")[0].rstrip(":"))
+    return RecipeError(
+        f"{key or 'a recipe'} must be a section with keys, not {_shown(values)}", key
+    )
 
 
 def _section_kind(hint: Any) -> type | None:

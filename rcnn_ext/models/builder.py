@@ -29,7 +29,7 @@ from rcnn_ext.models.faster_rcnn import ANCHOR_SIZES, FasterRCNN
 from rcnn_ext.models.poolers import RoIPooler
 
 _MLP_CHANNELS = 1024
-_ASPECT_RATIOS = (0.5, 1.0, 2.0)
+ASPECT_RATIOS = (0.5, 1.0, 2.0)
 
 
 def fast_rcnn(
@@ -109,7 +109,7 @@ def faster_rcnn(
     built = _build_parts(backbone, parts, num_classes=num_classes, progress=progress)
     anchors = AnchorGenerator(
         _anchor_sizes_per_level(parts.anchor_sizes, built.feature_maps),
-        _ASPECT_RATIOS if parts.aspect_ratios is None else parts.aspect_ratios,
+        ASPECT_RATIOS if parts.aspect_ratios is None else parts.aspect_ratios,
     )
     return FasterRCNN(
         built.backbone,

@@ -19,14 +19,13 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from rcnn_ext.models.anchors import AnchorGenerator
 from rcnn_ext.models.backbones import FPN_CHANNELS, build_fpn_backbone
-from rcnn_ext.models.builder import fast_rcnn, faster_rcnn
+from rcnn_ext.models.builder import ASPECT_RATIOS, fast_rcnn, faster_rcnn
 from rcnn_ext.models.fast_rcnn import FastRCNN
 from rcnn_ext.models.faster_rcnn import ANCHOR_SIZES, FasterRCNN
 from rcnn_ext.models.rpn import RPNHead
 from rcnn_ext.models.weights import fetch_state_dict, resolve_weights
 
 _COCO_CLASSES = 91
-_ASPECT_RATIOS = (0.5, 1.0, 2.0)
 
 # One map has as many anchors as all levels of a pyramid: the papers' numbers.
 _SINGLE_MAP_PROPOSALS = {
@@ -139,7 +138,7 @@ def fasterrcnn_resnet50_fpn_v2(
         pyramid_norm_layer=nn.BatchNorm2d,
         progress=progress,
     )
-    rpn_head = RPNHead(FPN_CHANNELS, len(_ASPECT_RATIOS), conv_depth=2)
+    rpn_head = RPNHead(FPN_CHANNELS, len(ASPECT_RATIOS), conv_depth=2)
     box_head = FastRCNNConvFCHead(
         (FPN_CHANNELS, 7, 7), [FPN_CHANNELS] * 4, [1024], norm_layer=nn.BatchNorm2d
     )
@@ -308,7 +307,7 @@ def _mobilenet_detector(
         progress=progress,
     )
     # Two levels of stride 32 and the pooled one: all sizes on each.
-    anchors = AnchorGenerator((ANCHOR_SIZES,) * 3, (_ASPECT_RATIOS,) * 3)
+    anchors = AnchorGenerator((ANCHOR_SIZES,) * 3, (ASPECT_RATIOS,) * 3)
     model = FasterRCNN(backbone, start.num_classes, rpn_anchor_generator=anchors, **options)
     start.load(model, progress)
     return model

@@ -78,7 +78,7 @@ class SearchedProposals:
         summary = precompute(images, self.cache)
         if processes.count > 1:
             distributed.barrier()
-        own = " by the first process" if processes.count > 1 else ""
+        own = " by the main process" if processes.count > 1 else ""
         processes.print_once(
             f"selective search: {summary.computed} images searched{own}, {summary.present} were in "
             f"{self.cache.folder}"
