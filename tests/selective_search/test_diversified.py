@@ -22,7 +22,7 @@ def settings_of(mode: str, seed: int = 0) -> SearchSettings:
 
 def grouping(image: np.ndarray, space: str, measures: str) -> tuple[np.ndarray, np.ndarray]:
     module = native.load()
-    names = {"C": "COLOUR", "T": "TEXTURE", "S": "SIZE", "F": "FILL"}
+    names = {"C": "COLOR", "T": "TEXTURE", "S": "SIZE", "F": "FILL"}
     ((boxes, sizes),) = module.diversified_search(
         image,
         factor=UNIT,
