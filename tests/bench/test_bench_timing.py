@@ -73,7 +73,7 @@ def test_short_calls_are_repeated_within_a_run() -> None:
     assert timings["a"].median == pytest.approx(1e-5)
 
 
-def test_budget_and_most_runs_bound_the_runs() -> None:
+def test_budget_and_max_runs_bound_the_runs() -> None:
     config = TimingConfig(min_run_time=0.01, budget=0.2, max_runs=12)
     assert len(time_interleaved([_contender("a", 0.001)], FakeClock(), config)["a"].seconds) == 12
     assert len(time_interleaved([_contender("a", 0.02)], FakeClock(), config)["a"].seconds) == 10

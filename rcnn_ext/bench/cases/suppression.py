@@ -180,7 +180,7 @@ class SoftNmsCase(Case):
 
 
 def _are_distinct(kept: Tensor, count: int) -> bool:
-    """Whether a result is a list of different boxes out of ``count``."""
+    """Return whether a result is a list of different boxes out of ``count``."""
     if kept.dim() != 1 or kept.dtype != torch.int64:
         return False
     if kept.numel() and (int(kept.min()) < 0 or int(kept.max()) >= count):
