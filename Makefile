@@ -5,7 +5,7 @@ VENV ?= .venv
 OUT ?= gpu-out
 DEMO_OUT ?= demo-out
 BENCH_ARGS ?=
-# A test process holds torch and the emulator, some 2 GB: at most four, however many cores there are.
+# Each test process holds torch and the emulator, so at most four, however many cores there are.
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
 BIN := $(VENV)/bin
