@@ -1,4 +1,8 @@
-"""Pairwise IoU. Kernels: ``csrc/box_iou/box_iou_cpu.cpp``, ``csrc/box_iou/box_iou_cuda.cu``."""
+"""Pairwise IoU.
+
+CPU: ``csrc/box_iou/box_iou_cpu.cpp``, kernels in ``csrc/box_iou/box_iou_cpu-inl.h``.
+CUDA: ``csrc/box_iou/box_iou_cuda.cu``.
+"""
 
 from __future__ import annotations
 

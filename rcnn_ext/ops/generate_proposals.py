@@ -1,7 +1,8 @@
 """Proposals from the maps of a region proposal network, a whole batch in one call.
 
-Kernels: ``csrc/generate_proposals/generate_proposals_cpu.cpp`` and
-``csrc/generate_proposals/generate_proposals_cuda.cu``.
+CPU: ``csrc/generate_proposals/generate_proposals_cpu.cpp``, kernels in
+``csrc/generate_proposals/generate_proposals_cpu-inl.h``.
+CUDA: ``csrc/generate_proposals/generate_proposals_cuda.cu``.
 """
 
 from __future__ import annotations

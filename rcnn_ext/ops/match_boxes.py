@@ -1,6 +1,9 @@
 """Matching of boxes to ground truth.
 
-Kernels: ``csrc/match_boxes/match_boxes_cpu.cpp``, ``csrc/match_boxes/match_boxes_cuda.cu``.
+CPU: ``csrc/match_boxes/match_boxes_cpu.cpp``, kernels in
+``csrc/match_boxes/match_boxes_cpu-inl.h`` and
+``csrc/match_boxes/match_boxes_blocks_cpu-inl.h``.
+CUDA: ``csrc/match_boxes/match_boxes_cuda.cu``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """RoIAlign over the levels of a feature pyramid.
 
-Kernels: ``csrc/multiscale_roi_align/multiscale_roi_align_cpu.cpp`` and
-``csrc/multiscale_roi_align/multiscale_roi_align_cuda.cu``.
+CPU: ``csrc/multiscale_roi_align/multiscale_roi_align_cpu.cpp``.
+CUDA: ``csrc/multiscale_roi_align/multiscale_roi_align_cuda.cu``.
+Both run the kernels of RoIAlign, see :mod:`rcnn_ext.ops.roi_align`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,10 @@
-"""Non-maximum suppression. Kernels: ``csrc/nms/nms_cpu.cpp``, ``csrc/nms/nms_cuda.cu``."""
+"""Non-maximum suppression.
+
+CPU: ``csrc/nms/nms_cpu.cpp``, kernels in ``csrc/nms/nms_cpu-inl.h``.
+CUDA: ``csrc/nms/nms_cuda.cu``, kernels in
+``csrc/nms/nms_chunk_cuda_kernels.cuh``, ``csrc/nms/nms_block_cuda_kernels.cuh`` and
+``csrc/nms/nms_score_order_cuda_kernels.cuh``.
+"""
 
 from __future__ import annotations
 

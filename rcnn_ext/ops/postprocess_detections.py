@@ -1,7 +1,8 @@
 """Detections from the predictions of a detector's second stage, a whole batch in one call.
 
-Kernels: ``csrc/postprocess_detections/postprocess_detections_cpu.cpp`` and
-``csrc/postprocess_detections/postprocess_detections_cuda.cu``.
+CPU: ``csrc/postprocess_detections/postprocess_detections_cpu.cpp``, kernels in
+``csrc/postprocess_detections/postprocess_detections_cpu-inl.h``.
+CUDA: ``csrc/postprocess_detections/postprocess_detections_cuda.cu``.
 """
 
 from __future__ import annotations

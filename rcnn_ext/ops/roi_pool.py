@@ -1,4 +1,9 @@
-"""RoIPool. Kernels: ``csrc/roi_pool/roi_pool_cpu.cpp``, ``csrc/roi_pool/roi_pool_cuda.cu``."""
+"""RoIPool.
+
+CPU: ``csrc/roi_pool/roi_pool_cpu.cpp``, kernels in ``csrc/roi_pool/roi_pool_cpu-inl.h``.
+CUDA: ``csrc/roi_pool/roi_pool_cuda.cu``, backward in
+``csrc/cuda/roi_gather/roi_gather.cuh``.
+"""
 
 from __future__ import annotations
 

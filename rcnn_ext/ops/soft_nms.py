@@ -1,6 +1,7 @@
 """Soft non-maximum suppression.
 
-Kernels: ``csrc/soft_nms/soft_nms_cpu.cpp``, ``csrc/soft_nms/soft_nms_cuda.cu``.
+CPU: ``csrc/soft_nms/soft_nms_cpu.cpp``, kernels in ``csrc/soft_nms/soft_nms_cpu-inl.h``.
+CUDA: ``csrc/soft_nms/soft_nms_cuda.cu``.
 """
 
 from __future__ import annotations
