@@ -238,10 +238,8 @@ def _legend(report: Report) -> str:
         lines += ["no counterpart: torchvision has no such operator; compare with the reference."]
     fallback = sorted(name for name, kind in report.backends.items() if kind != "native")
     if fallback:
-        lines.append(
-            "NO NATIVE KERNELS FOR, so the rows of rcnn_ext are the reference's: "
-            + ", ".join(fallback)
-        )
+        names = ", ".join(fallback)
+        lines.append(f"NO NATIVE KERNELS FOR {names}: there, rcnn_ext is the reference.")
     return "\n".join(lines)
 
 
