@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sigma",
         type=float,
         default=argparse.SUPPRESS,
-        help="deviation of the smoothing, in pixels (default: 0.9; other modes: 0.8)",
+        help="sigma of the Gaussian smoothing, in pixels (default: 0.9; other modes: 0.8)",
     )
     parser.add_argument(
         "--min-size",
