@@ -1,4 +1,4 @@
-"""Finds what can be broken in the source of a CUDA kernel, and puts it behind a number."""
+"""Find the mutations of the source of a CUDA kernel, and insert each behind a number."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class Mutant:
     """One change of the sources.
 
     Attributes:
-        number: that switches it on.
-        file: relative to csrc.
-        line: of the change.
+        number: Switches the mutant on.
+        file: Path relative to csrc.
+        line: Line of the change.
         kind: "barrier", "atomic", "bounds", "loop bound" or "clamp".
-        text: what was removed or weakened.
-        occurrence: which of those with this text in the file, from 1.
+        text: Removed or weakened text.
+        occurrence: Index among the equal texts of the file, from 1.
     """
 
     number: int
@@ -64,7 +64,7 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Edit:
-    """The text [begin, end) becomes ``before + text + after``."""
+    """Replace the text [begin, end) by ``before + text + after``."""
 
     begin: int
     end: int
@@ -74,7 +74,7 @@ class Edit:
 
 
 def function_bodies(source: str) -> Iterator[tuple[int, int]]:
-    """Where the bodies of the kernels and of ``DEVICE_FUNCTIONS`` lie."""
+    """Yield begin and end of the bodies of the kernels and of ``DEVICE_FUNCTIONS``."""
     names = "|".join(DEVICE_FUNCTIONS)
     starts = [m.start() for m in re.finditer(r"__global__", source)]
     starts += [
@@ -90,7 +90,7 @@ def function_bodies(source: str) -> Iterator[tuple[int, int]]:
 
 
 def closing(source: str, opening: int) -> int:
-    """The position after the bracket that closes the one at ``opening``."""
+    """Return the position after the bracket that closes the one at ``opening``."""
     pairs = {"(": ")", "{": "}", "[": "]"}
     stack = []
     for position in range(opening, len(source)):
@@ -104,7 +104,7 @@ def closing(source: str, opening: int) -> int:
 
 
 def split_top_level(text: str, separators: tuple[str, ...]) -> list[tuple[int, int, str]]:
-    """Parts of an expression outside of brackets: (begin, end, the separator before it)."""
+    """Split an expression outside of brackets into (begin, end, the separator before it)."""
     parts, begin, separator, position = [], 0, "", 0
     while position < len(text):
         if text[position] in "([{":
@@ -122,26 +122,26 @@ def split_top_level(text: str, separators: tuple[str, ...]) -> list[tuple[int, i
 
 
 def is_bounds_test(text: str) -> bool:
-    """Whether an operand compares by order (and is not a template's brackets)."""
+    """Return whether an operand compares by order (and is not a template's brackets)."""
     plain = re.sub(r"\b\w+_cast<[^<>]*>", "cast", text)
     return re.search(r"[^<>-](<=|>=|<|>)[^<>]", plain) is not None
 
 
 def without_comments(source: str) -> str:
-    """The source with comments blanked, every position kept."""
+    """Blank the comments of a source, keeping every position."""
     return re.sub(
         r"//[^\n]*|/\*.*?\*/", lambda m: re.sub(r"[^\n]", " ", m[0]), source, flags=re.DOTALL
     )
 
 
 def condition_edits(source: str, begin: int, end: int, leaves: bool) -> Iterator[Edit]:
-    """Each operand of a condition that tests bounds, as if it did not stand there.
+    """Yield an edit for each operand of a condition that tests bounds, which neutralizes it.
 
     Args:
-        source: of the file.
-        begin: of the condition.
-        end: of the condition.
-        leaves: the condition guards a return, continue or break and not what is protected.
+        source: Text of the file.
+        begin: Where the condition begins.
+        end: Where it ends.
+        leaves: The condition guards a return, continue or break and not the protected code.
     """
     condition = source[begin:end]
     operator = "||" if split_top_level(condition, ("||",))[1:] else "&&"
@@ -160,7 +160,7 @@ def condition_edits(source: str, begin: int, end: int, leaves: bool) -> Iterator
 
 
 def edits_of(source: str) -> list[Edit]:
-    """All changes of one file, none inside another."""
+    """Return all edits of one file."""
     clean = without_comments(source)
     found: list[Edit] = []
     for body_begin, body_end in function_bodies(clean):
@@ -221,7 +221,7 @@ def edits_of(source: str) -> list[Edit]:
 
 
 def mutate(source: str, file: Path, first_number: int) -> tuple[str, list[Mutant]]:
-    """The source with every change behind its number."""
+    """Return the source with every edit behind its number, and the mutants."""
     edits = edits_of(source)
     mutants, inserts = [], []
     for number, edit in enumerate(edits, first_number):

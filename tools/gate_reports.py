@@ -11,13 +11,13 @@ KERNEL_NAMES = "rcnn_ext"
 
 
 def last_line(text: str) -> str:
-    """Give the last line that is not empty."""
+    """Return the last line that is not empty."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "no output"
 
 
 def first_error(text: str) -> str:
-    """Give the first line that speaks of an error, or the last of all."""
+    """Return the first line about an error, or else the last line."""
     errors = [line.strip() for line in text.splitlines() if "error" in line.lower()]
     return errors[0] if errors else last_line(text)
 

@@ -1,4 +1,4 @@
-"""The stages of the GPU gate: what each runs, and how its outcome is read."""
+"""The stages of the GPU gate: the command of each, and how its outcome is judged."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Gpu:
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What the stages share.
+    """Shared input of the stages.
 
     Attributes:
         out: folder for the logs and the result.
@@ -90,7 +90,7 @@ class Finished:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What came of a stage.
+    """Result of a stage.
 
     Attributes:
         status: ``passed``, ``failed`` or ``missing``.
@@ -147,7 +147,7 @@ ARCHITECTURES = ("8.0", "9.0", "10.0")
 
 
 def architectures(capability: str) -> list[str]:
-    """Give the GPU's own and those of the report, as far as this nvcc knows them."""
+    """Return the architectures of the GPU and of the report that this nvcc knows."""
     nvcc = find_tool("nvcc")
     if nvcc is None:
         return [capability]

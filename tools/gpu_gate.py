@@ -51,7 +51,7 @@ _PROBE = (
 
 
 def find_gpu() -> Gpu | str:
-    """Give the first GPU that torch can use, or in one line why there is none.
+    """Return the first GPU that torch can use, or in one line why there is none.
 
     A process of its own asks: the gate itself holds no memory on the device.
     """
@@ -64,7 +64,7 @@ def find_gpu() -> Gpu | str:
 
 
 def time_limit(stages: Sequence[Stage], index: int, remaining: float) -> float:
-    """Give a stage all the time there is, less what later stages need at least.
+    """Return the time limit of a stage: all that is left, less what later stages need at least.
 
     Args:
         stages: all stages of the run.
@@ -166,7 +166,7 @@ def assemble(
 
 
 def format_result(result: dict[str, Any]) -> str:
-    """Give the table: a line for each stage, then the verdict."""
+    """Return the table: a line per stage, then the verdict."""
     rows = [("stage", "result", "seconds", "summary")]
     rows += [
         (stage["name"], stage["status"].upper(), f"{stage['seconds']:.1f}", stage["summary"])
@@ -185,7 +185,7 @@ def format_result(result: dict[str, Any]) -> str:
 
 
 def choose(names: str | None) -> tuple[Stage, ...]:
-    """Give the stages of a comma-separated list, in the gate's order; all for None."""
+    """Return the stages of a comma-separated list, in the gate's order; all for None."""
     if names is None:
         return STAGES
     wanted = names.split(",")

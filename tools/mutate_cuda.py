@@ -1,4 +1,4 @@
-"""Show that the emulated tests can fail: break the CUDA kernels and see who notices.
+"""Mutation testing of the CUDA kernels by the emulated tests.
 
 Removes each barrier, each atomic and each bounds test of the kernels in turn, runs the comparisons
 of tests/emulation/test_kernels.py on each mutant, first as they are and then under
@@ -78,8 +78,7 @@ EXCHANGED = (
     "does not order memory, which emulation has in order anyway"
 )
 
-# (file, mutated text, which of those in the file) -> why nothing can tell the mutant from the
-# original.
+# (file, mutated text, occurrence in the file) -> why the mutant is equivalent to the original.
 EXPLAINED = {
     ("quad.cuh", "i < tiles", 1): "one more round, of the last channel again, written by nobody",
     ("quad.cuh", "pass < tile.bins", 1): "one more round, without a bin",
@@ -134,8 +133,8 @@ EXPLAINED = {
     ),
 }
 
-# The same for what is not examined at all: it decides how much a kernel does and not what it gives,
-# so that no test of results can notice.
+# (file, mutated text, occurrence) -> reason, for mutants that are not examined: they change how
+# much work a kernel does and not its result, so no test of results can notice.
 WORK_SAVED = {
     ("roi_gather.cuh", "task.key < range.x", 1): "a round without the tile's image",
     ("roi_gather.cuh", "task.key > range.y", 1): "a round without the tile's image",
@@ -173,7 +172,7 @@ WORK_SAVED = {
 
 
 def make_sources(folder: Path) -> list[Mutant]:
-    """A copy of csrc with all mutants in it."""
+    """Write a copy of csrc with all mutants in it."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(REPOSITORY / "csrc", folder)
     (folder / "mutants.h").write_text(
@@ -189,7 +188,7 @@ def make_sources(folder: Path) -> list[Mutant]:
 
 
 class Server:
-    """A process that has a library, the cases and the references' results loaded."""
+    """A process with a library, the cases and the references' results loaded."""
 
     def __init__(self, library: Path, sanitize: bool) -> None:
         environment = dict(address_sanitizer_environment() if sanitize else os.environ)
@@ -200,7 +199,7 @@ class Server:
         )
 
     def ask(self, number: int, operators: tuple[str, ...]) -> str | None:
-        """What the first comparison that fails says, or None when all agree."""
+        """Return the message of the first comparison that fails, or None if all agree."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(json.dumps([number, operators]), file=self._process.stdin, flush=True)
@@ -258,7 +257,7 @@ def serve(sanitize: bool) -> None:
 
 
 def in_a_few_words(error: BaseException) -> str:
-    """What a failed comparison says, without what differs from seed to seed."""
+    """Shorten the message of a failed comparison, without details that depend on the seed."""
     text = str(error).strip() or type(error).__name__
     if "are not close" in text or "are not equal" in text or "mismatch" in text:
         return "a wrong result"
@@ -269,12 +268,12 @@ def in_a_few_words(error: BaseException) -> str:
 
 
 def operators_of(mutant: Mutant) -> tuple[str, ...]:
-    """Those whose cases run through the mutant's file."""
+    """Return the operators whose cases run through the mutant's file."""
     return OPERATORS.get(mutant.file.name, ROI_OPERATORS)
 
 
 def is_chosen(mutant: Mutant, patterns: list[str], numbers: list[int] | None) -> bool:
-    """Whether the command line asks for a mutant."""
+    """Return whether the command line selects a mutant."""
     file = mutant.file
     named = any(
         fnmatch.fnmatch(file.as_posix(), p) or fnmatch.fnmatch(file.name, p) for p in patterns
@@ -284,7 +283,7 @@ def is_chosen(mutant: Mutant, patterns: list[str], numbers: list[int] | None) ->
 
 @dataclass(frozen=True)
 class Row:
-    """A mutant, and who catches it; None where it survives."""
+    """A mutant and the check that catches it; None if it survives."""
 
     mutant: Mutant
     caught_by: str | None
@@ -301,10 +300,10 @@ def examine(mutant: Mutant, servers: dict[bool, Server]) -> Row:
 
 
 def earlier_rows(table: Path, mutants: list[Mutant]) -> list[Row]:
-    """What a table says of mutants, which are all that their files have.
+    """Read the verdicts on mutants, all those of their files, from an earlier table.
 
     Raises:
-        SystemExit: it is of other mutants.
+        SystemExit: The table has other mutants for one of the files.
     """
     told: dict[str, list[tuple[str, str, str]]] = {}
     for line in table.read_text().splitlines():
@@ -324,7 +323,7 @@ def earlier_rows(table: Path, mutants: list[Mutant]) -> list[Row]:
 
 
 def report(rows: list[Row]) -> tuple[str, bool]:
-    """The table, and whether it is good enough."""
+    """Return the table, and whether enough mutants are caught and all survivors explained."""
     lines = ["| mutant | kind | removed or weakened | caught by |", "| --- | --- | --- | --- |"]
     unexplained = 0
     for row in rows:
@@ -353,7 +352,7 @@ def report(rows: list[Row]) -> tuple[str, bool]:
 
 
 def main() -> int:
-    """Run the whole of it."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--list", action="store_true", help="only list the mutants")
     parser.add_argument("--numbers", type=int, nargs="+", help="of mutants to examine alone")

@@ -55,7 +55,7 @@ def iou_calls() -> Iterator[Call]:
 
 
 def match_calls() -> Iterator[Call]:
-    """Matching of batches of 1 and 3 images, around the sizes of tiles; boxes of no extent, NaN."""
+    """Yield match_boxes on batches of 1 and 3 images, around tile sizes; empty boxes, NaN."""
     for count, gts, images in itertools.product(COUNTS, (1, 0, 129, 7), (1, 3)):
 
         def work(
@@ -175,7 +175,7 @@ def proposal_calls() -> Iterator[Call]:
 
 
 def detection_calls() -> Iterator[Call]:
-    """Detections of three images, per class and class-agnostic, with RoIs of no image."""
+    """Yield detections of three images, per class and class-agnostic, RoIs of no image."""
     for count, agnostic in itertools.product(COUNTS, (False, True)):
 
         def work(
@@ -268,7 +268,7 @@ def bad_index_calls() -> Iterator[Call]:
 
 
 def interleaved() -> list[Call]:
-    """Give all calls, the families in turn."""
+    """Return all calls, alternating between the families."""
     families = (
         iou_calls(),
         match_calls(),

@@ -1,4 +1,4 @@
-// Argument checks of the native operators, phrased once. std::runtime_error reaches Python as
+// Argument checks of the native operators. std::runtime_error reaches Python as
 // RuntimeError, as from PyTorch's own operators, and std::out_of_range as IndexError.
 #pragma once
 
@@ -30,8 +30,8 @@ std::string concatenate(const Parts&... parts) {
     }                                                                 \
   } while (false)
 
-// For calls into torch's stable C interface. torch 2.11 has only the second, whose message does not
-// say what went wrong inside.
+// For calls into torch's stable C interface. torch 2.11 has only TORCH_ERROR_CODE_CHECK, whose
+// message lacks the cause.
 #ifdef STABLE_TORCH_ERROR_CODE_CHECK
 #define RCNN_CHECK_CALL STABLE_TORCH_ERROR_CODE_CHECK
 #else
@@ -94,7 +94,7 @@ inline void check_boxes(const Tensor& boxes, const char* op, const char* argumen
              " of shape [N, 4], got ", shape_of(boxes));
 }
 
-// One number a box, such as scores: [N]
+// One value per box, such as scores: [N]
 inline void check_per_box(const Tensor& values, const Tensor& boxes, const char* op,
                           const char* argument) {
   RCNN_CHECK(values.dim() == 1 && values.size(0) == boxes.size(0), op, ": expected ", argument,
@@ -102,10 +102,10 @@ inline void check_per_box(const Tensor& values, const Tensor& boxes, const char*
   check_same_device(values, boxes, op, argument, "boxes");
 }
 
-// Tables of taps count rows and columns in 32 bits.
+// Sampling weights index rows and columns with 32 bits.
 inline void check_side_lengths(int64_t height, int64_t width, const char* op) {
-  constexpr int64_t kLongest = std::numeric_limits<int32_t>::max();
-  RCNN_CHECK(height <= kLongest && width <= kLongest, op,
+  constexpr int64_t kMaxSide = std::numeric_limits<int32_t>::max();
+  RCNN_CHECK(height <= kMaxSide && width <= kMaxSide, op,
              ": expected an input of at most 2^31 - 1 rows and columns, got ", height, " x ",
              width);
 }
@@ -161,7 +161,7 @@ inline void check_pooled_gradient(const Tensor& grad, const Tensor& rois, int64_
 }
 
 // RoIs, [K, 5] contiguous, on the CPU: an index outside the batch is an error there. (A CUDA kernel
-// cannot tell without a synchronisation; it gives zeros for such a RoI.)
+// cannot tell without a synchronization; it gives zeros for such a RoI.)
 template <class T>
 void check_batch_indices(const T* rois, int64_t count, int64_t batch_size, const char* op) {
   for (int64_t k = 0; k < count; ++k) {

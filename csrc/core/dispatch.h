@@ -59,7 +59,7 @@ void dispatch_floating(ScalarType type, const char* op, Function&& function) {
   }
 }
 
-// The same with int64 as well.
+// Calls function(TypeTag<T>) with T the floating type of `type`, or int64_t.
 template <class Function>
 void dispatch_floating_and_int64(ScalarType type, const char* op, Function&& function) {
   if (type == ScalarType::Long) return function(TypeTag<int64_t>{});

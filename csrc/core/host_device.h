@@ -1,4 +1,4 @@
-// Marks for functions that the CPU and the CUDA kernels share.
+// Function attributes: for functions that the CPU and CUDA kernels share, and for inlining.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -23,7 +23,7 @@
 #define RCNN_NO_INLINE __attribute__((noinline))
 #endif
 
-// A condition that seldom holds.
+// A condition that rarely holds.
 #if defined(__GNUC__)
 #define RCNN_UNLIKELY(condition) __builtin_expect(!!(condition), 0)
 #else

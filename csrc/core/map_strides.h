@@ -1,4 +1,4 @@
-// Where a dense map keeps its elements, in either layout.
+// The strides of a dense map in either layout.
 #pragma once
 
 #include <cstdint>

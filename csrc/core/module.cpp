@@ -53,8 +53,9 @@ PyObject* use_instruction_set(PyObject*, PyObject* name) {
 
 PyMethodDef kMethods[] = {
     {"instruction_set", instruction_set, METH_NOARGS, "The instruction set that kernels use."},
-    {"instruction_sets", instruction_sets, METH_NOARGS, "Those that this processor has."},
-    {"use_instruction_set", use_instruction_set, METH_O, "Chooses one by its name."},
+    {"instruction_sets", instruction_sets, METH_NOARGS,
+     "The instruction sets of this processor, ascending."},
+    {"use_instruction_set", use_instruction_set, METH_O, "Choose an instruction set by its name."},
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace

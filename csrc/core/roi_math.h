@@ -109,7 +109,8 @@ RCNN_HOST_DEVICE SampleRange samples_within(const AlignAxis<T>& axis, int64_t bi
   return {static_cast<int64_t>(first), static_cast<int64_t>(last)};
 }
 
-// Which level of a pyramid fits a RoI of which size. Levels are numbered by log2 of their stride.
+// Assigns RoIs to the levels of a pyramid by their size. Levels are numbered by log2 of their
+// stride.
 struct PyramidRule {
   int64_t finest, coarsest;  // level
   double canonical_scale;    // side of a RoI, image pixels
@@ -117,7 +118,7 @@ struct PyramidRule {
   int64_t levels;            // feature maps
 };
 
-// The place of a RoI's level among the feature maps, the finest first. Lin et al., "Feature Pyramid
+// The index of a RoI's level among the feature maps, finest first. Lin et al., "Feature Pyramid
 // Networks", CVPR 2017, equation 1; in torchvision's order of operations, with its small number
 // that keeps a RoI of just the canonical side from rounding a level down. NaN goes to the finest.
 // roi: [5] (batch index, x1, y1, x2, y2), image pixels
@@ -127,9 +128,9 @@ RCNN_HOST_DEVICE int64_t pyramid_level(const T* roi, const PyramidRule& rule) {
   const T level =
       std::floor(T(rule.canonical_level) + std::log2(side / T(rule.canonical_scale)) + T(1e-6));
   if (!(level > T(rule.finest))) return 0;
-  const int64_t place =
+  const int64_t index =
       (level < T(rule.coarsest) ? static_cast<int64_t>(level) : rule.coarsest) - rule.finest;
-  return place < rule.levels ? place : rule.levels - 1;
+  return index < rule.levels ? index : rule.levels - 1;
 }
 
 // One axis of a RoI that RoIPool divides into bins. Girshick, "Fast R-CNN", ICCV 2015.

@@ -22,7 +22,7 @@ inline Tensor empty_on_device_of(const Tensor& like, std::initializer_list<int64
                               dtype, std::nullopt, like.device(), std::nullopt, format);
 }
 
-// The tensor itself where it already has the dtype and is contiguous.
+// The tensor as a contiguous one of a dtype: itself where it already is.
 inline Tensor contiguous_as(const Tensor& tensor, ScalarType dtype) {
   const Tensor converted =
       tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
@@ -30,8 +30,8 @@ inline Tensor contiguous_as(const Tensor& tensor, ScalarType dtype) {
 }
 
 // Dense with channels innermost and no copy needed to read it so: [N, C, H, W]. A tensor that is
-// both (C = 1, or H = W = 1) counts as contiguous; rcnn_ext/_memory_format.py states the same rule for
-// fake tensors.
+// both (C = 1, or H = W = 1) counts as contiguous; rcnn_ext/_memory_format.py states the same rule
+// for fake tensors.
 inline bool is_channels_last(const Tensor& tensor) {
   if (tensor.is_contiguous()) return false;
   const auto sizes = tensor.sizes();
@@ -55,7 +55,7 @@ inline DenseMap dense_map(const Tensor& tensor) {
   return {tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor), false};
 }
 
-// A dense map in the layout asked for.
+// A dense map in the given layout.
 inline Tensor dense_map_as(const Tensor& tensor, bool channels_last) {
   const MemoryFormat format = channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
   return torch::stable::contiguous(tensor, format);
@@ -67,8 +67,8 @@ inline Tensor empty_map(const Tensor& like, std::initializer_list<int64_t> shape
                             channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
-// An operator by name, for those that torch/csrc/stable/ops.h of torch 2.11 lacks: all arguments of
-// its schema in order, defaults included. It returns one tensor.
+// Calls an operator by name, for those that torch/csrc/stable/ops.h of torch 2.11 lacks, with all
+// arguments of its schema in order, defaults included. Returns the operator's one tensor.
 template <class... Arguments>
 Tensor call_operator(const char* name, const Arguments&... arguments) {
   std::array<StableIValue, sizeof...(Arguments)> stack{torch::stable::detail::from(arguments)...};
@@ -80,8 +80,8 @@ struct Sorted {
   Tensor values, indices;
 };
 
-// Along an axis; equal values keep their order. NaN counts as the largest number on the CPU; on
-// CUDA the bits of a NaN decide.
+// Sorts along an axis; equal values keep their order. NaN counts as the largest number on the CPU;
+// on CUDA the bits of a NaN decide.
 inline Sorted stable_sort(const Tensor& values, int64_t axis, bool descending) {
   std::array<StableIValue, 4> stack{
       torch::stable::detail::from(values), torch::stable::detail::from(std::optional<bool>(true)),
@@ -100,24 +100,24 @@ inline Tensor select_rows(const Tensor& values, const Tensor& indices) {
   return call_operator("aten::index_select", values, int64_t{0}, indices);
 }
 
-// A tensor of one int64, read by the host: on CUDA a synchronisation.
+// A tensor of one int64, read by the host: on CUDA this synchronizes.
 inline int64_t read_number(const Tensor& tensor) {
   int64_t number = 0;
   RCNN_CHECK_CALL(aoti_torch_item_int64(tensor.get(), &number));
   return number;
 }
 
-// The values where mask is true. On CUDA this synchronises: the size of the result is data.
+// The values where mask is true. On CUDA this synchronizes: the size of the result is data.
 inline Tensor masked_select(const Tensor& values, const Tensor& mask) {
   return call_operator("aten::masked_select", values, mask);
 }
 
-// PyTorch's own functions, where a kernel's results are to have their bits.
+// PyTorch's own functions, for results that have to equal PyTorch's bit for bit.
 inline Tensor sigmoid(const Tensor& values) { return call_operator("aten::sigmoid", values); }
 
 inline Tensor exponential(const Tensor& values) { return call_operator("aten::exp", values); }
 
-// Along the last axis.
+// Softmax along the last axis.
 inline Tensor softmax(const Tensor& values) {
   return call_operator("aten::_softmax", values, values.dim() - 1, false);
 }

@@ -173,7 +173,7 @@ def test_an_impossible_block(toys, block):
         )),
     ],
 )  # fmt: skip
-def test_undefined_behaviour(toys, kernel, value, what):
+def test_undefined_behavior(toys, kernel, value, what):
     message = toys.error(kernel, [value] * 8, block=(1, 1, 1))
     assert names_the_place(message, kernel, r"\(0, 0, 0\)")
     assert what in message

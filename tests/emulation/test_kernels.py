@@ -51,7 +51,7 @@ SCHEDULED = [
 
 @functools.cache
 def expected_of(case: Case) -> tuple[torch.Tensor, ...]:
-    """What the reference gives."""
+    """Return the results of the reference."""
     with use_backend("reference"):
         return case.run(for_reference=True)
 

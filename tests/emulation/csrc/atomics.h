@@ -20,7 +20,7 @@ void check_aligned(T* address) {
 template <class T, class Change>
 T exchange_atomically(T* address, Change change) {
   check_aligned(address);
-  may_switch();
+  yield_point();
   const T old = *address;
   *address = change(old);
   return old;
@@ -75,6 +75,6 @@ inline float4 atomicAdd(float4* address, float4 value) {
           atomicAdd(&address->z, value.z), atomicAdd(&address->w, value.w)};
 }
 
-inline void __threadfence() { rcnn_emulation::may_switch(); }
-inline void __threadfence_block() { rcnn_emulation::may_switch(); }
-inline void __threadfence_system() { rcnn_emulation::may_switch(); }
+inline void __threadfence() { rcnn_emulation::yield_point(); }
+inline void __threadfence_block() { rcnn_emulation::yield_point(); }
+inline void __threadfence_system() { rcnn_emulation::yield_point(); }

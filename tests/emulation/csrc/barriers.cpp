@@ -19,10 +19,10 @@ int Machine::wait_at_barrier(Barrier kind, int predicate, const char* file, int 
   for (unsigned t = 0; at_barrier_ > 0 && t < count_; ++t) {
     const Thread& other = threads_[t];
     if (&other == self || other.state != State::kAtBarrier) continue;
-    // All that wait do so at one place; so one comparison is enough.
+    // All that wait do so at one call site, so one comparison is enough.
     if (other.line != line || other.barrier != kind || std::strcmp(other.file, file) != 0) {
-      fail(whereabouts(*self) + ", but thread " + text_of(other.index) + " " + whereabouts(other) +
-           ": the barrier is not reached by all threads of the block");
+      fail(describe_state(*self) + ", but thread " + text_of(other.index) + " " +
+           describe_state(other) + ": the barrier is not reached by all threads of the block");
     }
     break;
   }
@@ -54,24 +54,24 @@ uint64_t Machine::wait_for_lanes(Collective kind, unsigned mask, uint64_t value,
   self->file = file;
   self->line = line;
   const unsigned warp = static_cast<unsigned>(self - threads_.data()) / kWarp;
-  if ((mask >> lane() & 1) == 0) fail(whereabouts(*self) + ", which does not name its own lane");
+  if ((mask >> lane() & 1) == 0) fail(describe_state(*self) + ", which does not name its own lane");
   bool all_here = true;
   for (unsigned l = 0; l < kWarp; ++l) {
     if ((mask >> l & 1) == 0) continue;
     if (warp * kWarp + l >= count_) {
-      fail(whereabouts(*self) + ", which names lane " + std::to_string(l) +
+      fail(describe_state(*self) + ", which names lane " + std::to_string(l) +
            ": the block has no such thread");
     }
     const Thread& other = lane_of(warp, l);
     if (other.state == State::kExited) {
-      fail(whereabouts(*self) + ", which names lane " + std::to_string(l) + ": thread " +
+      fail(describe_state(*self) + ", which names lane " + std::to_string(l) + ": thread " +
            text_of(other.index) + " has exited");
     }
     if (other.state != State::kInCollective) {
       all_here = false;
     } else if (other.collective != kind || other.mask != mask) {
-      fail(whereabouts(*self) + ", which names lane " + std::to_string(l) + ": thread " +
-           text_of(other.index) + " " + whereabouts(other));
+      fail(describe_state(*self) + ", which names lane " + std::to_string(l) + ": thread " +
+           text_of(other.index) + " " + describe_state(other));
     }
   }
   if (all_here) finish_collective(warp, mask);
@@ -88,7 +88,7 @@ void Machine::finish_collective(unsigned warp, unsigned mask) {
   const auto value = [&](unsigned l) { return lane_of(warp, l).value; };
   const Collective kind = lane_of(warp, lanes[0]).collective;
 
-  // What all lanes get, but for shuffles and match_any.
+  // The result of all lanes, except for shuffles and match_any.
   uint64_t common = 0;
   switch (kind) {
     case Collective::kSync:
@@ -137,7 +137,7 @@ void Machine::finish_collective(unsigned warp, unsigned mask) {
         if (value(lanes[j]) == thread.value) thread.result |= uint64_t{1} << lanes[j];
       }
     } else if (kind == Collective::kShuffle) {
-      // What a lane outside of the mask would give is undefined.
+      // The value of a lane outside the mask is undefined.
       const bool defined = thread.source < kWarp && (mask >> thread.source & 1) != 0;
       std::memset(&thread.result, poison_byte(), sizeof(thread.result));
       if (defined) thread.result = value(thread.source);
@@ -150,7 +150,7 @@ void Machine::finish_collective(unsigned warp, unsigned mask) {
   }
 }
 
-// Nobody can run. Prefers to speak of a warp collective, which is what holds up the barrier too.
+// No thread can run. Reports a warp collective first, since it holds up the barrier too.
 void Machine::report_deadlock() {
   for (unsigned t = 0; t < count_; ++t) {
     const Thread& thread = threads_[t];
@@ -158,9 +158,9 @@ void Machine::report_deadlock() {
     for (unsigned l = 0; l < kWarp; ++l) {
       const Thread& other = lane_of(t / kWarp, l);
       if ((thread.mask >> l & 1) == 0 || other.state == State::kInCollective) continue;
-      throw std::runtime_error(place_of(thread) + ": " + whereabouts(thread) + ", but lane " +
+      throw std::runtime_error(location_of(thread) + ": " + describe_state(thread) + ", but lane " +
                                std::to_string(l) + ", which the mask names, does not arrive: it " +
-                               whereabouts(other));
+                               describe_state(other));
     }
   }
   for (unsigned t = 0; t < count_; ++t) {
@@ -169,9 +169,9 @@ void Machine::report_deadlock() {
     for (unsigned o = 0; o < count_; ++o) {
       const Thread& other = threads_[o];
       if (other.state == State::kAtBarrier) continue;
-      throw std::runtime_error(place_of(thread) + ": " + whereabouts(thread) + ", but thread " +
-                               text_of(other.index) + " never reaches it: it " +
-                               whereabouts(other));
+      throw std::runtime_error(location_of(thread) + ": " + describe_state(thread) +
+                               ", but thread " + text_of(other.index) + " never reaches it: it " +
+                               describe_state(other));
     }
   }
   throw std::runtime_error(std::string(request_.name) + ": no thread can go on");

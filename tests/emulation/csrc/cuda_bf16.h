@@ -1,4 +1,4 @@
-// What a .cu file finds as <cuda_bf16.h> in the emulated build; see cuda_fp16.h.
+// <cuda_bf16.h> of the emulated build; see cuda_fp16.h.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>

@@ -1,4 +1,4 @@
-// What a .cu file finds as <cuda_fp16.h> in the emulated build: the part that kernels use, over
+// <cuda_fp16.h> of the emulated build: the part that kernels use, over
 // PyTorch's half, which is plain C++. (CUDA's own header would tie the build to a toolkit.)
 #pragma once
 

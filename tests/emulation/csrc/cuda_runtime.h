@@ -1,5 +1,5 @@
-// What a .cu file finds as <cuda_runtime.h> in the emulated build: CUDA's keywords, types, built-in
-// variables and functions, answered on a CPU.
+// <cuda_runtime.h> of the emulated build: CUDA's keywords, types, built-in
+// variables and functions, implemented on a CPU.
 #pragma once
 
 #include <algorithm>

@@ -6,8 +6,8 @@
 #include "sanitizer.h"
 
 #if !defined(RCNN_EMULATION_UCONTEXT)
-// Saves what a call must preserve on the running stack, stores its stack pointer in *from, and goes
-// on from the stack pointer `to` in the same way.
+// Saves the callee-saved registers on the running stack, stores its stack pointer in *from,
+// switches to the stack pointer `to` and restores the registers from there.
 extern "C" __attribute__((visibility("hidden"))) void rcnn_emulation_switch_stack(void** from,
                                                                                   void* to);
 #if defined(__x86_64__)
@@ -75,8 +75,8 @@ rcnn_emulation_switch_stack:
 namespace rcnn_emulation {
 namespace {
 
-// Who left for the fiber that runs now: on arrival AddressSanitizer names the stack it came from,
-// which is how the extent of the first, borrowed stack becomes known.
+// The fiber that switched to the running one: on arrival AddressSanitizer names the stack it came
+// from, which is how the extent of the first, borrowed stack becomes known.
 Fiber* previous = nullptr;
 
 }  // namespace

@@ -1,8 +1,9 @@
-// The host side of csrc/cuda/launch.cuh in the emulated build: the same names, answered on a
-// CPU. Compiled with `g++ -x c++ -DRCNN_EMULATION -I tests/emulation/csrc`; tests/emulation/build.py does
-// it. The operators become a library of their own, rcnn_ext_emulated, on the CPU dispatch key.
+// The host side of csrc/cuda/launch.cuh in the emulated build: the names of that header,
+// implemented on a CPU. Compiled with `g++ -x c++ -DRCNN_EMULATION -I tests/emulation/csrc`;
+// tests/helpers/emulation/build.py does it. The operators become a library of their own,
+// rcnn_ext_emulated, on the CPU dispatch key.
 //
-// What stands for device-wide primitives: csrc/core/stable_ops.h sorts, selects and gathers
+// Device-wide primitives need no emulation: csrc/core/stable_ops.h sorts, selects and gathers
 // through PyTorch's dispatcher, which runs its CPU operators for the CPU tensors of this build.
 #pragma once
 
@@ -29,7 +30,7 @@ void start_kernel(const char* name, void (*kernel)(Parameters...), dim3 grid, di
   rcnn_emulation::launch<Parameters...>(name, kernel, grid, block, shared_bytes, parameters...);
 }
 
-// For most seeds so few that every loop over a grid goes round.
+// For most seeds so few that every grid-stride loop takes several rounds.
 inline int64_t max_blocks(int64_t limit) { return rcnn_emulation::max_blocks(limit); }
 
 }  // namespace rcnn_ext

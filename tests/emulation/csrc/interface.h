@@ -1,4 +1,4 @@
-// What tests/emulation calls through ctypes.
+// The functions that tests/helpers/emulation/backend.py calls through ctypes.
 #pragma once
 
 #include <cstddef>
@@ -8,13 +8,14 @@
 
 // The schedules from here on are those of `seed`.
 RCNN_EXPORT void rcnn_emulation_set_seed(uint64_t seed);
-// Launches since then.
+// Launches since rcnn_emulation_set_seed().
 RCNN_EXPORT uint64_t rcnn_emulation_launches();
 // The byte that the seed fills unwritten memory with.
 RCNN_EXPORT int rcnn_emulation_poison_byte();
 // Memory between guard zones, filled with a byte; null where there is none.
 RCNN_EXPORT void* rcnn_emulation_allocate(size_t bytes, int fill);
-// What is wrong with its guard zones; an empty text when nothing is. Valid until the next call.
+// Releases it. A message where its guard zones were written to, else an empty text; valid until the
+// next call.
 RCNN_EXPORT const char* rcnn_emulation_release(void* data);
 // An error that was found outside of a launch since the last call, or an empty text.
 RCNN_EXPORT const char* rcnn_emulation_take_error();

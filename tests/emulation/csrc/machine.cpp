@@ -42,21 +42,21 @@ void Machine::check_limits(const LaunchRequest& request) const {
                              " blocks cannot be launched");
   }
   const uint64_t threads = uint64_t{block.x} * block.y * block.z;
-  if (threads == 0 || threads > kMostThreads || block.z > 64) {
+  if (threads == 0 || threads > kMaxThreads || block.z > 64) {
     throw std::runtime_error(name + ": a block of " +
                              format("%llu x %llu x %llu", block.x, block.y, block.z) +
                              " threads cannot be launched");
   }
   size_t bytes = 0;
   for (const Region& region : static_shared_) bytes += region.size;
-  if (bytes > kMostStaticShared) {
+  if (bytes > kMaxStaticShared) {
     throw std::runtime_error(name + format(": %llu bytes of static shared memory, of at most %llu",
-                                           bytes, kMostStaticShared));
+                                           bytes, kMaxStaticShared));
   }
-  if (bytes + request.dynamic_shared_bytes > kMostShared) {
+  if (bytes + request.dynamic_shared_bytes > kMaxShared) {
     throw std::runtime_error(
         name + format(": %llu bytes of static and %llu of dynamic shared memory, of at most %llu",
-                      bytes, request.dynamic_shared_bytes, kMostShared));
+                      bytes, request.dynamic_shared_bytes, kMaxShared));
   }
 }
 
@@ -71,12 +71,12 @@ void Machine::run(const LaunchRequest& request) {
   gridDim = request.grid;
   count_ = request.block.x * request.block.y * request.block.z;
   if (stacks_ == nullptr) {
-    void* const memory = mmap(nullptr, kMostThreads * kStack, PROT_READ | PROT_WRITE,
+    void* const memory = mmap(nullptr, kMaxThreads * kStack, PROT_READ | PROT_WRITE,
                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) throw std::runtime_error("emulation: no memory for the stacks");
     stacks_ = static_cast<unsigned char*>(memory);
-    for (unsigned t = 0; t < kMostThreads; ++t) mprotect(stacks_ + t * kStack, kPage, PROT_NONE);
-    threads_.resize(kMostThreads);
+    for (unsigned t = 0; t < kMaxThreads; ++t) mprotect(stacks_ + t * kStack, kPage, PROT_NONE);
+    threads_.resize(kMaxThreads);
   }
   const size_t bytes = request.dynamic_shared_bytes;
   dynamic_shared_ = bytes == 0 ? nullptr : allocate_guarded(bytes, poison_byte());
@@ -219,27 +219,27 @@ void Machine::thread_main() {
   __builtin_unreachable();
 }
 
-void Machine::may_switch() {
+void Machine::yield_point() {
   if (current_ == nullptr || random_.below(4) != 0) return;
   ready_.push_front(current_);
   std::swap(ready_.front(), ready_[random_.below(ready_.size())]);
   leave();
 }
 
-std::string Machine::place_of(const Thread& thread) const {
+std::string Machine::location_of(const Thread& thread) const {
   return std::string(request_.name) + ", block " + text_of(blockIdx) + ", thread " +
          text_of(thread.index);
 }
 
-std::string Machine::place() const { return place_of(*current_); }
+std::string Machine::location() const { return location_of(*current_); }
 
 void Machine::fail(const std::string& what) {
-  fail_later(place() + ": " + what);
+  record_error(location() + ": " + what);
   leave(/*abandoned=*/true);
   __builtin_unreachable();
 }
 
-void Machine::fail_later(const std::string& message) {
+void Machine::record_error(const std::string& message) {
   std::string& error = scheduler_ == nullptr ? pending_error : error_;
   if (error.empty()) error = message;
 }

@@ -1,4 +1,4 @@
-// The threads of the block that runs, and who runs next.
+// The threads of the running block, and the scheduler that picks the next to run.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,7 @@ struct Thread {
   Fiber fiber;
   State state;
   uint3 index;
-  // What it waits for: a barrier or a collective, called at file:line.
+  // The barrier or collective that it waits for, called at file:line.
   Barrier barrier;
   Collective collective;
   unsigned mask, source;
@@ -29,18 +29,18 @@ struct Thread {
   uint64_t result;
 };
 
-// Everything about the launch that runs.
+// The running launch.
 class Machine {
  public:
   void run(const LaunchRequest& request);
   int wait_at_barrier(Barrier kind, int predicate, const char* file, int line);
   uint64_t wait_for_lanes(Collective kind, unsigned mask, uint64_t value, unsigned source,
                           const char* file, int line);
-  void may_switch();
+  void yield_point();
   [[noreturn]] void fail(const std::string& what);
-  void fail_later(const std::string& message);
+  void record_error(const std::string& message);
   [[noreturn]] void thread_main();
-  std::string place() const;
+  std::string location() const;
   unsigned lane() const { return static_cast<unsigned>(current_ - threads_.data()) % kWarp; }
   void* dynamic_shared() const { return dynamic_shared_; }
   bool on_fiber() const { return current_ != nullptr; }
@@ -59,7 +59,7 @@ class Machine {
   void insert_ready(Thread* thread);
   void leave(bool abandoned = false);
   [[noreturn]] void report_deadlock();
-  std::string place_of(const Thread& thread) const;
+  std::string location_of(const Thread& thread) const;
   Thread& lane_of(unsigned warp, unsigned lane) { return threads_[warp * kWarp + lane]; }
 
   LaunchRequest request_{};

@@ -118,7 +118,7 @@ unsigned char* allocate_guarded(size_t bytes, int fill) {
   auto* const mapping = static_cast<unsigned char*>(memory);
   unsigned char* const end = mapping + kGuard + pages;
   unsigned char* const data = end - space;
-  // What shares pages with the data cannot be protected: sentinels there.
+  // Bytes that share a page with the data cannot be protected: they hold sentinels.
   std::memset(mapping + kGuard, kSentinel, pages - space);
   std::memset(data + bytes, kSentinel, space - bytes);
   std::memset(data, fill, bytes);
@@ -157,13 +157,13 @@ std::string release_guarded(unsigned char* data) {
 }
 
 std::string describe_address(const void* address) {
-  const auto* const place = static_cast<const unsigned char*>(address);
+  const auto* const byte = static_cast<const unsigned char*>(address);
   const std::lock_guard<std::mutex> lock(buffers_lock);
   for (const auto& [data, buffer] : buffers) {
-    if (place < buffer.mapping || place >= buffer.mapping + buffer.mapping_size) continue;
+    if (byte < buffer.mapping || byte >= buffer.mapping + buffer.mapping_size) continue;
     const std::string of = " of a buffer of " + std::to_string(buffer.bytes) + " bytes";
-    if (place < data) return std::to_string(data - place) + " bytes before the beginning" + of;
-    return std::to_string(place - data - static_cast<std::ptrdiff_t>(buffer.bytes)) +
+    if (byte < data) return std::to_string(data - byte) + " bytes before the beginning" + of;
+    return std::to_string(byte - data - static_cast<std::ptrdiff_t>(buffer.bytes)) +
            " bytes after the end" + of;
   }
   return "";

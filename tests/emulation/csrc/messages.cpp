@@ -47,7 +47,7 @@ std::string call_site(const Thread& thread) {
 
 std::string mask_text(unsigned mask) { return format("0x%08llx", mask); }
 
-std::string whereabouts(const Thread& thread) {
+std::string describe_state(const Thread& thread) {
   switch (thread.state) {
     case State::kReady: return "still runs";
     case State::kAtBarrier:

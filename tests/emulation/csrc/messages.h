@@ -1,4 +1,4 @@
-// How errors of a launch are put into words.
+// Texts for the error messages of a launch.
 #pragma once
 
 #include <string>
@@ -12,10 +12,10 @@ std::string format(const char* pattern, unsigned long long a, unsigned long long
 const char* name_of(Barrier kind);
 const char* name_of(Collective kind);
 std::string text_of(const uint3& index);
-// File and line of what a thread waits for.
+// File and line of the call that a thread waits in.
 std::string call_site(const Thread& thread);
 std::string mask_text(unsigned mask);
-// Waits or has exited: in words.
-std::string whereabouts(const Thread& thread);
+// Whether a thread runs, waits (and where) or has exited, as a phrase for messages.
+std::string describe_state(const Thread& thread);
 
 }  // namespace rcnn_emulation

@@ -16,7 +16,7 @@ inline uint64_t mix(uint64_t x) {
 class Random {
  public:
   explicit Random(uint64_t seed) : state_(seed) {}
-  // A number in [0, bound). The bias of the product is far below what a schedule could show.
+  // A number in [0, bound). The bias of the product is too small to matter for schedules.
   uint64_t below(uint64_t bound) {
     state_ += 0x9e3779b97f4a7c15u;
     return static_cast<uint64_t>((static_cast<unsigned __int128>(mix(state_)) * bound) >> 64);

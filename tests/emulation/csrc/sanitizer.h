@@ -1,4 +1,4 @@
-// What the emulator tells AddressSanitizer; nothing in a build without it.
+// The emulator's calls of AddressSanitizer; without effect in a build without it.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// What kernels and tests call of the machine.
+// The functions of scheduler.h and interface.h, which act on the one Machine.
 #include "scheduler.h"
 
 #include <algorithm>
@@ -16,13 +16,13 @@ uint64_t wait_for_lanes(Collective kind, unsigned mask, uint64_t value, unsigned
                         const char* file, int line) {
   return machine.wait_for_lanes(kind, mask, value, source, file, line);
 }
-void may_switch() { machine.may_switch(); }
+void yield_point() { machine.yield_point(); }
 void* dynamic_shared() { return machine.dynamic_shared(); }
 unsigned lane() { return machine.lane(); }
 void fail(const std::string& what) { machine.fail(what); }
 bool on_fiber() { return machine.on_fiber(); }
-std::string place() { return machine.place(); }
-void fail_later(const std::string& message) { machine.fail_later(message); }
+std::string location() { return machine.location(); }
+void record_error(const std::string& message) { machine.record_error(message); }
 int64_t max_blocks(int64_t limit) {
   const uint64_t choice = mix(machine.seed) % 5;
   return choice == 0 ? limit : std::min(limit, static_cast<int64_t>(choice));

@@ -12,16 +12,16 @@ namespace rcnn_emulation {
 
 // Compute capability 9.0.
 constexpr unsigned kWarp = 32;
-constexpr unsigned kMostThreads = 1024;
-constexpr size_t kMostStaticShared = 48 * 1024;
-constexpr size_t kMostShared = 227 * 1024;
+constexpr unsigned kMaxThreads = 1024;
+constexpr size_t kMaxStaticShared = 48 * 1024;
+constexpr size_t kMaxShared = 227 * 1024;
 
 struct LaunchRequest {
   const char* name;    // for messages
   const void* kernel;  // its address, which tells its static shared memory
   dim3 grid, block;
   size_t dynamic_shared_bytes;
-  void (*call)(void*);  // what each thread runs: call(argument)
+  void (*call)(void*);  // each thread runs call(argument)
   void* argument;
 };
 
@@ -53,13 +53,14 @@ enum class Collective {
   kBitXor,
 };
 
-// The lanes that `mask` names wait for one another. `value` is what this lane brings, `source` the
+// The lanes that `mask` names wait for one another. `value` is this lane's operand, `source` the
 // lane that a shuffle reads.
 uint64_t wait_for_lanes(Collective kind, unsigned mask, uint64_t value, unsigned source,
                         const char* file, int line);
 
-// Another thread may run here: before every atomic, whose order no kernel may count on.
-void may_switch();
+// Another thread may run here. Called before every atomic, since kernels must not rely on an order
+// of atomics.
+void yield_point();
 
 // The launch's dynamic shared memory.
 void* dynamic_shared();
@@ -71,19 +72,19 @@ unsigned lane();
 
 // --- For the parts of the emulator -------------------------------------------------------------
 
-// Whether a fiber runs now.
+// Whether the caller is on a fiber.
 bool on_fiber();
 
-// Where the running fiber is, as the errors say it.
-std::string place();
+// The kernel, block and thread of the running fiber, for error messages.
+std::string location();
 
-// Ends the launch with an error once the running fiber gives control back; the first one counts.
-void fail_later(const std::string& message);
+// Records an error, which ends the launch once the running fiber yields; only the first one counts.
+void record_error(const std::string& message);
 
-// A number of blocks up to `limit` that depends on the seed.
+// An upper limit of blocks, at most `limit`, that depends on the seed.
 int64_t max_blocks(int64_t limit);
 
-// The byte that fills memory nobody has written yet.
+// The byte that fills memory not written yet.
 int poison_byte();
 
 }  // namespace rcnn_emulation

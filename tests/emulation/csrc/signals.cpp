@@ -60,8 +60,8 @@ void keep_report(const char* report) {
   std::string what = part("AddressSanitizer: ", "\n(");
   const std::string access = part("READ of size", "\n") + part("WRITE of size", "\n");
   if (!access.empty()) what += "; " + access.substr(0, access.find(" at "));
-  if (on_fiber()) what = place() + ": " + what;
-  fail_later(what);
+  if (on_fiber()) what = location() + ": " + what;
+  record_error(what);
 }
 
 __attribute__((constructor)) void ask_for_reports() {

@@ -38,7 +38,7 @@ class EmulationError(AssertionError):
 
 
 class Library:
-    """A library of emulated kernels, and what tests/emulation/csrc/interface.h offers."""
+    """A library of emulated kernels with the functions of tests/emulation/csrc/interface.h."""
 
     def __init__(self, path: Path) -> None:
         self.functions = ctypes.CDLL(str(path))
@@ -56,22 +56,22 @@ class Library:
         self.functions.rcnn_emulation_set_seed(seed)
 
     def launches(self) -> int:
-        """Kernels launched since the seed was set."""
+        """Return how many kernels were launched since the seed was set."""
         return self.functions.rcnn_emulation_launches()
 
     def poison_byte(self) -> int:
-        """What the seed fills memory with that nobody has written."""
+        """Return the byte that fills memory not written yet under this seed."""
         return self.functions.rcnn_emulation_poison_byte()
 
     def allocate(self, size: int, fill: int) -> int:
-        """Address of ``size`` bytes between guard zones."""
+        """Allocate ``size`` bytes between guard zones and return their address."""
         address = self.functions.rcnn_emulation_allocate(size, fill)
         if address is None:
             raise MemoryError(f"no {size} bytes for an emulated buffer")
         return address
 
     def release(self, address: int) -> None:
-        """Give a buffer back.
+        """Release a buffer.
 
         Raises:
             EmulationError: something wrote to its guard zones.
@@ -81,7 +81,7 @@ class Library:
             raise EmulationError(damage)
 
     def check(self) -> None:
-        """Raise what AddressSanitizer found outside of a launch."""
+        """Raise an error that AddressSanitizer found outside of a launch."""
         message = self.functions.rcnn_emulation_take_error().decode()
         if message:
             raise EmulationError(message)
@@ -95,14 +95,14 @@ class Guarded:
         self._addresses: list[int] = []
 
     def empty_like(self, like: torch.Tensor, fill: int) -> torch.Tensor:
-        """A tensor of the same dtype, sizes and strides, every byte ``fill``.
+        """Allocate a tensor of the same dtype, sizes and strides, every byte ``fill``.
 
         The bytes are exactly those that the strides span: no element lies outside.
         """
         return self._allocate(like, fill, shift=0)
 
     def copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor's memory, what its strides leap over included, between guard zones.
+        """Copy the tensor's memory between guard zones, including gaps of its strides.
 
         It is aligned as the tensor's is, so that a view which begins inside of a vector still does.
         """
@@ -140,7 +140,7 @@ def _span(tensor: torch.Tensor) -> int:
 
 
 class _GuardedAllocation(TorchDispatchMode):
-    """Gives the kernels' results poisoned memory between guard zones."""
+    """Allocates the kernels' results as poisoned memory between guard zones."""
 
     def __init__(self, guarded: Guarded, fill: int) -> None:
         super().__init__()
@@ -198,7 +198,9 @@ class Kernels:
             torch.library.define(f"{NAMESPACE}::{name}", schema[1] + schema[2])
         torch.ops.load_library(str(path))
         self.library = Library(path)
-        self.poisoned_outputs = 0  # of the last call; what PyTorch's operators give is not poisoned
+        self.poisoned_outputs = (
+            0  # of the last call; results of PyTorch's operators are not poisoned
+        )
         self.operators = {
             original: getattr(getattr(torch.ops, NAMESPACE), name).default
             for original, name in names.items()
@@ -206,7 +208,7 @@ class Kernels:
         }
 
     def call(self, kernel: Callable[..., Any], args: tuple, kwargs: dict, seed: int) -> Any:
-        """One call of an operator's kernel under the schedule of a seed.
+        """Call an operator's kernel once under the schedule of a seed.
 
         Raises:
             EmulationError: the kernel broke a rule, wrote to an input or outside of a buffer.
@@ -268,7 +270,7 @@ def _same_bits(a: Any, b: Any) -> bool:
 
 @functools.cache
 def emulator() -> Kernels:
-    """The kernels of csrc, built when first asked for."""
+    """Return the kernels of csrc, built on the first call."""
     names = {original: original._schema.name.partition("::")[2] for original in _backend.references}
     if os.environ.get(LIBRARY):
         return Kernels(Path(os.environ[LIBRARY]), names)

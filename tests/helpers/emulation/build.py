@@ -1,4 +1,4 @@
-"""Builds the CUDA kernels for the CPU emulator: the same `.cu` files, as plain C++.
+"""Build the CUDA kernels for the CPU emulator: the same `.cu` files, as plain C++.
 
 Needs g++ and the headers of torch, no CUDA toolkit. Every object is kept in ``build/emulation``
 under a hash of all that went into it, so a second call compiles only what has changed.
@@ -30,7 +30,7 @@ _FLAGS = [
     *("-Wall", "-Wextra", "-Wno-unused-parameter"),
     *("-Wno-sign-compare", "-Wno-unknown-pragmas"),  # nvcc has no opinion on these
 ]
-# Kernels only; tests/emulation/csrc/undefined_behaviour.cpp answers.
+# Kernels only; tests/emulation/csrc/undefined_behavior.cpp answers.
 _CHECKS = (
     "-fsanitize=alignment,bounds,bool,null,shift,integer-divide-by-zero,"
     "signed-integer-overflow,float-cast-overflow"
@@ -40,11 +40,11 @@ _ADDRESS = ["-fsanitize=address", "-fsanitize-recover=address"]
 
 
 class BuildError(RuntimeError):
-    """The compiler's own message."""
+    """A compiler failed; holds its message."""
 
 
 def why_not() -> str | None:
-    """Why the emulator can't be built on this machine, or None where it can."""
+    """Return why the emulator can't be built on this machine, or None if it can."""
     if not sys.platform.startswith("linux"):
         return "the emulator reads ELF symbol tables: Linux only"
     if shutil.which("g++") is None:
@@ -53,10 +53,10 @@ def why_not() -> str | None:
 
 
 def address_sanitizer_environment() -> dict[str, str]:
-    """The environment of a process that loads a build under AddressSanitizer.
+    """Return the environment of a process that loads a build under AddressSanitizer.
 
     Raises:
-        BuildError: g++ comes without it.
+        BuildError: This g++ has no AddressSanitizer.
     """
     # The C++ library too: AddressSanitizer looks for its functions when the process starts.
     libraries = [_compiler_library("libasan.so"), _compiler_library("libstdc++.so")]
@@ -77,12 +77,12 @@ def _compiler_library(name: str) -> str:
 
 
 def kernel_sources(csrc: Path) -> list[Path]:
-    """Every operator's CUDA file."""
+    """Return every operator's CUDA file."""
     return sorted(csrc.glob("*/*_cuda.cu"))
 
 
 def benchmark_sources() -> list[Path]:
-    """The CUDA files of kernels that those of the package are compared with."""
+    """Return the CUDA files of kernels that those of the package are compared with."""
     return sorted((REPOSITORY / "benchmarks" / "cuda").glob("*.cu"))
 
 
@@ -94,17 +94,18 @@ def build(
     address_sanitizer: bool = False,
     flags: Iterable[str] = (),
 ) -> Path:
-    """Compile and link kernels with the emulator, and give the library.
+    """Compile and link kernels with the emulator, and return the path of the library.
 
     Args:
-        name: of the library.
-        csrc: the folder of native sources.
-        kernels: CUDA files, those of the operators by default.
-        address_sanitizer: load the result only under ``address_sanitizer_environment()``.
-        flags: more for the compiler.
+        name: Stem of the library's name.
+        csrc: Folder of the native sources.
+        kernels: CUDA files; by default those of the operators.
+        address_sanitizer: Build for AddressSanitizer; such a library is loaded only under
+            ``address_sanitizer_environment()``.
+        flags: Additional flags for the compiler.
 
     Raises:
-        BuildError: what the compiler said.
+        BuildError: The compiler failed, or there is none.
     """
     reason = why_not()
     if reason is not None:
@@ -145,12 +146,12 @@ def _build(
 
 @contextlib.contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    """Let the test processes of one run wait for a build, and not repeat it side by side."""
+    """Hold a lock, so that parallel test processes wait for a build and do not repeat it."""
     import fcntl  # not on Windows, which why_not() turns away
 
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the file is closed
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed
         yield
 
 

@@ -1,5 +1,5 @@
-// What a build with -fsanitize=alignment,bounds,bool,... calls where it finds undefined behaviour
-// (the names and records are those of the compiler's UndefinedBehaviorSanitizer). The library of
+// The handlers that a build with -fsanitize=alignment,bounds,bool,... calls on undefined behavior
+// (names and records of the compiler's UndefinedBehaviorSanitizer). The library of
 // that sanitizer is not linked: these give errors that name the kernel, the block and the thread.
 #include <cstdint>
 #include <cstdio>
@@ -19,7 +19,7 @@ struct TypeName {
   uint16_t kind, info;
   char name[1];
 };
-struct Place {  // how every record begins
+struct Record {  // the beginning of every record
   Source source;
 };
 struct TypeMismatch {
@@ -64,24 +64,24 @@ RCNN_HANDLER(load_invalid_value, OfType* data, uintptr_t value) {
   report(data->source, "reads " + std::to_string(value) + " as " + data->type->name +
                            ": memory that nobody has written");
 }
-RCNN_HANDLER(shift_out_of_bounds, Place* data, uintptr_t, uintptr_t) {
+RCNN_HANDLER(shift_out_of_bounds, Record* data, uintptr_t, uintptr_t) {
   report(data->source, "a shift by a negative number or by all bits of the type");
 }
-RCNN_HANDLER(divrem_overflow, Place* data, uintptr_t, uintptr_t) {
+RCNN_HANDLER(divrem_overflow, Record* data, uintptr_t, uintptr_t) {
   report(data->source, "an integer division by zero, or one that overflows");
 }
-RCNN_HANDLER(add_overflow, Place* data, uintptr_t, uintptr_t) {
+RCNN_HANDLER(add_overflow, Record* data, uintptr_t, uintptr_t) {
   report(data->source, "a signed addition overflows");
 }
-RCNN_HANDLER(sub_overflow, Place* data, uintptr_t, uintptr_t) {
+RCNN_HANDLER(sub_overflow, Record* data, uintptr_t, uintptr_t) {
   report(data->source, "a signed subtraction overflows");
 }
-RCNN_HANDLER(mul_overflow, Place* data, uintptr_t, uintptr_t) {
+RCNN_HANDLER(mul_overflow, Record* data, uintptr_t, uintptr_t) {
   report(data->source, "a signed multiplication overflows");
 }
-RCNN_HANDLER(negate_overflow, Place* data, uintptr_t) {
+RCNN_HANDLER(negate_overflow, Record* data, uintptr_t) {
   report(data->source, "a signed negation overflows");
 }
-RCNN_HANDLER(float_cast_overflow, Place* data, uintptr_t) {
+RCNN_HANDLER(float_cast_overflow, Record* data, uintptr_t) {
   report(data->source, "a floating-point number does not fit the integer it is cast to");
 }
