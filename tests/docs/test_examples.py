@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import yaml
 
 pytest.importorskip("lightning", reason="lightning comes with the extra train")
+
+import yaml
 
 from rcnn_ext.cli.main import main
 from rcnn_ext.config import Recipe, recipe_from_dict
