@@ -48,7 +48,7 @@ def main() -> int:
         # torch.compile starts compilers, which do not care to be preloaded.
         ["tests/ops", "-k", "cpu and not compile"],
         # What runs in processes of its own and through the command line is the same code again.
-        ["tests/proposals", "--ignore=tests/selective_search/test_cache.py"],
+        ["tests/selective_search", "--ignore=tests/selective_search/test_cache.py"],
     ):
         tests = [sys.executable, "-m", "pytest", *selection, "-q", "-x", "-p", "no:cacheprovider"]
         failed |= subprocess.run(tests, cwd=WORK, env=environment).returncode

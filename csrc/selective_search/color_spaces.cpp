@@ -1,4 +1,4 @@
-// Contract: colour_spaces.h.
+// Contract: color_spaces.h.
 #include "color_spaces.h"
 
 #include <algorithm>
@@ -9,9 +9,9 @@
 namespace rcnn_ext::selective_search {
 namespace {
 
-using Colour = std::array<double, 3>;  // 0 .. 255, as are the results
+using Color = std::array<double, 3>;  // 0 .. 255, as are the results
 
-Colour to_hsv(const Colour& rgb) {
+Color to_hsv(const Color& rgb) {
   const auto [red, green, blue] = rgb;
   const double value = std::max({red, green, blue});
   const double chroma = value - std::min({red, green, blue});
@@ -27,13 +27,13 @@ Colour to_hsv(const Colour& rgb) {
   return {sixth * (255.0 / 6), chroma / value * 255.0, value};
 }
 
-double luma(const Colour& rgb) { return 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]; }
+double luma(const Color& rgb) { return 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]; }
 
-Colour to_hue(const Colour& rgb) { return {to_hsv(rgb)[0], 0, 0}; }
+Color to_hue(const Color& rgb) { return {to_hsv(rgb)[0], 0, 0}; }
 
-Colour to_luma(const Colour& rgb) { return {luma(rgb), 0, 0}; }
+Color to_luma(const Color& rgb) { return {luma(rgb), 0, 0}; }
 
-Colour to_rgi(const Colour& rgb) {
+Color to_rgi(const Color& rgb) {
   const double sum = rgb[0] + rgb[1] + rgb[2];
   if (sum <= 0) return {255.0 / 3, 255.0 / 3, 0};
   return {rgb[0] / sum * 255.0, rgb[1] / sum * 255.0, sum / 3};
@@ -59,7 +59,7 @@ class Table {
   std::vector<double> values_;
 };
 
-Colour to_lab(const Colour& rgb) {
+Color to_lab(const Color& rgb) {
   static const Table linear([](double value) {
     return value <= 0.04045 ? value / 12.92 : std::pow((value + 0.055) / 1.055, 2.4);
   });
@@ -79,7 +79,7 @@ Colour to_lab(const Colour& rgb) {
 
 struct Space {
   const char* name;
-  Colour (*convert)(const Colour&);
+  Color (*convert)(const Color&);
   int channels;
 };
 constexpr Space kSpaces[] = {
@@ -90,27 +90,27 @@ const Space& find(const std::string& name) {
   for (const Space& space : kSpaces) {
     if (name == space.name) return space;
   }
-  throw std::invalid_argument("colour space: expected hsv, lab, rgi, h or i, got '" + name + "'");
+  throw std::invalid_argument("color space: expected hsv, lab, rgi, h or i, got '" + name + "'");
 }
 
 }  // namespace
 
 template <class T>
-ColourImage convert(const Image<T>& rgb, const std::string& name) {
+ColorImage convert(const Image<T>& rgb, const std::string& name) {
   const Space& space = find(name);
   const size_t count = 3 * static_cast<size_t>(rgb.area());
-  ColourImage image{std::vector<double>(count), space.channels};
+  ColorImage image{std::vector<double>(count), space.channels};
   const double to_255 = rgb.factor * 255.0;
   for (size_t i = 0; i < count; i += 3) {
-    const Colour colour = space.convert({static_cast<double>(rgb.pixels[i]) * to_255,
-                                         static_cast<double>(rgb.pixels[i + 1]) * to_255,
-                                         static_cast<double>(rgb.pixels[i + 2]) * to_255});
-    std::copy(colour.begin(), colour.end(), &image.pixels[i]);
+    const Color color = space.convert({static_cast<double>(rgb.pixels[i]) * to_255,
+                                       static_cast<double>(rgb.pixels[i + 1]) * to_255,
+                                       static_cast<double>(rgb.pixels[i + 2]) * to_255});
+    std::copy(color.begin(), color.end(), &image.pixels[i]);
   }
   return image;
 }
 
-template ColourImage convert(const Image<uint8_t>&, const std::string&);
-template ColourImage convert(const Image<double>&, const std::string&);
+template ColorImage convert(const Image<uint8_t>&, const std::string&);
+template ColorImage convert(const Image<double>&, const std::string&);
 
 }  // namespace rcnn_ext::selective_search

@@ -1,4 +1,4 @@
-// The colour spaces of the diversified searches.
+// The color spaces of the diversified searches.
 #pragma once
 
 #include <string>
@@ -8,9 +8,9 @@
 
 namespace rcnn_ext::selective_search {
 
-// An image in a colour space, every channel scaled to 0 .. 255. Spaces of one channel leave the
+// An image in a color space, every channel scaled to 0 .. 255. Spaces of one channel leave the
 // other two at 0.
-struct ColourImage {
+struct ColorImage {
   std::vector<double> pixels;  // [height][width][3]
   int channels;
 };
@@ -18,6 +18,6 @@ struct ColourImage {
 // "hsv", "lab" (CIE L*a*b* of sRGB, white D65), "rgi" (red and green shares, and their mean), "h"
 // (hue) or "i" (luma). Throws std::invalid_argument for another name.
 template <class T>
-ColourImage convert(const Image<T>& rgb, const std::string& space);
+ColorImage convert(const Image<T>& rgb, const std::string& space);
 
 }  // namespace rcnn_ext::selective_search

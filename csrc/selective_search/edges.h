@@ -98,7 +98,7 @@ class Edges {
   // Windows have at most so many pixels.
   explicit Edges(int64_t pixels);
 
-  // Finds those of a window of an image: measures the distances of neighbouring pixels in colour
+  // Finds those of a window of an image: measures the distances of neighboring pixels in color
   // space. `rows` are of this image.
   template <class T>
   void find(const Image<T>& image, const Smoothing& smoothing, SmoothedBand<T>& rows,
@@ -121,7 +121,7 @@ class Edges {
  private:
   // How many edges a round has shows only in the end. So it grows by chunks.
   static constexpr size_t kChunk = 1024;
-  // More rounds tell sooner which edges no longer matter; fewer meet more edges of a neighbourhood
+  // More rounds tell sooner which edges no longer matter; fewer meet more edges of a neighborhood
   // at once, while it is in the cache.
   static constexpr int kRounds = 48;
 

@@ -108,7 +108,7 @@ class Segmenter {
   std::vector<Edge> waiting_here_;
   std::vector<int32_t> node_of_;  // by the root of a segment of the tile
   // Between segments of which one was too small when the edge was refused, in order. Larger ones
-  // need no neighbour.
+  // need no neighbor.
   std::vector<std::pair<int32_t, int32_t>> refused_;
 };
 

@@ -11,7 +11,7 @@ namespace rcnn_ext::selective_search {
 
 struct SegmentScale {
   double scale;      // larger gives larger segments; refers to pixel values up to 255
-  int64_t min_size;  // segments of fewer pixels join a neighbour
+  int64_t min_size;  // segments of fewer pixels join a neighbor
 };
 
 // In pixels. The result does not depend on them.

@@ -1,4 +1,4 @@
-// Hierarchical grouping: the two most similar neighbours become one region, again and again.
+// Hierarchical grouping: the two most similar neighbors become one region, again and again.
 #pragma once
 
 #include <algorithm>
@@ -10,46 +10,46 @@
 
 namespace rcnn_ext::selective_search {
 
-// The regions that are left and the pairs of neighbours among them, numbered in order of age.
+// The regions that are left and the pairs of neighbors among them, numbered in order of age.
 //
-// A region keeps the pairs that it was made with. Where a neighbour has been merged since, its
+// A region keeps the pairs that it was made with. Where a neighbor has been merged since, its
 // union took its place, with a pair that is as old as the union. So nothing is written to the
-// neighbours of a union, which can be thousands, when it is made.
+// neighbors of a union, which can be thousands, when it is made.
 class PairGraph {
  public:
-  struct Neighbour {
+  struct Neighbor {
     int64_t number;  // of the pair
     int region;
   };
-  using Neighbours = std::vector<Neighbour>;
+  using Neighbors = std::vector<Neighbor>;
 
   PairGraph(int count, const std::vector<Pair>& pairs)
-      : neighbours_(count), first_number_(count, 0), union_of_(count), met_(count, 0) {
+      : neighbors_(count), first_number_(count, 0), union_of_(count), met_(count, 0) {
     const size_t most = 2 * static_cast<size_t>(count);
-    neighbours_.reserve(most);
+    neighbors_.reserve(most);
     first_number_.reserve(most);
     union_of_.reserve(most);
     met_.reserve(most);
     for (int region = 0; region < count; ++region) union_of_[region] = region;
     for (const auto& [a, b] : pairs) {
-      neighbours_[a].push_back({next_number_, b});
-      neighbours_[b].push_back({next_number_++, a});
+      neighbors_[a].push_back({next_number_, b});
+      neighbors_[b].push_back({next_number_++, a});
     }
   }
 
   bool is_left(int region) const { return union_of_[region] == region; }
   // The pairs that a region was made with, ascending.
-  const Neighbours& neighbours(int region) const { return neighbours_[region]; }
+  const Neighbors& neighbors(int region) const { return neighbors_[region]; }
 
   // Puts the union of two regions, with the next free index, in their place. Its pairs keep the
   // order of those that they replace.
   void merge(int a, int b) {
-    const int united = static_cast<int>(neighbours_.size());
+    const int united = static_cast<int>(neighbors_.size());
     union_of_[a] = union_of_[b] = united;
     union_of_.push_back(united);
     met_.push_back(united);
     first_number_.push_back(next_number_);
-    Neighbours &x = neighbours_[a], &y = neighbours_[b];
+    Neighbors &x = neighbors_[a], &y = neighbors_[b];
     later_.clear();
     keep_left(x);
     keep_left(y);
@@ -57,38 +57,38 @@ class PairGraph {
     std::sort(later_.begin(), later_.end(), before);
     made_.resize(x.size() + y.size());
     std::merge(x.begin(), x.end(), y.begin(), y.end(), made_.begin(), before);
-    Neighbours& own = x.capacity() < y.capacity() ? y : x;
+    Neighbors& own = x.capacity() < y.capacity() ? y : x;
     own.resize(made_.size() + later_.size());
     std::merge(made_.begin(), made_.end(), later_.begin(), later_.end(), own.begin(), before);
     size_t kept = 0;
-    for (const Neighbour& neighbour : own) {
-      if (met_[neighbour.region] == united) continue;
-      met_[neighbour.region] = united;
-      own[kept++] = {next_number_++, neighbour.region};
+    for (const Neighbor& neighbor : own) {
+      if (met_[neighbor.region] == united) continue;
+      met_[neighbor.region] = united;
+      own[kept++] = {next_number_++, neighbor.region};
     }
     own.resize(kept);
-    // Memory goes round: a region that is made near the end has many neighbours and a short life.
-    Neighbours taken = std::move(own);
-    Neighbours().swap(x);
-    Neighbours().swap(y);
-    neighbours_.push_back(std::move(taken));
+    // Memory goes round: a region that is made near the end has many neighbors and a short life.
+    Neighbors taken = std::move(own);
+    Neighbors().swap(x);
+    Neighbors().swap(y);
+    neighbors_.push_back(std::move(taken));
   }
 
  private:
-  static bool before(const Neighbour& x, const Neighbour& y) { return x.number < y.number; }
+  static bool before(const Neighbor& x, const Neighbor& y) { return x.number < y.number; }
 
   // Moves the pairs whose regions have been merged to `later_`.
-  void keep_left(Neighbours& neighbours) {
+  void keep_left(Neighbors& neighbors) {
     size_t kept = 0;
-    for (const Neighbour& neighbour : neighbours) {
-      if (is_left(neighbour.region)) {
-        neighbours[kept++] = neighbour;
+    for (const Neighbor& neighbor : neighbors) {
+      if (is_left(neighbor.region)) {
+        neighbors[kept++] = neighbor;
       } else {
-        const int region = find_union(neighbour.region);
+        const int region = find_union(neighbor.region);
         later_.push_back({first_number_[region], region});
       }
     }
-    neighbours.resize(kept);
+    neighbors.resize(kept);
   }
 
   // The region that is left of those that this one was merged into.
@@ -100,12 +100,12 @@ class PairGraph {
     return region;
   }
 
-  std::vector<Neighbours> neighbours_;
+  std::vector<Neighbors> neighbors_;
   std::vector<int64_t> first_number_;  // of the pairs that a union was made with
   std::vector<int> union_of_;          // what a region was merged into; itself if it is left
-  std::vector<int> met_;               // the last union that a region became a neighbour of
-  Neighbours made_;
-  Neighbours later_;
+  std::vector<int> met_;               // the last union that a region became a neighbor of
+  Neighbors made_;
+  Neighbors later_;
   int64_t next_number_ = 0;
 };
 
@@ -155,15 +155,15 @@ class Candidates {
   bool is_heap_ = false;
 };
 
-// Merges regions until no two are neighbours. `regions` has
+// Merges regions until no two are neighbors. `regions` has
 //   double similarity(int a, int b);   of two regions, in any order
 //   int merge(int a, int b);           adds their union and gives its index, the next free one
 // Among equal similarities the youngest pair goes first. Returns the merged pairs, in order.
 //
 // Only the best pair of each region stands in the heap of all, the region sorts the rest itself.
 template <class Regions>
-std::vector<Pair> group(Regions& regions, int count, const std::vector<Pair>& neighbours) {
-  PairGraph graph(count, neighbours);
+std::vector<Pair> group(Regions& regions, int count, const std::vector<Pair>& neighbors) {
+  PairGraph graph(count, neighbors);
   std::vector<Candidates> candidates(count);  // by region, those that are not in the heap
   candidates.reserve(2 * static_cast<size_t>(count));
   std::vector<Candidate> heap;
@@ -179,7 +179,7 @@ std::vector<Pair> group(Regions& regions, int count, const std::vector<Pair>& ne
     }
   };
   const auto compare = [&](int region) {
-    for (const auto& [number, other] : graph.neighbours(region)) {
+    for (const auto& [number, other] : graph.neighbors(region)) {
       if (other > region) continue;
       candidates[region].push_back({regions.similarity(region, other), number, region, other});
     }

@@ -114,7 +114,7 @@ struct Found {
   std::vector<int64_t> sizes;
 };
 
-// One grouping for each colour space, scale and sum of similarities, in this order.
+// One grouping for each color space, scale and sum of similarities, in this order.
 template <class T>
 std::vector<Found> search_all(const Image<T>& rgb, const std::vector<std::string>& spaces,
                               const Smoothing& smoothing, const Smoothing& before_derivatives,
@@ -122,16 +122,16 @@ std::vector<Found> search_all(const Image<T>& rgb, const std::vector<std::string
                               const std::vector<unsigned>& strategies) {
   std::vector<Found> found;
   for (const std::string& space : spaces) {
-    const ColourImage colours = convert(rgb, space);
-    const Image<double> image{colours.pixels.data(), rgb.height, rgb.width, 1.0 / 255};
-    const PixelCodes codes = code_pixels(colours, rgb.height, rgb.width, before_derivatives);
+    const ColorImage colors = convert(rgb, space);
+    const Image<double> image{colors.pixels.data(), rgb.height, rgb.width, 1.0 / 255};
+    const PixelCodes codes = code_pixels(colors, rgb.height, rgb.width, before_derivatives);
     for (const Segmentation& segmentation : segment(image, smoothing, scales)) {
       const PaperRegions segments(codes, segmentation);
-      const std::vector<Pair> neighbours = adjacent_segments(segmentation, rgb.height, rgb.width);
+      const std::vector<Pair> neighbors = adjacent_segments(segmentation, rgb.height, rgb.width);
       for (const unsigned strategy : strategies) {
         PaperRegions regions = segments;
         regions.use(strategy);
-        group(regions, segmentation.count, neighbours);
+        group(regions, segmentation.count, neighbors);
         found.push_back({regions.boxes(), regions.sizes()});
       }
     }
@@ -177,17 +177,17 @@ void define(py::module_& m) {
         "Labels of the segments, [height, width]. They do not depend on how the image is cut.");
   m.def("diversified_search", &diversified_search<T>, image, py::arg("factor"), py::arg("spaces"),
         py::arg("weights"), py::arg("texture_weights"), py::arg("scales"), py::arg("strategies"),
-        "Searches as the paper does: (boxes, sizes) for each colour space, scale and strategy.");
+        "Searches as the paper does: (boxes, sizes) for each color space, scale and strategy.");
 }
 
 }  // namespace
 }  // namespace rcnn_ext::selective_search
 
 PYBIND11_MODULE(_selective_search, m) {
-  m.doc() = "Native selective search (rcnn_ext.proposals).";
+  m.doc() = "Native selective search (rcnn_ext.selective_search).";
   rcnn_ext::selective_search::define<uint8_t>(m);
   rcnn_ext::selective_search::define<double>(m);
-  m.attr("COLOUR") = static_cast<unsigned>(rcnn_ext::selective_search::kColour);
+  m.attr("COLOR") = static_cast<unsigned>(rcnn_ext::selective_search::kColor);
   m.attr("TEXTURE") = static_cast<unsigned>(rcnn_ext::selective_search::kTexture);
   m.attr("SIZE") = static_cast<unsigned>(rcnn_ext::selective_search::kSize);
   m.attr("FILL") = static_cast<unsigned>(rcnn_ext::selective_search::kFill);

@@ -1,4 +1,4 @@
-// Contract: neighbours.h.
+// Contract: neighbors.h.
 #include "neighbors.h"
 
 #include <algorithm>

@@ -10,7 +10,7 @@ namespace rcnn_ext::selective_search {
 
 using Pair = std::pair<int, int>;
 
-// The package's neighbours: pairs a < b where a corner of b's box lies strictly inside a's box, in
+// The package's neighbors: pairs a < b where a corner of b's box lies strictly inside a's box, in
 // ascending order. That is neither adjacency nor symmetric. Boxes come in the order of their upper
 // ends, as those of segments do.
 std::vector<Pair> nested_corners(const std::vector<PixelBox>& boxes);

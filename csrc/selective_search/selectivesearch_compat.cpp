@@ -111,11 +111,11 @@ void PackageRegions::count(const Image<T>& image, const Segmentation& segmentati
 double PackageRegions::similarity(int a, int b) const {
   const Histogram& x = histograms_[a];
   const Histogram& y = histograms_[b];
-  double colour = kHueAndSaturation;
+  double color = kHueAndSaturation;
   // Adding the zeros outside would not change the sum.
   const int last = std::min(x.last_bin, y.last_bin);
   for (int bin = std::max(x.first_bin, y.first_bin); bin <= last; ++bin) {
-    colour += std::min(x.value[bin], y.value[bin]);
+    color += std::min(x.value[bin], y.value[bin]);
   }
   double texture = 0;
   for (int i = 0; i < kPatterns; ++i) texture += std::min(x.patterns[i], y.patterns[i]);
@@ -125,7 +125,7 @@ double PackageRegions::similarity(int a, int b) const {
       static_cast<double>(static_cast<int64_t>(box.max_x - box.min_x) * (box.max_y - box.min_y));
   const double size = 1.0 - sizes / area_;
   const double fill = 1.0 - (enclosed - sizes) / area_;
-  return ((colour + texture) + size) + fill;
+  return ((color + texture) + size) + fill;
 }
 
 int PackageRegions::merge(int a, int b) {

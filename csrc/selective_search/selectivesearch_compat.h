@@ -14,7 +14,7 @@ class PackageRegions {
   template <class T>
   PackageRegions(const Image<T>& image, const Segmentation& segmentation);
 
-  // Colour, texture, size and fill, summed in this order. The similarity of neither depends on the
+  // Color, texture, size and fill, summed in this order. The similarity of neither depends on the
   // order of a and b.
   double similarity(int a, int b) const;
   int merge(int a, int b);

@@ -15,8 +15,8 @@ namespace rcnn_ext {
 namespace {
 namespace RCNN_NAMESPACE {
 
-// Marks the pixels of one channel that are above their upper, left and lower neighbours. Rows are
-// interleaved; a missing neighbour counts as 0.
+// Marks the pixels of one channel that are above their upper, left and lower neighbors. Rows are
+// interleaved; a missing neighbor counts as 0.
 template <class T>
 void mark_peaks(const T* up, const T* row, const T* down, int width, int channel, uint8_t* marks) {
   const T* middle = row + channel;

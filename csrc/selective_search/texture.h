@@ -8,7 +8,7 @@
 
 namespace rcnn_ext::selective_search {
 
-// The package bins pattern codes, 0 to 255, over the range (0, 1): only codes 0 (all neighbours are
+// The package bins pattern codes, 0 to 255, over the range (0, 1): only codes 0 (all neighbors are
 // darker) and 1 (all but the right one are) count. This tells where they are.
 struct Pattern {
   int x;

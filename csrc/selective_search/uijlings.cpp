@@ -50,16 +50,15 @@ void code_textures(const Image<double>& image, const Smoothing& smoothing, Pixel
 
 }  // namespace
 
-PixelCodes code_pixels(const ColourImage& image, int height, int width,
-                       const Smoothing& smoothing) {
+PixelCodes code_pixels(const ColorImage& image, int height, int width, const Smoothing& smoothing) {
   const size_t plane = static_cast<size_t>(height) * width;
   PixelCodes codes{image.channels, height, width, {}, {}};
-  codes.colours.resize(image.channels * plane);
+  codes.colors.resize(image.channels * plane);
   codes.textures.resize(image.channels * kAxes * plane);
   for (int c = 0; c < image.channels; ++c) {
     for (size_t i = 0; i < plane; ++i) {
-      const int bin = static_cast<int>(image.pixels[3 * i + c] * (kColourBins / 256.0));
-      codes.colours[c * plane + i] = static_cast<uint8_t>(bin);
+      const int bin = static_cast<int>(image.pixels[3 * i + c] * (kColorBins / 256.0));
+      codes.colors[c * plane + i] = static_cast<uint8_t>(bin);
     }
   }
   code_textures({image.pixels.data(), height, width, 1.0}, smoothing, codes);
@@ -68,10 +67,10 @@ PixelCodes code_pixels(const ColourImage& image, int height, int width,
 
 PaperRegions::PaperRegions(const PixelCodes& codes, const Segmentation& segmentation)
     : area_(static_cast<double>(codes.height) * codes.width),
-      colour_length_(padded(codes.channels * kColourBins)),
+      color_length_(padded(codes.channels * kColorBins)),
       texture_length_(padded(codes.channels * kAxes * kCodes)) {
   const size_t regions = segmentation.count;
-  const size_t length = colour_length_ + texture_length_;
+  const size_t length = color_length_ + texture_length_;
   constexpr int kFar = std::numeric_limits<int>::max();
   boxes_.assign(regions, {kFar, kFar, 0, 0});
   sizes_.assign(regions, 0);
@@ -81,7 +80,7 @@ PaperRegions::PaperRegions(const PixelCodes& codes, const Segmentation& segmenta
   count(codes, segmentation, counts);
   for (size_t r = 0; r < regions; ++r) {
     const auto size = static_cast<uint32_t>(sizes_[r]);
-    uint32_t* textures = &counts[r * length + colour_length_];
+    uint32_t* textures = &counts[r * length + color_length_];
     // A pixel has no slope in the direction opposite to its own: it counts in the lowest bin there.
     for (int axis = 0; axis < codes.channels * kAxes; ++axis) {
       for (int way = 0; way < 2; ++way) {
@@ -91,12 +90,12 @@ PaperRegions::PaperRegions(const PixelCodes& codes, const Segmentation& segmenta
         bins[0] = size - steep;
       }
     }
-    const float colour_share = 1.0f / (static_cast<float>(size) * codes.channels);
-    const float texture_share = colour_share / (2 * kAxes);
+    const float color_share = 1.0f / (static_cast<float>(size) * codes.channels);
+    const float texture_share = color_share / (2 * kAxes);
     for (size_t i = 0; i < length; ++i) {
-      const bool is_colour = i < static_cast<size_t>(colour_length_);
+      const bool is_color = i < static_cast<size_t>(color_length_);
       shares_[r * length + i] =
-          static_cast<float>(counts[r * length + i]) * (is_colour ? colour_share : texture_share);
+          static_cast<float>(counts[r * length + i]) * (is_color ? color_share : texture_share);
     }
   }
 }
@@ -105,7 +104,7 @@ void PaperRegions::count(const PixelCodes& codes, const Segmentation& segmentati
                          std::vector<uint32_t>& counts) {
   const int width = codes.width;
   const size_t plane = static_cast<size_t>(codes.height) * width;
-  const size_t length = colour_length_ + texture_length_;
+  const size_t length = color_length_ + texture_length_;
   for (int y = 0; y < codes.height; ++y) {
     const size_t row = static_cast<size_t>(y) * width;
     const int32_t* labels = &segmentation.labels[row];
@@ -115,11 +114,11 @@ void PaperRegions::count(const PixelCodes& codes, const Segmentation& segmentati
       boxes_[label] = enclose(boxes_[label], {begin, y, end - 1, y});
       sizes_[label] += end - begin;
       uint32_t* bins = &counts[label * length];
-      for (int c = 0; c < codes.channels; ++c, bins += kColourBins) {
-        const uint8_t* values = &codes.colours[c * plane + row];
+      for (int c = 0; c < codes.channels; ++c, bins += kColorBins) {
+        const uint8_t* values = &codes.colors[c * plane + row];
         for (int x = begin; x < end; ++x) ++bins[values[x]];
       }
-      bins = &counts[label * length + colour_length_];
+      bins = &counts[label * length + color_length_];
       for (int axis = 0; axis < codes.channels * kAxes; ++axis, bins += kCodes) {
         const uint8_t* values = &codes.textures[axis * plane + row];
         for (int x = begin; x < end; ++x) ++bins[values[x]];
@@ -131,9 +130,9 @@ void PaperRegions::count(const PixelCodes& codes, const Segmentation& segmentati
 double PaperRegions::similarity(int a, int b) const {
   const float *x = shares(a), *y = shares(b);
   double sum = 0;
-  if (measures_ & kColour) sum += RCNN_DYNAMIC_DISPATCH(intersection(x, y, colour_length_));
+  if (measures_ & kColor) sum += RCNN_DYNAMIC_DISPATCH(intersection(x, y, color_length_));
   if (measures_ & kTexture) {
-    const int skip = colour_length_;
+    const int skip = color_length_;
     sum += RCNN_DYNAMIC_DISPATCH(intersection(x + skip, y + skip, texture_length_));
   }
   const double sizes = static_cast<double>(sizes_[a] + sizes_[b]);
@@ -148,7 +147,7 @@ double PaperRegions::similarity(int a, int b) const {
 }
 
 int PaperRegions::merge(int a, int b) {
-  const int length = colour_length_ + texture_length_;
+  const int length = color_length_ + texture_length_;
   const int64_t size = sizes_[a] + sizes_[b];
   const float weight = static_cast<float>(static_cast<double>(sizes_[a]) / size);
   shares_.resize(shares_.size() + length);

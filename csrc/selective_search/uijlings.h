@@ -12,7 +12,7 @@
 namespace rcnn_ext::selective_search {
 
 constexpr int kLanes = 16;
-constexpr int kColourBins = 25;
+constexpr int kColorBins = 25;
 constexpr int kTextureBins = 10;
 // Slopes of opposite directions share a code, so that four directions stand for eight.
 constexpr int kAxes = 4;
@@ -25,15 +25,15 @@ struct PixelCodes {
   int channels;
   int height;
   int width;
-  std::vector<uint8_t> colours;   // [channels] planes of bins
+  std::vector<uint8_t> colors;    // [channels] planes of bins
   std::vector<uint8_t> textures;  // [channels][kAxes] planes of slopes' codes
 };
 
 // `smoothing` comes before the derivatives; the paper's has sigma 1.
-PixelCodes code_pixels(const ColourImage& image, int height, int width, const Smoothing& smoothing);
+PixelCodes code_pixels(const ColorImage& image, int height, int width, const Smoothing& smoothing);
 
 // A sum of similarities, by bits.
-enum Measure : unsigned { kColour = 1, kTexture = 2, kSize = 4, kFill = 8, kAllMeasures = 15 };
+enum Measure : unsigned { kColor = 1, kTexture = 2, kSize = 4, kFill = 8, kAllMeasures = 15 };
 
 class PaperRegions {
  public:
@@ -51,16 +51,16 @@ class PaperRegions {
   void count(const PixelCodes& codes, const Segmentation& segmentation,
              std::vector<uint32_t>& counts);
   const float* shares(int region) const {
-    return &shares_[static_cast<size_t>(region) * (colour_length_ + texture_length_)];
+    return &shares_[static_cast<size_t>(region) * (color_length_ + texture_length_)];
   }
 
   double area_;
   unsigned measures_ = kAllMeasures;
-  int colour_length_;  // bins of colour, then of texture; both padded to whole lanes
+  int color_length_;  // bins of color, then of texture; both padded to whole lanes
   int texture_length_;
   std::vector<PixelBox> boxes_;
   std::vector<int64_t> sizes_;
-  std::vector<float> shares_;  // [regions][colour_length_ + texture_length_]
+  std::vector<float> shares_;  // [regions][color_length_ + texture_length_]
 };
 
 }  // namespace rcnn_ext::selective_search

@@ -71,7 +71,7 @@ def search(image: Any, settings: SearchSettings) -> Regions:
 
 def _search_diversely(pixels: np.ndarray, settings: SearchSettings) -> Regions:
     module = load()
-    measure = {"C": module.COLOUR, "T": module.TEXTURE, "S": module.SIZE, "F": module.FILL}
+    measure = {"C": module.COLOR, "T": module.TEXTURE, "S": module.SIZE, "F": module.FILL}
     diversity = _DIVERSITY[settings.mode]
     groupings = module.diversified_search(
         pixels,

@@ -14,7 +14,7 @@ from PIL import Image
 
 from rcnn_ext.cli.main import main
 from rcnn_ext.config import recipe_names
-from rcnn_ext.train.logs import LOSSES, read_csv
+from rcnn_ext.train.loggers import LOSSES, read_csv
 from tests.helpers.made_data import as_coco, as_csv, as_pennfudan, as_voc
 
 pytestmark = pytest.mark.usefixtures("one_thread")
