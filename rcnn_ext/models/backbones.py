@@ -332,10 +332,10 @@ def _resnet_stages(network: torchvision.models.ResNet) -> list[_Stage]:
     children = OrderedDict(network.named_children())
     stem = OrderedDict((name, children[name]) for name in ("conv1", "bn1", "relu", "maxpool"))
     stages = [_Stage(stem, "maxpool", network.conv1.out_channels)]
-    for number in (1, 2, 3, 4):
-        name = f"layer{number}"
+    for index in (1, 2, 3, 4):
+        name = f"layer{index}"
         # The last stage has 8 times the channels of the first.
-        channels = network.fc.in_features // 2 ** (4 - number)
+        channels = network.fc.in_features // 2 ** (4 - index)
         stages.append(_Stage(OrderedDict([(name, children[name])]), name, channels))
     return stages
 

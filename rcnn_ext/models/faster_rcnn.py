@@ -208,10 +208,10 @@ class FasterRCNN(Detector):
 
 
 def _anchors_per_position(generator: nn.Module) -> int:
-    numbers: list[int] = cast(Any, generator).num_anchors_per_location()
-    if len(set(numbers)) != 1:
+    counts: list[int] = cast(Any, generator).num_anchors_per_location()
+    if len(set(counts)) != 1:
         raise ValueError(
-            "the RPN head is shared by all levels, so each needs the same number of anchors at a "
-            f"position; the anchor generator has {numbers}"
+            "the RPN head is shared by all levels, so each needs the same number of anchors per "
+            f"position; the anchor generator has {counts}"
         )
-    return numbers[0]
+    return counts[0]

@@ -48,8 +48,8 @@ class ConvBackbone(nn.Sequential):
     def __init__(self, activation: str = "relu") -> None:
         blocks: OrderedDict[str, nn.Module] = OrderedDict()
         before = 3
-        for number, channels in enumerate(_CNN_CHANNELS, start=1):
-            blocks[f"block{number}"] = nn.Sequential(
+        for index, channels in enumerate(_CNN_CHANNELS, start=1):
+            blocks[f"block{index}"] = nn.Sequential(
                 nn.Conv2d(before, channels, kernel_size=3, padding=1, bias=False),
                 nn.BatchNorm2d(channels),
                 _ACTIVATIONS[activation](inplace=True),

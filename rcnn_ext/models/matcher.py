@@ -14,8 +14,8 @@ class Matcher:
     Args:
         high_threshold: A box with an IoU of at least this is matched.
         low_threshold: A box below it is background; between the two it is ignored.
-        allow_low_quality_matches: Each ground-truth box also claims the boxes that overlap it
-            best, however little (all of them on ties). Such a box is matched to the ground truth
+        allow_low_quality_matches: Also match, below the thresholds, the boxes with the highest IoU
+            of each ground truth (all of them on ties). Such a box is matched to the ground truth
             that it overlaps most itself, which may be another one. The RPN needs this: small
             objects may reach the high threshold with no anchor.
 

@@ -75,7 +75,7 @@ def generate_proposals(
     Returns:
         :class:`Proposals` with P the smaller of ``post_nms_top_n`` and the number of anchors that
         go into suppression; float64 for float64 maps, else float32. Equal scores are in the order
-        of level, logit and number of the anchor.
+        of level, logit and index of the anchor.
 
     Raises:
         RuntimeError: Wrong shape, dtype, device or option.

@@ -39,10 +39,10 @@ def match_boxes(
         boxes: ``[P, 4]`` anchors or proposals.
         high_threshold: A box with an IoU of at least this is matched.
         low_threshold: A box below it is background; one between the two is neither.
-        allow_low_quality_matches: Each ground truth also claims the boxes that overlap it best,
-            however little, all of them on ties. Such a box is matched to the ground truth that it
-            overlaps most itself, which may be another one. A ground truth that overlaps nothing has
-            a best IoU of 0, and claims every box with an IoU of 0.
+        allow_low_quality_matches: Also match, below the thresholds, the boxes with the highest IoU
+            of each ground truth, all of them on ties. Such a box is matched to the ground truth
+            that it overlaps most itself, which may be another one. For a ground truth that overlaps
+            nothing the highest IoU is 0, and every box with an IoU of 0 is matched.
 
     Returns:
         matches: int64 ``[P]``, the index of a ground truth, -1 below ``low_threshold`` or -2
@@ -114,10 +114,10 @@ def batched_match_boxes(
             "match_boxes: expected gt_boxes and boxes of as many images, "
             f"got {images} and {in_image}"
         )
-    for number, gt in enumerate(gt_boxes):
+    for image, gt in enumerate(gt_boxes):
         if gt.dim() != 2 or gt.shape[1] != 4:
             raise RuntimeError(
-                f"match_boxes: expected gt_boxes[{number}] of shape [G, 4], got {list(gt.shape)}"
+                f"match_boxes: expected gt_boxes[{image}] of shape [G, 4], got {list(gt.shape)}"
             )
     box_counts: list[int] = []
     if isinstance(boxes, Tensor):
@@ -131,10 +131,10 @@ def batched_match_boxes(
                 box_counts = [boxes.shape[1]] * images
         per_image = [flat.shape[0] // max(images, 1) if box_counts else flat.shape[0]]
     else:
-        for number, proposals in enumerate(boxes):
+        for image, proposals in enumerate(boxes):
             if proposals.dim() != 2 or proposals.shape[1] != 4:
                 raise RuntimeError(
-                    f"match_boxes: expected boxes[{number}] of shape [P, 4], "
+                    f"match_boxes: expected boxes[{image}] of shape [P, 4], "
                     f"got {list(proposals.shape)}"
                 )
         flat = torch.cat(list(boxes)) if images else torch.empty(0, 4)

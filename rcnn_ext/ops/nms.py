@@ -34,7 +34,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         iou_threshold: Between 0 and 1.
 
     Returns:
-        int64 indices ``[number kept]`` in order of score, equal scores in order of index, on every
+        int64 indices ``[K]`` in order of score, equal scores in order of index, on every
         device.
 
     Raises:
@@ -64,7 +64,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
         iou_threshold: Between 0 and 1.
 
     Returns:
-        int64 indices ``[number kept]`` in order of score over all classes, equal scores in order of
+        int64 indices ``[K]`` in order of score over all classes, equal scores in order of
         index.
 
     Raises:

@@ -191,13 +191,13 @@ def _vmap(
     rois = rois.movedim(rois_dim, 0)  # [V, K, 5]
     if input_dim is not None:
         images = input.movedim(input_dim, 0)  # [V, N, C, H, W]
-        number = images.shape[1]
+        num_images = images.shape[1]
         if rois.dtype.itemsize < 4:
             rois = rois.to(torch.float32)  # half types can't count the images of a larger batch
         index = rois[..., 0]
-        offset = number * torch.arange(size, device=rois.device, dtype=rois.dtype)[:, None]
+        offset = num_images * torch.arange(size, device=rois.device, dtype=rois.dtype)[:, None]
         # A bad index stays one instead of reaching into another image of the batch.
-        index = torch.where((index >= 0) & (index < number), index + offset, -1)
+        index = torch.where((index >= 0) & (index < num_images), index + offset, -1)
         rois = torch.cat([index[..., None], rois[..., 1:]], dim=-1)
         input = images.flatten(0, 1)
     pooled = _roi_align(input, rois.flatten(0, 1), *options)  # [V * K, C, PH, PW]

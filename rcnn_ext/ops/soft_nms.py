@@ -48,7 +48,7 @@ def soft_nms(
         method: ``"linear"`` or ``"gaussian"``.
 
     Returns:
-        int64 indices ``[number kept]`` and their lowered scores in the dtype of ``scores``, by
+        int64 indices ``[K]`` and their lowered scores in the dtype of ``scores``, by
         falling lowered score, equal ones in order of index. No gradient flows through either.
 
     Raises:
@@ -63,9 +63,9 @@ def soft_nms(
         >>> soft_nms(boxes, torch.tensor([0.9, 0.8, 0.7]))
         (tensor([0, 2, 1]), tensor([0.9000, 0.7000, 0.4000]))
     """
-    number = _number_of(method, "soft_nms")
+    method_id = _method_id(method, "soft_nms")
     boxes, scores = detached(boxes), detached(scores)
-    return _soft_nms(boxes, scores, iou_threshold, sigma, score_threshold, number)
+    return _soft_nms(boxes, scores, iou_threshold, sigma, score_threshold, method_id)
 
 
 def batched_soft_nms(
@@ -101,13 +101,15 @@ def batched_soft_nms(
         >>> batched_soft_nms(boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 1]))
         (tensor([0, 1]), tensor([0.9000, 0.8000]))
     """
-    number = _number_of(method, "batched_soft_nms")
+    method_id = _method_id(method, "batched_soft_nms")
     boxes, scores = detached(boxes), detached(scores)
     classes = _integers(idxs, "batched_soft_nms")
-    return _batched_soft_nms(boxes, scores, classes, iou_threshold, sigma, score_threshold, number)
+    return _batched_soft_nms(
+        boxes, scores, classes, iou_threshold, sigma, score_threshold, method_id
+    )
 
 
-def _number_of(method: str, op: str) -> int:
+def _method_id(method: str, op: str) -> int:
     if method not in _METHODS:
         raise ValueError(f"{op}: expected method 'linear' or 'gaussian', got {method!r}")
     return _METHODS[method]

@@ -30,7 +30,7 @@ def check_generate_proposals(
     weights: Sequence[float],
     means: Sequence[float],
 ) -> list[int]:
-    """Expect one pyramid; give the number of anchors of each level."""
+    """Expect one pyramid; return the number of anchors of each level."""
     op = "generate_proposals"
     check(
         len(logits) > 0 and len(logits) == len(deltas),

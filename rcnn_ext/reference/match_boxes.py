@@ -84,11 +84,12 @@ def match_boxes(
         gt_boxes: ``[G, 4]`` (x1, y1, x2, y2), those of all images one after the other; floating or
             int64.
         gt_counts: How many of them each image has.
-        boxes: ``[P, 4]``, the same dtype.
+        boxes: ``[P, 4]``, of the dtype of gt_boxes.
         box_counts: How many of them each image has; empty where every image has all of them.
         high_threshold: A box with an IoU of at least this is matched.
         low_threshold: A box below it is background.
-        allow_low_quality_matches: Each ground truth also claims the boxes that overlap it best.
+        allow_low_quality_matches: Also match the boxes with the highest IoU of each
+            ground truth.
 
     Returns:
         matches: int64 ``[R]``, image by image: an index into the ground truth of the image,
@@ -131,6 +132,6 @@ def _match_image(
     between = (best >= low_threshold) & (best < high_threshold)
     matches = matches.masked_fill(between, BETWEEN_THRESHOLDS)
     if allow_low_quality_matches:
-        claimed = (iou == iou.amax(dim=1, keepdim=True)).any(dim=0)  # [P]
-        matches = torch.where(claimed, index, matches)
+        low_quality = (iou == iou.amax(dim=1, keepdim=True)).any(dim=0)  # [P]
+        matches = torch.where(low_quality, index, matches)
     return matches, best

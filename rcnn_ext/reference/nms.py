@@ -30,7 +30,7 @@ def check_batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, op: str = "ba
 
 
 def check_max_output(max_output: int, op: str) -> None:
-    """Expect a number that is not negative."""
+    """Expect a count of at least 0."""
     check(max_output >= 0, f"{op}: expected max_output of at least 0, got {max_output}")
 
 
@@ -93,10 +93,10 @@ def nms_padded(
         max_output: Size of the result.
 
     Returns:
-        int64 indices ``[max_output]``, -1 behind the last, and their number, int64 ``[]``.
+        int64 indices ``[max_output]``, padded with -1, and their number, int64 ``[]``.
 
     Raises:
-        RuntimeError: Wrong shape, dtype, device or number.
+        RuntimeError: Wrong shape, dtype, device or ``max_output``.
     """
     check_nms(boxes, scores, "nms_padded")
     check_max_output(max_output, "nms_padded")
@@ -116,10 +116,10 @@ def batched_nms_padded(
         max_output: Size of the result, over all classes.
 
     Returns:
-        int64 indices ``[max_output]``, -1 behind the last, and their number, int64 ``[]``.
+        int64 indices ``[max_output]``, padded with -1, and their number, int64 ``[]``.
 
     Raises:
-        RuntimeError: Wrong shape, dtype, device or number.
+        RuntimeError: Wrong shape, dtype, device or ``max_output``.
     """
     check_batched_nms(boxes, scores, idxs, "batched_nms_padded")
     check_max_output(max_output, "batched_nms_padded")

@@ -209,14 +209,14 @@ def _weighted_sums(
     if bool(finite.all()):
         return product(values, y, x)
     result = product(torch.where(finite, values, 0), y, x)
-    reach_y, reach_x = (y > 0).to(y.dtype), (x > 0).to(x.dtype)
-    for members, value in (
+    sampled_y, sampled_x = (y > 0).to(y.dtype), (x > 0).to(x.dtype)
+    for mask, value in (
         (values.isnan(), math.nan),
         (values == math.inf, math.inf),
         (values == -math.inf, -math.inf),
     ):
-        reached = product(members.to(values.dtype), reach_y, reach_x) > 0
-        result = torch.where(reached, result + value, result)
+        found = product(mask.to(values.dtype), sampled_y, sampled_x) > 0
+        result = torch.where(found, result + value, result)
     return result
 
 
@@ -305,8 +305,12 @@ def _axis_weights(
     first = torch.where(flat, 0, first)
     last = torch.where(flat, samples[:, None].expand_as(last), last)
     last = torch.where(first < countable, last.clamp(max=countable), first)
-    number = int((last - first).nan_to_num(nan=0).amax().clamp(min=0)) if start.numel() > 0 else 0
-    sample = first[..., None] + torch.arange(number, device=start.device)  # [k, bins, number]
+    max_samples = (
+        int((last - first).nan_to_num(nan=0).amax().clamp(min=0)) if start.numel() > 0 else 0
+    )
+    sample = first[..., None] + torch.arange(
+        max_samples, device=start.device
+    )  # [k, bins, max_samples]
     position = (
         bin_start[..., None] + (sample + 0.5) * bin_size[:, None, None] / samples[:, None, None]
     )

@@ -23,7 +23,7 @@ def check_soft_nms(
     method: int,
     op: str,
 ) -> None:
-    """Expect boxes ``[N, 4]`` and scores ``[N]``, both floating, and sensible numbers."""
+    """Expect boxes ``[N, 4]`` and scores ``[N]``, both floating, and valid thresholds."""
     check_nms(boxes, scores, op)
     check_floating(scores, op, "scores")
     check(boxes.shape[0] < 2**31, f"{op}: expected fewer than 2^31 boxes, got {boxes.shape[0]}")
@@ -115,7 +115,7 @@ def _soft_suppress(
     double = torch.float64 in (boxes.dtype, scores.dtype)
     dtype = torch.float64 if double else torch.float32
     boxes, current = boxes.detach().to(dtype), scores.detach().to(dtype, copy=True)
-    number = torch.arange(boxes.shape[0], device=boxes.device)
+    index = torch.arange(boxes.shape[0], device=boxes.device)
     classes, segment = idxs.unique(return_inverse=True)
     # In float64 as the thresholds are, so that none of them is rounded.
     left = boxes.isfinite().all(dim=1) & (current.double() >= score_threshold)  # [N]
@@ -126,7 +126,7 @@ def _soft_suppress(
         best = best.scatter_reduce(0, segment[left], current[left], "amax")
         leads = left & (current == best[segment])
         first = torch.full_like(classes, boxes.shape[0])
-        first = first.scatter_reduce(0, segment[leads], number[leads], "amin")
+        first = first.scatter_reduce(0, segment[leads], index[leads], "amin")
         taken = first[first < boxes.shape[0]]
         final[taken] = current[taken]
         left[taken] = False

@@ -112,8 +112,10 @@ def match_boxes(
     for of_box in ious:
         index = first_best(of_box)
         iou = of_box[index]
-        claimed = any(value == peak for value, peak in zip(of_box, peaks, strict=True))
-        if low_quality and claimed:
+        best_of_a_ground_truth = any(
+            value == peak for value, peak in zip(of_box, peaks, strict=True)
+        )
+        if low_quality and best_of_a_ground_truth:
             matches.append(index)
         elif iou < number(low):
             matches.append(-1)

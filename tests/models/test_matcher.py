@@ -52,7 +52,7 @@ def test_low_quality_match_keeps_the_boxs_own_best_object():
     assert matches.tolist() == [1]
 
 
-def test_object_that_overlaps_nothing_claims_every_box_without_overlap():
+def test_object_that_overlaps_nothing_matches_every_box_without_overlap():
     # torchvision's rule, kept on purpose: its best IoU is 0, and so is that of these boxes.
     gt = row((0, 10), (500, 510))
     boxes = row((0, 10), (100, 110))
