@@ -1,4 +1,4 @@
-// From the number of a measure to its type, and the arguments of box_iou checked.
+// Dispatch of the measure, and the checks of the arguments of box_iou.
 #pragma once
 
 #include "../core/box_math.h"

@@ -1,4 +1,4 @@
-// Boxes column by column, as the loops of box_iou on the CPU read them.
+// The boxes of the columns of box_iou on the CPU, by coordinate (structure of arrays).
 #pragma once
 
 #include <cstdint>
@@ -10,17 +10,17 @@
 
 namespace rcnn_ext {
 
-// Pairs whose gradients one vector or several take at a time, the same for all instruction sets: it
-// decides the order of a sum.
-constexpr int kSumLanes = 16;
+// Pairs whose gradients are computed together. One value for all instruction sets, since it decides
+// the order of the sums.
+constexpr int kGradientLanes = 16;
 
-// Boxes column by column, so that the loop over them runs in SIMD registers.
+// Boxes and their terms, so that the loop over them is vectorized.
 template <class T>
 class BoxColumns {
  public:
   template <class Measure, class Stored>
   BoxColumns(const Measure& measure, const Stored* boxes, int64_t count)
-      : count_(count), stride_(count + kSumLanes), columns_(6 * stride_) {
+      : count_(count), stride_(count + kGradientLanes), columns_(6 * stride_) {
     for (int64_t j = 0; j < count; ++j) {
       const Box<T> box = load_box<T>(boxes + 4 * j);
       const BoxTerms<T> terms = measure.terms(box);
@@ -30,8 +30,8 @@ class BoxColumns {
   }
   int64_t count() const { return count_; }
 
-  // x1, y1, x2, y2, then the terms of a measure: area and angle. Readable for kSumLanes boxes
-  // behind the last, for a vector that is not full.
+  // x1, y1, x2, y2, then the terms of a measure: area and angle. Readable for
+  // kGradientLanes boxes after the last, for a vector that is not full.
   RCNN_INLINE const T* column(int64_t c) const { return columns_.data() + c * stride_; }
   RCNN_INLINE Box<T> box(int64_t j) const {
     return {column(0)[j], column(1)[j], column(2)[j], column(3)[j]};
@@ -43,16 +43,16 @@ class BoxColumns {
   std::vector<T> columns_;
 };
 
-// The same with the derivatives of what a measure needs of one box alone.
+// The columns with the derivatives of their terms by their coordinates.
 template <class T>
-struct VariableColumns {
+struct DualColumns {
   BoxColumns<T> boxes;
   int64_t stride;
   std::vector<T> partials;  // [8, stride]: of areas, then of angles
 
   template <class Measure, class Stored>
-  VariableColumns(const Measure& measure, const Stored* coordinates, int64_t count)
-      : boxes(measure, coordinates, count), stride(count + kSumLanes), partials(8 * stride) {
+  DualColumns(const Measure& measure, const Stored* coordinates, int64_t count)
+      : boxes(measure, coordinates, count), stride(count + kGradientLanes), partials(8 * stride) {
     for (int64_t j = 0; j < count; ++j) {
       const BoxTerms<Dual<T>> terms = measure.terms(variable(boxes.box(j)));
       for (int64_t c = 0; c < 4; ++c) {

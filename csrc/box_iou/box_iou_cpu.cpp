@@ -17,8 +17,8 @@
 namespace rcnn_ext {
 namespace {
 
-// Pairs that one thread takes at least.
-constexpr int64_t kPairsPerTask = 32768;
+// Pairs that one thread takes at least: fewer are not worth waking it.
+constexpr int64_t kMinPairsPerTask = 32768;
 
 }  // namespace
 }  // namespace rcnn_ext
@@ -29,12 +29,12 @@ constexpr int64_t kPairsPerTask = 32768;
 namespace rcnn_ext {
 namespace {
 
-// Calls function(b) for each of a batch, of `pairs` pairs each: those that are small are split
-// between threads, large ones split themselves up, one after the other.
+// Call function(b) for each matrix of a batch, of `pairs` pairs each: in parallel if they are
+// small; in sequence if they are large, as each is then parallel itself.
 template <class Function>
-void for_batch(int64_t batch_size, int64_t pairs, const Function& function) {
+void parallel_for_batch(int64_t batch_size, int64_t pairs, const Function& function) {
   const int64_t grain =
-      pairs < kPairsPerTask ? kPairsPerTask / std::max<int64_t>(1, pairs) : batch_size;
+      pairs < kMinPairsPerTask ? kMinPairsPerTask / std::max<int64_t>(1, pairs) : batch_size;
   torch::stable::parallel_for(0, batch_size, grain, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) function(b);
   });
@@ -59,12 +59,12 @@ Tensor box_iou_cpu(const Tensor& boxes1, const Tensor& boxes2, int64_t measure_i
     const auto* data2 = second.const_data_ptr<Stored>();
     auto* out = result.mutable_data_ptr<Output>();
     dispatch_measure(measure_id, eps, [&, rows = rows, columns = columns](auto measure) {
-      for_batch(batch_size, rows * columns, [&](int64_t b) {
+      parallel_for_batch(batch_size, rows * columns, [&](int64_t b) {
         const BoxColumns<T> boxes(measure, data2 + b * columns * 4, columns);
-        const int64_t grain = std::max<int64_t>(1, kPairsPerTask / columns);
+        const int64_t grain = std::max<int64_t>(1, kMinPairsPerTask / columns);
         torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
-          RCNN_DYNAMIC_DISPATCH(fill_rows(measure, data1 + b * rows * 4, begin, end, boxes,
-                                          out + b * rows * columns));
+          RCNN_DYNAMIC_DISPATCH(compute_rows(measure, data1 + b * rows * 4, begin, end, boxes,
+                                             out + b * rows * columns));
         });
       });
     });
@@ -72,34 +72,34 @@ Tensor box_iou_cpu(const Tensor& boxes1, const Tensor& boxes2, int64_t measure_i
   return result;
 }
 
-// The rows of a result, whose gradients are summed up in parts: those by the columns in one sum a
-// part. How many there are depends on the sizes alone, so that the number of threads does not show.
+// The parts of the rows of a result for which the column gradients are summed separately. Their
+// count depends on the sizes only, so that the result does not depend on the number of threads.
 struct RowParts {
-  int64_t count, rows_each;
+  int64_t count, rows_per_part;
 
   explicit RowParts(const PairwiseShape& shape) {
-    constexpr int64_t kMost = 32;
-    const int64_t tasks = shape.rows * shape.columns * 8 / kPairsPerTask;
-    count = std::max<int64_t>(1, std::min({kMost, shape.rows, tasks}));
-    rows_each = (shape.rows + count - 1) / count;
+    constexpr int64_t kMaxParts = 32;
+    const int64_t tasks = shape.rows * shape.columns * 8 / kMinPairsPerTask;
+    count = std::max<int64_t>(1, std::min({kMaxParts, shape.rows, tasks}));
+    rows_per_part = (shape.rows + count - 1) / count;
   }
 };
 
 // Gradients [N, 4] and [M, 4] of one result [N, M].
 template <class Stored, class Measure>
-void sum_gradients_of(const Measure& measure, const PairwiseShape& shape,
-                      const accumulate_t<Stored>* grad, const Stored* boxes1, const Stored* boxes2,
-                      Stored* out1, Stored* out2) {
+void compute_gradients(const Measure& measure, const PairwiseShape& shape,
+                       const accumulate_t<Stored>* grad, const Stored* boxes1, const Stored* boxes2,
+                       Stored* out1, Stored* out2) {
   using T = accumulate_t<Stored>;
   const int64_t columns = shape.columns;
   const RowParts parts(shape);
-  const VariableColumns<T> variables(measure, boxes2, columns);
+  const DualColumns<T> dual_columns(measure, boxes2, columns);
   std::vector<double> column_sums(parts.count * 4 * columns);
   torch::stable::parallel_for(0, parts.count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) {
-      const int64_t first = std::min(shape.rows, part * parts.rows_each);
-      const int64_t last = std::min(shape.rows, first + parts.rows_each);
-      RCNN_DYNAMIC_DISPATCH(sum_gradients(measure, boxes1, first, last, variables, grad, out1,
+      const int64_t first = std::min(shape.rows, part * parts.rows_per_part);
+      const int64_t last = std::min(shape.rows, first + parts.rows_per_part);
+      RCNN_DYNAMIC_DISPATCH(sum_gradients(measure, boxes1, first, last, dual_columns, grad, out1,
                                           column_sums.data() + part * 4 * columns));
     }
   });
@@ -136,10 +136,11 @@ std::tuple<Tensor, Tensor> box_iou_backward_cpu(const Tensor& grad, const Tensor
     auto* out2 = grad2.mutable_data_ptr<Stored>();
     dispatch_measure(measure_id, eps, [&](auto measure) {
       const auto [batch_size, rows, columns] = shape;
-      for_batch(batch_size, 8 * rows * columns, [&, rows = rows, columns = columns](int64_t b) {
-        sum_gradients_of(measure, shape, weights + b * rows * columns, data1 + b * rows * 4,
-                         data2 + b * columns * 4, out1 + b * rows * 4, out2 + b * columns * 4);
-      });
+      parallel_for_batch(
+          batch_size, 8 * rows * columns, [&, rows = rows, columns = columns](int64_t b) {
+            compute_gradients(measure, shape, weights + b * rows * columns, data1 + b * rows * 4,
+                              data2 + b * columns * 4, out1 + b * rows * 4, out2 + b * columns * 4);
+          });
     });
   });
   return {grad1, grad2};

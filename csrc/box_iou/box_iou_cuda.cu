@@ -8,29 +8,30 @@ namespace rcnn_ext {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kTileRows = 64;
+constexpr int kRowsPerTile = 64;
 constexpr int kColumnsPerThread = 4;
-constexpr int kMostLanes = 64;  // threads beside each other along a row
+constexpr int kMaxThreadsPerRow = 64;
 
-// The result in tiles. Threads beside each other cover a row of a tile, the others its other rows.
+// The result in tiles. threads_per_row consecutive threads cover a row of a tile, the next ones the
+// next row.
 struct IouTiles {
   int64_t rows, columns;
   int64_t row_tiles, column_tiles, count;
-  int lanes;
+  int threads_per_row;
 
   IouTiles(const PairwiseShape& shape)
       : rows(shape.rows),
         columns(shape.columns),
-        row_tiles(ceil_div(rows, kTileRows)),
-        lanes(
-            static_cast<int>(std::min(ceil_div(columns, kColumnsPerThread), int64_t{kMostLanes}))) {
-    column_tiles = ceil_div(columns, lanes * kColumnsPerThread);
+        row_tiles(ceil_div(rows, kRowsPerTile)),
+        threads_per_row(static_cast<int>(
+            std::min(ceil_div(columns, kColumnsPerThread), int64_t{kMaxThreadsPerRow}))) {
+    column_tiles = ceil_div(columns, threads_per_row * kColumnsPerThread);
     count = shape.batch_size * row_tiles * column_tiles;
   }
 };
 
-// Writes the measures of four neighbours by vectors of 16 bytes, past the caches: the result is
-// larger than the caches, and read later.
+// Store the measures of four consecutive columns by vectors of 16 bytes. Streaming stores, since
+// the result is larger than the caches and read later.
 __device__ __forceinline__ void store_columns(float* out, const float (&values)[4]) {
   __stcs(reinterpret_cast<float4*>(out), make_float4(values[0], values[1], values[2], values[3]));
 }
@@ -39,27 +40,28 @@ __device__ __forceinline__ void store_columns(double* out, const double (&values
   __stcs(reinterpret_cast<double2*>(out) + 1, make_double2(values[2], values[3]));
 }
 
-// A thread keeps the boxes of its columns in registers and goes through the rows of a tile, so that
-// the fill of the result is what takes time. With kVectors a thread's columns are neighbours, and
-// the number of columns is a multiple of theirs; otherwise those of a warp are.
-// boxes1: [B, N, 4], boxes2: [B, M, 4], out: [B, N, M]
+// A thread keeps the boxes of its columns in registers and iterates over the rows of a tile, so
+// that writing the result takes most of the time. With kVectors the columns of a thread are
+// consecutive and the column count is a multiple of kColumnsPerThread; otherwise the columns of a
+// warp are consecutive. boxes1: [B, N, 4], boxes2: [B, M, 4], out: [B, N, M]
 template <bool kVectors, class Stored, class Measure>
 __global__ void __launch_bounds__(kThreads)
     box_iou_kernel(const Stored* boxes1, const Stored* boxes2, IouTiles tiles, Measure measure,
                    typename BoxIouOutput<Stored>::type* out) {
   using T = accumulate_t<Stored>;
   using Output = typename BoxIouOutput<Stored>::type;
-  __shared__ __align__(16) Box<T> row_boxes[kTileRows];
-  __shared__ BoxTerms<T> row_terms[kTileRows];
-  const int lane = static_cast<int>(threadIdx.x) % tiles.lanes;
-  const int first_row = static_cast<int>(threadIdx.x) / tiles.lanes;
-  const int rows_at_once = kThreads / tiles.lanes;
+  __shared__ __align__(16) Box<T> row_boxes[kRowsPerTile];
+  __shared__ BoxTerms<T> row_terms[kRowsPerTile];
+  const int column_thread = static_cast<int>(threadIdx.x) % tiles.threads_per_row;
+  const int first_row = static_cast<int>(threadIdx.x) / tiles.threads_per_row;
+  const int rows_at_once = kThreads / tiles.threads_per_row;
 
   for (int64_t tile = blockIdx.x; tile < tiles.count; tile += gridDim.x) {
-    const int64_t column = tile % tiles.column_tiles * (tiles.lanes * kColumnsPerThread);
-    const int64_t row = tile / tiles.column_tiles % tiles.row_tiles * kTileRows;
+    const int64_t column = tile % tiles.column_tiles * (tiles.threads_per_row * kColumnsPerThread);
+    const int64_t row = tile / tiles.column_tiles % tiles.row_tiles * kRowsPerTile;
     const int64_t b = tile / tiles.column_tiles / tiles.row_tiles;
-    const int tile_rows = static_cast<int>(min(static_cast<int64_t>(kTileRows), tiles.rows - row));
+    const int tile_rows =
+        static_cast<int>(min(static_cast<int64_t>(kRowsPerTile), tiles.rows - row));
     for (int i = threadIdx.x; i < tile_rows; i += kThreads) {
       const Box<T> box = load_box<T>(boxes1 + (b * tiles.rows + row + i) * 4);
       row_boxes[i] = box;
@@ -70,13 +72,14 @@ __global__ void __launch_bounds__(kThreads)
     BoxTerms<T> terms[kColumnsPerThread];
 #pragma unroll
     for (int n = 0; n < kColumnsPerThread; ++n) {
-      columns[n] = column + (kVectors ? kColumnsPerThread * lane + n : lane + n * tiles.lanes);
+      columns[n] = column + (kVectors ? kColumnsPerThread * column_thread + n
+                                      : column_thread + n * tiles.threads_per_row);
       const int64_t j = min(columns[n], tiles.columns - 1);
       boxes[n] = load_box<T>(boxes2 + (b * tiles.columns + j) * 4);
       terms[n] = measure.terms(boxes[n]);
     }
     __syncthreads();
-    // What is left of the threads when rows_at_once rows have theirs has nothing to do.
+    // Threads beyond rows_at_once whole rows are idle.
     for (int i = first_row < rows_at_once ? first_row : tile_rows; i < tile_rows;
          i += rows_at_once) {
       const Box<T> row_box = row_boxes[i];
@@ -128,24 +131,25 @@ Tensor box_iou_cuda(const Tensor& boxes1, const Tensor& boxes2, int64_t measure_
   return result;
 }
 
-constexpr int kSumThreads = 128;
+constexpr int kGradientThreads = 128;
 
-// A block sums the gradient of one box over its pairs, in an order that only the sizes decide.
+// The gradient of one box, summed over its pairs by one block in an order that depends on the sizes
+// only.
 // grad: [B, N, M], out: [B, N, 4] (with kOfSecond [B, M, 4])
 template <bool kOfSecond, class Stored, class Measure>
-__global__ void __launch_bounds__(kSumThreads)
+__global__ void __launch_bounds__(kGradientThreads)
     box_iou_backward_kernel(const accumulate_t<Stored>* grad, const Stored* boxes1,
                             const Stored* boxes2, int64_t batch_size, int64_t rows, int64_t columns,
                             Measure measure, Stored* out) {
   using T = accumulate_t<Stored>;
-  __shared__ T partial[kSumThreads][4];
+  __shared__ T partial[kGradientThreads][4];
   const int64_t outer = kOfSecond ? columns : rows;
   const int64_t inner = kOfSecond ? rows : columns;
   for (int64_t index = blockIdx.x; index < batch_size * outer; index += gridDim.x) {
     const int64_t b = index / outer;
     const int64_t o = index % outer;
     T sums[4] = {T(0), T(0), T(0), T(0)};
-    for (int64_t n = threadIdx.x; n < inner; n += kSumThreads) {
+    for (int64_t n = threadIdx.x; n < inner; n += kGradientThreads) {
       const int64_t i = kOfSecond ? n : o;
       const int64_t j = kOfSecond ? o : n;
       add_gradient<kOfSecond>(measure, load_box<T>(boxes1 + (b * rows + i) * 4),
@@ -154,14 +158,15 @@ __global__ void __launch_bounds__(kSumThreads)
     }
     for (int c = 0; c < 4; ++c) partial[threadIdx.x][c] = sums[c];
     __syncthreads();
-    for (int half = kSumThreads / 2; half > 0; half /= 2) {
+    for (int half = kGradientThreads / 2; half > 0; half /= 2) {
       if (threadIdx.x < half) {
         for (int c = 0; c < 4; ++c) partial[threadIdx.x][c] += partial[threadIdx.x + half][c];
       }
       __syncthreads();
     }
-    if (threadIdx.x < 4)
+    if (threadIdx.x < 4) {
       out[index * 4 + threadIdx.x] = static_cast<Stored>(partial[0][threadIdx.x]);
+    }
     __syncthreads();  // the next box overwrites the sums
   }
 }
@@ -172,7 +177,7 @@ void sum_gradients(const PairwiseShape& shape, const CudaScope& scope, const Mea
   if (out.numel() == 0) return;
   using T = accumulate_t<Stored>;
   launch("box_iou_backward", box_iou_backward_kernel<kOfSecond, Stored, Measure>,
-         {dim3(stride_grid(out.numel() / 4, 1)), dim3(kSumThreads)}, scope,
+         {dim3(stride_grid(out.numel() / 4, 1)), dim3(kGradientThreads)}, scope,
          grad.const_data_ptr<T>(), boxes1.const_data_ptr<Stored>(), boxes2.const_data_ptr<Stored>(),
          shape.batch_size, shape.rows, shape.columns, measure, out.mutable_data_ptr<Stored>());
 }

@@ -1,11 +1,15 @@
 // Proposals of a whole batch on the CPU. Contract: rcnn_ext/ops/generate_proposals.py.
 //
-// The best anchors of each level are found by their logits alone, in the layout that the head gave;
-// only those are decoded. Exponentials and sigmoids are PyTorch's, so that a result has the bits of
-// torchvision's.
+// The pre_nms_top_n anchors of each level are selected by their logits alone, in the memory layout
+// of the head's output, and only those are decoded. NMS then runs per image, within each level.
+// Exponentials and sigmoids are PyTorch's, so that a result has the bits of torchvision's.
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
+#include <cmath>
+#include <limits>
 #include <tuple>
+#include <vector>
 
 #include "../core/dispatch.h"
 #include "../core/sort_key.h"
@@ -19,20 +23,20 @@
 namespace rcnn_ext {
 namespace {
 
-// A logit such that at least `top` of all are probably not below it: from a sample. The least of
-// all numbers where that is not worth while.
+// Estimate, from a sample, a threshold that probably at least `top` logits reach; -infinity where a
+// sample would not save time. An estimate that is too high costs a second pass, not correctness.
 template <class T, class Stored>
-T guess_threshold(const Stored* logits, int64_t count, int64_t top,
-                  std::vector<ScoreKey<T>>& sample) {
-  constexpr int64_t kSample = 2048;
-  constexpr T kLeast = -std::numeric_limits<T>::infinity();
-  // Three standard deviations more than the share of those wanted.
-  const double mean = static_cast<double>(kSample) * top / count;
+T estimate_threshold(const Stored* logits, int64_t count, int64_t top,
+                     std::vector<ScoreKey<T>>& sample) {
+  constexpr int64_t kSampleSize = 2048;
+  constexpr T kLowest = -std::numeric_limits<T>::infinity();
+  // Three standard deviations above the expected number of wanted logits in the sample.
+  const double mean = static_cast<double>(kSampleSize) * top / count;
   const auto rank = static_cast<int64_t>(mean + 3 * std::sqrt(mean) + 2);
-  if (count < 4 * kSample || rank >= kSample / 2) return kLeast;
+  if (count < 4 * kSampleSize || rank >= kSampleSize / 2) return kLowest;
   sample.clear();
-  for (int64_t i = 0; i < kSample; ++i) {
-    const int64_t at = i * count / kSample;
+  for (int64_t i = 0; i < kSampleSize; ++i) {
+    const int64_t at = i * count / kSampleSize;
     sample.push_back(
         ScoreKey<T>::make(descending_key(static_cast<T>(logits[at])), static_cast<uint32_t>(at)));
   }
@@ -40,29 +44,30 @@ T guess_threshold(const Stored* logits, int64_t count, int64_t top,
   return static_cast<T>(logits[sample[rank].index()]);
 }
 
-// Elements of the `top` best logits, the best first, equal ones by number of anchor.
+// The keys of the `top` highest logits, in descending order of the logit, equal ones by anchor
+// index.
 template <class T, class Stored>
-void select_top(const Stored* logits, int64_t planes, int64_t plane_size, int64_t top,
-                std::vector<ScoreKey<T>>& found) {
+void select_top_anchors(const Stored* logits, int64_t planes, int64_t plane_size, int64_t top,
+                        std::vector<ScoreKey<T>>& found) {
   const int64_t count = planes * plane_size;
-  const T threshold = guess_threshold<T>(logits, count, top, found);
-  const auto collect_from = [&](T least) {
+  const T threshold = estimate_threshold<T>(logits, count, top, found);
+  const auto collect_from = [&](T min_logit) {
     found.clear();
-    RCNN_DYNAMIC_DISPATCH(collect_anchors(logits, planes, plane_size, least, found));
+    RCNN_DYNAMIC_DISPATCH(collect_anchors(logits, planes, plane_size, min_logit, found));
   };
   collect_from(threshold);
   if (static_cast<int64_t>(found.size()) < top) {
     collect_from(-std::numeric_limits<T>::infinity());
   }
   if (static_cast<int64_t>(found.size()) > 4 * top) {
-    // Many equal logits: those that remain are sorted alone.
+    // Many equal logits: select before sorting.
     std::nth_element(found.begin(), found.begin() + top, found.end());
     found.resize(top);
   }
   const auto size = static_cast<int64_t>(found.size());
   found.resize(2 * size);
   ScoreKey<T>* sorted = radix_sort(found.data(), found.data() + size, size);
-  // The sort is by key alone, and equal keys came in the order of memory.
+  // The sort is stable, but the keys were collected in the order of memory, not of anchor indices.
   for (int64_t begin = 0; begin < size;) {
     int64_t end = begin + 1;
     while (end < size && sorted[end].key() == sorted[begin].key()) ++end;
@@ -73,18 +78,18 @@ void select_top(const Stored* logits, int64_t planes, int64_t plane_size, int64_
   found.resize(top);
 }
 
-struct Strides {
+struct DeltaStrides {
   int64_t image, channel, row, column;
-  explicit Strides(const Tensor& map)
+  explicit DeltaStrides(const Tensor& map)
       : image(map.strides()[0]),
         channel(map.strides()[1]),
         row(map.strides()[2]),
         column(map.strides()[3]) {}
 };
 
-// What is known of the anchors that are decoded, [N, T] each.
+// The selected anchors and their predictions, [N, T] each.
 template <class T>
-struct Chosen {
+struct SelectedAnchors {
   uint32_t* anchors;
   T* logits;
   T* dx;
@@ -93,13 +98,13 @@ struct Chosen {
 };
 
 template <class Stored>
-void choose(const AnchorPyramid& pyramid, const std::vector<DenseMap>& logits,
-            const std::vector<Tensor>& deltas, const BoxCoder<accumulate_t<Stored>>& coder,
-            const Chosen<accumulate_t<Stored>>& chosen) {
+void decode_selected(const AnchorPyramid& pyramid, const std::vector<DenseMap>& logits,
+                     const std::vector<Tensor>& deltas, const BoxCoder<accumulate_t<Stored>>& coder,
+                     const SelectedAnchors<accumulate_t<Stored>>& selected) {
   using T = accumulate_t<Stored>;
   const auto levels = static_cast<int64_t>(pyramid.levels.size());
   torch::stable::parallel_for(0, pyramid.images * levels, 1, [&](int64_t begin, int64_t end) {
-    std::vector<ScoreKey<T>> best;
+    std::vector<ScoreKey<T>> keys;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t image = task % pyramid.images;
       const int64_t l = task / pyramid.images;
@@ -107,27 +112,27 @@ void choose(const AnchorPyramid& pyramid, const std::vector<DenseMap>& logits,
       if (level.top == 0) continue;
       const auto* in_level = logits[l].tensor.const_data_ptr<Stored>() + image * level.anchors();
       const int64_t planes = logits[l].channels_last ? 1 : level.shapes;
-      select_top<T>(in_level, planes, level.anchors() / planes, level.top, best);
+      select_top_anchors<T>(in_level, planes, level.anchors() / planes, level.top, keys);
 
-      const Strides strides(deltas[l]);
-      const auto* changes = deltas[l].const_data_ptr<Stored>() + image * strides.image;
+      const DeltaStrides strides(deltas[l]);
+      const auto* delta_data = deltas[l].const_data_ptr<Stored>() + image * strides.image;
       for (int64_t i = 0; i < level.top; ++i) {
-        const int64_t anchor = best[i].index();
+        const int64_t anchor = keys[i].index();
         const int64_t k = anchor % level.shapes;
         const int64_t position = anchor / level.shapes;
         const int64_t row = position / level.width;
         const int64_t column = position % level.width;
-        const BoxDeltas<T> change = load_deltas(
-            changes + 4 * k * strides.channel + row * strides.row + column * strides.column,
+        const BoxDeltas<T> box_deltas = load_deltas(
+            delta_data + 4 * k * strides.channel + row * strides.row + column * strides.column,
             strides.channel, coder);
         const int64_t at = image * pyramid.top + level.first_top + i;
-        chosen.anchors[at] = static_cast<uint32_t>(anchor);
-        chosen.logits[at] =
+        selected.anchors[at] = static_cast<uint32_t>(anchor);
+        selected.logits[at] =
             static_cast<T>(in_level[planes == 1 ? anchor : k * level.positions() + position]);
-        chosen.dx[at] = change.dx;
-        chosen.dy[at] = change.dy;
-        chosen.log_ratios[2 * at] = change.log_width;
-        chosen.log_ratios[2 * at + 1] = change.log_height;
+        selected.dx[at] = box_deltas.dx;
+        selected.dy[at] = box_deltas.dy;
+        selected.log_ratios[2 * at] = box_deltas.log_width;
+        selected.log_ratios[2 * at + 1] = box_deltas.log_height;
       }
     }
   });
@@ -145,14 +150,14 @@ std::tuple<Tensor, Tensor, Tensor> generate_proposals_cpu(
                                                          pre_nms_top_n, post_nms_top_n, options);
   const int64_t images = pyramid.images;
   const int64_t top = pyramid.top;
-  const int64_t most = std::min(post_nms_top_n, top);
+  const int64_t max_proposals = std::min(post_nms_top_n, top);
   const ScalarType dtype = logits[0].scalar_type();
   const ScalarType computed = accumulate_dtype(dtype);
-  Tensor boxes = empty_on_device_of(logits[0], {images, most, 4}, computed);
-  Tensor scores = empty_on_device_of(logits[0], {images, most}, computed);
+  Tensor boxes = empty_on_device_of(logits[0], {images, max_proposals, 4}, computed);
+  Tensor scores = empty_on_device_of(logits[0], {images, max_proposals}, computed);
   Tensor counts = empty_on_device_of(logits[0], {images}, ScalarType::Long);
   auto* count_of = counts.mutable_data_ptr<int64_t>();
-  if (most == 0 || images == 0) {
+  if (max_proposals == 0 || images == 0) {
     std::fill(count_of, count_of + images, int64_t{0});
     return {boxes, scores, counts};
   }
@@ -164,51 +169,54 @@ std::tuple<Tensor, Tensor, Tensor> generate_proposals_cpu(
   dispatch_floating(dtype, "generate_proposals", [&](auto tag) {
     using Stored = type_of<decltype(tag)>;
     using T = accumulate_t<Stored>;
-    Tensor chosen_logits = empty_on_device_of(logits[0], {images, top}, computed);
+    Tensor selected_logits = empty_on_device_of(logits[0], {images, top}, computed);
     Tensor log_ratios = empty_on_device_of(logits[0], {images, top, 2}, computed);
     std::vector<T> shifts(2 * images * top);
-    std::vector<uint32_t> numbers(images * top);
-    const Chosen<T> chosen{numbers.data(), chosen_logits.mutable_data_ptr<T>(), shifts.data(),
-                           shifts.data() + images * top, log_ratios.mutable_data_ptr<T>()};
-    choose<Stored>(pyramid, maps, deltas, options.coder<T>(), chosen);
-    const Tensor probabilities = sigmoid(chosen_logits);
+    std::vector<uint32_t> anchor_indices(images * top);
+    const SelectedAnchors<T> selected{anchor_indices.data(), selected_logits.mutable_data_ptr<T>(),
+                                      shifts.data(), shifts.data() + images * top,
+                                      log_ratios.mutable_data_ptr<T>()};
+    decode_selected<Stored>(pyramid, maps, deltas, options.coder<T>(), selected);
+    const Tensor probabilities = sigmoid(selected_logits);
     const Tensor ratios = exponential(log_ratios);
     const auto* score_of = probabilities.const_data_ptr<T>();
     const auto* ratio_of = ratios.const_data_ptr<T>();
     const auto* size_of = sizes.const_data_ptr<T>();
     const int64_t anchor_stride = anchors.dim() == 3 ? 4 * pyramid.anchors : 0;
-    const auto least_score = static_cast<T>(score_threshold);
-    const auto least_side = static_cast<T>(min_size);
+    const auto min_score = static_cast<T>(score_threshold);
+    const auto min_side = static_cast<T>(min_size);
     auto* out_boxes = reinterpret_cast<Box<T>*>(boxes.mutable_data_ptr<T>());
     auto* out_scores = scores.mutable_data_ptr<T>();
 
     torch::stable::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
-      PerImageNms<T> best(iou_threshold, static_cast<int64_t>(pyramid.levels.size()));
+      PerImageNms<T> nms(iou_threshold, static_cast<int64_t>(pyramid.levels.size()));
       for (int64_t n = begin; n < end; ++n) {
-        best.clear();
+        nms.clear();
         const auto* anchors_of = all_anchors.const_data_ptr<T>() + n * anchor_stride;
         uint32_t group = 0;
         for (const AnchorLevel& level : pyramid.levels) {
           for (int64_t i = 0; i < level.top; ++i) {
             const int64_t at = n * top + level.first_top + i;
-            if (!(score_of[at] >= least_score)) continue;
-            const BoxDeltas<T> change{chosen.dx[at], chosen.dy[at], T(0), T(0)};
+            if (!(score_of[at] >= min_score)) continue;
+            const BoxDeltas<T> box_deltas{selected.dx[at], selected.dy[at], T(0), T(0)};
             const Box<T> anchor =
-                load_box<T>(anchors_of + 4 * (level.first_anchor + chosen.anchors[at]));
+                load_box<T>(anchors_of + 4 * (level.first_anchor + selected.anchors[at]));
             const Box<T> box =
-                clip_box(decode_box(anchor, change, ratio_of[2 * at], ratio_of[2 * at + 1]),
+                clip_box(decode_box(anchor, box_deltas, ratio_of[2 * at], ratio_of[2 * at + 1]),
                          size_of[2 * n + 1], size_of[2 * n]);
-            if (has_min_size(box, least_side)) best.add(box, score_of[at], group, 0);
+            if (has_min_size(box, min_side)) nms.add(box, score_of[at], group, 0);
           }
           ++group;
         }
-        count_of[n] =
-            best.run(most, [&](int64_t place, const Box<T>& box, T score, uint32_t, uint32_t) {
-              out_boxes[n * most + place] = box;
-              out_scores[n * most + place] = score;
-            });
-        std::fill(out_boxes + n * most + count_of[n], out_boxes + (n + 1) * most, Box<T>{});
-        std::fill(out_scores + n * most + count_of[n], out_scores + (n + 1) * most, T(0));
+        count_of[n] = nms.run(max_proposals,
+                              [&](int64_t place, const Box<T>& box, T score, uint32_t, uint32_t) {
+                                out_boxes[n * max_proposals + place] = box;
+                                out_scores[n * max_proposals + place] = score;
+                              });
+        std::fill(out_boxes + n * max_proposals + count_of[n], out_boxes + (n + 1) * max_proposals,
+                  Box<T>{});
+        std::fill(out_scores + n * max_proposals + count_of[n],
+                  out_scores + (n + 1) * max_proposals, T(0));
       }
     });
   });

@@ -1,13 +1,13 @@
 // Matching of boxes to ground truth on CUDA. Contract: rcnn_ext/ops/match_boxes.py.
 //
 // match_kernel finds the best IoU of each box and the ground truth that has it: a thread keeps the
-// best so far of its four boxes in registers, while its thread block goes through tiles of ground
-// truth boxes in shared memory. Without low-quality matches it applies the thresholds at once, and
-// that is all.
+// best so far of its four boxes in registers, while its thread block iterates over tiles of
+// ground truth boxes in shared memory. Without low-quality matches it applies the thresholds at
+// once, and that is all.
 //
 // With low-quality matches it also finds the best IoU of each ground truth, as an atomic maximum of
 // integers that order like the IoUs, so that the result does not depend on the schedule.
-// low_quality_kernel then goes through boxes and ground truth once more: a box whose IoU with a
+// low_quality_kernel then compares boxes and ground truth once more: a box whose IoU with a
 // ground truth is that ground truth's best keeps its match, whatever the IoU; the thresholds apply
 // to all others. No N x M matrix, and the host waits for nothing.
 #include "../core/stable_ops.h"

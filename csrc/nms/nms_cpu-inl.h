@@ -263,4 +263,4 @@ void resolve_within_round(const Stored* boxes, const uint32_t* order, int64_t be
 }  // namespace rcnn_ext
 RCNN_AFTER_NAMESPACE();
 
-#endif
+#endif  // RCNN_NMS_NMS_CPU_INL_H_

@@ -1,4 +1,4 @@
-// The boxes of a segment, as the loops of soft_nms on the CPU read them.
+// The boxes of a segment for soft_nms on the CPU.
 #pragma once
 
 #include <cstdint>
@@ -8,19 +8,20 @@
 
 namespace rcnn_ext {
 
-constexpr int kSoftGroup = 64;  // boxes
+constexpr int kBoxesPerSoftNmsGroup = 64;
 
-// An integer of the size of T: the bits of scores, and indices beside them.
+// An integer of the size of T, for the bits of scores and for indices.
 template <class T>
 using key_t = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 
-// The boxes of one segment, column by column, group after group; what fills the last group is out.
+// The boxes of one segment by columns (structure of arrays), in groups of neighbors. The last group
+// is padded with removed boxes.
 template <class T>
-struct SoftBoxes {
+struct SoftNmsBoxes {
   int64_t groups;
   T *x1, *y1, *x2, *y2, *scores;  // [groups * kSoftGroup]
   key_t<T>* indices;              // within the segment
-  Box<T>* hulls;                  // [groups]
+  Box<T>* bounds;                 // [groups]
   key_t<T>*best, *best_indices;   // [groups]
   const uint32_t* places;         // by index within the segment
   const uint32_t* owners;         // the box, by index within the segment

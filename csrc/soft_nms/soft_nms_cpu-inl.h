@@ -27,50 +27,51 @@ inline key_t<T> key_of(T score) {
   return key;
 }
 
-// min(a, b) where the condition holds, else b. In bits, since GCC makes branches of two choices.
+// condition ? min(a, b) : b. By masks, since GCC compiles two conditionals to branches.
 template <class Key>
-inline Key smaller_where(bool condition, Key a, Key b) {
+inline Key min_if(bool condition, Key a, Key b) {
   const Key mask = -static_cast<Key>(condition);
   const Key candidate = (a & mask) | (std::numeric_limits<Key>::max() & ~mask);
   return candidate < b ? candidate : b;
 }
 
-// The best score of a group, and the lowest index that has it.
+// Find the best score of a group, and the lowest index that has it.
 template <class T>
-inline void find_best(const SoftBoxes<T>& s, int64_t group) {
+inline void update_group_best(const SoftNmsBoxes<T>& s, int64_t group) {
   using Key = key_t<T>;
-  const T* scores = s.scores + group * kSoftGroup;
-  const Key* indices = s.indices + group * kSoftGroup;
+  const T* scores = s.scores + group * kBoxesPerSoftNmsGroup;
+  const Key* indices = s.indices + group * kBoxesPerSoftNmsGroup;
   Key best = key_of(kRemovedScore<T>);
-  for (int k = 0; k < kSoftGroup; ++k) {
+  for (int k = 0; k < kBoxesPerSoftNmsGroup; ++k) {
     const Key key = key_of(scores[k]);
     best = key > best ? key : best;
   }
   Key index = std::numeric_limits<Key>::max();
-  for (int k = 0; k < kSoftGroup; ++k) {
-    index = smaller_where(key_of(scores[k]) == best, indices[k], index);
+  for (int k = 0; k < kBoxesPerSoftNmsGroup; ++k) {
+    index = min_if(key_of(scores[k]) == best, indices[k], index);
   }
   s.best[group] = best;
   s.best_indices[group] = index;
 }
 
 template <DecayMethod method, class T>
-inline void decay_group(const SoftBoxes<T>& s, int64_t group, const Box<T>& taken, T taken_area,
-                        const SoftNmsRule<T>& rule) {
-  const int64_t first = group * kSoftGroup;
+inline void decay_scores(const SoftNmsBoxes<T>& s, int64_t group, const Box<T>& taken, T taken_area,
+                         const SoftNmsRule<T>& rule) {
+  const int64_t first = group * kBoxesPerSoftNmsGroup;
   const T *x1 = s.x1 + first, *y1 = s.y1 + first, *x2 = s.x2 + first, *y2 = s.y2 + first;
   T* __restrict scores = s.scores + first;
-  for (int k = 0; k < kSoftGroup; ++k) {
+  for (int k = 0; k < kBoxesPerSoftNmsGroup; ++k) {
     const Box<T> box{x1[k], y1[k], x2[k], y2[k]};
     scores[k] = decayed<method>(scores[k], taken, taken_area, box, area(box), rule);
   }
 }
 
-// Takes boxes, the best first, until none is left: rescored[b] for every box b that is taken.
+// Soft-NMS of one segment: take the box with the highest score until none is left, and set
+// rescored[b] for every box b taken.
 template <DecayMethod method, class T>
-void soft_suppress(const SoftBoxes<T>& s, const SoftNmsRule<T>& rule, T* rescored) {
+void run_soft_nms(const SoftNmsBoxes<T>& s, const SoftNmsRule<T>& rule, T* rescored) {
   using Key = key_t<T>;
-  for (int64_t group = 0; group < s.groups; ++group) find_best(s, group);
+  for (int64_t group = 0; group < s.groups; ++group) update_group_best(s, group);
   while (true) {
     Key best = key_of(kRemovedScore<T>);
     for (int64_t group = 0; group < s.groups; ++group) {
@@ -79,21 +80,21 @@ void soft_suppress(const SoftBoxes<T>& s, const SoftNmsRule<T>& rule, T* rescore
     if (best < 0) return;
     Key index = std::numeric_limits<Key>::max();
     for (int64_t group = 0; group < s.groups; ++group) {
-      index = smaller_where(s.best[group] == best, s.best_indices[group], index);
+      index = min_if(s.best[group] == best, s.best_indices[group], index);
     }
     const int64_t place = s.places[index];
     rescored[s.owners[index]] = s.scores[place];
     s.scores[place] = kRemovedScore<T>;
     const Box<T> taken{s.x1[place], s.y1[place], s.x2[place], s.y2[place]};
     const T taken_area = area(taken);
-    const int64_t own = place / kSoftGroup;
+    const int64_t own = place / kBoxesPerSoftNmsGroup;
     for (int64_t group = 0; group < s.groups; ++group) {
       // Boxes that do not overlap keep their scores, bit for bit: their weight is 1.
-      const Box<T>& hull = s.hulls[group];
-      const bool near = (hull.x1 < taken.x2) & (hull.x2 > taken.x1) & (hull.y1 < taken.y2) &
-                        (hull.y2 > taken.y1) & (s.best[group] >= 0);
-      if (near) decay_group<method>(s, group, taken, taken_area, rule);
-      if (near || group == own) find_best(s, group);
+      const Box<T>& bounds = s.bounds[group];
+      const bool overlaps = (bounds.x1 < taken.x2) & (bounds.x2 > taken.x1) &
+                            (bounds.y1 < taken.y2) & (bounds.y2 > taken.y1) & (s.best[group] >= 0);
+      if (overlaps) decay_scores<method>(s, group, taken, taken_area, rule);
+      if (overlaps || group == own) update_group_best(s, group);
     }
   }
 }

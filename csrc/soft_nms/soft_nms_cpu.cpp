@@ -1,8 +1,8 @@
 // Soft non-maximum suppression on the CPU. Contract: rcnn_ext/ops/soft_nms.py.
 //
-// Boxes lie in groups of neighbours. A group knows the box around its boxes and its best score, so
-// that taking a box visits the groups near it only, and finding the next looks at one score a
-// group.
+// Boxes are sorted along a Z-order curve and split into groups of 64 neighbors. Each group has a
+// bounding box and its best score, so that a taken box decays only the groups that it overlaps, and
+// the next box is found by one score per group.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -23,8 +23,8 @@
 namespace rcnn_ext {
 namespace {
 
-// Less work than this many pairs of boxes is not worth waking other threads.
-constexpr double kParallelPairs = 1e5;
+// From this many pairs of boxes on, other threads save more than waking them costs.
+constexpr double kMinParallelPairs = 1e5;
 
 }  // namespace
 }  // namespace rcnn_ext
@@ -35,19 +35,19 @@ constexpr double kParallelPairs = 1e5;
 namespace rcnn_ext {
 namespace {
 
-// The bits of a 16-bit number at every other place.
-uint32_t spread(uint32_t number) {
+// The bits of a 16-bit number with a zero before each.
+uint32_t interleave_zeros(uint32_t number) {
   number = (number | number << 8) & 0x00ff00ffu;
   number = (number | number << 4) & 0x0f0f0f0fu;
   number = (number | number << 2) & 0x33333333u;
   return (number | number << 1) & 0x55555555u;
 }
 
-// Indices within a segment so that neighbours in the order are neighbours in the image: along the
-// Z-order curve through the centers. Any order gives the same result.
+// The order of a segment's boxes along the Z-order curve through their centers, so that consecutive
+// boxes are neighbors in the image. The result does not depend on the order.
 template <class T>
-Order order_by_place(const Box<T>* boxes, const uint32_t* owners, int64_t count) {
-  if (count <= kSoftGroup) {
+Order order_by_z_curve(const Box<T>* boxes, const uint32_t* owners, int64_t count) {
+  if (count <= kBoxesPerSoftNmsGroup) {
     Order order = uninitialized<uint32_t>(count);
     std::iota(order.get(), order.get() + count, 0u);
     return order;
@@ -69,35 +69,35 @@ Order order_by_place(const Box<T>* boxes, const uint32_t* owners, int64_t count)
     const Box<T>& box = boxes[owners[i]];
     const double x = box.x1 * 0.5 + box.x2 * 0.5;
     const double y = box.y1 * 0.5 + box.y2 * 0.5;
-    return spread(cell(x, low_x, high_x)) | spread(cell(y, low_y, high_y)) << 1;
+    return interleave_zeros(cell(x, low_x, high_x)) | interleave_zeros(cell(y, low_y, high_y)) << 1;
   });
 }
 
-// rescored[b] for the boxes b of one segment that are taken; `owners` gives its boxes.
+// Soft-NMS of one segment. owners: the indices of its boxes; sets rescored[b] for every box b
+// taken.
 template <class T>
-void soft_suppress_segment(const Box<T>* boxes, const T* scores, const uint32_t* owners,
-                           int64_t count, const SoftNmsRule<T>& rule, DecayMethod method,
-                           T* rescored) {
+void soft_nms_segment(const Box<T>* boxes, const T* scores, const uint32_t* owners, int64_t count,
+                      const SoftNmsRule<T>& rule, DecayMethod method, T* rescored) {
   using Key = key_t<T>;
-  const Order order = order_by_place(boxes, owners, count);
-  const int64_t groups = (count + kSoftGroup - 1) / kSoftGroup;
-  const int64_t padded = groups * kSoftGroup;
+  const Order order = order_by_z_curve(boxes, owners, count);
+  const int64_t groups = (count + kBoxesPerSoftNmsGroup - 1) / kBoxesPerSoftNmsGroup;
+  const int64_t padded = groups * kBoxesPerSoftNmsGroup;
   const auto columns = uninitialized<T>(5 * padded);
   const auto keys = uninitialized<Key>(padded + 2 * groups);
-  const auto hulls = uninitialized<Box<T>>(groups);
+  const auto bounds = uninitialized<Box<T>>(groups);
   const auto places = uninitialized<uint32_t>(count);
-  const SoftBoxes<T> s{groups,
-                       columns.get(),
-                       columns.get() + padded,
-                       columns.get() + 2 * padded,
-                       columns.get() + 3 * padded,
-                       columns.get() + 4 * padded,
-                       keys.get(),
-                       hulls.get(),
-                       keys.get() + padded,
-                       keys.get() + padded + groups,
-                       places.get(),
-                       owners};
+  const SoftNmsBoxes<T> s{groups,
+                          columns.get(),
+                          columns.get() + padded,
+                          columns.get() + 2 * padded,
+                          columns.get() + 3 * padded,
+                          columns.get() + 4 * padded,
+                          keys.get(),
+                          bounds.get(),
+                          keys.get() + padded,
+                          keys.get() + padded + groups,
+                          places.get(),
+                          owners};
   for (int64_t place = 0; place < padded; ++place) {
     Box<T> box{0, 0, 0, 0};
     T score = kRemovedScore<T>;
@@ -115,28 +115,27 @@ void soft_suppress_segment(const Box<T>* boxes, const T* scores, const uint32_t*
     s.x2[place] = box.x2;
     s.y2[place] = box.y2;
     s.scores[place] = score;
-    Box<T>& hull = s.hulls[place / kSoftGroup];
-    if (place % kSoftGroup == 0) hull = {INFINITY, INFINITY, -INFINITY, -INFINITY};
+    Box<T>& bounds = s.bounds[place / kBoxesPerSoftNmsGroup];
+    if (place % kBoxesPerSoftNmsGroup == 0) bounds = {INFINITY, INFINITY, -INFINITY, -INFINITY};
     if (score < 0) continue;
-    hull.x1 = minimum(hull.x1, box.x1);
-    hull.y1 = minimum(hull.y1, box.y1);
-    hull.x2 = maximum(hull.x2, box.x2);
-    hull.y2 = maximum(hull.y2, box.y2);
+    bounds.x1 = minimum(bounds.x1, box.x1);
+    bounds.y1 = minimum(bounds.y1, box.y1);
+    bounds.x2 = maximum(bounds.x2, box.x2);
+    bounds.y2 = maximum(bounds.y2, box.y2);
   }
   if (method == DecayMethod::kLinear) {
-    RCNN_DYNAMIC_DISPATCH(soft_suppress<DecayMethod::kLinear>(s, rule, rescored));
+    RCNN_DYNAMIC_DISPATCH(run_soft_nms<DecayMethod::kLinear>(s, rule, rescored));
   } else {
-    RCNN_DYNAMIC_DISPATCH(soft_suppress<DecayMethod::kGaussian>(s, rule, rescored));
+    RCNN_DYNAMIC_DISPATCH(run_soft_nms<DecayMethod::kGaussian>(s, rule, rescored));
   }
 }
 
-// `order` gives the boxes by segment; `starts` the first ranks of the segments, and the number of
-// boxes at the end.
+// order: box indices by segment; starts: the first ranks of the segments, then the box count.
 template <class T>
-std::tuple<Tensor, Tensor> soft_suppress_segments(const Tensor& boxes, const Tensor& scores,
-                                                  const uint32_t* order,
-                                                  const std::vector<int64_t>& starts,
-                                                  const SoftNmsRule<T>& rule, DecayMethod method) {
+std::tuple<Tensor, Tensor> soft_nms_segments(const Tensor& boxes, const Tensor& scores,
+                                             const uint32_t* order,
+                                             const std::vector<int64_t>& starts,
+                                             const SoftNmsRule<T>& rule, DecayMethod method) {
   const int64_t count = boxes.size(0);
   const ScalarType dtype = soft_nms_dtype(boxes, scores);
   const Tensor wide_boxes = contiguous_as(boxes, dtype);
@@ -152,18 +151,18 @@ std::tuple<Tensor, Tensor> soft_suppress_segments(const Tensor& boxes, const Ten
     const auto size = static_cast<double>(starts[s + 1] - starts[s]);
     pairs += size * size;
   }
-  const int64_t threads = pairs < kParallelPairs ? 1 : torch::stable::get_num_threads();
+  const int64_t threads = pairs < kMinParallelPairs ? 1 : torch::stable::get_num_threads();
   std::atomic<int64_t> next{0};
   torch::stable::parallel_for(0, std::min(threads, segments), 1, [&](int64_t, int64_t) {
     for (int64_t s = next++; s < segments; s = next++) {
-      soft_suppress_segment(box_data, score_data, order + starts[s], starts[s + 1] - starts[s],
-                            rule, method, rescored.get());
+      soft_nms_segment(box_data, score_data, order + starts[s], starts[s + 1] - starts[s], rule,
+                       method, rescored.get());
     }
   });
 
   int64_t kept = 0;
   for (int64_t b = 0; b < count; ++b) kept += rescored[b] >= 0;
-  const auto by_score = order_by_descending(rescored.get(), count);  // what is out comes last
+  const auto by_score = order_by_descending(rescored.get(), count);  // removed boxes come last
   Tensor indices = empty_on_device_of(boxes, {kept}, ScalarType::Long);
   Tensor result = empty_on_device_of(boxes, {kept}, dtype);
   auto* index_data = indices.mutable_data_ptr<int64_t>();
@@ -175,26 +174,26 @@ std::tuple<Tensor, Tensor> soft_suppress_segments(const Tensor& boxes, const Ten
   return {indices, contiguous_as(result, scores.scalar_type())};
 }
 
-std::tuple<Tensor, Tensor> soft_suppress(const Tensor& boxes, const Tensor& scores,
-                                         const uint32_t* order, const std::vector<int64_t>& starts,
-                                         double iou_threshold, double sigma, double score_threshold,
-                                         int64_t method) {
+std::tuple<Tensor, Tensor> run_soft_nms(const Tensor& boxes, const Tensor& scores,
+                                        const uint32_t* order, const std::vector<int64_t>& starts,
+                                        double iou_threshold, double sigma, double score_threshold,
+                                        int64_t method) {
   const auto run = [&](auto tag) {
     using T = type_of<decltype(tag)>;
-    return soft_suppress_segments<T>(boxes, scores, order, starts,
-                                     SoftNmsRule<T>(iou_threshold, sigma, score_threshold),
-                                     static_cast<DecayMethod>(method));
+    return soft_nms_segments<T>(boxes, scores, order, starts,
+                                SoftNmsRule<T>(iou_threshold, sigma, score_threshold),
+                                static_cast<DecayMethod>(method));
   };
   return soft_nms_dtype(boxes, scores) == ScalarType::Double ? run(TypeTag<double>{})
                                                              : run(TypeTag<float>{});
 }
 
-std::tuple<Tensor, Tensor> nothing(const Tensor& boxes, const Tensor& scores) {
+std::tuple<Tensor, Tensor> empty_result(const Tensor& boxes, const Tensor& scores) {
   return {empty_on_device_of(boxes, {0}, ScalarType::Long),
           empty_on_device_of(boxes, {0}, scores.scalar_type())};
 }
 
-Order in_place_order(int64_t count) {
+Order identity_order(int64_t count) {
   Order order = uninitialized<uint32_t>(count);
   std::iota(order.get(), order.get() + count, 0u);
   return order;
@@ -206,12 +205,12 @@ std::tuple<Tensor, Tensor> soft_nms_cpu(const Tensor& boxes, const Tensor& score
                                         int64_t method) {
   check_soft_nms(boxes, scores, iou_threshold, sigma, score_threshold, method, "soft_nms");
   const int64_t count = boxes.size(0);
-  if (count == 0) return nothing(boxes, scores);
-  return soft_suppress(boxes, scores, in_place_order(count).get(), {0, count}, iou_threshold, sigma,
-                       score_threshold, method);
+  if (count == 0) return empty_result(boxes, scores);
+  return run_soft_nms(boxes, scores, identity_order(count).get(), {0, count}, iou_threshold, sigma,
+                      score_threshold, method);
 }
 
-// The same with idxs: [N] int64.
+// boxes: [N, 4], scores: [N], idxs: [N] int64 -> as soft_nms_cpu
 std::tuple<Tensor, Tensor> batched_soft_nms_cpu(const Tensor& boxes, const Tensor& scores,
                                                 const Tensor& idxs, double iou_threshold,
                                                 double sigma, double score_threshold,
@@ -220,10 +219,10 @@ std::tuple<Tensor, Tensor> batched_soft_nms_cpu(const Tensor& boxes, const Tenso
   check_soft_nms(boxes, scores, iou_threshold, sigma, score_threshold, method, kOp);
   check_segments(idxs, boxes, kOp);
   const int64_t count = boxes.size(0);
-  if (count == 0) return nothing(boxes, scores);
-  const Segments segments = order_by_segment(idxs, in_place_order(count).get());
-  return soft_suppress(boxes, scores, segments.order.get(), segments.starts, iou_threshold, sigma,
-                       score_threshold, method);
+  if (count == 0) return empty_result(boxes, scores);
+  const Segments segments = order_by_segment(idxs, identity_order(count).get());
+  return run_soft_nms(boxes, scores, segments.order.get(), segments.starts, iou_threshold, sigma,
+                      score_threshold, method);
 }
 
 }  // namespace
