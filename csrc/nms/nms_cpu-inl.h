@@ -22,19 +22,20 @@ namespace rcnn_ext {
 namespace {
 namespace RCNN_NAMESPACE {
 
+// A box that is compared with the kept boxes, and what the comparisons need of it.
 template <class T>
-struct Candidate {
+struct NmsCandidate {
   Box<T> box;
   T area;
-  T limit;
-  bool has_area;
-  bool in_grid_range;
+  T limit;             // of the filter
+  bool has_area;       // point 2 of nms_grid_cpu.h
+  bool in_grid_range;  // point 4 of nms_grid_cpu.h
 };
 
 template <class T, class Stored>
-inline Candidate<T> load_candidate(const Stored* coordinates, const SuppressionRule<T>& rule) {
+inline NmsCandidate<T> load_candidate(const Stored* coordinates, const SuppressionRule<T>& rule) {
   using Rule = SuppressionRule<T>;
-  Candidate<T> c;
+  NmsCandidate<T> c;
   c.box = load_box<T>(coordinates);
   c.area = area(c.box);
   c.limit = rule.limit_of(c.area);
@@ -49,8 +50,8 @@ inline Candidate<T> load_candidate(const Stored* coordinates, const SuppressionR
 // Load the candidate order[rank] and prefetch a later one: in order of score, boxes are read at
 // random, and mispredicted branches keep the processor from loading them ahead by itself.
 template <class T, class Stored>
-inline Candidate<T> load_and_prefetch(const Stored* boxes, const uint32_t* order, int64_t rank,
-                                      int64_t end, const SuppressionRule<T>& rule) {
+inline NmsCandidate<T> load_and_prefetch(const Stored* boxes, const uint32_t* order, int64_t rank,
+                                         int64_t end, const SuppressionRule<T>& rule) {
   constexpr int64_t kPrefetchDistance = 16;
   if (rank + kPrefetchDistance < end)
     prefetch(boxes + 4 * int64_t{order[rank + kPrefetchDistance]});
@@ -60,7 +61,7 @@ inline Candidate<T> load_and_prefetch(const Stored* boxes, const uint32_t* order
 // Whether any box of the block passes the filter. The product of a negative width and a negative
 // height would be positive, so one of the two is clamped.
 template <class T>
-inline bool may_suppress(const KeptBlock<T>& kept, const Candidate<T>& c) {
+inline bool may_suppress(const KeptBlock<T>& kept, const NmsCandidate<T>& c) {
   int any = 0;
   for (int k = 0; k < kBoxesPerKeptBlock; ++k) {
     const T width = minimum(kept.x2[k], c.box.x2) - maximum(kept.x1[k], c.box.x1);
@@ -72,7 +73,7 @@ inline bool may_suppress(const KeptBlock<T>& kept, const Candidate<T>& c) {
 
 // Overloads in intrinsics, since GCC's reduction of the comparison costs as much as the arithmetic.
 #if RCNN_ISA == 2
-inline bool may_suppress(const KeptBlock<float>& kept, const Candidate<float>& c) {
+inline bool may_suppress(const KeptBlock<float>& kept, const NmsCandidate<float>& c) {
   const __m512 width =
       _mm512_sub_ps(_mm512_min_ps(_mm512_load_ps(kept.x2), _mm512_set1_ps(c.box.x2)),
                     _mm512_max_ps(_mm512_load_ps(kept.x1), _mm512_set1_ps(c.box.x1)));
@@ -84,7 +85,7 @@ inline bool may_suppress(const KeptBlock<float>& kept, const Candidate<float>& c
   return _mm512_cmp_ps_mask(overlap, limit, _CMP_GE_OQ) != 0;
 }
 #elif RCNN_ISA == 1
-inline bool may_suppress(const KeptBlock<float>& kept, const Candidate<float>& c) {
+inline bool may_suppress(const KeptBlock<float>& kept, const NmsCandidate<float>& c) {
   __m256 hits = _mm256_setzero_ps();
   for (int k = 0; k < kBoxesPerKeptBlock; k += 8) {
     const __m256 width =
@@ -102,7 +103,7 @@ inline bool may_suppress(const KeptBlock<float>& kept, const Candidate<float>& c
 #endif
 
 template <class T>
-inline bool any_suppresses(const KeptBlock<T>& block, const Candidate<T>& c, T bound) {
+inline bool any_suppresses(const KeptBlock<T>& block, const NmsCandidate<T>& c, T bound) {
   int any = 0;
   for (int k = 0; k < kBoxesPerKeptBlock; ++k) {
     const Box<T> kept{block.x1[k], block.y1[k], block.x2[k], block.y2[k]};
@@ -113,7 +114,7 @@ inline bool any_suppresses(const KeptBlock<T>& block, const Candidate<T>& c, T b
 
 // Whether a box of the list, added in round `round` or later, suppresses the candidate.
 template <class T>
-inline bool is_suppressed(const KeptList<T>& list, const Candidate<T>& c, T bound, int round) {
+inline bool is_suppressed(const KeptList<T>& list, const NmsCandidate<T>& c, T bound, int round) {
   for (const KeptBlock<T>* block = list.newest; block != nullptr && block->round >= round;
        block = block->next) {
     if (RCNN_UNLIKELY(may_suppress(*block, c)) && any_suppresses(*block, c, bound)) return true;
@@ -128,7 +129,7 @@ void suppress_with_list(const Stored* boxes, const uint32_t* order, int64_t coun
                         const SuppressionRule<T>& rule, KeptBlockArena& arena, char* keep) {
   KeptList<T> kept;
   for (int64_t rank = 0; rank < count; ++rank) {
-    const Candidate<T> c = load_and_prefetch(boxes, order, rank, count, rule);
+    const NmsCandidate<T> c = load_and_prefetch(boxes, order, rank, count, rule);
     if (!c.has_area) {
       keep[rank] = is_finite(c.box);
       continue;
@@ -144,7 +145,7 @@ void suppress_with_exact_tests(const Stored* boxes, const uint32_t* order, int64
                                const SuppressionRule<T>& rule, KeptBlockArena& arena, char* keep) {
   KeptList<T> kept;
   for (int64_t rank = 0; rank < count; ++rank) {
-    Candidate<T> c;
+    NmsCandidate<T> c;
     c.box = load_box<T>(boxes + 4 * int64_t{order[rank]});
     c.area = area(c.box);
     bool suppressed = !is_finite(c.box);
@@ -158,7 +159,7 @@ void suppress_with_exact_tests(const Stored* boxes, const uint32_t* order, int64
 }
 
 template <class T>
-inline bool is_suppressed(Grid<T>& grid, const KeptBlockArena& arena, const Candidate<T>& c,
+inline bool is_suppressed(KeptGrid<T>& grid, const KeptBlockArena& arena, const NmsCandidate<T>& c,
                           T bound, int round) {
   if (RCNN_UNLIKELY(!c.in_grid_range)) {
     return arena.any<KeptBlock<T>>([&](const KeptBlock<T>& block) {
@@ -188,21 +189,21 @@ inline T suppression_radius_of(T low, T high, const SuppressionRule<T>& rule) {
 }
 
 template <class T>
-inline void insert(Grid<T>& grid, KeptBlockArena& arena, const Candidate<T>& c,
+inline void insert(KeptGrid<T>& grid, KeptBlockArena& arena, const NmsCandidate<T>& c,
                    const SuppressionRule<T>& rule, int round) {
   if (c.in_grid_range) {
     const T sum_x = c.box.x1 + c.box.x2;
     const T sum_y = c.box.y1 + c.box.y2;
     const T radius_x = suppression_radius_of(c.box.x1, c.box.x2, rule);
     const T radius_y = suppression_radius_of(c.box.y1, c.box.y2, rule);
-    for (int level = 0; level < Grid<T>::kLevels; ++level) {
+    for (int level = 0; level < KeptGrid<T>::kLevels; ++level) {
       const int first_x = grid.cell(sum_x - radius_x, grid.cells_per_unit_x[level]);
       const int last_x = grid.cell(sum_x + radius_x, grid.cells_per_unit_x[level]);
       const int first_y = grid.cell(sum_y - radius_y, grid.cells_per_unit_y[level]);
       const int last_y = grid.cell(sum_y + radius_y, grid.cells_per_unit_y[level]);
       const int64_t cell_count =
           static_cast<int64_t>(last_x - first_x + 1) * static_cast<int64_t>(last_y - first_y + 1);
-      if (cell_count > Grid<T>::kMaxCellsPerBox) continue;
+      if (cell_count > KeptGrid<T>::kMaxCellsPerBox) continue;
       grid.levels_in_use |= 1u << level;
       for (int y = first_y; y <= last_y; ++y) {
         for (int x = first_x; x <= last_x; ++x) {
@@ -218,10 +219,10 @@ inline void insert(Grid<T>& grid, KeptBlockArena& arena, const Candidate<T>& c,
 // NMS of one segment, with the kept boxes in a grid.
 template <class T, class Stored>
 void suppress_with_grid(const Stored* boxes, const uint32_t* order, int64_t count,
-                        const SuppressionRule<T>& rule, Grid<T>& grid, KeptBlockArena& arena,
+                        const SuppressionRule<T>& rule, KeptGrid<T>& grid, KeptBlockArena& arena,
                         char* keep) {
   for (int64_t rank = 0; rank < count; ++rank) {
-    const Candidate<T> c = load_and_prefetch(boxes, order, rank, count, rule);
+    const NmsCandidate<T> c = load_and_prefetch(boxes, order, rank, count, rule);
     if (!c.has_area) {
       keep[rank] = is_finite(c.box);
       continue;
@@ -235,10 +236,10 @@ void suppress_with_grid(const Stored* boxes, const uint32_t* order, int64_t coun
 // that no box of the grid suppresses.
 template <class T, class Stored>
 void filter_against_grid(const Stored* boxes, const uint32_t* order, int64_t begin, int64_t end,
-                         const SuppressionRule<T>& rule, Grid<T>& grid, const KeptBlockArena& arena,
-                         char* keep) {
+                         const SuppressionRule<T>& rule, KeptGrid<T>& grid,
+                         const KeptBlockArena& arena, char* keep) {
   for (int64_t rank = begin; rank < end; ++rank) {
-    const Candidate<T> c = load_and_prefetch(boxes, order, rank, end, rule);
+    const NmsCandidate<T> c = load_and_prefetch(boxes, order, rank, end, rule);
     keep[rank] = c.has_area ? !is_suppressed(grid, arena, c, rule.bound, 0) : is_finite(c.box);
   }
 }
@@ -247,11 +248,11 @@ void filter_against_grid(const Stored* boxes, const uint32_t* order, int64_t beg
 // compared only with boxes that this round has inserted into the grid.
 template <class T, class Stored>
 void resolve_within_round(const Stored* boxes, const uint32_t* order, int64_t begin, int64_t end,
-                          const SuppressionRule<T>& rule, Grid<T>& grid, KeptBlockArena& arena,
+                          const SuppressionRule<T>& rule, KeptGrid<T>& grid, KeptBlockArena& arena,
                           int round, char* keep) {
   for (int64_t rank = begin; rank < end; ++rank) {
     if (!keep[rank]) continue;
-    const Candidate<T> c = load_candidate(boxes + 4 * int64_t{order[rank]}, rule);
+    const NmsCandidate<T> c = load_candidate(boxes + 4 * int64_t{order[rank]}, rule);
     if (!c.has_area) continue;
     keep[rank] = !is_suppressed(grid, arena, c, rule.bound, round);
     if (keep[rank]) insert(grid, arena, c, rule, round);

@@ -46,7 +46,7 @@ constexpr int64_t kMaxRoundSize = 8192;
 template <class T>
 struct NmsWorkspace {
   KeptBlockArena arena{sizeof(KeptBlock<T>)};
-  Grid<T> grid;
+  KeptGrid<T> grid;
 };
 
 // The quartiles of a list, which is sorted in place.
@@ -66,7 +66,7 @@ struct Quartiles {
 // 1.5 * sqrt(count) cells cover twice the interquartile ranges of the centers, but a cell is 0.4 to
 // 2 times as large as the median distance at which a box suppresses others.
 template <class T, class Stored>
-bool reset_grid(Grid<T>& grid, const Stored* boxes, const uint32_t* order, int64_t count,
+bool reset_grid(KeptGrid<T>& grid, const Stored* boxes, const uint32_t* order, int64_t count,
                 const SuppressionRule<T>& rule) {
   constexpr int64_t kSample = 96;
   std::vector<T> widths, heights, xs, ys;

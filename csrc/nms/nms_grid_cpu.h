@@ -3,17 +3,16 @@
 // nms_cpu-inl.h.
 //
 // Every shortcut is conservative: it skips only kept boxes for which suppresses() of box_math.h is
-// false, and that function decides about all others. Notation: u is half the epsilon
-// of T; b the suppression bound; I, a, a' the computed intersection and areas, S = fl(a + a'),
-// D = fl(S - I). suppresses() is fl(I / D) > b.
+// false, and that function decides about all others. Notation: u is half the epsilon of T; b the
+// suppression bound; I, a, a' the computed intersection and areas, S = fl(a + a'), D = fl(S - I).
+// suppresses() is fl(I / D) > b.
 //
 // 1. Thresholds. A bound of 1 or more suppresses nothing: I is at most either area, since rounding
 //    is monotonic, hence D = fl(fl(a + a') - I) >= fl(2I - I) = I. Below 0, boxes that do not
 //    overlap suppress each other and nothing of what follows holds: all kept boxes are tested.
 // 2. Boxes without an area (b >= 0). Where x2 <= x1 or y2 <= y1, I is 0 and the quotient is not
 //    above 0. An area of 0 (underflow) makes I <= 0 too; an infinite one makes S infinite and the
-//    quotient 0 or NaN. Such boxes are kept, and never
-//    compared with others.
+//    quotient 0 or NaN. Such boxes are kept, and never compared with others.
 // 3. The filter, without a division: fl(I / D) > b implies I > b * D, rounding being monotonic,
 //    and D >= (S - I)(1 - u), so I > S * c with c = b (1 - u) / (1 + b (1 - u)). (D = 0 means S =
 //    I, and c < 1.) A box's limit is c' * area with c' = c (1 - 16u), which covers the rounding of
@@ -152,7 +151,7 @@ struct KeptList {
 // A hierarchy of grids, each level with cells four times as wide as the level before, in one hash
 // table.
 template <class T>
-struct Grid {
+struct KeptGrid {
   static constexpr int kLevels = 4;
   static constexpr int kMaxCellsPerBox = 36;  // more, and a box goes to the next level
   static constexpr int kCellOffset = 1 << 20;

@@ -30,7 +30,7 @@ int64_t keep_best(const Box<T>* boxes, const uint32_t* order, int64_t count, con
   int64_t kept_count = 0;
   for (int64_t rank = 0; rank < count && kept_count < max_kept; ++rank) {
     const uint32_t b = order[rank];
-    const Candidate<T> c = load_candidate(&boxes[b].x1, rule);
+    const NmsCandidate<T> c = load_candidate(&boxes[b].x1, rule);
     KeptList<T>& list = lists[groups[b]];
     bool suppressed = !is_finite(c.box);
     if (rule.needs_exact_tests()) {

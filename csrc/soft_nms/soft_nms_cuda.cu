@@ -15,8 +15,8 @@
 namespace rcnn_ext {
 namespace {
 
-constexpr int kThreads = 512;
-constexpr int kWarps = kThreads / kWarpSize;
+constexpr int kSoftNmsThreads = 512;
+constexpr int kSoftNmsWarps = kSoftNmsThreads / kWarpSize;
 
 // A score and the rank of its box. The best has the highest score, and the lowest rank among
 // equals.
@@ -55,10 +55,10 @@ struct SegmentedBoxes {
 // Soft-NMS of one segment, by one block. scores: [N], by rank, a workspace; rescored, keep: [N], by
 // index.
 template <DecayMethod method, class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kSoftNmsThreads)
     soft_nms_kernel(SegmentedBoxes<T> sorted, SoftNmsRule<T> rule, T* scores, T* rescored,
                     bool* keep) {
-  __shared__ RankedScore<T> warp_bests[kWarps];
+  __shared__ RankedScore<T> warp_bests[kSoftNmsWarps];
   __shared__ RankedScore<T> taken;
   __shared__ int segment_end;
   const int begin = static_cast<int>(blockIdx.x);
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kThreads)
   const int end = segment_end;
 
   RankedScore<T> mine{kRemovedScore<T>, end};
-  for (int rank = begin + thread; rank < end; rank += kThreads) {
+  for (int rank = begin + thread; rank < end; rank += kSoftNmsThreads) {
     const T score = initial_score(sorted.boxes[rank], sorted.initial_scores[rank], rule);
     scores[rank] = score;
     const int64_t index = sorted.order == nullptr ? rank : sorted.order[rank];
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kThreads)
     if (lane == 0) warp_bests[warp] = mine;
     __syncthreads();
     if (warp == 0) {
-      mine = lane < kWarps ? warp_bests[lane] : RankedScore<T>{kRemovedScore<T>, end};
+      mine = lane < kSoftNmsWarps ? warp_bests[lane] : RankedScore<T>{kRemovedScore<T>, end};
       mine = best_of_warp(mine);
       if (lane == 0) {
         taken = mine;
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kThreads)
     const Box<T> box = sorted.boxes[best.rank];
     const T box_area = area(box);
     mine = {kRemovedScore<T>, end};
-    for (int rank = begin + thread; rank < end; rank += kThreads) {
+    for (int rank = begin + thread; rank < end; rank += kSoftNmsThreads) {
       const T old_score = scores[rank];
       if (old_score < T(0)) continue;
       const Box<T> other = sorted.boxes[rank];
@@ -156,7 +156,7 @@ std::tuple<Tensor, Tensor> run_soft_nms(const Tensor& boxes, const Tensor& score
     const auto kernel = static_cast<DecayMethod>(method) == DecayMethod::kLinear
                             ? soft_nms_kernel<DecayMethod::kLinear, T>
                             : soft_nms_kernel<DecayMethod::kGaussian, T>;
-    launch("soft_nms", kernel, {dim3(blocks), dim3(kThreads)}, scope, sorted, rule,
+    launch("soft_nms", kernel, {dim3(blocks), dim3(kSoftNmsThreads)}, scope, sorted, rule,
            workspace.mutable_data_ptr<T>(), rescored.mutable_data_ptr<T>(),
            keep.mutable_data_ptr<bool>());
   };
