@@ -1,4 +1,4 @@
-"""Boxes as regression targets: the parametrisation of R-CNN."""
+"""Boxes as regression targets: the parameterization of R-CNN."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class BoxCoder:
 
     Args:
         weights: Weights of (dx, dy, dw, dh).
-        means: Of (dx, dy, dw, dh) before they are weighted, subtracted from the targets; R-CNN's
-            normalized targets are (delta - mean) / std, so weights are 1 / std.
+        means: Means of (dx, dy, dw, dh) before they are weighted, subtracted from the targets;
+            R-CNN's normalized targets are (delta - mean) / std, so weights are 1 / std.
         max_log_ratio: dw and dh are clamped to this before the exponential, so that a wild
             prediction gives a large box and no overflow. The default lets 16 pixels grow to 1000.
 
@@ -36,7 +36,7 @@ class BoxCoder:
 
     Example:
         >>> coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
-        >>> coder.decode(coder.encode(gt_boxes, proposals), proposals)  # gives gt_boxes
+        >>> coder.decode(coder.encode(gt_boxes, proposals), proposals)  # equals gt_boxes
     """
 
     def __init__(

@@ -38,8 +38,8 @@ def build_transform(
         options: Further arguments of torchvision's ``GeneralizedRCNNTransform``.
 
     Raises:
-        TypeError: Unknown option. torchvision ignores those, so that a misspelled
-            option of a model would have no effect.
+        TypeError: Unknown option. torchvision ignores those, so that a misspelled option of a model
+            would have no effect.
     """
     for name in options:
         if name in ("pretrained", "pretrained_backbone"):
@@ -76,10 +76,10 @@ def prepare_batch(
 
     Returns:
         The batch; the targets with boxes in pixels of the resized images, float32 at least, or
-        None; the sizes (height, width) of the images as they came.
+        None; the sizes (height, width) of the original images.
 
     Raises:
-        ValueError: Naming the image and what is wrong with it or its target.
+        ValueError: An image or a target is malformed; the message names it.
     """
     images = list(images)
     _check_images(images, channels=len(transform.image_mean))
@@ -126,7 +126,7 @@ def check_labels(labels: list[Tensor], num_classes: int) -> None:
         num_classes: Number of classes, background (0) included.
 
     Raises:
-        ValueError: Naming the image and the label.
+        ValueError: A label is not a class; the message names it and its image.
     """
     together = torch.cat(labels)
     if bool(((together >= 1) & (together < num_classes)).all()):
@@ -189,7 +189,7 @@ def check_box_tensor(boxes: Tensor, name: str) -> None:
     """Check that ``boxes`` is a floating-point tensor [P, 4]; ``name`` is how to call it.
 
     Raises:
-        ValueError: Naming the tensor and the shape or dtype it has.
+        ValueError: Wrong shape or dtype; the message names the tensor.
     """
     if boxes.dim() != 2 or boxes.shape[1] != 4:
         raise ValueError(

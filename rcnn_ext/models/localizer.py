@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,77 +27,12 @@ from rcnn_ext.models.inputs import (
     check_labels,
     prepare_batch,
 )
+from rcnn_ext.models.localizer_layers import ConvBackbone, LocalizerHead, check_activation
 from rcnn_ext.models.loss_normalizer import LossNormalizer, own_samples
 from rcnn_ext.reference.box_coding import clip
 
 LOCALIZER_BACKBONES = ("cnn", *BACKBONES, *(f"{name}_fpn" for name in BACKBONES))
 BOX_LOSSES = ("mse", "giou")
-
-_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
-_CNN_CHANNELS = (32, 64, 128, 256)
-
-
-class ConvBackbone(nn.Sequential):
-    """Four blocks of convolution, batch norm, activation and pooling, from scratch: stride 16.
-
-    Args:
-        activation: "relu" or "silu".
-    """
-
-    def __init__(self, activation: str = "relu") -> None:
-        blocks: OrderedDict[str, nn.Module] = OrderedDict()
-        before = 3
-        for index, channels in enumerate(_CNN_CHANNELS, start=1):
-            blocks[f"block{index}"] = nn.Sequential(
-                nn.Conv2d(before, channels, kernel_size=3, padding=1, bias=False),
-                nn.BatchNorm2d(channels),
-                _ACTIVATIONS[activation](inplace=True),
-                nn.MaxPool2d(2),
-            )
-            before = channels
-        super().__init__(blocks)
-        self.out_channels = before
-        self.apply(_he_init)
-
-
-class LocalizerHead(nn.Sequential):
-    """A hidden layer with batch norm, activation and dropout, and a linear one.
-
-    Args:
-        in_channels: Length of the input.
-        hidden_channels: Length of the hidden layer.
-        out_channels: Length of the output.
-        activation: "relu" or "silu".
-        dropout: Probability of dropping a hidden value in training.
-        batch_norm: Whether hidden values are normalized over the batch.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        hidden_channels: int,
-        out_channels: int,
-        *,
-        activation: str,
-        dropout: float,
-        batch_norm: bool,
-    ) -> None:
-        last = nn.Linear(hidden_channels, out_channels)
-        super().__init__(
-            nn.Linear(in_channels, hidden_channels, bias=not batch_norm),
-            nn.BatchNorm1d(hidden_channels) if batch_norm else nn.Identity(),
-            _ACTIVATIONS[activation](),
-            nn.Dropout(dropout),
-            last,
-        )
-        self.apply(_he_init)
-        # A first answer that hardly depends on the image, rather than a wild one.
-        nn.init.normal_(last.weight, std=0.01)
-
-    @property
-    def last(self) -> nn.Linear:
-        """Return the linear layer that makes the output."""
-        return cast(nn.Linear, self[-1])
 
 
 class Localizer(Detector):
@@ -160,7 +94,7 @@ class Localizer(Detector):
             raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
         if box_loss not in BOX_LOSSES:
             raise ValueError(f"box_loss must be one of {', '.join(BOX_LOSSES)}, got {box_loss!r}")
-        _check_activation(activation)
+        check_activation(activation)
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.transform = build_transform(
             min(height, width),
@@ -248,7 +182,7 @@ class Localizer(Detector):
         if self.training:
             assert resized_targets is not None
             return self.compute_loss(logits, boxes, resized_targets, sides, normalizer=normalizer)
-        return self._answers(logits, boxes * sides, sizes, batch.image_sizes, original_sizes)
+        return self._postprocess(logits, boxes * sides, sizes, batch.image_sizes, original_sizes)
 
     def compute_loss(
         self,
@@ -296,7 +230,7 @@ class Localizer(Detector):
             "loss_box_reg": self.alpha * box_loss,
         }
 
-    def _answers(
+    def _postprocess(
         self,
         logits: Tensor,
         boxes: Tensor,
@@ -304,14 +238,14 @@ class Localizer(Detector):
         resized: list[tuple[int, int]],
         original_sizes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
-        """Turn logits [N, K - 1] and boxes [N, 4], pixels of the resized images, into answers."""
+        """Turn logits [N, K - 1] and boxes [N, 4], in resized pixels, into detections."""
         scores, classes = logits.softmax(dim=1).max(dim=1)  # [N], [N]
         boxes = clip(_ordered(boxes), sizes)
-        answers = [
+        detections = [
             {"boxes": box[None], "labels": label[None] + 1, "scores": score[None]}
             for box, label, score in zip(boxes, classes, scores, strict=True)
         ]
-        return self.transform.postprocess(answers, resized, original_sizes)
+        return self.transform.postprocess(detections, resized, original_sizes)
 
 
 def localizer(
@@ -348,7 +282,7 @@ def localizer(
     Example:
         >>> localizer("resnet50_fpn", num_classes=3, weights_backbone="DEFAULT", alpha=0.7)
     """
-    _check_activation(activation)
+    check_activation(activation)
     network: nn.Module
     if isinstance(backbone, nn.Module) or backbone == "cnn":
         if (weights_backbone, norm_layer, trainable_layers) != (None, "auto", None):
@@ -381,11 +315,6 @@ def _ordered(boxes: Tensor) -> Tensor:
     return torch.cat((torch.minimum(first, second), torch.maximum(first, second)), dim=1)
 
 
-def _check_activation(activation: str) -> None:
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(_ACTIVATIONS)}, got {activation!r}")
-
-
 def _class_weights(weights: Sequence[float] | None, num_classes: int) -> Tensor | None:
     if weights is None:
         return None
@@ -395,11 +324,3 @@ def _class_weights(weights: Sequence[float] | None, num_classes: int) -> Tensor 
             f"background, got {list(weights)}"
         )
     return torch.tensor(weights, dtype=torch.float32)
-
-
-def _he_init(layer: nn.Module) -> None:
-    """Initialize as He et al., "Delving Deep into Rectifiers", 2015."""
-    if isinstance(layer, nn.Conv2d | nn.Linear):
-        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
