@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import Checkpoint
 
 from rcnn_ext.errors import UserError
 from rcnn_ext.metrics.coco import EvaluationResult
@@ -30,7 +31,7 @@ class StopTraining(Exception):  # noqa: N818
         self.signal_number = signal_number
 
 
-class Checkpoints(pl.Callback):
+class Checkpoints(Checkpoint):
     """Write ``last.ckpt`` periodically, validate, and write ``best.ckpt`` after a best validation.
 
     ``last.ckpt`` is written between two steps only, where the state is complete: before a

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
 
 from rcnn_ext.metrics.coco import EvaluationResult
@@ -16,12 +17,12 @@ from rcnn_ext.train.loggers import TRAINING_PREFIX, VALIDATION_PREFIX, CsvLogger
 from rcnn_ext.train.module import DetectionModule
 
 
-class Logs(pl.Callback):
+class Logs(ProgressBar):
     """Log the mean of each loss over some steps, and validations, and show progress.
 
     Lightning's ``self.log`` averages over an epoch or not at all, and loses the sums of a line when
-    a run is stopped within it; its progress bar counts the batches of an epoch, where a run counts
-    steps over both phases, and writes nothing where output goes to a file.
+    a run is stopped within it. It is Lightning's progress bar too: TQDMProgressBar counts the
+    batches of an epoch, where a run counts steps over both phases and has no last batch.
 
     Args:
         loggers: Where values go; those of the trainer.
@@ -43,6 +44,7 @@ class Logs(pl.Callback):
         done: int,
         is_main_process: bool,
     ) -> None:
+        super().__init__()
         self.loggers = loggers
         self.every = every
         self.images_per_epoch = images_per_epoch
@@ -53,6 +55,16 @@ class Logs(pl.Callback):
         self._paused = 0.0
         self._progress = Progress("Training", end, initial=done) if is_main_process else None
         self._since = time.monotonic()
+
+    def enable(self) -> None:
+        """Do nothing: the bar is shown from the first step to the last."""
+
+    def disable(self) -> None:
+        """Do nothing: processes other than the main one have no bar."""
+
+    def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
+        """Print what the module prints without disturbing the bar."""
+        self.message(sep.join(map(str, args)))
 
     def close(self) -> None:
         """End the display and the loggers, however training ended."""

@@ -11,7 +11,13 @@ from rcnn_ext.config import Recipe
 from rcnn_ext.data.annotations import ClassList
 from rcnn_ext.errors import UserError
 from rcnn_ext.files import make_folder
-from rcnn_ext.predict.checkpoint import BEST, LAST, SavedDetector, load_checkpoint
+from rcnn_ext.predict.checkpoint import (
+    BEST,
+    LAST,
+    ModelFormatError,
+    SavedDetector,
+    load_checkpoint,
+)
 from rcnn_ext.train.loggers import LOSSES, TENSORBOARD, VALIDATION
 from rcnn_ext.train.phases import RunState, all_phases
 
@@ -68,7 +74,11 @@ def check_resumable(
             f"a resumed run cannot change {', '.join(changed)}; {out / RECIPE} has what it was "
             "started with"
         )
-    phases, state = all_phases(recipe), RunState(**saved.state)
+    try:
+        state = RunState(**saved.state)
+    except TypeError as error:
+        raise ModelFormatError(f"{path} cannot be resumed, only loaded: {error}") from error
+    phases = all_phases(recipe)
     if state.phase >= len(phases):
         raise UserError(f"{path} is in its second phase, and the recipe has none")
     steps, patience = phases[state.phase].schedule.steps, recipe.evaluation.patience

@@ -53,11 +53,9 @@ def build_trainer(
         use_distributed_sampler=False,
         logger=list(loggers),
         plugins=[AtomicCheckpointIO()],
+        # Among them `Checkpoints` and `Logs`, which take the places of ModelCheckpoint and
+        # EarlyStopping, and of TQDMProgressBar, and say why.
         callbacks=callbacks,
-        # `Checkpoints` and `Logs` say why they stand in for ModelCheckpoint, EarlyStopping and
-        # TQDMProgressBar.
-        enable_checkpointing=False,
-        enable_progress_bar=False,
         enable_model_summary=False,
     )
 

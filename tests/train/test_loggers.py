@@ -15,6 +15,7 @@ from rcnn_ext.config import load_recipe
 from rcnn_ext.errors import UserError
 from rcnn_ext.predict.checkpoint import load_checkpoint
 from rcnn_ext.train.loggers import CsvLogger
+from tests.helpers.made_data import as_csv
 
 
 def train(run, out, loggers, *more, steps):
@@ -46,37 +47,65 @@ def wandb_records(path):
             record = b""
 
 
-def test_weights_and_biases_gets_losses_metrics_and_the_recipe(tiny_run, tmp_path, monkeypatch):
+@pytest.fixture
+def offline_wandb(monkeypatch):
     wandb = pytest.importorskip("wandb", reason="wandb comes with the extra wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_CONSOLE", "off")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    out = tmp_path / "out"
-    assert train(tiny_run, out, "[csv, wandb]", steps=2) == 0
-    assert wandb.run is None, "the run is finished"
-    assert train(tiny_run, out, "[csv, wandb]", "--resume", steps=3) == 0
+    return wandb
 
+
+def wandb_history(out):
+    """Return what a run logged, a dict per call, and the keys of its configuration."""
     identity = load_checkpoint(out / "last.ckpt").state["logger_runs"]["wandb"]
-    files = sorted((out / "wandb").glob(f"offline-run-*/run-{identity}.wandb"))
     history, config = [], set()
-    for path in files:
+    for path in sorted((out / "wandb").glob(f"offline-run-*/run-{identity}.wandb")):
         for record in wandb_records(path):
             config |= {item.key for item in record.run.config.update}
             config |= {item.key for item in record.config.update}
             items = record.history.item
             row = {item.key or "/".join(item.nested_key): item.value_json for item in items}
             if row:
-                history.append(row)
-    logged = {
-        int(row["trainer/global_step"]): float(row["training/loss"])
-        for row in history
-        if "training/loss" in row
-    }
-    assert list(logged) == [1, 2, 3]
-    assert list(logged.values()) == pytest.approx(losses(out), abs=1e-5)
-    validated = [int(row["trainer/global_step"]) for row in history if "validation/AP" in row]
+                history.append({name: float(value) for name, value in row.items()})
+    return history, config
+
+
+def test_weights_and_biases_gets_losses_metrics_and_the_recipe(tiny_run, tmp_path, offline_wandb):
+    out = tmp_path / "out"
+    assert train(tiny_run, out, "[csv, wandb]", steps=2) == 0
+    assert offline_wandb.run is None, "the run is finished"
+    assert train(tiny_run, out, "[csv, wandb]", "--resume", steps=3) == 0
+    history, config = wandb_history(out)
+    logged = [row for row in history if "training/loss" in row]
+    assert [row["trainer/global_step"] for row in logged] == [1, 2, 3]
+    assert [row["training/loss"] for row in logged] == pytest.approx(losses(out), abs=1e-5)
+    validated = [row["trainer/global_step"] for row in history if "validation/AP" in row]
     assert validated == [2, 3]
     assert {"model", "optimizer", "schedule"} <= config
+
+
+def test_the_localizer_logs_to_weights_and_biases(tmp_path, offline_wandb, one_thread):
+    data, out = as_csv(tmp_path / "data"), tmp_path / "out"
+    paths = ["--data", str(data), "--out", str(out), "--max-steps", "2"]
+    options = (
+        "runtime.loggers=[csv, wandb]",
+        "runtime.device=cpu",
+        "runtime.precision=32",
+        "model.backbone=cnn",
+        "model.weights_backbone=null",
+        "model.fixed_size=[64, 64]",
+        "optimizer.lr_overrides={}",
+        "data.batch_size=4",
+        "data.workers=0",
+    )
+    assert main(["train", "localizer_csv", *paths, *options]) == 0
+    history, config = wandb_history(out)
+    logged = [row["training/loss"] for row in history if "training/loss" in row]
+    assert logged == pytest.approx(losses(out), abs=1e-5)
+    (validated,) = (row for row in history if "validation/score" in row)
+    assert {"validation/accuracy", "validation/IoU", "validation/IoU50"} <= set(validated)
+    assert "model" in config
 
 
 def test_mlflow_gets_losses_metrics_and_the_recipe(tiny_run, tmp_path, monkeypatch):

@@ -174,6 +174,16 @@ def test_a_worse_validation_after_a_resume_does_not_replace_the_best(tiny_run, t
     assert load_checkpoint(out / "last.ckpt").state["best"] == 2.0
 
 
+def test_progress_of_another_version_cannot_be_resumed(tiny_run, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(tiny_run.out, out)
+    last = torch.load(out / "last.ckpt", weights_only=True)
+    last["rcnn_ext"]["state"]["mood"] = 1
+    torch.save(last, out / "last.ckpt")
+    assert train(tiny_run, out, "--resume", steps=5) == 2
+    assert "last.ckpt cannot be resumed, only loaded: " in capsys.readouterr().err
+
+
 def test_an_earlier_run_is_not_overwritten_by_accident(tiny_run, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
