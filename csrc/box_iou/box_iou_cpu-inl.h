@@ -64,7 +64,7 @@ template <int kWidth, class T>
 class RowRemainders {
  public:
   static constexpr int kN = kLanes<T>;
-  static constexpr int kRows = kN / kWidth;
+  static constexpr int kRowsPerVector = kN / kWidth;
 
   RowRemainders(const BoxColumns<T>& columns, int64_t first) {
     for (int k = 0; k < kN; ++k) {
@@ -72,8 +72,8 @@ class RowRemainders {
     }
   }
 
-  // Write kWidth elements for each of kRows rows, `step` elements apart; those after the columns
-  // are overwritten too. rows: [kN / 4, 4]
+  // Write kWidth elements for each of kRowsPerVector rows, `step` elements apart; those after the
+  // columns are overwritten too. rows: [kN / 4, 4]
   template <class Measure, class Stored, class Output>
   RCNN_INLINE void compute(const Measure& measure, const Stored* rows, Output* out,
                            int64_t step) const {
@@ -97,7 +97,7 @@ class RowRemainders {
       values[k] = static_cast<Output>(
           measure(box, measure.terms(box), column, BoxTerms<T>{columns_[4][k], columns_[5][k]}));
     }
-    for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < kRowsPerVector; ++r) {
       std::memcpy(out + r * step, values + r * kWidth, kWidth * sizeof(Output));
     }
   }
@@ -105,8 +105,8 @@ class RowRemainders {
   alignas(64) T columns_[6][kN];
 };
 
-// Compute rows from `begin` on, kRows at a time, of `vector_columns` columns in whole vectors and
-// at most kWidth others. Return the first row that is left.
+// Compute rows from `begin` on, kRowsPerVector at a time, of `vector_columns` columns in whole
+// vectors and at most kWidth others. Return the first row that is left.
 template <int kWidth, class Measure, class T, class Stored, class Output>
 int64_t compute_rows_with_remainders(const Measure& measure, const Stored* rows, int64_t begin,
                                      int64_t end, const BoxColumns<T>& columns,
@@ -114,12 +114,13 @@ int64_t compute_rows_with_remainders(const Measure& measure, const Stored* rows,
   using Remainders = RowRemainders<kWidth, T>;
   const Remainders remainders(columns, vector_columns);
   const int64_t count = columns.count();
-  const int64_t last = end * count - (Remainders::kRows - 1) * count - vector_columns - kWidth;
+  const int64_t last =
+      end * count - (Remainders::kRowsPerVector - 1) * count - vector_columns - kWidth;
   int64_t i = begin;
-  for (; i + kLanes<T> / 4 <= end && i * count <= last; i += Remainders::kRows) {
+  for (; i + kLanes<T> / 4 <= end && i * count <= last; i += Remainders::kRowsPerVector) {
     remainders.compute(measure, rows + 4 * i, out + i * count + vector_columns, count);
     if (vector_columns == 0) continue;
-    for (int64_t r = i; r < i + Remainders::kRows; ++r) {
+    for (int64_t r = i; r < i + Remainders::kRowsPerVector; ++r) {
       const Box<T> a = load_box<T>(rows + 4 * r);
       compute_whole_vectors(measure, a, measure.terms(a), columns, vector_columns, out + r * count);
     }

@@ -19,9 +19,9 @@ constexpr int kGtsPerBlock = 16;
 // and their IoU a number of at least 0, and exactly 0 where they do not overlap.
 template <class T>
 RCNN_HOST_DEVICE bool is_well_conditioned(T width, T height, T area) {
-  constexpr T kLargest = std::numeric_limits<T>::max() / 4;
-  constexpr T kSmallest = std::numeric_limits<T>::min() / std::numeric_limits<T>::epsilon();
-  return (width > 0) & (height > 0) & (area >= kSmallest) & (area <= kLargest);
+  constexpr T kMaxArea = std::numeric_limits<T>::max() / 4;
+  constexpr T kMinArea = std::numeric_limits<T>::min() / std::numeric_limits<T>::epsilon();
+  return (width > 0) & (height > 0) & (area >= kMinArea) & (area <= kMaxArea);
 }
 
 // Quantizes the coordinates of an axis to int8, so that one instruction compares many of them. The
