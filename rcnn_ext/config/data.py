@@ -28,7 +28,7 @@ CSV_COLUMN_NAMES: dict[str, tuple[str, ...]] = {
 
 @dataclass
 class AugmentConfig:
-    """How training images are varied. All off gives the images as they are.
+    """Augmentation of training images. With everything off they stay as they are.
 
     Attributes:
         horizontal_flip: Probability of mirroring left and right.
@@ -75,7 +75,7 @@ class AugmentConfig:
 
 @dataclass
 class CsvConfig:
-    """How a CSV file is read.
+    """Options for reading a CSV file.
 
     Attributes:
         columns: Which column is what: ``image``, ``class``, and the box as ``x1 y1 x2 y2``,
@@ -101,7 +101,7 @@ class CsvConfig:
 
 @dataclass
 class VocConfig:
-    """How a VOC devkit is read.
+    """Options for reading a VOC devkit.
 
     Attributes:
         years: Which of several ``VOC<year>`` folders to read; null takes all that have the image
@@ -116,7 +116,7 @@ class VocConfig:
 
 @dataclass
 class HubConfig:
-    """Which data set of the Hugging Face Hub to stream, and what its columns are called.
+    """A data set of the Hugging Face Hub, and the names of its columns.
 
     Attributes:
         path: Its name on the Hub (``owner/name``), or a local folder in the same form; null takes
@@ -198,7 +198,7 @@ class SyntheticConfig:
 
 @dataclass
 class DataConfig:
-    """Where samples come from. Paths may be relative to the data folder.
+    """The source of the samples. Paths may be relative to the data folder.
 
     Attributes:
         format: ``coco``: COCO annotation files; ``voc``: a VOC devkit; ``pennfudan``: images with
@@ -209,16 +209,16 @@ class DataConfig:
             image set, such as ``trainval`` (voc), or the folder or list of images (yolo); null
             looks for it.
         train_images: Folder of the training images (coco, csv); null looks for it.
-        val_annotations: The same for validation.
-        val_images: The same for validation.
-        test_annotations: The same for the test.
-        test_images: The same for the test.
+        val_annotations: Like ``train_annotations``, for validation.
+        val_images: Like ``train_images``, for validation.
+        test_annotations: Like ``train_annotations``, for the test.
+        test_images: Like ``train_images``, for the test.
         classes: Names of the classes to learn; null means all of the training data.
         other_classes: ``leave_out``: objects of classes that are not in ``classes`` are no matter;
             ``error``: they are a problem.
         val_fraction: Part of the training images that is set aside for validation, where the data
             have no split of their own for it.
-        test_fraction: The same for the test.
+        test_fraction: Part that is set aside for the test in the same way.
         stratify: Whether such splits keep the shares of the classes.
         split_seed: Seed of such splits.
         max_train_images: Only the first so many training images are used, to see whether a model

@@ -124,7 +124,7 @@ class SearchSettings:
 
 @dataclass(frozen=True)
 class FilterSettings:
-    """Which of the regions of an image become proposals.
+    """Options that choose among the regions of an image.
 
     The steps are taken in the order of the attributes.
 
@@ -165,7 +165,7 @@ class FilterSettings:
 
 @dataclass(frozen=True)
 class SelectiveSearchConfig(FilterSettings, SearchSettings):
-    """Where Fast R-CNN gets the boxes that it classifies: selective search, kept on disk.
+    """The source of the boxes that Fast R-CNN classifies: selective search, kept on disk.
 
     The options of the search are those of :class:`SearchSettings`, those that choose among its
     regions those of :class:`FilterSettings`, where ``max_boxes`` is 2000 unless the recipe says

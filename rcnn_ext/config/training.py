@@ -10,7 +10,7 @@ from rcnn_ext.config.values import DIGITS, DOTTED_KEYS, Bool, Float, Int, requir
 
 @dataclass
 class OptimizerConfig:
-    """How weights follow gradients.
+    """The optimizer: how weights follow gradients.
 
     Attributes:
         name: ``sgd`` or ``adamw``.
@@ -55,7 +55,7 @@ class OptimizerConfig:
 
 @dataclass
 class ScheduleConfig:
-    """How long training lasts and how the learning rate changes meanwhile.
+    """The schedule: how long training lasts, and how the learning rate changes meanwhile.
 
     Attributes:
         steps: Number of training steps.
@@ -142,7 +142,7 @@ class EvaluationConfig:
 
 @dataclass
 class RuntimeConfig:
-    """How the training process runs.
+    """The training process: device, precision, logs.
 
     Attributes:
         device: ``auto`` takes a GPU where there is one.

@@ -139,7 +139,7 @@ class AnnotationSet:
         return len(self.images)
 
     def summary(self) -> str:
-        """One line that says what is there and what was corrected."""
+        """Return one line about what is there and what was corrected."""
         if not self.annotated:
             return f"{len(self.images)} images without annotations"
         objects = sum(len(record.boxes) for record in self.images)

@@ -106,7 +106,7 @@ class SetBuilder:
         self._declared = dict(names)
 
     def exists(self, path: Path) -> bool:
-        """Whether there is such a file, by one listing of a folder: there may be 100,000 files."""
+        """Return whether there is such a file, by one listing of a folder of perhaps 100,000."""
         folder = path.parent
         if folder not in self._listings:
             self._listings[folder] = set(os.listdir(folder)) if folder.is_dir() else set()

@@ -182,7 +182,7 @@ def training_loader(
 def evaluation_loader(
     dataset: DetectionDataset, batch_size: int, workers: int, pin_memory: bool
 ) -> DataLoader[Sample]:
-    """All samples once, in order."""
+    """Return a loader of all samples, once and in order."""
     return DataLoader(
         dataset,
         batch_size=batch_size,

@@ -1,4 +1,4 @@
-"""Which line of a JSON file an entry stands on, for messages."""
+"""Lines of the entries of a JSON file, for messages."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Problem:
         return str(self.file) if self.line is None else f"{self.file}:{self.line}"
 
     def __str__(self) -> str:
-        """One line, in the manner of compilers."""
+        """Return one line, in the manner of compilers."""
         return f"{self.where}: {self.severity}: {self.message}"
 
 
@@ -78,7 +78,7 @@ class Report:
             raise UserError(f"{summary_of(errors, source)}{advice}")
 
     def text(self) -> str:
-        """All problems, a line each."""
+        """Return all problems, one per line."""
         return "\n".join(str(problem) for problem in self.problems)
 
 

@@ -21,7 +21,7 @@ from rcnn_ext.errors import UserError
 # image_id int64 []; and proposals float32 [P, 4], where there is a source of them.
 Sample = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
-# The same as tv_tensors, uint8 and not yet varied.
+# A sample before augmentation: its image and boxes are tv_tensors, the image is uint8.
 RawSample = tuple[tv_tensors.Image, dict[str, Any]]
 
 # The entries of a target that have one value a box.
@@ -29,7 +29,7 @@ PER_BOX = ("labels", "areas", "crowd", "difficult")
 
 
 class ProposalSource(Protocol):
-    """Where Fast R-CNN gets its boxes, as :class:`rcnn_ext.selective_search.ProposalCache`."""
+    """A source of proposals, such as :class:`rcnn_ext.selective_search.ProposalCache`."""
 
     def boxes(self, image: Path) -> np.ndarray | torch.Tensor:
         """Return the proposals for a picture.

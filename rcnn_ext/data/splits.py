@@ -57,7 +57,10 @@ def open_evaluation(
 
 
 def has_validation(config: DataConfig, root: Path) -> bool:
-    """Whether there are images for validation: of the data, set aside, or named by the recipe."""
+    """Return whether there are images for validation.
+
+    They may be those of the data, set aside, or named by the recipe.
+    """
     if config.format == "hf":
         # A split that the recipe names and the data have not is to be an error.
         named = config.hf.val_split != HubConfig().val_split

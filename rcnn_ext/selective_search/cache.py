@@ -114,7 +114,7 @@ class ProposalCache:
         return self._load(path)
 
     def has(self, content: bytes) -> bool:
-        """Whether the regions of an image are there and whole.
+        """Return whether the regions of an image are there and whole.
 
         Args:
             content: Bytes of the image file.

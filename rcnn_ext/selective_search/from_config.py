@@ -55,7 +55,7 @@ class SearchedProposals:
 
         Args:
             image: Its file.
-            picture: The same, upright.
+            picture: The picture in it, upright.
 
         Returns:
             float32 [P, 4] (x1, y1, x2, y2), pixels of the picture.

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
+import re
 
 import pytest
 
@@ -208,3 +210,39 @@ def test_every_value_of_a_recipe_can_be_overridden_by_its_shown_form():
         overrides.append(f"{key}={yaml.safe_dump(value, default_flow_style=True).strip()}")
     overrides = [override.removesuffix("...").strip() for override in overrides]
     assert load_recipe("faster_rcnn_synthetic", overrides) == recipe
+
+
+def test_whatever_is_wrong_is_one_line_of_ours():
+    """Any value at any key, and any section, either makes a recipe or one line about it."""
+    keys = list(all_keys(Recipe))
+    values = [None, True, 0, -1, 1.5, float("nan"), float("inf"), "x", "1e3", b"x", 10**30]
+    values += [[], [1], [None], ["a"], [[1], [2]], [1, [2]], {}, {"a": 1}, {1: 2}, {"a": {"b": {}}}]
+    made = 0
+    for key in sorted({key.rsplit(".", depth)[0] for key in keys for depth in range(3)}):
+        for value in values:
+            recipe = {}
+            section = recipe
+            for part in key.split(".")[:-1]:
+                section = section.setdefault(part, {})
+            section[key.rpartition(".")[2]] = value
+            message = ""
+            try:
+                found = recipe_from_dict(recipe)
+            except UserError as error:
+                message = str(error)
+            if message:
+                assert "\n" not in message
+                assert re.match("(unknown key )?" + re.escape(key.split(".")[0]), message)
+            else:
+                made += 1
+                assert repr(recipe_from_dict(dataclasses.asdict(found))) == repr(found)
+    assert made > len(keys)
+
+
+def test_recipes_go_to_workers_and_into_checkpoints(tmp_path):
+    torch = pytest.importorskip("torch")
+    recipe = load_recipe("fast_rcnn_voc", ["selective_search.mode=fast"])
+    assert pickle.loads(pickle.dumps(recipe)) == recipe
+    torch.save({"recipe": dataclasses.asdict(recipe)}, tmp_path / "a.ckpt")
+    stored = torch.load(tmp_path / "a.ckpt", weights_only=True)["recipe"]
+    assert recipe_from_dict(stored) == recipe

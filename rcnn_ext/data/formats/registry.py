@@ -29,7 +29,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Format:
-    """How one format is found and read.
+    """The functions that find and read one format.
 
     Attributes:
         looks_like: Whether a folder is of this format.
@@ -118,7 +118,7 @@ def open_split(
 
 
 def has_split(config: DataConfig, root: Path, split: str) -> bool:
-    """Whether :func:`open_split` can give a split: named, found, or cut from training."""
+    """Return whether :func:`open_split` can give a split: named, found, or cut from training."""
     named = named_annotations(config, split) is not None
     found = named or _format(config.format).has_split(config, root, split)
     return found or split in _cut_fractions(config, root)

@@ -1,4 +1,4 @@
-"""All that is wrong with a split of the Hub, row by row."""
+"""Check a split of the Hub row by row."""
 
 from __future__ import annotations
 

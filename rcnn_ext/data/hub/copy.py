@@ -65,7 +65,7 @@ def copy_split(
 
 
 def _description(split: HubSplit, max_images: int | None) -> dict[str, Any]:
-    """All that decides what a copy holds, but for changes of the data themselves."""
+    """Return all that decides the content of a copy, but for changes of the data themselves."""
     hub = dataclasses.asdict(split.config.hf)
     for name in ("shuffle_buffer", "streaming", "train_images", "resume"):
         del hub[name]

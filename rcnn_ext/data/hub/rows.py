@@ -28,7 +28,7 @@ class DecodedRow:
         name: What messages call it.
         image_id: Its number; None where the data give none.
         content: The picture as it is stored.
-        image: The same, uint8 [3, H, W].
+        image: The picture, uint8 [3, H, W].
         objects: What is in it.
     """
 
@@ -121,7 +121,7 @@ class RowsBuilder(SetBuilder):
 
 
 def useful(row: Row, split: HubSplit) -> bool:
-    """Whether there is something to learn from a row, as far as can be seen without decoding it."""
+    """Return whether a row may be trained on, as far as it shows without being decoded."""
     try:
         objects = objects_of(row, split, "")
     except UserError:

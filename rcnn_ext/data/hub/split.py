@@ -58,7 +58,7 @@ class HubSplit:
         return lambda rows: tracked(rows, what, min(counts))
 
     def summary(self) -> str:
-        """One line that says what is known without reading it."""
+        """Return one line about what is known without reading the stream."""
         images = "" if self.images is None else f"{self.images} images, "
         return f"a stream of {self.rows.num_shards} shards, {images}{len(self.classes)} classes"
 
@@ -118,7 +118,7 @@ def open_stream(
 
 
 def stream_splits(config: DataConfig, root: Path) -> tuple[str, ...]:
-    """Which of ``train``, ``val`` and ``test`` a data set has.
+    """Return which of ``train``, ``val`` and ``test`` a data set has.
 
     Raises:
         UserError: There is no such data set, or the extra ``hf`` is missing.
