@@ -14,7 +14,7 @@ from rcnn_ext.reference.checks import check, check_boxes, check_floating, check_
 BELOW_LOW_THRESHOLD = -1
 BETWEEN_THRESHOLDS = -2
 
-_MOST_BOXES = 2**31 - 1
+_MAX_BOXES = 2**31 - 1
 
 
 def check_match_boxes(
@@ -60,7 +60,7 @@ def check_match_boxes(
 def _check_counts(counts: Sequence[int], total: int, name: str, of: str) -> None:
     for count in counts:
         check(
-            0 <= count <= _MOST_BOXES,
+            0 <= count <= _MAX_BOXES,
             f"match_boxes: expected {name} between 0 and 2^31 - 1, got {count}",
         )
     check(

@@ -22,7 +22,7 @@ from rcnn_ext.reference.checks import (
 )
 from rcnn_ext.reference.roi_align import compute_dtype, roi_align, roi_align_backward
 
-_MOST_LEVELS = 32
+_MAX_LEVELS = 32
 
 
 def check_pyramid(
@@ -34,8 +34,8 @@ def check_pyramid(
     canonical_scale: float,
     op: str,
 ) -> None:
-    """Expect what the native kernels expect of the options."""
-    check(1 <= levels <= _MOST_LEVELS, f"{op}: expected 1 to {_MOST_LEVELS} levels, got {levels}")
+    """Check the options as the native kernels do."""
+    check(1 <= levels <= _MAX_LEVELS, f"{op}: expected 1 to {_MAX_LEVELS} levels, got {levels}")
     check(
         len(spatial_scales) == levels,
         f"{op}: expected a spatial_scale for each of the {levels} levels, "
@@ -65,7 +65,7 @@ def check_multiscale_roi_align(
     sampling_ratio: int,
     canonical_scale: float,
 ) -> None:
-    """Expect what the native kernels expect."""
+    """Check the arguments as the native kernels do."""
     op = "multiscale_roi_align"
     check_pyramid(
         len(inputs),
@@ -99,7 +99,7 @@ def check_multiscale_roi_align_backward(
     sampling_ratio: int,
     canonical_scale: float,
 ) -> None:
-    """Expect what the native kernels expect."""
+    """Check the arguments as the native kernels do."""
     op = "multiscale_roi_align_backward"
     check_pyramid(
         len(heights),

@@ -35,7 +35,7 @@ def check_roi_align(
     pooled_width: int,
     sampling_ratio: int,
 ) -> None:
-    """Expect what the native kernels expect."""
+    """Check the arguments as the native kernels do."""
     check_roi_arguments(input, rois, "roi_align")
     check_pooled_size(pooled_height, pooled_width, "roi_align")
     check_spatial_scale(spatial_scale, "roi_align")
@@ -51,7 +51,7 @@ def check_roi_align_backward(
     shape: tuple[int, ...],
     sampling_ratio: int,
 ) -> None:
-    """Expect what the native kernels expect; ``shape`` is that of the input, (N, C, H, W)."""
+    """Check the arguments as the native kernels do; ``shape`` is the input's, (N, C, H, W)."""
     check_feature_shape(shape, "roi_align_backward")
     check_pooled_size(pooled_height, pooled_width, "roi_align_backward")
     check_spatial_scale(spatial_scale, "roi_align_backward")

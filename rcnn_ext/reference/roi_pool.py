@@ -26,7 +26,7 @@ _CHUNK_ELEMENTS = 1 << 24
 def check_roi_pool(
     input: Tensor, rois: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int
 ) -> None:
-    """Expect what the native kernels expect."""
+    """Check the arguments as the native kernels do."""
     check_roi_arguments(input, rois, "roi_pool")
     check_pooled_size(pooled_height, pooled_width, "roi_pool")
     check_spatial_scale(spatial_scale, "roi_pool")
@@ -44,7 +44,7 @@ def _check_plane_size(height: int, width: int, op: str) -> None:
 def check_roi_pool_backward(
     grad: Tensor, argmax: Tensor, rois: Tensor, spatial_scale: float, shape: tuple[int, ...]
 ) -> None:
-    """Expect what the native kernels expect; ``shape`` is that of the input, (N, C, H, W)."""
+    """Check the arguments as the native kernels do; ``shape`` is the input's, (N, C, H, W)."""
     check_feature_shape(shape, "roi_pool_backward")
     check_spatial_scale(spatial_scale, "roi_pool_backward")
     _check_plane_size(shape[2], shape[3], "roi_pool_backward")

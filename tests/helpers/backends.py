@@ -54,13 +54,13 @@ def _no_emulator() -> str | None:
 
 @contextlib.contextmanager
 def running(implementation: str) -> Iterator[None]:
-    """The operators run on an implementation inside.
+    """Run the operators on an implementation in a block of code.
 
     Args:
         implementation: "native", "reference", "emulated" or an instruction set of the CPU kernels.
     """
     if implementation == "native":
-        yield  # what users get without asking
+        yield  # the default for users
     elif implementation == "emulated":
         from tests.helpers.emulation.backend import emulated
 
@@ -101,7 +101,7 @@ class Backend:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """The operators run on this backend inside."""
+        """Run the operators on this backend in a block of code."""
         with running(self.implementation):
             yield
 
@@ -118,7 +118,7 @@ BACKENDS = (
     Backend(
         "cuda", _CUDA, "native", checks_batch_index=False, missing=_no_cuda_kernels, needs_gpu=True
     ),
-    # What a machine with a GPU but without nvcc runs.
+    # Run by a machine with a GPU but without nvcc.
     Backend(
         "reference-cuda",
         _CUDA,

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def run_python(
     script: str | Path, *arguments: str, path: Path | None = None, timeout: float = 240
 ) -> str:
-    """Standard output of a script; a failure shows what it said.
+    """Run a script and return its standard output; a failure shows its messages.
 
     Args:
         script: the source, or its file.
@@ -42,11 +42,11 @@ def run_python(
         check=False,
     )
     if finished.returncode != 0:
-        # PyTorch prints where in C++ an exception passed; that hides what was wrong.
-        said = [line for line in finished.stderr.splitlines() if not line.startswith("frame #")]
+        # PyTorch prints C++ stack frames after the error message; they are left out.
+        messages = [line for line in finished.stderr.splitlines() if not line.startswith("frame #")]
         pytest.fail(
             f"exit status {finished.returncode} (negative: a signal)\n"
-            f"{finished.stdout[-300:]}\n" + "\n".join(said[-25:]),
+            f"{finished.stdout[-300:]}\n" + "\n".join(messages[-25:]),
             pytrace=False,
         )
     return finished.stdout

@@ -1,4 +1,4 @@
-"""Bad input gets a Python exception that names operator and argument, whoever is asked."""
+"""Bad input raises an exception that names operator and argument, on every backend."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_runtime_error(backend: Backend, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", RUNTIME_ERRORS)
-def test_reference_and_kernel_say_the_same(native: Backend, case: str) -> None:
+def test_reference_and_kernel_raise_equal_messages(native: Backend, case: str) -> None:
     call, _ = RUNTIME_ERRORS[case]
     with pytest.raises(RuntimeError) as from_kernel:
         call(native.device)
