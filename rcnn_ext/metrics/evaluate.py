@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -53,8 +54,10 @@ def evaluate(
         device.type == "cuda",
     )
     results = Results()
-    bar = Progress("Evaluating", len(loader), "batch") if processes.is_main_process else None
-    with torch.inference_mode():
+    progress: AbstractContextManager[Progress | None] = (
+        Progress("Evaluating", len(loader), "batch") if processes.is_main_process else nullcontext()
+    )
+    with torch.inference_mode(), progress as bar:
         for images, targets in loader:
             found = call_model(
                 model,
@@ -66,8 +69,6 @@ def evaluate(
             after_batch()
             if bar is not None:
                 bar.advance()
-    if bar is not None:
-        bar.close()
     return results.all_gather(processes, device)
 
 

@@ -82,7 +82,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> optim.Optimize
     """Build the optimizer of all trainable parameters.
 
     Parameters with the same learning rate and weight decay form a group; weights of two or more
-    dimensions and the rest (biases, normalisation) differ in weight decay.
+    dimensions and the rest (biases, normalization) differ in weight decay.
 
     Raises:
         UserError: A part with a learning rate of its own does not exist.

@@ -100,7 +100,7 @@ def assert_same_run(one, two):
     assert first.keys() == second.keys()
     for name, weight in first.items():
         torch.testing.assert_close(second[name], weight, rtol=1e-5, atol=1e-5, msg=name)
-    # What was learnt is far more than the tolerance.
+    # The change in training is far larger than the tolerance.
     losses = [[float(row["loss"]) for row in rows(out / "losses.csv")] for out in (one, two)]
     assert len(losses[0]) == STEPS
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)

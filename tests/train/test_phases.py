@@ -99,7 +99,7 @@ def test_options_of_the_recipe_win_over_those_of_a_checkpoint():
     assert {group["momentum"] for group in optimizer.param_groups} == {0.9}
 
 
-def test_frozen_normalisation_keeps_its_statistics():
+def test_frozen_normalization_keeps_its_statistics():
     network = model()
     set_trainable(network, ["head"], [])
     train_mode(network)

@@ -71,7 +71,7 @@ def test_a_checkpoint_is_a_detector_and_holds_plain_values_only(tiny_run):
     best = load_checkpoint(tiny_run.out / "best.ckpt")
     aps = [float(row["AP"]) for row in rows(tiny_run.out / "validation.csv")]
     assert best.state["best"] == pytest.approx(max(aps))
-    # The optimiser would double the file, and nothing resumes from the best.
+    # The optimizer would double the file, and nothing resumes from the best.
     assert "optimizer_states" not in torch.load(best.path, weights_only=True)
 
 
@@ -277,7 +277,7 @@ def test_a_damaged_image_stops_training_with_its_name(tiny_run, tmp_path, capsys
     assert error.endswith("truncated") or "damaged" in error
 
 
-def test_chosen_classes_are_what_is_learnt_and_stored(tiny_run, tmp_path):
+def test_chosen_classes_are_what_is_learned_and_stored(tiny_run, tmp_path):
     assert train(tiny_run, tmp_path / "out", "data.classes=[triangle, circle]", steps=1) == 0
     saved = load_checkpoint(tmp_path / "out")
     assert saved.classes.names == ("triangle", "circle")

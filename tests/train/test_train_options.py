@@ -91,7 +91,7 @@ def test_a_second_phase_refines_the_heads_and_resumes_bit_for_bit(tiny_run, tmp_
     for name in ("validation.csv", "recipe.yaml"):
         assert (tmp_path / "whole" / name).read_text() == (tmp_path / "parts" / name).read_text()
 
-    # In the second phase the heads learnt, and nothing else, not even batch statistics.
+    # In the second phase the heads changed, and nothing else, not even batch statistics.
     second = changed(between, tmp_path / "whole" / "last.ckpt")
     assert second
     assert all(name.startswith("model.roi_heads") for name in second)
