@@ -51,7 +51,7 @@ def test_gradients_of_more_results_than_2_to_the_31(
     rois = torch.tensor([[0.0, 0, 0, 7, 7]], device=cuda).repeat(count, 1)
     result = ops.roi_align(features, rois, 7)
     grad = torch.zeros_like(result)
-    grad[-1000:] = 1  # beyond the limit, but for whoever counts in 32 bits
+    grad[-1000:] = 1  # beyond the limit of 32-bit indices
     (gradient,) = torch.autograd.grad(result, features, grad)
     one = features.detach().float().requires_grad_()
     (expected,) = torch.autograd.grad(ops.roi_align(one, rois[:1], 7).sum(), one)

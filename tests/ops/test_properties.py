@@ -35,7 +35,7 @@ ODD_COORDINATES = st.one_of(
     st.sampled_from([math.nan, math.inf, -math.inf, -0.0, 1e-40, 1e20, -1e20, 3e38]),
     st.floats(-100, 100, width=32),
 )
-# Without what makes a generalized IoU infinite, its sign that of a zero which nobody promises.
+# Without boxes whose generalized IoU is infinite, with the unspecified sign of a zero.
 TAME_COORDINATES = st.one_of(
     st.sampled_from([math.nan, 0.0, 1.0, 1e-40, 1e20, -1e20, 3e38]),
     st.floats(-100, 100, width=32).map(lambda x: x + 0.0),
