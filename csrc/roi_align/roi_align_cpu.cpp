@@ -1,49 +1,51 @@
 // RoIAlign on the CPU. Contracts: rcnn_ext/ops/roi_align.py and, over levels, roi_align_cpu.h.
 //
 // Which path runs, decided for each feature map. Figures: AMD EPYC with AVX-512, one core, 2026-11,
-// float32 unless it says otherwise.
+// float32 unless they say otherwise.
 //
-// forward
-//   channels-last, per pixel         a channels-last input. A bin adds whole pixels: all channels
-//   of (roi_align_channels_last)        a tap are neighbors in memory, and nothing is transposed.
-//   Splits
-//                                    among threads by RoI.
-//   transposed blocks                contiguous (NCHW), at least 16 channels (kChannelsPerTask),
-//   and (roi_align_transposed)           at most 5 pixels of the map per bin (kMaxPixelsPerBin,
-//   RoIs of
-//                                    one split). Channels lie in lanes, so that no lanes have to be
-//                                    gathered; transposing costs a pass over the whole map, which
-//                                    gained at 4.8 pixels per bin and lost at 9.7. 4 levels: 28.4
-//                                    -> 24.3 ms, bfloat16 24.7 -> 18.3 ms. Results above 8 MB
-//                                    (kStreamingBytes) go by non-temporal stores. Bins of at most 4
-//                                    x 4 taps (kMaxStaticTaps) have unrolled kernels: with
-//                                    AVX2 22.8 -> 19.2 ms.
-//   separable                        all other NCHW maps: rows of pixels are summed along y, then
-//   (roi_align_channels)             columns along x, so that a pixel is read once per row of bins.
-//                                    Two planes share a RoI's weights (kPlanesPerPass), unless a
-//                                    plane has more than 1000 bytes per RoI (kBytesPerRoi): then
-//                                    two planes and the next two do not fit L2, and one is taken at
-//                                    a time.
-//     with permutes                  along x for float32 sums with AVX-512, in RoIs of at most 64
-//     (combine_lanes)                columns (kMaxPermutedColumns: four registers): each lane reads
-//                                    the columns of its own bin, as many steps as a bin has taps.
-//     with shared columns            along x otherwise: all lanes read the same column, as many
-//     steps (combine_columns)              as the bins of a block have columns.
+// clang-format off
+// | forward path            | function                  | when                                       |
+// |-------------------------|---------------------------|--------------------------------------------|
+// | channels-last per pixel | roi_align_channels_last   | channels-last input                        |
+// | transposed blocks       | roi_align_transposed      | NCHW, at least 16 channels, and at most    |
+// |                         |                           | 5 pixels of the map per bin                |
+// | separable               | roi_align_channels        | all other NCHW maps; along x:              |
+// |   with permutes         |   combine_lanes           | AVX-512, float32 sums, at most 64 columns  |
+// |   with shared columns   |   combine_columns         | otherwise                                  |
 //
-// backward (every pixel has one thread that sums it, in the order of the RoIs)
-//   by rows                          channels-last: a thread takes rows of the map and visits the
-//   RoIs (roi_align_backward_rows)        of each, so that one row of sums stays in the cache. by
-//   plane                         NCHW: one plane stays in L2, where four planes of a large map
-//   (roi_align_backward_planes)      would not: 30.4 -> 29 ms.
-//   by four planes                   NCHW and more than 4000 RoIs on the map (kFourPlanesFrom):
-//   what (roi_align_backward_planes)      is read for one channel then lies on more pages than the
-//   TLB has
-//                                    entries, and channels lie side by side in it. 10,000 RoIs: 216
-//                                    -> 152 ms.
+// | backward path           | function                  | when                                       |
+// |-------------------------|---------------------------|--------------------------------------------|
+// | by rows                 | roi_align_backward_rows   | channels-last                              |
+// | by plane                | roi_align_backward_planes | NCHW                                       |
+// | by four planes          | roi_align_backward_planes | NCHW, more than 4000 RoIs on the map       |
+// clang-format on
+//
+// Why:
+// - Channels-last per pixel: a bin adds whole pixels, whose channels are neighbors in memory.
+// - Transposed blocks: with channels in lanes, no columns have to be gathered; but every pixel of
+// the
+//   map is transposed, which gained at 4.8 pixels per bin and lost at 9.7 (kMaxPixelsPerBin; of the
+//   RoIs of one split). Over 4 levels 28.4 -> 24.3 ms, in bfloat16 24.7 -> 18.3 ms, together with
+//   non-temporal stores of results above 8 MB (kStreamingBytes). Bins of at most 4 x 4 taps
+//   (kMaxStaticTaps) have unrolled kernels: with AVX2 22.8 -> 19.2 ms.
+// - Separable: rows of pixels are summed along y and the sums along x, so that a pixel is read once
+//   per row of bins. Two planes share a RoI's weights (kPlanesPerPass), unless a plane has more
+//   than 1000 bytes per RoI (kBytesPerRoi): two planes and the next two would not fit the cache.
+// - With permutes: each lane reads the columns of its own bin out of at most four registers
+//   (kMaxPermutedColumns), in as many steps as a bin has taps. With shared columns all lanes read
+//   one column, in as many steps as the bins of a block have columns together.
+// - By rows: a thread takes rows of the map and visits the RoIs of each, so that one row of sums
+// stays
+//   in the cache.
+// - By plane: one plane stays in L2, where four planes of a large map would not: 30.4 -> 29 ms.
+// - By four planes (kFourPlanesFrom): what is read for one channel of so many RoIs lies on more
+// pages
+//   than the TLB has entries, and the channels of a RoI are neighbors in it. 10,000 RoIs: 216 ->
+//   152 ms.
 //
 // Where a NaN or an infinity turns up, the channel of that RoI is computed again tap by tap
-// (roi_align_exact, roi_align_backward_exact), so that it reaches only what its weight is not 0
-// for.
+// (roi_align_exact, roi_align_backward_exact), so that it reaches only bins or pixels whose weight
+// for it is not 0.
 //
 // Every sum has one thread and an order that the RoIs alone decide: for a memory layout, the bits
 // depend neither on the path nor on instruction sets or the number of threads.
