@@ -23,25 +23,23 @@
 // Why:
 // - Channels-last per pixel: a bin adds whole pixels, whose channels are neighbors in memory.
 // - Transposed blocks: with channels in lanes, no columns have to be gathered; but every pixel of
-// the
-//   map is transposed, which gained at 4.8 pixels per bin and lost at 9.7 (kMaxPixelsPerBin; of the
-//   RoIs of one split). Over 4 levels 28.4 -> 24.3 ms, in bfloat16 24.7 -> 18.3 ms, together with
-//   non-temporal stores of results above 8 MB (kStreamingBytes). Bins of at most 4 x 4 taps
-//   (kMaxStaticTaps) have unrolled kernels: with AVX2 22.8 -> 19.2 ms.
-// - Separable: rows of pixels are summed along y and the sums along x, so that a pixel is read once
-//   per row of bins. Two planes share a RoI's weights (kPlanesPerPass), unless a plane has more
-//   than 1000 bytes per RoI (kBytesPerRoi): two planes and the next two would not fit the cache.
+//   the map is transposed, which gained at 4.8 pixels per bin and lost at 9.7 (kMaxPixelsPerBin;
+//   of the RoIs of one split). Over 4 levels 28.4 -> 24.3 ms, in bfloat16 24.7 -> 18.3 ms,
+//   together with non-temporal stores of results above 8 MB (kStreamingBytes). Bins of at most 4
+//   x 4 taps (kMaxStaticTaps) have unrolled kernels: with AVX2 22.8 -> 19.2 ms.
+// - Separable: rows of pixels are summed along y and the sums along x, so that a pixel is read
+//   once per row of bins. Two planes share a RoI's weights (kPlanesPerPass), unless a plane has
+//   more than 1000 bytes per RoI (kBytesPerRoi): two planes and the next two would not fit the
+//   cache.
 // - With permutes: each lane reads the columns of its own bin out of at most four registers
 //   (kMaxPermutedColumns), in as many steps as a bin has taps. With shared columns all lanes read
 //   one column, in as many steps as the bins of a block have columns together.
 // - By rows: a thread takes rows of the map and visits the RoIs of each, so that one row of sums
-// stays
-//   in the cache.
+//   stays in the cache.
 // - By plane: one plane stays in L2, where four planes of a large map would not: 30.4 -> 29 ms.
 // - By four planes (kFourPlanesFrom): what is read for one channel of so many RoIs lies on more
-// pages
-//   than the TLB has entries, and the channels of a RoI are neighbors in it. 10,000 RoIs: 216 ->
-//   152 ms.
+//   pages than the TLB has entries, and the channels of a RoI are neighbors in it. 10,000 RoIs:
+//   216 -> 152 ms.
 //
 // Where a NaN or an infinity turns up, the channel of that RoI is computed again tap by tap
 // (roi_align_exact, roi_align_backward_exact), so that it reaches only bins or pixels whose weight
