@@ -286,7 +286,7 @@ def count_pairs(image: np.ndarray) -> tuple[int, int]:
     Those are the pairs of neighbors at first, and of each union with its neighbors then.
     """
     scale, sigma, min_size = PARAMETERS
-    _, boxes, _, merged = native.load().package_search(
+    _, boxes, _, merged = native.load().selectivesearch_compat(
         image, UNIT, gaussian_weights(sigma), scale, min_size
     )
     segments = len(boxes) - len(merged)

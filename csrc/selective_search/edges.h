@@ -19,7 +19,7 @@ constexpr int kDirections = 4;
 constexpr int kPixelBits = 28;
 static_assert(kMaxPixels == int64_t{1} << kPixelBits);
 
-// 12 bytes: there are four to a pixel.
+// 12 bytes, since there are four edges per pixel.
 class Edge {
  public:
   Edge() = default;
@@ -40,10 +40,10 @@ class Edge {
   uint32_t name() const { return name_; }
   int direction() const { return static_cast<int>(name_ >> (kPixelBits + 1)); }
   int32_t pixel() const { return static_cast<int32_t>(name_ >> 1 & (kMaxPixels - 1)); }
-  // Whether it is known that this edge joins nothing.
+  // Whether this edge is known to join nothing.
   bool is_refused() const { return name_ & 1; }
 
-  // The same edge in an image with other numbers of pixels.
+  // This edge in an image that numbers its pixels in another way.
   Edge renamed(int32_t pixel, bool is_refused) const {
     Edge edge = *this;
     edge.name_ = static_cast<uint32_t>(direction()) << (kPixelBits + 1) |
@@ -57,7 +57,7 @@ class Edge {
 };
 static_assert(sizeof(Edge) == 12);
 
-// What an edge adds to the pixel of its name, in an image of a width, to get to its ends.
+// The offsets of the ends of an edge from the pixel of its name, in an image of a given width.
 struct Ends {
   explicit Ends(int width) : first{0, 0, 0, 1}, second{1, width, width + 1, width} {}
   int32_t first[kDirections];
@@ -76,8 +76,8 @@ inline int rank_of(uint64_t cost_bits) {
   return static_cast<int>(rank < 0 ? 0 : rank < kRanks ? rank : kRanks - 1);
 }
 
-// Cuts the ranks into rounds of about as many edges, `enough` or a little more. Gives the end of
-// each round.
+// Cuts the ranks into rounds of about as many edges, `enough` or a little more. Returns the end
+// of each round.
 std::vector<int> plan_rounds(const RankCounts& counts, int64_t enough);
 
 // A rectangle of pixels.
@@ -95,7 +95,7 @@ struct Window {
 // order of the pixels. Keeps its memory from window to window.
 class Edges {
  public:
-  // Windows have at most so many pixels.
+  // pixels: The most pixels that a window has.
   explicit Edges(int64_t pixels);
 
   // Finds those of a window of an image: measures the distances of neighboring pixels in color
@@ -121,8 +121,8 @@ class Edges {
  private:
   // How many edges a round has shows only in the end. So it grows by chunks.
   static constexpr size_t kChunk = 1024;
-  // More rounds tell sooner which edges no longer matter; fewer meet more edges of a neighborhood
-  // at once, while it is in the cache.
+  // More rounds find out sooner which edges no longer matter; fewer meet more edges of a
+  // neighborhood at once, while it is in the cache. Chosen by timing, which is not recorded.
   static constexpr int kRounds = 48;
 
   void plan(const RankCounts& sample);

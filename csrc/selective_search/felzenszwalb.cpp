@@ -1,12 +1,12 @@
 // Contract: felzenszwalb.h.
 //
-// Kruskal's algorithm wants the edges in order of cost. Most of them join pixels that cheaper edges
+// Kruskal's algorithm takes the edges in order of cost. Most of them join pixels that cheaper edges
 // have joined already, so they come in rounds of ascending cost, and those of a round that still
 // matter when its turn comes are sorted then. In a round edges lie in the order of the pixels,
 // which makes finding the ones that do not matter cheap.
 //
-// All that wants to stay in the cache, and a large image does not. But what becomes of a segment
-// depends on the edges that touch it, up to their costs, and on nothing else. So a tile can be
+// All data should stay in the cache, and that of a large image does not. But the fate of a segment
+// depends only on the edges that touch it, up to their costs. So a tile can be
 // segmented by itself as long as a segment meets no edge that leaves the tile. From that edge on
 // the segment is frozen: all its later edges wait, and freeze what they touch in turn. When each
 // tile is done, what waits is less than half of the edges, between segments that are a small
@@ -65,7 +65,7 @@ struct Tiling {
   }
 };
 
-// What the segmentation of tiles and of the whole image needs from round to round.
+// Working memory of the segmentation of tiles and of the whole image, kept from round to round.
 struct Rounds {
   Forest forest;
   Links links;
@@ -223,9 +223,9 @@ void Segmenter::join_waiting(Rounds& rounds) {
   };
   const std::vector<int> plan = plan_rounds(waiting_ranks_, kRoundEdges);
   for (size_t round = 0, rank = 0; round < plan.size(); ++round) {
-    size_t most = 0;
-    for (; rank < static_cast<size_t>(plan[round]); ++rank) most += waiting_ranks_[rank];
-    rounds.links.clear(most);
+    size_t max_links = 0;
+    for (; rank < static_cast<size_t>(plan[round]); ++rank) max_links += waiting_ranks_[rank];
+    rounds.links.clear(max_links);
     Link* next = rounds.links.begin();
     for (Waiting& tile : waiting_) {
       const Edge* edges = tile.edges.get();

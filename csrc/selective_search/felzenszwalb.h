@@ -17,8 +17,8 @@ struct SegmentScale {
 // In pixels. The result does not depend on them.
 struct TileSizes {
   int64_t whole = 1'500'000;        // images up to this size are not cut
-  int64_t tile = int64_t{1} << 18;  // what others are cut into, about
-  int64_t band = int64_t{1} << 20;  // most of a row of tiles, unless that has one row of pixels
+  int64_t tile = int64_t{1} << 18;  // about the size of the tiles of larger images
+  int64_t band = int64_t{1} << 20;  // limit of a row of tiles of more than one row of pixels
 };
 
 // Segments an image at several scales.

@@ -7,9 +7,10 @@
 
 namespace rcnn_ext::selective_search {
 
-Forest::Forest(int64_t most) : parents_(new int32_t[most]), segments_(new Segment[most]) {
-  advise_huge_pages(parents_.get(), most * sizeof(int32_t));
-  advise_huge_pages(segments_.get(), most * sizeof(Segment));
+Forest::Forest(int64_t max_nodes)
+    : parents_(new int32_t[max_nodes]), segments_(new Segment[max_nodes]) {
+  advise_huge_pages(parents_.get(), max_nodes * sizeof(int32_t));
+  advise_huge_pages(segments_.get(), max_nodes * sizeof(Segment));
 }
 
 void Forest::reset(int32_t nodes, float threshold) {
@@ -29,12 +30,12 @@ static bool earlier(const Link& x, const Link& y) {
   return cost_x < cost_y || (cost_x == cost_y && x.edge.name() < y.edge.name());
 }
 
-void Links::clear(size_t most) {
+void Links::clear(size_t max_links) {
   count_ = 0;
-  if (most <= most_) return;
-  most_ = most + most / 4;
-  links_.reset(new Link[most_]);
-  sorted_.reset(new Link[most_]);
+  if (max_links <= capacity_) return;
+  capacity_ = max_links + max_links / 4;
+  links_.reset(new Link[capacity_]);
+  sorted_.reset(new Link[capacity_]);
 }
 
 void Links::sort() {

@@ -12,7 +12,7 @@
 
 namespace rcnn_ext::selective_search {
 
-// What is known of a segment.
+// Properties of a segment.
 struct Segment {
   float threshold;  // what an edge has to cost less than to join it to another
   int32_t size;
@@ -24,7 +24,7 @@ struct Segment {
 // A segment can be frozen, which makes its threshold negative (-0 counts as that).
 class Forest {
  public:
-  explicit Forest(int64_t most);
+  explicit Forest(int64_t max_nodes);
   // Each node a segment of its own, of one pixel.
   void reset(int32_t nodes, float threshold);
   void reset(const std::vector<Segment>& segments);
@@ -77,11 +77,11 @@ struct Link {
   int32_t b;
 };
 
-// The links of one round. Keeps its memory, which is not initialised, from round to round.
+// The links of one round. Keeps its memory, which is not initialized, from round to round.
 class Links {
  public:
   // Drops the links; room for this many, to be written from `begin()` on.
-  void clear(size_t most);
+  void clear(size_t max_links);
   // Says how far they have been written.
   void finish(const Link* end) { count_ = end - links_.get(); }
   // Puts them in the order of costs and names.
@@ -96,7 +96,7 @@ class Links {
   void sort_cells();
 
   size_t count_ = 0;
-  size_t most_ = 0;
+  size_t capacity_ = 0;
   std::unique_ptr<Link[]> links_;
   std::unique_ptr<Link[]> sorted_;
   std::vector<uint32_t> starts_;

@@ -1,4 +1,4 @@
-// Hierarchical grouping: the two most similar neighbors become one region, again and again.
+// Hierarchical grouping: the two most similar neighbors merge into one region, repeatedly.
 #pragma once
 
 #include <algorithm>
@@ -24,12 +24,12 @@ class PairGraph {
   using Neighbors = std::vector<Neighbor>;
 
   PairGraph(int count, const std::vector<Pair>& pairs)
-      : neighbors_(count), first_number_(count, 0), union_of_(count), met_(count, 0) {
-    const size_t most = 2 * static_cast<size_t>(count);
-    neighbors_.reserve(most);
-    first_number_.reserve(most);
-    union_of_.reserve(most);
-    met_.reserve(most);
+      : neighbors_(count), first_number_(count, 0), union_of_(count), last_union_(count, 0) {
+    const size_t max_regions = 2 * static_cast<size_t>(count);
+    neighbors_.reserve(max_regions);
+    first_number_.reserve(max_regions);
+    union_of_.reserve(max_regions);
+    last_union_.reserve(max_regions);
     for (int region = 0; region < count; ++region) union_of_[region] = region;
     for (const auto& [a, b] : pairs) {
       neighbors_[a].push_back({next_number_, b});
@@ -47,7 +47,7 @@ class PairGraph {
     const int united = static_cast<int>(neighbors_.size());
     union_of_[a] = union_of_[b] = united;
     union_of_.push_back(united);
-    met_.push_back(united);
+    last_union_.push_back(united);
     first_number_.push_back(next_number_);
     Neighbors &x = neighbors_[a], &y = neighbors_[b];
     later_.clear();
@@ -62,12 +62,12 @@ class PairGraph {
     std::merge(made_.begin(), made_.end(), later_.begin(), later_.end(), own.begin(), before);
     size_t kept = 0;
     for (const Neighbor& neighbor : own) {
-      if (met_[neighbor.region] == united) continue;
-      met_[neighbor.region] = united;
+      if (last_union_[neighbor.region] == united) continue;
+      last_union_[neighbor.region] = united;
       own[kept++] = {next_number_++, neighbor.region};
     }
     own.resize(kept);
-    // Memory goes round: a region that is made near the end has many neighbors and a short life.
+    // Memory is reused: a region that is made near the end has many neighbors and a short life.
     Neighbors taken = std::move(own);
     Neighbors().swap(x);
     Neighbors().swap(y);
@@ -102,8 +102,8 @@ class PairGraph {
 
   std::vector<Neighbors> neighbors_;
   std::vector<int64_t> first_number_;  // of the pairs that a union was made with
-  std::vector<int> union_of_;          // what a region was merged into; itself if it is left
-  std::vector<int> met_;               // the last union that a region became a neighbor of
+  std::vector<int> union_of_;    // the union that a region was merged into; itself if it is left
+  std::vector<int> last_union_;  // the last union that a region became a neighbor of
   Neighbors made_;
   Neighbors later_;
   int64_t next_number_ = 0;
@@ -111,25 +111,25 @@ class PairGraph {
 
 // A pair of a region with an older one. In a heap the most similar is on top, among equals the
 // youngest.
-struct Candidate {
+struct PairCandidate {
   double similarity;
   int64_t number;
   int region;
   int older;
 
-  bool operator<(const Candidate& x) const {
+  bool operator<(const PairCandidate& x) const {
     return similarity < x.similarity || (similarity == x.similarity && number < x.number);
   }
 };
 
 // The candidates of one region.
-class Candidates {
+class PairCandidates {
  public:
-  void push_back(const Candidate& candidate) { values_.push_back(candidate); }
+  void push_back(const PairCandidate& candidate) { values_.push_back(candidate); }
   bool empty() const { return values_.empty(); }
 
   // The first time this takes one pass: many regions are merged before a second.
-  Candidate take_best() {
+  PairCandidate take_best() {
     if (is_new_) {
       is_new_ = false;
       std::swap(*std::max_element(values_.begin(), values_.end()), values_.back());
@@ -138,7 +138,7 @@ class Candidates {
       is_heap_ = true;
       std::pop_heap(values_.begin(), values_.end());
     }
-    const Candidate best = values_.back();
+    const PairCandidate best = values_.back();
     values_.pop_back();
     return best;
   }
@@ -150,7 +150,7 @@ class Candidates {
   size_t capacity() const { return values_.capacity(); }
 
  private:
-  std::vector<Candidate> values_;
+  std::vector<PairCandidate> values_;
   bool is_new_ = true;
   bool is_heap_ = false;
 };
@@ -160,18 +160,18 @@ class Candidates {
 //   int merge(int a, int b);           adds their union and gives its index, the next free one
 // Among equal similarities the youngest pair goes first. Returns the merged pairs, in order.
 //
-// Only the best pair of each region stands in the heap of all, the region sorts the rest itself.
+// Only the best pair of each region is in the common heap; the region sorts the rest itself.
 template <class Regions>
 std::vector<Pair> group(Regions& regions, int count, const std::vector<Pair>& neighbors) {
   PairGraph graph(count, neighbors);
-  std::vector<Candidates> candidates(count);  // by region, those that are not in the heap
+  std::vector<PairCandidates> candidates(count);  // by region, those that are not in the heap
   candidates.reserve(2 * static_cast<size_t>(count));
-  std::vector<Candidate> heap;
+  std::vector<PairCandidate> heap;
   // Puts the best pair of a region that is still there into the heap.
-  const auto enter_best = [&](int region) {
-    Candidates& own = candidates[region];
+  const auto push_best = [&](int region) {
+    PairCandidates& own = candidates[region];
     while (!own.empty()) {
-      const Candidate best = own.take_best();
+      const PairCandidate best = own.take_best();
       if (!graph.is_left(best.older)) continue;
       heap.push_back(best);
       std::push_heap(heap.begin(), heap.end());
@@ -183,18 +183,18 @@ std::vector<Pair> group(Regions& regions, int count, const std::vector<Pair>& ne
       if (other > region) continue;
       candidates[region].push_back({regions.similarity(region, other), number, region, other});
     }
-    enter_best(region);
+    push_best(region);
   };
 
   for (int region = 0; region < count; ++region) compare(region);
   std::vector<Pair> merged;
   while (!heap.empty()) {
     std::pop_heap(heap.begin(), heap.end());
-    const Candidate best = heap.back();
+    const PairCandidate best = heap.back();
     heap.pop_back();
     if (!graph.is_left(best.region)) continue;
     if (!graph.is_left(best.older)) {
-      enter_best(best.region);
+      push_best(best.region);
       continue;
     }
     // Of two segments, the older one is the first.
@@ -203,8 +203,8 @@ std::vector<Pair> group(Regions& regions, int count, const std::vector<Pair>& ne
     merged.emplace_back(a, b);
     graph.merge(a, b);
     const int larger = candidates[a].capacity() < candidates[b].capacity() ? b : a;
-    Candidates taken = std::move(candidates[larger]);
-    candidates[a] = candidates[b] = Candidates();
+    PairCandidates taken = std::move(candidates[larger]);
+    candidates[a] = candidates[b] = PairCandidates();
     taken.clear();
     candidates.push_back(std::move(taken));
     compare(regions.merge(a, b));

@@ -67,8 +67,8 @@ py::array_t<int32_t> pairs_of(const std::vector<Pair>& pairs) {
 }
 
 template <class T>
-py::tuple package_search(const Contiguous<T>& array, double factor, std::vector<double> weights,
-                         double scale, int64_t min_size) {
+py::tuple selectivesearch_compat(const Contiguous<T>& array, double factor,
+                                 std::vector<double> weights, double scale, int64_t min_size) {
   const Image<T> image = view(array, factor);
   const Smoothing smoothing{std::move(weights)};
   check(smoothing);
@@ -79,7 +79,7 @@ py::tuple package_search(const Contiguous<T>& array, double factor, std::vector<
   {
     py::gil_scoped_release release;
     segmentation = std::move(segment(image, smoothing, {{scale, min_size}}).front());
-    PackageRegions regions(image, segmentation);
+    SelectivesearchRegions regions(image, segmentation);
     merged = group(regions, segmentation.count, nested_corners(regions.boxes()));
     boxes = regions.boxes();
     sizes = regions.sizes();
@@ -109,27 +109,27 @@ py::array_t<int32_t> felzenszwalb(const Contiguous<T>& array, double factor,
   return labels_of(segmentation, image.height, image.width);
 }
 
-struct Found {
+struct Grouping {
   std::vector<PixelBox> boxes;
   std::vector<int64_t> sizes;
 };
 
 // One grouping for each color space, scale and sum of similarities, in this order.
 template <class T>
-std::vector<Found> search_all(const Image<T>& rgb, const std::vector<std::string>& spaces,
-                              const Smoothing& smoothing, const Smoothing& before_derivatives,
-                              const std::vector<SegmentScale>& scales,
-                              const std::vector<unsigned>& strategies) {
-  std::vector<Found> found;
+std::vector<Grouping> search_all(const Image<T>& rgb, const std::vector<std::string>& spaces,
+                                 const Smoothing& smoothing, const Smoothing& before_derivatives,
+                                 const std::vector<SegmentScale>& scales,
+                                 const std::vector<unsigned>& strategies) {
+  std::vector<Grouping> found;
   for (const std::string& space : spaces) {
     const ColorImage colors = convert(rgb, space);
     const Image<double> image{colors.pixels.data(), rgb.height, rgb.width, 1.0 / 255};
     const PixelCodes codes = code_pixels(colors, rgb.height, rgb.width, before_derivatives);
     for (const Segmentation& segmentation : segment(image, smoothing, scales)) {
-      const PaperRegions segments(codes, segmentation);
+      const UijlingsRegions segments(codes, segmentation);
       const std::vector<Pair> neighbors = adjacent_segments(segmentation, rgb.height, rgb.width);
       for (const unsigned strategy : strategies) {
-        PaperRegions regions = segments;
+        UijlingsRegions regions = segments;
         regions.use(strategy);
         group(regions, segmentation.count, neighbors);
         found.push_back({regions.boxes(), regions.sizes()});
@@ -152,13 +152,13 @@ py::list diversified_search(const Contiguous<T>& array, double factor,
   check(before_derivatives);
   std::vector<SegmentScale> segment_scales;
   for (const auto& [scale, min_size] : scales) segment_scales.push_back({scale, min_size});
-  std::vector<Found> found;
+  std::vector<Grouping> found;
   {
     py::gil_scoped_release release;
     found = search_all(image, spaces, smoothing, before_derivatives, segment_scales, strategies);
   }
   py::list result;
-  for (const Found& one : found) {
+  for (const Grouping& one : found) {
     result.append(
         py::make_tuple(boxes_of(one.boxes),
                        copy_of(one.sizes.data(), {static_cast<py::ssize_t>(one.sizes.size())})));
@@ -169,8 +169,8 @@ py::list diversified_search(const Contiguous<T>& array, double factor,
 template <class T>
 void define(py::module_& m) {
   const auto image = py::arg("image").noconvert();
-  m.def("package_search", &package_search<T>, image, py::arg("factor"), py::arg("weights"),
-        py::arg("scale"), py::arg("min_size"),
+  m.def("selectivesearch_compat", &selectivesearch_compat<T>, image, py::arg("factor"),
+        py::arg("weights"), py::arg("scale"), py::arg("min_size"),
         "Searches as the selectivesearch package does: (labels, boxes, sizes, merged pairs).");
   m.def("felzenszwalb", &felzenszwalb<T>, image, py::arg("factor"), py::arg("weights"),
         py::arg("scale"), py::arg("min_size"), py::arg("tile_pixels") = py::none(),

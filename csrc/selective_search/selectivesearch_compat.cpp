@@ -1,4 +1,4 @@
-// Contract: package_regions.h.
+// Contract: selectivesearch_compat.h.
 #include "selectivesearch_compat.h"
 
 #include <algorithm>
@@ -56,7 +56,8 @@ class Bins<double> {
 }  // namespace
 
 template <class T>
-PackageRegions::PackageRegions(const Image<T>& image, const Segmentation& segmentation)
+SelectivesearchRegions::SelectivesearchRegions(const Image<T>& image,
+                                               const Segmentation& segmentation)
     : area_(static_cast<double>(image.area())) {
   const size_t regions = segmentation.count;
   constexpr int kFar = std::numeric_limits<int>::max();
@@ -83,7 +84,7 @@ PackageRegions::PackageRegions(const Image<T>& image, const Segmentation& segmen
 }
 
 template <class T>
-void PackageRegions::count(const Image<T>& image, const Segmentation& segmentation) {
+void SelectivesearchRegions::count(const Image<T>& image, const Segmentation& segmentation) {
   Bins<T> bins;
   bins.template prepare<kBins>();
   PatternFinder<T> patterns(image);
@@ -108,7 +109,7 @@ void PackageRegions::count(const Image<T>& image, const Segmentation& segmentati
   }
 }
 
-double PackageRegions::similarity(int a, int b) const {
+double SelectivesearchRegions::similarity(int a, int b) const {
   const Histogram& x = histograms_[a];
   const Histogram& y = histograms_[b];
   double color = kHueAndSaturation;
@@ -128,7 +129,7 @@ double PackageRegions::similarity(int a, int b) const {
   return ((color + texture) + size) + fill;
 }
 
-int PackageRegions::merge(int a, int b) {
+int SelectivesearchRegions::merge(int a, int b) {
   const double size_a = static_cast<double>(sizes_[a]);
   const double size_b = static_cast<double>(sizes_[b]);
   const double size = size_a + size_b;
@@ -148,7 +149,7 @@ int PackageRegions::merge(int a, int b) {
   return static_cast<int>(sizes_.size()) - 1;
 }
 
-template PackageRegions::PackageRegions(const Image<uint8_t>&, const Segmentation&);
-template PackageRegions::PackageRegions(const Image<double>&, const Segmentation&);
+template SelectivesearchRegions::SelectivesearchRegions(const Image<uint8_t>&, const Segmentation&);
+template SelectivesearchRegions::SelectivesearchRegions(const Image<double>&, const Segmentation&);
 
 }  // namespace rcnn_ext::selective_search

@@ -9,10 +9,10 @@
 
 namespace rcnn_ext::selective_search {
 
-class PackageRegions {
+class SelectivesearchRegions {
  public:
   template <class T>
-  PackageRegions(const Image<T>& image, const Segmentation& segmentation);
+  SelectivesearchRegions(const Image<T>& image, const Segmentation& segmentation);
 
   // Color, texture, size and fill, summed in this order. The similarity of neither depends on the
   // order of a and b.

@@ -25,24 +25,24 @@ void split_row(const T* pixels, int width, double factor, double* red, double* g
   }
 }
 
-// The weighted sum of what lies symmetrically about each element, the outermost pair first.
+// The weighted sum of the elements symmetric about each element, the outermost pair first.
 // `before(k)` and `after(k)` give the elements k steps from the middle ones.
 template <class Before, class After>
 inline void smooth(const double* middle, Before before, After after, const double* weights,
                    int radius, int count, double* smoothed) {
-  // Accumulators that stay in registers.
-  constexpr int kBlock = RCNN_VECTOR_BYTES / 2;
+  // As many accumulators as stay in registers: four vectors of doubles.
+  constexpr int kSumCount = RCNN_VECTOR_BYTES / 2;
   int begin = 0;
-  for (; begin + kBlock <= count; begin += kBlock) {
-    double sums[kBlock];
-    for (int i = 0; i < kBlock; ++i) sums[i] = middle[begin + i] * weights[0];
+  for (; begin + kSumCount <= count; begin += kSumCount) {
+    double sums[kSumCount];
+    for (int i = 0; i < kSumCount; ++i) sums[i] = middle[begin + i] * weights[0];
     for (int k = radius; k > 0; --k) {
       const double* low = before(k) + begin;
       const double* high = after(k) + begin;
       const double weight = weights[k];
-      for (int i = 0; i < kBlock; ++i) sums[i] += (low[i] + high[i]) * weight;
+      for (int i = 0; i < kSumCount; ++i) sums[i] += (low[i] + high[i]) * weight;
     }
-    for (int i = 0; i < kBlock; ++i) smoothed[begin + i] = sums[i];
+    for (int i = 0; i < kSumCount; ++i) smoothed[begin + i] = sums[i];
   }
   for (; begin < count; ++begin) {
     double sum = middle[begin] * weights[0];

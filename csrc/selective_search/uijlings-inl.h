@@ -17,18 +17,18 @@ namespace rcnn_ext {
 namespace {
 namespace RCNN_NAMESPACE {
 
-// Sum of the smaller of two shares. `count` is a multiple of kLanes, and each lane has a sum of its
-// own whatever the width of the registers.
+// Sum of the smaller of two shares. `count` is a multiple of kSumLanes, and each lane has a sum of
+// its own whatever the width of the registers.
 inline float intersection(const float* a, const float* b, int count) {
-  constexpr int kLanes = selective_search::kLanes;
-  float sums[kLanes] = {};
-  for (int i = 0; i < count; i += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) {
+  constexpr int kSumLanes = selective_search::kSumLanes;
+  float sums[kSumLanes] = {};
+  for (int i = 0; i < count; i += kSumLanes) {
+    for (int lane = 0; lane < kSumLanes; ++lane) {
       const float x = a[i + lane], y = b[i + lane];
       sums[lane] += x < y ? x : y;
     }
   }
-  for (int half = kLanes / 2; half > 0; half /= 2) {
+  for (int half = kSumLanes / 2; half > 0; half /= 2) {
     for (int lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
   }
   return sums[0];

@@ -1,4 +1,4 @@
-// Contract: paper_regions.h.
+// Contract: uijlings.h.
 #include "uijlings.h"
 
 #include <algorithm>
@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kCodes = 2 * kTextureBins;  // of a slope along an axis, either way
 
-int padded(int length) { return (length + kLanes - 1) / kLanes * kLanes; }
+int padded(int length) { return (length + kSumLanes - 1) / kSumLanes * kSumLanes; }
 
 void code_textures(const Image<double>& image, const Smoothing& smoothing, PixelCodes& codes) {
   const double diagonal = std::sqrt(0.5);
@@ -65,7 +65,7 @@ PixelCodes code_pixels(const ColorImage& image, int height, int width, const Smo
   return codes;
 }
 
-PaperRegions::PaperRegions(const PixelCodes& codes, const Segmentation& segmentation)
+UijlingsRegions::UijlingsRegions(const PixelCodes& codes, const Segmentation& segmentation)
     : area_(static_cast<double>(codes.height) * codes.width),
       color_length_(padded(codes.channels * kColorBins)),
       texture_length_(padded(codes.channels * kAxes * kCodes)) {
@@ -90,18 +90,18 @@ PaperRegions::PaperRegions(const PixelCodes& codes, const Segmentation& segmenta
         bins[0] = size - steep;
       }
     }
-    const float color_share = 1.0f / (static_cast<float>(size) * codes.channels);
-    const float texture_share = color_share / (2 * kAxes);
+    const float color_weight = 1.0f / (static_cast<float>(size) * codes.channels);
+    const float texture_weight = color_weight / (2 * kAxes);
     for (size_t i = 0; i < length; ++i) {
       const bool is_color = i < static_cast<size_t>(color_length_);
       shares_[r * length + i] =
-          static_cast<float>(counts[r * length + i]) * (is_color ? color_share : texture_share);
+          static_cast<float>(counts[r * length + i]) * (is_color ? color_weight : texture_weight);
     }
   }
 }
 
-void PaperRegions::count(const PixelCodes& codes, const Segmentation& segmentation,
-                         std::vector<uint32_t>& counts) {
+void UijlingsRegions::count(const PixelCodes& codes, const Segmentation& segmentation,
+                            std::vector<uint32_t>& counts) {
   const int width = codes.width;
   const size_t plane = static_cast<size_t>(codes.height) * width;
   const size_t length = color_length_ + texture_length_;
@@ -127,7 +127,7 @@ void PaperRegions::count(const PixelCodes& codes, const Segmentation& segmentati
   }
 }
 
-double PaperRegions::similarity(int a, int b) const {
+double UijlingsRegions::similarity(int a, int b) const {
   const float *x = shares(a), *y = shares(b);
   double sum = 0;
   if (measures_ & kColor) sum += RCNN_DYNAMIC_DISPATCH(intersection(x, y, color_length_));
@@ -146,7 +146,7 @@ double PaperRegions::similarity(int a, int b) const {
   return sum;
 }
 
-int PaperRegions::merge(int a, int b) {
+int UijlingsRegions::merge(int a, int b) {
   const int length = color_length_ + texture_length_;
   const int64_t size = sizes_[a] + sizes_[b];
   const float weight = static_cast<float>(static_cast<double>(sizes_[a]) / size);

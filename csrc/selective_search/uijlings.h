@@ -11,7 +11,7 @@
 
 namespace rcnn_ext::selective_search {
 
-constexpr int kLanes = 16;
+constexpr int kSumLanes = 16;
 constexpr int kColorBins = 25;
 constexpr int kTextureBins = 10;
 // Slopes of opposite directions share a code, so that four directions stand for eight.
@@ -20,7 +20,7 @@ constexpr int kAxes = 4;
 // steepest slope, of a step of 255 smoothed with sigma 1, is 255 / sqrt(2 pi) = 101.7.
 constexpr double kTextureScale = kTextureBins * kTextureBins / 101.8;
 
-// What is counted of each pixel, in planes of [height][width] codes.
+// The bins of each pixel, in planes of [height][width] codes.
 struct PixelCodes {
   int channels;
   int height;
@@ -35,9 +35,9 @@ PixelCodes code_pixels(const ColorImage& image, int height, int width, const Smo
 // A sum of similarities, by bits.
 enum Measure : unsigned { kColor = 1, kTexture = 2, kSize = 4, kFill = 8, kAllMeasures = 15 };
 
-class PaperRegions {
+class UijlingsRegions {
  public:
-  PaperRegions(const PixelCodes& codes, const Segmentation& segmentation);
+  UijlingsRegions(const PixelCodes& codes, const Segmentation& segmentation);
 
   // Which similarities are summed from now on.
   void use(unsigned measures) { measures_ = measures; }

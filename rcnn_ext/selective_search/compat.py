@@ -42,7 +42,7 @@ def selective_search(
             finite; a parameter is out of range.
     """
     image, factor = _prepare(im_orig)
-    labels, boxes, sizes, merged = load().package_search(
+    labels, boxes, sizes, merged = load().selectivesearch_compat(
         image,
         factor=factor,
         weights=gaussian_weights(check_sigma(sigma)),

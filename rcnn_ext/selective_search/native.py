@@ -58,7 +58,7 @@ def search(image: Any, settings: SearchSettings) -> Regions:
     pixels = as_rgb(image)
     if settings.mode == "single":
         (scale,) = settings.scales
-        _, boxes, sizes, _ = load().package_search(
+        _, boxes, sizes, _ = load().selectivesearch_compat(
             pixels,
             factor=UNIT,
             weights=gaussian_weights(settings.smoothing_sigma),
