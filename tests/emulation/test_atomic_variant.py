@@ -97,7 +97,7 @@ def test_as_a_contender(operator: str, channels_last: bool, dtype: torch.dtype) 
     library.set_seed(5)
     result = case.bind(AtomicOps(NAMESPACE), inputs)()
     assert library.launches() == 1
-    assert error_of(result) <= case.tolerance(dtype, rival=False)
+    assert error_of(result) <= case.tolerance(dtype, other_library=False)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     for grad in (result,) if isinstance(result, torch.Tensor) else result:
         assert grad.dtype == dtype
