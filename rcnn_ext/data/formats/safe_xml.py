@@ -27,7 +27,7 @@ class XmlError(Exception):
 
 
 def read_xml(path: Path) -> Any:
-    """Return the root element of a file, as of :mod:`lxml.etree`.
+    """Return the root element of a file, as of :mod:`lxml.etree`, with tags without namespaces.
 
     Raises:
         XmlError: It is no XML, or holds what a harmless file does not need.
@@ -61,6 +61,9 @@ def read_xml(path: Path) -> Any:
         raise XmlError("refused: it declares entities", None)
     if info.system_url is not None or info.public_id is not None:
         raise XmlError("refused: it refers to an external document type", None)
+    # Some tools declare a default namespace; lxml would call an object {namespace}object.
+    for element in root.iter("*"):
+        element.tag = etree.QName(element).localname
     return root
 
 

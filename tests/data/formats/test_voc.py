@@ -191,6 +191,18 @@ def test_a_document_type_without_entities_is_harmless(make):
     assert len(read_voc(make({"1": xml}, {"train": ["1"]}), "train").images[0].boxes) == 1
 
 
+@pytest.mark.parametrize(
+    "root", ['<annotation xmlns="http://example.org/a">', '<v:annotation xmlns:v="urn:v">']
+)
+def test_a_namespace_does_not_hide_objects(make, root):
+    prefix = "v:" if "xmlns:v" in root else ""
+    xml = image_xml(object_xml("cat", (5, 6, 7, 8))).replace("<annotation>", root)
+    xml = xml.replace("</annotation>", f"</{prefix}annotation>")
+    found = read_voc(make({"1": xml}, {"train": ["1"]}), "train")
+    assert found.classes.names == ("cat",)
+    np.testing.assert_array_equal(found.images[0].boxes, [[4, 5, 7, 8]])
+
+
 def test_lists_that_are_wrong(make):
     good = image_xml(object_xml())
     root = make({"1": good, "2": None}, {"train": ["1", "2", "1", "4"]})
