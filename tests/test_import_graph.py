@@ -72,11 +72,11 @@ def _layer(module: str) -> str:
 
 
 def back_edges() -> dict[tuple[str, str], str]:
-    """Return the imports against the order of ``LAYERS``, with an example each."""
+    """Return the imports against the order of ``LAYERS``, also in functions, with an example."""
     edges = {
         (_layer(module), _layer(imported)): f"{module} imports {imported}"
         for module in MODULES
-        for imported in _imports(module, in_functions=False)
+        for imported in _imports(module, in_functions=True)
     }
     return {
         (upper, lower): example

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from rcnn_ext.errors import UserError
 
 if TYPE_CHECKING:
     from rcnn_ext.config.data import DataConfig
+    from rcnn_ext.data.annotations import AnnotationSet
     from rcnn_ext.data.check import CheckedSplit
 
 SUMMARY = "list all errors of a data set, by file and line"
@@ -27,6 +29,9 @@ Each line of the report is FILE:LINE: error|warning: MESSAGE. Errors stop traini
 with data.on_error=skip; warnings are corrected, such as boxes cut to their image.
 The exit code is 2 if there are errors (with --strict: or warnings), else 0.
 """
+
+# Images in the picture of a split.
+_MAX_DRAWN = 12
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,9 +109,9 @@ def run(options: argparse.Namespace) -> int:
             if options.pictures is not None:
                 picture = options.pictures / f"{split}.jpg"
                 if streams:
-                    check.draw_stream_split(config, root, split, classes, picture)
+                    _draw_stream_split(config, root, split, classes, picture)
                 else:
-                    check.draw_split(one.annotations, picture)
+                    _draw_split(one.annotations, picture)
                 print(f"wrote {picture}")
     if options.mean_std:
         _print_statistics(checked, options.workers)
@@ -131,6 +136,44 @@ def _config(options: argparse.Namespace) -> DataConfig:
     named = options.format or values["data"].get("format")
     values["data"]["format"] = named or detect_format(options.dataset)
     return recipe_from_dict(values).data
+
+
+def _draw_split(annotations: AnnotationSet, path: Path) -> None:
+    """Write one picture with the first readable images of a split and their boxes.
+
+    Raises:
+        UserError: No image can be read.
+    """
+    from rcnn_ext.data.images import load_image
+    from rcnn_ext.viz import contact_sheet, draw_boxes, save_picture
+
+    pictures: list[Any] = []
+    captions: list[str] = []
+    for record in annotations.images:
+        if len(pictures) == _MAX_DRAWN:
+            break
+        try:
+            picture = load_image(record.path, (record.width, record.height))
+        except UserError:
+            continue
+        labels = record.labels.tolist()
+        pictures.append(draw_boxes(picture, record.boxes, labels, annotations.classes))
+        captions.append(record.path.name)
+    if not pictures:
+        raise UserError(f"{annotations.source} has no image that can be read")
+    save_picture(contact_sheet(pictures, captions), path)
+
+
+def _draw_stream_split(
+    config: DataConfig, root: Path, split: str, classes: Sequence[str] | None, path: Path
+) -> None:
+    """Write one picture with the first images of a streamed split and their boxes."""
+    from rcnn_ext.data.hub import copy_split, open_stream
+
+    lenient = dataclasses.replace(config, on_error="skip")
+    with tempfile.TemporaryDirectory() as folder:
+        stream = open_stream(lenient, root, split, classes)
+        _draw_split(copy_split(stream, Path(folder) / split, _MAX_DRAWN), path)
 
 
 def _print_statistics(checked: Sequence[CheckedSplit], workers: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,14 +11,11 @@ from typing import Any
 from rcnn_ext.config.data import DataConfig
 from rcnn_ext.data.annotations import AnnotationSet, ImageRecord
 from rcnn_ext.data.formats.registry import SPLITS, has_split, open_split
-from rcnn_ext.data.hub import check_stream, copy_split, open_stream, stream_splits
+from rcnn_ext.data.hub import check_stream, open_stream, stream_splits
 from rcnn_ext.data.images import load_image
 from rcnn_ext.data.problems import Report
 from rcnn_ext.errors import UserError
 from rcnn_ext.progress import tracked
-
-# Images in the picture of a split.
-MAX_DRAWN = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,47 +109,6 @@ def _problem_of(record: ImageRecord) -> tuple[Path, int | None, str] | None:
         file, line = record.origin or (record.path, None)
         return file, line, str(error)
     return None
-
-
-def draw_split(annotations: AnnotationSet, path: Path, max_images: int = MAX_DRAWN) -> Path:
-    """Write one picture with the first images of a split and their boxes.
-
-    Args:
-        annotations: The split.
-        path: The picture to write.
-        max_images: Maximum number of images; those that cannot be read are skipped.
-
-    Raises:
-        UserError: No image can be read.
-    """
-    from rcnn_ext.viz import contact_sheet, draw_boxes, save_picture
-
-    pictures: list[Any] = []
-    captions: list[str] = []
-    for record in annotations.images:
-        if len(pictures) == max_images:
-            break
-        try:
-            picture = load_image(record.path, (record.width, record.height))
-        except UserError:
-            continue
-        labels = record.labels.tolist()
-        pictures.append(draw_boxes(picture, record.boxes, labels, annotations.classes))
-        captions.append(record.path.name)
-    if not pictures:
-        raise UserError(f"{annotations.source} has no image that can be read")
-    save_picture(contact_sheet(pictures, captions), path)
-    return path
-
-
-def draw_stream_split(
-    config: DataConfig, root: Path, split: str, classes: Sequence[str] | None, path: Path
-) -> Path:
-    """Write one picture with the first images of a streamed split; see :func:`draw_split`."""
-    lenient = dataclasses.replace(config, on_error="skip")
-    with tempfile.TemporaryDirectory() as folder:
-        stream = open_stream(lenient, root, split, classes)
-        return draw_split(copy_split(stream, Path(folder) / split, MAX_DRAWN), path)
 
 
 def list_splits(config: DataConfig, root: Path) -> list[str]:
