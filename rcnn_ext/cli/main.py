@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from rcnn_ext import __version__
+from rcnn_ext.cli.doctor import EXTRAS
 from rcnn_ext.errors import UserError
 
 DESCRIPTION = "Train, evaluate and run R-CNN detectors, and compare their operators."
@@ -44,16 +45,8 @@ COMMANDS = (
 # Former names of commands.
 _RENAMED_COMMANDS = {"proposals": "selective-search"}
 
-# Modules that the extra `train` installs.
-_TRAIN_PACKAGES = (
-    "lightning",
-    "pycocotools",
-    "matplotlib",
-    "yaml",
-    "tqdm",
-    "safetensors",
-    "lxml",
-)
+# The modules of distributions that have another name.
+_MODULE_NAMES = {"pyyaml": "yaml"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(debug, _one_line(error), 2)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in _TRAIN_PACKAGES:
+        if package not in {_MODULE_NAMES.get(name, name) for name in EXTRAS["train"]}:
             return _fail(debug, f"{error}; rcnn-ext doctor shows what is installed", 1)
         return _fail(
             debug,

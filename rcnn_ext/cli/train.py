@@ -31,12 +31,12 @@ On several GPUs, and on several machines with torchrun's --nnodes and --rdzv-end
 data.batch_size is the total over all processes, so that results do not depend on their number.
 """
 
-_RECIPES = Path(__file__).parents[1] / "recipes"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``rcnn-ext train``."""
-    names = ", ".join(sorted(path.stem for path in _RECIPES.glob("*.yaml")))
+    from rcnn_ext.config import recipe_names
+
+    names = ", ".join(recipe_names())
     parser.add_argument(
         "recipe", metavar="RECIPE", help=f"one of {names}; or the path of a YAML file"
     )
