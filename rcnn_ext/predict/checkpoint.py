@@ -8,7 +8,6 @@ Reading one needs no Lightning.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -25,10 +24,30 @@ from rcnn_ext.models.from_config import build_model
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 
+# Raised by torch.load for a file that is cut off or changed.
+_READ_ERRORS = (
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    UnpicklingError,
+    ValueError,
+)
+
 # The Lightning module holds the detector under this name.
 _PREFIX = "model."
 ENTRY = "rcnn_ext"
-_FORMAT = 1
+_FORMAT = 2
+# Types of the values that describe() stores, by key.
+_TYPES: dict[str, type] = {
+    "recipe": dict,
+    "class_names": list,
+    "category_ids": list,
+    "step": int,
+    "state": dict,
+}
 
 
 class ModelNotFoundError(UserError, FileNotFoundError):
@@ -128,13 +147,13 @@ def load_checkpoint(path: Path) -> SavedDetector:
     path = find_checkpoint(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
+    except _READ_ERRORS as error:
         reason = str(error).partition("\n")[0]
         raise ModelFormatError(f"{path} is not a checkpoint, or is damaged: {reason}") from error
     entry = content.get(ENTRY) if isinstance(content, dict) else None
     if not isinstance(entry, dict):
         raise ModelFormatError(f"{path} was not written by rcnn-ext train")
-    _check_keys(path, content, ("state_dict",))
+    _check_types(path, content, {"state_dict": dict})
     weights = {
         name.removeprefix(_PREFIX): value
         for name, value in content["state_dict"].items()
@@ -147,29 +166,44 @@ def read_entry(path: Path, entry: dict[str, Any]) -> dict[str, Any]:
     """Return what :func:`describe` stored, as arguments of :class:`SavedDetector`.
 
     Raises:
-        ModelFormatError: It was written by a newer version, something is missing, or its recipe is
-            not valid.
+        ModelFormatError: It was written by a newer version or before 0.1.0, something is missing or
+            of a wrong type, or its recipe is not valid.
     """
-    _check_keys(path, entry, ("format", "version"))
+    _check_types(path, entry, {"format": int, "version": str})
+    if entry["format"] < _FORMAT:
+        raise ModelFormatError(
+            f"{path} was written before rcnn_ext 0.1.0 (format {entry['format']}), which cannot "
+            "read it; train the model anew"
+        )
     if entry["format"] > _FORMAT:
         raise ModelFormatError(
             f"{path} was written by rcnn_ext {entry['version']}, which is newer than this one "
             f"({__version__}): pip install --upgrade rcnn-ext"
         )
-    _check_keys(path, entry, ("recipe", "class_names", "category_ids", "step", "state"))
+    _check_types(path, entry, _TYPES)
     try:
         recipe = recipe_from_dict(entry["recipe"])
     except UserError as error:
         raise ModelFormatError(f"the recipe in {path}: {error}") from error
+    try:
+        classes = ClassList(tuple(entry["class_names"]), tuple(entry["category_ids"]))
+    except (TypeError, ValueError) as error:
+        raise ModelFormatError(f"the classes in {path}: {error}") from error
     return {
         "recipe": recipe,
-        "classes": ClassList(tuple(entry["class_names"]), tuple(entry["category_ids"])),
+        "classes": classes,
         "step": entry["step"],
         "state": entry["state"],
     }
 
 
-def _check_keys(path: Path, content: dict[str, Any], keys: Sequence[str]) -> None:
-    missing = ", ".join(repr(key) for key in keys if key not in content)
+def _check_types(path: Path, content: dict[str, Any], types: dict[str, type]) -> None:
+    missing = ", ".join(repr(key) for key in types if key not in content)
     if missing:
         raise ModelFormatError(f"{path} has no {missing}: is it damaged, or edited?")
+    for key, kind in types.items():
+        if not isinstance(content[key], kind):
+            raise ModelFormatError(
+                f"{key!r} in {path} is no {kind.__name__} but a {type(content[key]).__name__}: "
+                "is it damaged, or edited?"
+            )
