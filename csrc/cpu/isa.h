@@ -20,7 +20,8 @@ const char* name_of(Isa isa);
 // that the kernels are compiled for (targets.h). The environment variable
 // RCNN_EXT_DISABLE_CPU_FEATURES takes features away, as a virtual machine does that masks them:
 // their names as compilers and /proc/cpuinfo's readers write them ("f16c,avx512vl"), separated by
-// commas. It is read once. Throws std::invalid_argument for a name that is not in the list.
+// commas. It is read once, and ignored where the kernels have one instruction set only. Throws
+// std::invalid_argument for a name that is not in the list.
 Isa best_isa();
 
 // The instruction set that kernels run with: best_isa() until use_isa() is told another.

@@ -75,7 +75,7 @@ void disable(const std::string& names, std::vector<Feature>& features) {
 Isa detect() {
   std::vector<Feature> features = find_features();
   const char* const disabled = std::getenv("RCNN_EXT_DISABLE_CPU_FEATURES");
-  if (disabled != nullptr) disable(disabled, features);
+  if (disabled != nullptr && !features.empty()) disable(disabled, features);
   int best = static_cast<int>(features.empty() ? Isa::kBaseline : Isa::kAvx512);
   for (const Feature& feature : features) {
     if (!feature.present) best = std::min(best, static_cast<int>(feature.isa) - 1);

@@ -310,13 +310,13 @@ struct PoolGradient {
     visit_bin(roi.x, bin, first, last, visit);
   }
   // Adds the gradient of a bin to the pixels `pixel`, `pixel + row_step`, ... of a column.
-  template <bool kPacks, int kRows, int kChannels>
+  template <bool kVectors, int kRows, int kChannels>
   __device__ __forceinline__ void accumulate(int64_t element, int channels, int64_t channel_stride,
                                              int64_t pixel, int64_t row_step,
                                              T (&sums)[kRows][kChannels]) const {
     AlignedVector<int32_t, kChannels> maxima;
     AlignedVector<Stored, kChannels> grads;
-    if constexpr (kPacks) {
+    if constexpr (kVectors) {
       maxima = load_vector<kChannels>(argmax + element);
       grads = load_vector<kChannels>(grad + element);
     } else {

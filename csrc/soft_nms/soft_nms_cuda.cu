@@ -33,8 +33,10 @@ struct RankedScore {
 template <class T>
 __device__ RankedScore<T> best_of_warp(RankedScore<T> mine) {
   using Score = RankedScore<T>;
-  const auto better = [](const Score& a, const Score& b) {
-    return a.is_better_than(b.score, b.rank) ? a : b;
+  // Assigns instead of choosing by ?:, which would select an address, in local memory.
+  const auto better = [](Score a, Score b) {
+    if (!a.is_better_than(b.score, b.rank)) a = b;
+    return a;
   };
   const auto exchange = [](const Score& value, int mask) {
     return Score{shuffle_xor(value.score, mask), shuffle_xor(value.rank, mask)};
