@@ -12,16 +12,12 @@ from rcnn_ext.data.annotations import ClassList
 from rcnn_ext.errors import UserError
 from rcnn_ext.metrics.coco import EvaluationResult, detection_metrics
 from rcnn_ext.metrics.results import ImageResult
-from rcnn_ext.models import FastRCNN, Localizer
+from rcnn_ext.models import Localizer
+from rcnn_ext.models.fast_rcnn import needs_proposals
 from rcnn_ext.models.loss_normalizer import LossNormalizer, own_samples
 
 # The entry of a target that holds boxes for Fast R-CNN, [P, 4] in pixels of the image.
 PROPOSALS = "proposals"
-
-
-def needs_proposals(model: nn.Module) -> bool:
-    """Whether a model takes proposals besides images."""
-    return isinstance(model, FastRCNN) or getattr(model, "takes_proposals", False)
 
 
 def call_model(

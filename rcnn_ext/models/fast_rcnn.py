@@ -166,6 +166,11 @@ class FastRCNN(Detector):
         return self.transform.postprocess(detections, batch.image_sizes, original_sizes)
 
 
+def needs_proposals(model: nn.Module) -> bool:
+    """Whether a model, or an exported program of one, takes proposals besides images."""
+    return isinstance(model, FastRCNN) or getattr(model, "takes_proposals", False)
+
+
 def _resize_proposals(
     proposals: Sequence[Tensor], batch: ImageList, original_sizes: list[tuple[int, int]]
 ) -> list[Tensor]:

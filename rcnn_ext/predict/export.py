@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from rcnn_ext.errors import UserError
 from rcnn_ext.files import replacing
-from rcnn_ext.metrics.tasks import needs_proposals
 from rcnn_ext.models import Localizer
+from rcnn_ext.models.fast_rcnn import needs_proposals
 from rcnn_ext.predict.checkpoint import (
     ENTRY,
     ModelFormatError,
