@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from rcnn_ext import files
 from rcnn_ext.errors import UserError
+
+if TYPE_CHECKING:
+    from rcnn_ext.config.selective_search import SearchSettings
 
 SUMMARY = "search a data set for object proposals"
 EPILOG = """\
@@ -25,8 +29,9 @@ selective_search.folder=regions and equal settings.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``rcnn-ext selective-search``."""
-    from rcnn_ext.config.selective_search import BackendName, ModeName
+    from rcnn_ext.config.selective_search import BackendName, ModeName, SearchSettings
 
+    defaults = SearchSettings()
     parser.add_argument(
         "dataset",
         metavar="DATASET",
@@ -42,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=get_args(ModeName),
         default=argparse.SUPPRESS,
         help="single: the selectivesearch package's regions; fast, quality: the paper's diversified"
-        " sets (default: single)",
+        f" sets (default: {defaults.mode})",
     )
     parser.add_argument(
         "--scale",
@@ -50,36 +55,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="S",
         default=argparse.SUPPRESS,
-        help="scale of the segmentation (default: 500; fast: 50 100; quality: 50 100 150 300)",
+        help="scale of the segmentation "
+        + _defaults(lambda settings: " ".join(f"{scale:g}" for scale in settings.scales)),
     )
     parser.add_argument(
         "--sigma",
         type=float,
         default=argparse.SUPPRESS,
-        help="sigma of the Gaussian smoothing, in pixels (default: 0.9; other modes: 0.8)",
+        help="sigma of the Gaussian smoothing, in pixels "
+        + _defaults(lambda settings: f"{settings.smoothing_sigma:g}"),
     )
     parser.add_argument(
         "--min-size",
         type=int,
         metavar="N",
         default=argparse.SUPPRESS,
-        help="pixels of the smallest segment (default: 10; other modes: the scale)",
+        help="pixels of the smallest segment "
+        + _defaults(lambda settings: str(settings.resolved()["min_size"] or "the scale")),
     )
     parser.add_argument(
         "--seed",
         type=int,
         default=argparse.SUPPRESS,
-        help="seed of the random part of the order in fast and quality (default: 0)",
+        help=f"seed of the random part of the order in fast and quality (default: {defaults.seed})",
     )
     parser.add_argument(
         "--backend",
         choices=get_args(BackendName),
         default=argparse.SUPPRESS,
-        help="implementation of the search (default: native)",
+        help=f"implementation of the search (default: {defaults.backend})",
     )
     parser.add_argument(
         "--workers", type=int, metavar="N", help="searches at a time (default: one per core)"
     )
+
+
+def _defaults(shown: Callable[[SearchSettings], str]) -> str:
+    """Return the default of an option in each mode, in parentheses, for its help."""
+    from rcnn_ext.config.selective_search import ModeName, SearchSettings
+
+    first, *others = (f"{mode}: {shown(SearchSettings(mode=mode))}" for mode in get_args(ModeName))
+    return f"(default: {'; '.join([first.removeprefix('single: '), *others])})"
 
 
 def run(args: argparse.Namespace) -> int:

@@ -27,8 +27,8 @@ def find_regions(image: Any, settings: SearchSettings | None = None) -> Regions:
     Args:
         image: [H, W], [H, W, 1], [H, W, 3] (RGB) or [H, W, 4] array, or a Pillow image: uint8,
             uint16, or floats in [0, 1].
-        settings: Settings of the search. None means the package's search at scale 500, sigma 0.9
-            and smallest segment 10.
+        settings: Settings of the search. None means ``SearchSettings()``, the search of the
+            ``selectivesearch`` package.
 
     Returns:
         Boxes in image pixels and region sizes, unfiltered, in the order of the search.
@@ -62,9 +62,10 @@ def selective_search(
         image: [H, W], [H, W, 1], [H, W, 3] (RGB) or [H, W, 4] array, or a Pillow image: uint8,
             uint16, or floats in [0, 1].
         scale: Scale of the segmentation; larger gives larger segments. Several in modes ``fast``
-            and ``quality``. Default: 500; (50, 100); (50, 100, 150, 300).
-        sigma: Standard deviation of the smoothing in pixels. Default: 0.9; in the other modes 0.8.
-        min_size: Pixels of the smallest segment. Default: 10; in the other modes the scale.
+            and ``quality``. None means the default of the mode, which
+            :class:`rcnn_ext.config.SearchSettings` lists.
+        sigma: Standard deviation of the smoothing in pixels. None as for ``scale``.
+        min_size: Pixels of the smallest segment. None as for ``scale``.
         backend: ``native``, ``package`` (the selectivesearch package) or ``opencv``.
         mode: ``single``: one grouping; ``fast`` and ``quality``: the paper's sets of color spaces,
             similarities and scales, best proposals first.

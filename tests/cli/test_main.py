@@ -106,6 +106,11 @@ def test_every_command_explains_itself(capsys, command):
     assert "--debug" in out
     if command == "train":
         assert all(name in out for name in recipe_names())
+    if command == "selective-search":
+        defaults = " ".join(out.split())
+        assert "(default: 500; fast: 50 100; quality: 50 100 150 300)" in defaults
+        assert "(default: 0.9; fast: 0.8; quality: 0.8)" in defaults
+        assert "(default: 10; fast: the scale; quality: the scale)" in defaults
 
 
 def test_version(capsys):
