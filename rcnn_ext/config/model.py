@@ -12,6 +12,7 @@ HeadName = Literal["res5", "mlp"]
 PoolerName = Literal["align", "pool"]
 
 
+# Declared again in `Localizer`, whose signature is what editors show; a test compares the defaults.
 @dataclass
 class LocalizerConfig:
     """Options of a localizer alone: arguments of :class:`rcnn_ext.models.Localizer`.

@@ -32,6 +32,8 @@ _MLP_CHANNELS = 1024
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 
 
+# The options are `Any`: a TypedDict of those of PartsConfig would make type checkers refuse those
+# of the detectors, which are passed through. One that is open to more keys needs PEP 728.
 def fast_rcnn(
     backbone: str | nn.Module = "resnet50",
     *,

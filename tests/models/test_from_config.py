@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import dataclasses
+import inspect
+
 import pytest
 import torch
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from rcnn_ext.config import ModelConfig
+from rcnn_ext import models
+from rcnn_ext.config import LocalizerConfig, ModelConfig
 from rcnn_ext.errors import UserError
 from rcnn_ext.models import backbones
 from rcnn_ext.models.from_config import build_model
@@ -51,6 +55,12 @@ def test_every_option_reaches_the_model():
     assert list(model.transform.image_mean) == [0.1, 0.2, 0.3]
     transformed, _ = model.transform([torch.rand(3, 64, 64)])
     assert tuple(transformed.image_sizes[0]) == (96, 48)
+
+
+def test_localizers_have_the_same_defaults_in_recipes_and_in_python():
+    parameters = inspect.signature(models.Localizer).parameters
+    defaults = dataclasses.asdict(LocalizerConfig())
+    assert defaults == {name: parameters[name].default for name in defaults}
 
 
 def fetched(monkeypatch):
