@@ -1,4 +1,8 @@
-"""Run a trained detector on pictures, with the base installation only."""
+"""Run a trained detector on pictures.
+
+That of a checkpoint or a program needs the base installation only; ``.safetensors`` files, and
+proposals that are kept in a folder, need the extra ``train``.
+"""
 
 from __future__ import annotations
 

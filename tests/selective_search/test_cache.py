@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rcnn_ext.data.annotations import ImageRecord
+from rcnn_ext.data.samples import raw_sample
 from rcnn_ext.errors import UserError
 from rcnn_ext.selective_search import ProposalCache, ProposalFilter, SearchSettings, find_regions
 from rcnn_ext.selective_search.cache import CachedRegions
@@ -64,6 +66,25 @@ def test_filters_act_on_reading(images: list[Path], cache: ProposalCache) -> Non
     assert len(cache.boxes(images[0])) > 3
     none = ProposalCache(cache.folder, cache.settings, ProposalFilter(min_side=1000))
     np.testing.assert_array_equal(none.boxes(images[0]), [[0, 0, 50, 40]])
+
+
+def test_an_image_may_have_no_proposals(images: list[Path], cache: ProposalCache) -> None:
+    precompute(images[:1], cache)
+    nothing = ProposalFilter(min_side=1000, whole_image=False)
+    boxes = ProposalCache(cache.folder, cache.settings, nothing).boxes(images[0])
+    assert (boxes.shape, boxes.dtype) == ((0, 4), np.float32)
+    record = ImageRecord(
+        image_id=1,
+        path=images[0],
+        width=50,
+        height=40,
+        boxes=np.zeros((0, 4), np.float32),
+        labels=np.zeros(0, np.int64),
+        areas=np.zeros(0, np.float32),
+        crowd=np.zeros(0, bool),
+    )
+    _, target = raw_sample(record, ProposalCache(cache.folder, cache.settings, nothing))
+    assert target["proposals"].shape == (0, 4)
 
 
 def test_second_run_computes_what_is_missing(images: list[Path], cache: ProposalCache) -> None:
