@@ -112,6 +112,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from rcnn_ext.config.selective_search import SearchSettings
     from rcnn_ext.data.images import find_images
+    from rcnn_ext.distributed import Processes
     from rcnn_ext.selective_search.cache import ProposalCache
     from rcnn_ext.selective_search.precompute import precompute
 
@@ -126,7 +127,8 @@ def run(args: argparse.Namespace) -> int:
     images = [path for path, _ in find_images(args.dataset)]
     files.make_folder(args.out)  # now, not after the first search
     started = time.monotonic()
-    summary = precompute(images, ProposalCache(args.out, settings), args.workers)
+    cache = ProposalCache(args.out, settings)
+    summary = precompute(images, cache, args.workers, processes=Processes.from_environment())
     seconds = time.monotonic() - started
     done = f"{summary.computed} images searched in {seconds:.1f} s"
     if summary.computed:

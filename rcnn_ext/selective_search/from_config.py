@@ -75,7 +75,7 @@ class SearchedProposals:
         if not self.computes:
             return
         images = [record.path for annotations in sets for record in annotations.images]
-        summary = precompute(images, self.cache)
+        summary = precompute(images, self.cache, processes=processes)
         if processes.count > 1:
             distributed.barrier()
         own = " by the main process" if processes.count > 1 else ""

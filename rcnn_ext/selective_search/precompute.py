@@ -10,12 +10,17 @@ import multiprocessing
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rcnn_ext.data.images import load_image
 from rcnn_ext.errors import UserError
 from rcnn_ext.progress import Progress
 from rcnn_ext.selective_search.cache import CachedRegions, ProposalCache
 from rcnn_ext.selective_search.search import find_regions
+
+if TYPE_CHECKING:
+    # It needs torch, which the processes that search do without.
+    from rcnn_ext.distributed import Processes
 
 # Searches in flight for each worker: enough that none waits, few enough that a stop is quick.
 _QUEUED_PER_WORKER = 2
@@ -38,42 +43,12 @@ class Summary:
     broken: list[str] = dataclasses.field(default_factory=list)
 
 
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """This process among those that share the work, as torchrun numbers them.
-
-    Attributes:
-        rank: Rank of this process, from 0.
-        world_size: Number of processes on all nodes.
-        local_world_size: Number of processes on this machine, which share its cores.
-    """
-
-    rank: int = 0
-    world_size: int = 1
-    local_world_size: int = 1
-
-    @staticmethod
-    def from_environment() -> Shard:
-        """Read what torchrun sets; one process where it did not start this one.
-
-        Raises:
-            UserError: The variables contradict each other.
-        """
-        names = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-        try:
-            rank, world_size, local_world_size = (
-                int(os.environ.get(name, default))
-                for name, default in zip(names, ("0", "1", "1"), strict=True)
-            )
-        except ValueError as error:
-            raise UserError(f"{', '.join(names)}: expected whole numbers ({error})") from None
-        if not (0 <= rank < world_size and local_world_size >= 1):
-            raise UserError(f"RANK={rank} is no rank among WORLD_SIZE={world_size}")
-        return Shard(rank, world_size, local_world_size)
-
-
 def precompute(
-    images: list[Path], cache: ProposalCache, workers: int | None = None, shard: Shard | None = None
+    images: list[Path],
+    cache: ProposalCache,
+    workers: int | None = None,
+    *,
+    processes: Processes | None = None,
 ) -> Summary:
     """Search every image that has no proposals in the cache.
 
@@ -81,10 +56,10 @@ def precompute(
     where one that crashes takes nothing else with it.
 
     Args:
-        images: Image files; each process takes every ``world_size``-th of them.
+        images: Image files; each of N processes takes every N-th of them.
         cache: Where to keep what is found.
         workers: Searches at a time; None for one per core of this process's share.
-        shard: This process among several; None reads torchrun's variables.
+        processes: The processes that share the images; None means this one alone.
 
     Returns:
         What was done. An image that cannot be read is named there and does not stop the others.
@@ -92,11 +67,13 @@ def precompute(
     Raises:
         UserError: The backend is not installed.
     """
-    shard = Shard.from_environment() if shard is None else shard
-    share = images[shard.rank :: shard.world_size]
+    rank, count, local_count = 0, 1, 1
+    if processes is not None:
+        rank, count, local_count = processes.rank, processes.count, processes.local_count
+    share = images[rank::count]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = workers or max(1, (cores or 1) // shard.local_world_size)
-    name = "Proposals" if shard.world_size == 1 else f"Proposals, rank {shard.rank}"
+    workers = workers or max(1, (cores or 1) // local_count)
+    name = "Proposals" if count == 1 else f"Proposals, rank {rank}"
     summary = Summary()
     with _executor(cache, workers) as executor, Progress(name, len(share), "image") as progress:
         for image, outcome in _in_flight(executor, share, cache, _QUEUED_PER_WORKER * workers):

@@ -14,10 +14,11 @@ from PIL import Image
 
 from rcnn_ext.data.annotations import ImageRecord
 from rcnn_ext.data.samples import raw_sample
+from rcnn_ext.distributed import Processes
 from rcnn_ext.errors import UserError
 from rcnn_ext.selective_search import ProposalCache, ProposalFilter, SearchSettings, find_regions
 from rcnn_ext.selective_search.cache import CachedRegions
-from rcnn_ext.selective_search.precompute import Shard, precompute
+from rcnn_ext.selective_search.precompute import precompute
 from tests.helpers.made_images import smooth_noise
 
 pytest.importorskip("safetensors")
@@ -167,25 +168,27 @@ def test_stop_leaves_whole_files_and_the_next_run_goes_on(
 
 
 def test_ranks_share_the_images_out(images: list[Path], cache: ProposalCache) -> None:
-    shares = [precompute(images, cache, shard=Shard(rank, 2, 2)).computed for rank in range(2)]
+    shares = [
+        precompute(images, cache, processes=Processes(rank, 2, rank, 2)).computed
+        for rank in range(2)
+    ]
     assert shares == [3, 2]
     assert len(_files(cache)) == 5
 
 
-@pytest.mark.parametrize(
-    ("variables", "message"),
-    [
-        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2"),
-        ({"RANK": "one"}, "whole numbers"),
-    ],
-)
-def test_contradicting_variables_are_refused(
-    variables: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+def test_the_command_takes_its_share_under_torchrun_alone(
+    images: list[Path], tmp_path: Path
 ) -> None:
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=message):
-        Shard.from_environment()
+    command = [sys.executable, "-m", "rcnn_ext", "selective-search", str(images[0].parent)]
+    ranks = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    for variables, count in (({"TORCHELASTIC_RUN_ID": "1"}, 2), ({}, 5)):
+        done = subprocess.run(
+            [*command, "--out", str(tmp_path / f"of-{count}")],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **ranks, **variables},
+        )
+        assert f"{count} images searched" in done.stdout
 
 
 def test_two_processes_at_once(images: list[Path], cache: ProposalCache) -> None:
