@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_only
 
 from rcnn_ext.config import RuntimeConfig
 from rcnn_ext.errors import UserError
 from rcnn_ext.files import write_text
 
 LOSSES, VALIDATION, TENSORBOARD = "losses.csv", "validation.csv", "tensorboard"
+# What Weights & Biases and MLflow store in the folder of a run.
+WANDB, MLFLOW_DATABASE, MLFLOW_ARTIFACTS = "wandb", "mlflow.db", "mlartifacts"
 TRAINING_PREFIX, VALIDATION_PREFIX = "training", "validation"
 
 # Where a run is stored unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME says otherwise.
@@ -54,11 +57,9 @@ class CsvLogger(Logger):
         """Empty: a folder holds one run."""
         return ""
 
-    @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Do nothing: ``recipe.yaml`` holds them."""
 
-    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Append a row to the table that the metrics belong to.
 
@@ -80,6 +81,18 @@ class CsvLogger(Logger):
             raise ValueError(f"metrics must be of training or of validation, got {list(metrics)}")
 
 
+def check_loggers(config: RuntimeConfig) -> None:
+    """Check that the packages of the loggers that a recipe names can be imported.
+
+    Raises:
+        UserError: One cannot be. TensorBoard may be missing, since it is among the defaults.
+    """
+    for name in config.loggers:
+        if name in ("wandb", "mlflow"):
+            with _import_errors_told(name):
+                importlib.import_module(name)
+
+
 def build_loggers(
     config: RuntimeConfig, folder: Path, done: int, run_ids: dict[str, str]
 ) -> list[Logger]:
@@ -93,7 +106,7 @@ def build_loggers(
             continues; those of new runs are added.
 
     Raises:
-        UserError: A logger needs a package that is not installed.
+        UserError: A logger needs a package that cannot be imported.
     """
     return [
         logger
@@ -105,19 +118,37 @@ def build_loggers(
 def _build_logger(name: str, folder: Path, done: int, run_ids: dict[str, str]) -> Logger | None:
     if name == "csv":
         return CsvLogger(folder, done)
-    try:
-        if name == "tensorboard":
+    if name == "tensorboard":
+        try:
             return _tensorboard_logger(folder, done)
-        if name == "wandb":
-            return _wandb_logger(folder, run_ids)
-        return _mlflow_logger(folder, run_ids)
-    except ModuleNotFoundError:
-        hint = f"{name} is not installed: pip install 'rcnn-ext[{name}]'"
-        if name != "tensorboard":
-            raise UserError(f"runtime.loggers names {name}, but {hint}") from None
-        # It is among the default loggers, and an optional package.
-        print(f"TensorBoard logs are left out, since {hint}; runtime.loggers=[csv] hides this")
-        return None
+        except ImportError as error:
+            # It is among the default loggers, and an optional package.
+            print(
+                f"TensorBoard logs are left out, since {_import_problem(name, error)}; "
+                "runtime.loggers=[csv] hides this"
+            )
+            return None
+    with _import_errors_told(name):
+        return (
+            _wandb_logger(folder, run_ids) if name == "wandb" else _mlflow_logger(folder, run_ids)
+        )
+
+
+@contextmanager
+def _import_errors_told(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        problem = _import_problem(name, error)
+        raise UserError(f"runtime.loggers names {name}, but {problem}") from error
+
+
+def _import_problem(name: str, error: ImportError) -> str:
+    """Say in a line why the package of a logger cannot be imported."""
+    # torch.utils.tensorboard is a part of torch that can be left out like a package.
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").endswith(name):
+        return f"{name} is not installed: pip install 'rcnn-ext[{name}]'"
+    return f"{name} cannot be imported: {str(error).partition(chr(10))[0]}"
 
 
 def _tensorboard_logger(folder: Path, done: int) -> Logger:
@@ -138,7 +169,7 @@ def _wandb_logger(folder: Path, run_ids: dict[str, str]) -> Logger:
     from lightning.pytorch.loggers import WandbLogger
 
     return WandbLogger(
-        name=folder.name,
+        name=folder.resolve().name,
         save_dir=folder,
         id=run_ids.setdefault("wandb", uuid.uuid4().hex),
         project=os.environ.get("WANDB_PROJECT", _PROJECT),
@@ -148,24 +179,32 @@ def _wandb_logger(folder: Path, run_ids: dict[str, str]) -> Logger:
 def _mlflow_logger(folder: Path, run_ids: dict[str, str]) -> Logger:
     from lightning.pytorch.loggers import MLFlowLogger
 
-    root = folder.absolute()
+    root = folder.resolve()
+    server = os.environ.get("MLFLOW_TRACKING_URI")
     logger = MLFlowLogger(
         experiment_name=os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT),
-        run_name=folder.name,
+        run_name=root.name,
         # MLflow no longer takes new runs into folders of files, but into a database.
-        tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}"),
-        artifact_location=(root / "mlartifacts").as_uri(),
+        tracking_uri=server or f"sqlite:///{root / MLFLOW_DATABASE}",
+        # A server knows its own place, and not this machine's folders.
+        artifact_location=None if server else (root / MLFLOW_ARTIFACTS).as_uri(),
         run_id=run_ids.get("mlflow"),
     )
     run_ids["mlflow"] = str(logger.run_id)
     return logger
 
 
-def close_loggers(loggers: Sequence[Logger]) -> None:
-    """End what Lightning leaves open after a fit, since a run of two phases goes on with it."""
+def close_loggers(loggers: Sequence[Logger], *, failed: bool) -> None:
+    """End what Lightning leaves open after a fit, since it does not know which phase is the last.
+
+    Args:
+        loggers: The loggers of the run.
+        failed: Whether an exception ended it.
+    """
     for logger in loggers:
-        if type(logger).__name__ == "WandbLogger":
-            logger.experiment.finish()  # type: ignore[attr-defined]
+        # The run begins with the first value: asking for it would begin one only to end it.
+        if type(logger).__name__ == "WandbLogger" and getattr(logger, "_experiment", None):
+            logger.experiment.finish(exit_code=int(failed))  # type: ignore[attr-defined]
 
 
 def read_csv(path: Path) -> list[dict[str, Any]]:

@@ -66,11 +66,15 @@ class Logs(ProgressBar):
         """Print what the module prints without disturbing the bar."""
         self.message(sep.join(map(str, args)))
 
-    def close(self) -> None:
-        """End the display and the loggers, however training ended."""
+    def close(self, *, failed: bool) -> None:
+        """End the display and the loggers.
+
+        Args:
+            failed: Whether an exception ended training.
+        """
         if self._progress is not None:
             self._progress.close()
-        close_loggers(self.loggers)
+        close_loggers(self.loggers, failed=failed)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums of the unfinished line, so that a resumed run writes an equal one."""

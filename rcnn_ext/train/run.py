@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from rcnn_ext.config import Recipe, recipe_to_yaml
@@ -21,7 +22,7 @@ from rcnn_ext.models.from_config import build_model
 from rcnn_ext.predict.checkpoint import LAST
 from rcnn_ext.selective_search.from_config import open_proposals
 from rcnn_ext.train.callbacks import Checkpoints, StopTraining
-from rcnn_ext.train.loggers import LOSSES, build_loggers, read_csv
+from rcnn_ext.train.loggers import LOSSES, build_loggers, check_loggers, read_csv
 from rcnn_ext.train.logs import Logs
 from rcnn_ext.train.module import DetectionModule
 from rcnn_ext.train.phases import Phase, RunState, all_phases
@@ -97,7 +98,7 @@ def train(
         out: The folder for results, made if need be. All processes must see it when a run is
             resumed.
         resume: Whether to continue from ``last.ckpt`` in ``out``. The run gives the same losses as
-            one that was not interrupted, also with another number of processes.
+            one that was not interrupted; with another number of processes, up to rounding.
         overwrite: Whether an earlier run in ``out`` may be replaced.
 
     Returns:
@@ -111,6 +112,10 @@ def train(
     processes = Processes.from_environment()
     device = choose_device(recipe.runtime.device, processes)
     _check_divisible(recipe, processes)
+    check_loggers(recipe.runtime)
+    # Lightning reads other variables than torchrun's too, Slurm's for instance, which may name
+    # another rank; its loggers write on rank 0 only.
+    rank_zero_only.rank = processes.rank  # type: ignore[attr-defined]
     with processes.group(device):
         run = _Run(recipe, data, out, processes, device, resume=resume, overwrite=overwrite)
         return run.run()
@@ -163,14 +168,15 @@ class _Run:
         self.state.processes = processes.count
         self.training = open_training(source, recipe, proposals, self.done)
         self.phases = all_phases(recipe)
+        validate = None
+        if found is not None:
+            validate = Validation(found, proposals, recipe, self.classes, processes, device)
+        # Last, since what they open is closed by run().
         self.loggers = (
             build_loggers(recipe.runtime, out, self.done, self.state.logger_runs)
             if processes.is_main_process
             else []
         )
-        if self.done == 0:
-            for logger in self.loggers:
-                logger.log_hyperparams(dataclasses.asdict(recipe))
         end = self.phases[-1].end
         self.logs = Logs(
             self.loggers,
@@ -181,9 +187,6 @@ class _Run:
             done=self.done,
             is_main_process=processes.is_main_process,
         )
-        validate = None
-        if found is not None:
-            validate = Validation(found, proposals, recipe, self.classes, processes, device)
         self.checkpoints = Checkpoints(
             out,
             recipe.runtime.checkpoint_every,
@@ -194,11 +197,16 @@ class _Run:
 
     def run(self) -> TrainingResult | None:
         """Train all phases that are left."""
+        failed = True
         try:
+            if self.done == 0:
+                for logger in self.loggers:
+                    logger.log_hyperparams(dataclasses.asdict(self.recipe))
             for phase in self.phases:
                 self._run_phase(phase)
+            failed = False
         finally:
-            self.logs.close()
+            self.logs.close(failed=failed)
         if not self.processes.is_main_process:
             return None
         rows = read_csv(self.out / LOSSES)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import struct
 import sys
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("lightning", reason="lightning comes with the extra train")
 
+from lightning.pytorch.utilities import rank_zero_only
+
 from rcnn_ext.cli.main import main
-from rcnn_ext.config import load_recipe
+from rcnn_ext.config import RuntimeConfig, load_recipe
 from rcnn_ext.errors import UserError
 from rcnn_ext.predict.checkpoint import load_checkpoint
-from rcnn_ext.train.loggers import CsvLogger
+from rcnn_ext.train.loggers import CsvLogger, build_loggers, check_loggers, close_loggers
 from tests.helpers.made_data import as_csv
 
 
@@ -138,6 +141,89 @@ def test_a_logger_that_is_not_installed_is_told(tiny_run, tmp_path, capsys, monk
     monkeypatch.setitem(sys.modules, name, None)
     assert train(tiny_run, tmp_path / "out", f"[csv, {name}]", steps=1) == 2
     assert f"{name} is not installed: pip install 'rcnn-ext[{name}]'" in capsys.readouterr().err
+
+
+def test_a_missing_package_is_told_before_anything_is_replaced(
+    tiny_run, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "losses.csv").write_text("step,loss\n1,0.5\n")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert train(tiny_run, tmp_path, "[csv, wandb]", "--overwrite", steps=1) == 2
+    assert "wandb is not installed" in capsys.readouterr().err
+    assert (tmp_path / "losses.csv").read_text() == "step,loss\n1,0.5\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ModuleNotFoundError("No module named 'mlflow'", name="mlflow"), "mlflow is not installed"),
+        (
+            ModuleNotFoundError("No module named 'numpi'", name="numpi"),
+            "mlflow cannot be imported: No module named 'numpi'",
+        ),
+        (ImportError("too old\nmore"), "mlflow cannot be imported: too old$"),
+    ],
+)
+def test_what_cannot_be_imported_is_named(monkeypatch, error, message):
+    class Fails:
+        def find_spec(self, name, path=None, target=None):
+            if name == "mlflow":
+                raise error
+
+    monkeypatch.delitem(sys.modules, "mlflow", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Fails(), *sys.meta_path])
+    with pytest.raises(UserError, match=f"^runtime.loggers names mlflow, but {message}"):
+        check_loggers(RuntimeConfig(loggers=["csv", "mlflow"]))
+
+
+def test_tensorboard_that_is_too_old_is_left_out(tmp_path, capsys, monkeypatch):
+    # As torch.utils.tensorboard fails: an ImportError that names no missing module.
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorboard", type(sys)("tensorboard"))
+    loggers = build_loggers(RuntimeConfig(loggers=["csv", "tensorboard"]), tmp_path, 0, {})
+    assert [type(logger) for logger in loggers] == [CsvLogger]
+    assert "TensorBoard logs are left out" in capsys.readouterr().out
+
+
+def test_a_rank_that_only_lightning_sees_changes_nothing(tiny_run, tmp_path, monkeypatch):
+    # As srun without torchrun: every process trains alone, whatever Slurm calls it.
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    assert train(tiny_run, tmp_path, "[csv]", "evaluation.val_every=0", steps=2) == 0
+    assert len(losses(tmp_path)) == 2
+
+
+def test_a_wandb_run_that_never_began_is_not_begun_to_end_it(tmp_path, offline_wandb):
+    loggers = build_loggers(RuntimeConfig(loggers=["csv", "wandb"]), tmp_path, 0, {})
+    close_loggers(loggers, failed=False)
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_a_run_that_failed_is_marked(tmp_path, offline_wandb):
+    loggers = build_loggers(RuntimeConfig(loggers=["csv", "wandb"]), tmp_path, 0, {})
+    loggers[1].log_metrics({"training/loss": 1.0}, 1)
+    close_loggers(loggers, failed=True)
+    (path,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    codes = [r.exit.exit_code for r in wandb_records(path) if r.HasField("exit")]
+    assert codes == [1]
+
+
+def test_a_server_of_mlflow_chooses_where_artifacts_go(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow", reason="mlflow comes with the extra mlflow")
+    uri = f"sqlite:///{tmp_path}/server.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    ids = {}
+    build_loggers(RuntimeConfig(loggers=["csv", "mlflow"]), tmp_path / "out", 0, ids)
+    run = mlflow.MlflowClient(uri).get_run(ids["mlflow"])
+    assert str(tmp_path / "out") not in run.info.artifact_uri
+
+
+def test_a_run_in_the_current_folder_is_named_after_it(tmp_path, monkeypatch, offline_wandb):
+    monkeypatch.chdir(tmp_path)
+    loggers = build_loggers(RuntimeConfig(loggers=["csv", "wandb"]), Path(), 0, {})
+    assert loggers[1].name == "rcnn-ext"
+    assert loggers[1]._wandb_init["name"] == tmp_path.name
 
 
 @pytest.mark.parametrize(
