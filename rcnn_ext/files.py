@@ -7,6 +7,7 @@ it, which POSIX and Windows both do in one step.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from rcnn_ext.errors import UserError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, sync: bool = False) -> Iterator[Path]:
     """Yield a temporary path that becomes ``path`` when the block ends without an exception.
 
     The temporary name keeps the suffix of ``path``, since Pillow and matplotlib choose the format
@@ -28,6 +29,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Args:
         path: The file to write; its folder is created if missing.
+        sync: Whether to wait until contents and name are on disk, so that a power loss leaves the
+            old file or the new one too.
 
     Yields:
         The temporary path.
@@ -48,9 +51,19 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         # mkstemp makes files that only their owner may read; results are ordinary files.
         temporary.chmod(0o666 & ~_umask())
+        if sync:
+            # Without it, the rename may reach the disk before the contents.
+            _sync(temporary, os.O_RDWR)
         os.replace(temporary, path)
+        if sync and os.name == "posix":
+            _sync(path.parent, os.O_RDONLY)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporaries_of(path: Path) -> list[Path]:
+    """Return what :func:`replacing` left beside a file when its process was killed."""
+    return sorted(path.parent.glob(f".{glob.escape(path.stem)}-????????{glob.escape(path.suffix)}"))
 
 
 @contextmanager
@@ -127,6 +140,15 @@ def read_json(path: Path) -> Any:
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
+
+
+def _sync(path: Path, flags: int) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

@@ -35,8 +35,5 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         if storage_options is not None:
             raise TypeError("AtomicCheckpointIO takes no storage_options")
-        with replacing(Path(path)) as temporary, temporary.open("wb") as file:
+        with replacing(Path(path), sync=True) as temporary, temporary.open("wb") as file:
             torch.save(checkpoint, file)
-            file.flush()
-            # Without it, the rename may reach the disk before the contents.
-            os.fsync(file.fileno())

@@ -10,7 +10,7 @@ from typing import Any
 from rcnn_ext.config import Recipe
 from rcnn_ext.data.annotations import ClassList
 from rcnn_ext.errors import UserError
-from rcnn_ext.files import make_folder
+from rcnn_ext.files import make_folder, temporaries_of
 from rcnn_ext.predict.checkpoint import (
     BEST,
     LAST,
@@ -18,7 +18,14 @@ from rcnn_ext.predict.checkpoint import (
     SavedDetector,
     load_checkpoint,
 )
-from rcnn_ext.train.loggers import LOSSES, TENSORBOARD, VALIDATION
+from rcnn_ext.train.loggers import (
+    LOSSES,
+    MLFLOW_ARTIFACTS,
+    MLFLOW_DATABASE,
+    TENSORBOARD,
+    VALIDATION,
+    WANDB,
+)
 from rcnn_ext.train.phases import RunState, all_phases
 
 RECIPE, LOSS_CURVE = "recipe.yaml", "losses.png"
@@ -35,6 +42,7 @@ def prepare_folder(out: Path, resume: bool, overwrite: bool) -> None:
     if resume:
         if not (out / LAST).is_file():
             raise UserError(f"nothing to resume: {out / LAST} does not exist")
+        _remove_temporaries(out)
         return
     if any((out / name).exists() for name in files):
         if not overwrite:
@@ -42,9 +50,18 @@ def prepare_folder(out: Path, resume: bool, overwrite: bool) -> None:
                 f"{out} holds a training run; continue it with --resume, replace it with "
                 "--overwrite, or name another --out"
             )
-        for name in files:
+        for name in (*files, MLFLOW_DATABASE):
             (out / name).unlink(missing_ok=True)
-        shutil.rmtree(out / TENSORBOARD, ignore_errors=True)
+        for name in (TENSORBOARD, WANDB, MLFLOW_ARTIFACTS):
+            shutil.rmtree(out / name, ignore_errors=True)
+    _remove_temporaries(out)
+
+
+def _remove_temporaries(out: Path) -> None:
+    """Remove checkpoints that were being written when an earlier run was killed."""
+    for name in (LAST, BEST):
+        for path in temporaries_of(out / name):
+            path.unlink(missing_ok=True)
 
 
 def check_resumable(
