@@ -17,11 +17,11 @@ from rcnn_ext.viz import (
 )
 
 CLASSES = ClassList(("cat", "dog"), (1, 2))
-GREY = (90, 90, 90)
+GRAY = (90, 90, 90)
 
 
-def grey(width, height):
-    return Image.new("RGB", (width, height), GREY)
+def gray(width, height):
+    return Image.new("RGB", (width, height), GRAY)
 
 
 def near(pixel, color):
@@ -37,19 +37,19 @@ def test_colors_of_classes_are_fixed_and_tell_neighbors_apart():
 
 
 def test_boxes_are_drawn_where_they_are_and_in_the_color_of_their_class():
-    picture = grey(400, 300)
+    picture = gray(400, 300)
     drawn = draw_boxes(picture, [[50, 60, 200, 250]], [2], CLASSES)
     assert drawn.size == (400, 300)
     pixels = np.asarray(drawn)
     for x, y in ((50, 150), (200, 150), (120, 250), (150, 60)):
         assert near(pixels[y, x], class_color(2)), (x, y)
-    assert near(pixels[150, 120], GREY), "the inside stays"
-    assert near(pixels[280, 380], GREY)
+    assert near(pixels[150, 120], GRAY), "the inside stays"
+    assert near(pixels[280, 380], GRAY)
     assert np.asarray(picture).std() == 0, "the picture itself stays"
 
 
 def test_small_pictures_are_enlarged_with_their_boxes():
-    drawn = draw_boxes(grey(100, 50), [[10, 20, 60, 40]], [1], CLASSES)
+    drawn = draw_boxes(gray(100, 50), [[10, 20, 60, 40]], [1], CLASSES)
     assert drawn.size == (400, 200)
     pixels = np.asarray(drawn)
     assert near(pixels[120, 40], class_color(1))
@@ -62,8 +62,8 @@ def test_names_stay_inside_the_picture(box):
 
     def tag(box):
         plain = ClassList((" ",), (1,))
-        with_name = np.asarray(draw_boxes(grey(400, 300), [box], [1], ClassList(("hippo",), (1,))))
-        without = np.asarray(draw_boxes(grey(400, 300), [box], [1], plain))
+        with_name = np.asarray(draw_boxes(gray(400, 300), [box], [1], ClassList(("hippo",), (1,))))
+        without = np.asarray(draw_boxes(gray(400, 300), [box], [1], plain))
         return (with_name != without).any(axis=2)
 
     rows, columns = np.nonzero(tag(box))
@@ -75,7 +75,7 @@ def test_names_stay_inside_the_picture(box):
 def test_the_best_detection_is_drawn_on_top():
     boxes = [[50, 60, 200, 250], [50, 60, 200, 250]]
     for scores, label in (([0.9, 0.2], 1), ([0.2, 0.9], 2)):
-        pixels = np.asarray(draw_boxes(grey(400, 300), boxes, [1, 2], CLASSES, scores))
+        pixels = np.asarray(draw_boxes(gray(400, 300), boxes, [1, 2], CLASSES, scores))
         assert near(pixels[150, 50], class_color(label))
 
 
@@ -84,7 +84,7 @@ def test_names_of_boxes_on_each_other_are_stacked():
 
     def tagged(count):
         boxes = [[100 + i, 100 + i, 300, 250] for i in range(count)]
-        pixels = np.asarray(draw_boxes(grey(400, 300), boxes, [2] * count, CLASSES))
+        pixels = np.asarray(draw_boxes(gray(400, 300), boxes, [2] * count, CLASSES))
         return (pixels[:, 110:130] == class_color(2)).all(axis=2).any(axis=1).sum()
 
     heights = [tagged(count) for count in (1, 2, 3)]
@@ -93,8 +93,8 @@ def test_names_of_boxes_on_each_other_are_stacked():
 
 
 def test_nothing_to_draw_gives_the_picture():
-    drawn = draw_boxes(grey(400, 300), np.zeros((0, 4)), [], CLASSES, [])
-    assert np.array_equal(np.asarray(drawn), np.asarray(grey(400, 300)))
+    drawn = draw_boxes(gray(400, 300), np.zeros((0, 4)), [], CLASSES, [])
+    assert np.array_equal(np.asarray(drawn), np.asarray(gray(400, 300)))
 
 
 def test_a_contact_sheet_shows_every_picture_whole():
@@ -118,15 +118,15 @@ def test_wrong_contact_sheets():
     with pytest.raises(ValueError, match="at least one picture"):
         contact_sheet([])
     with pytest.raises(ValueError, match="1 pictures but 2 captions"):
-        contact_sheet([grey(9, 9)], ["a", "b"])
+        contact_sheet([gray(9, 9)], ["a", "b"])
 
 
 def test_pictures_are_written_whole_or_not_at_all(tmp_path):
-    save_picture(grey(9, 9), tmp_path / "deep" / "a.jpg")
+    save_picture(gray(9, 9), tmp_path / "deep" / "a.jpg")
     with Image.open(tmp_path / "deep" / "a.jpg") as saved:
         assert (saved.format, saved.size) == ("JPEG", (9, 9))
     with pytest.raises(ValueError, match="extension"):
-        save_picture(grey(9, 9), tmp_path / "deep" / "a.nonsense")
+        save_picture(gray(9, 9), tmp_path / "deep" / "a.nonsense")
     assert os.listdir(tmp_path / "deep") == ["a.jpg"]
 
 

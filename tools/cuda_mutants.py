@@ -28,7 +28,7 @@ DEVICE_FUNCTIONS = (
     "find_plane_offsets",
     "collect_bin_taps",
     "collect_roi_taps",
-    "pool_without_tables",
+    "pool_without_taps",
     "pool_channels_last",
     "pool_contiguous",
     "footprint_along",

@@ -265,8 +265,8 @@ std::vector<Tensor> atomic_multiscale_roi_align_backward(
                                {1.0, pooled_height, pooled_width, sampling_ratio, aligned},
                                canonical_scale,
                                canonical_level};
-  const auto shapes =
-      check_multiscale_backward(grad, rois, batch_size, channels, heights, widths, options);
+  const auto shapes = check_multiscale_roi_align_backward(grad, rois, batch_size, channels, heights,
+                                                          widths, options);
   const CudaScope scope(grad);
   const ScalarType dtype = grad.scalar_type();
   const Tensor upstream = dense_map_as(grad, channels_last);

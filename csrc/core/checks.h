@@ -136,7 +136,7 @@ inline void check_spatial_scale(double spatial_scale, const char* op) {
              ": expected a positive, finite spatial_scale, got ", spatial_scale);
 }
 
-// The shape that a backward operator was told the forward input had.
+// The shape of the forward input, which a backward operator takes as arguments.
 struct FeatureShape {
   int64_t batch_size, channels, height, width;
 };

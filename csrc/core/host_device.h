@@ -16,7 +16,7 @@
 #define RCNN_INLINE inline __attribute__((always_inline))
 #endif
 
-// For a loop that needs all registers: in the midst of its caller it would share them.
+// For a loop that needs all registers: inlined into its caller it would compete for them.
 #if defined(_MSC_VER)
 #define RCNN_NO_INLINE __declspec(noinline)
 #else

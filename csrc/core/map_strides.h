@@ -7,7 +7,8 @@
 
 namespace rcnn_ext {
 
-// Of a [K, C, PH, PW] or [N, C, H, W], in elements.
+// The strides of a map [N, C, H, W] or [K, C, PH, PW] from channel to channel and from pixel to
+// pixel, in elements.
 struct MapStrides {
   int64_t channel, pixel;
   RCNN_HOST_DEVICE static MapStrides of(bool channels_last, int64_t channels, int64_t pixels) {

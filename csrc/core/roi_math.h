@@ -93,19 +93,18 @@ RCNN_HOST_DEVICE SampleRange samples_within(const AlignAxis<T>& axis, int64_t bi
     const T b = (highest - bin_start) / spacing;
     if (a - a != T(0) || b - b != T(0)) return {0, 0};  // the map is beyond any sample
     // Rounding of the position shifts it by some units in the last place of the largest term.
-    constexpr T kUnits = sizeof(T) == 4 ? T(1e-6) : T(1e-15);
-    const T slack = T(2) + std::fabs(a) * kUnits + std::fabs(b) * kUnits;
+    constexpr T kRelativeRounding = sizeof(T) == 4 ? T(1e-6) : T(1e-15);
+    const T slack = T(2) + std::fabs(a) * kRelativeRounding + std::fabs(b) * kRelativeRounding;
     const T from = std::floor((a < b ? a : b) - slack);
     const T to = std::ceil((a < b ? b : a) + slack);
     if (from > first) first = from;
     if (to < last) last = to;
   }
-  // Positions this large have lost their fraction in T; nothing meaningful lies there, and the
-  // slack above would make a range of millions of samples of it. 2^24 and 2^40, as in the
-  // reference.
-  constexpr T kLargest = sizeof(T) == 4 ? T(16777216.0) : T(1099511627776.0);
-  if (!(first < last) || !(first < kLargest)) return {0, 0};
-  if (!(last < kLargest)) last = kLargest;
+  // Sample indices this large have no fraction left in T, and the slack above would turn them into
+  // a range of millions of samples. 2^24 and 2^40, as in the reference.
+  constexpr T kMaxSampleIndex = sizeof(T) == 4 ? T(16777216.0) : T(1099511627776.0);
+  if (!(first < last) || !(first < kMaxSampleIndex)) return {0, 0};
+  if (!(last < kMaxSampleIndex)) last = kMaxSampleIndex;
   return {static_cast<int64_t>(first), static_cast<int64_t>(last)};
 }
 
@@ -119,8 +118,9 @@ struct PyramidRule {
 };
 
 // The index of a RoI's level among the feature maps, finest first. Lin et al., "Feature Pyramid
-// Networks", CVPR 2017, equation 1; in torchvision's order of operations, with its small number
-// that keeps a RoI of just the canonical side from rounding a level down. NaN goes to the finest.
+// Networks", CVPR 2017, equation 1; in torchvision's order of operations, with its epsilon of 1e-6,
+// without which a RoI of exactly the canonical side might round down a level. NaN goes to the
+// finest.
 // roi: [5] (batch index, x1, y1, x2, y2), image pixels
 template <class T>
 RCNN_HOST_DEVICE int64_t pyramid_level(const T* roi, const PyramidRule& rule) {
@@ -147,9 +147,10 @@ RCNN_HOST_DEVICE PoolAxis<T> make_pool_axis(T image_start, T image_end, T spatia
                                             int64_t bins, int64_t extent) {
   const T start = std::round(image_start * spatial_scale);
   const T end = std::round(image_end * spatial_scale);
-  constexpr T kLargest = T(1073741824.0);  // 2^30: sums of two still fit 32 bits
+  constexpr T kMaxPosition = T(1073741824.0);  // 2^30: sums of two still fit 32 bits
   PoolAxis<T> axis{0, T(1), extent, false};
-  if (!(start > -kLargest && start < kLargest && end > -kLargest && end < kLargest)) return axis;
+  if (!(start > -kMaxPosition && start < kMaxPosition && end > -kMaxPosition && end < kMaxPosition))
+    return axis;
   axis.start = static_cast<int64_t>(start);
   const int64_t length = static_cast<int64_t>(end) - axis.start + 1;
   axis.bin_size = T(length > 1 ? length : 1) / T(bins);

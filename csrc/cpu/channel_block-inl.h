@@ -33,13 +33,13 @@ template <class T>
 class AlignedBuffer {
  public:
   explicit AlignedBuffer(int64_t count)
-      : memory_(new char[count * sizeof(T) + kLine]),
-        data_(reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory_.get()) + kLine - 1) /
-                                   kLine * kLine)) {}
+      : memory_(new char[count * sizeof(T) + kLineBytes]),
+        data_(reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory_.get()) + kLineBytes - 1) /
+                                   kLineBytes * kLineBytes)) {}
   T* data() const { return data_; }
 
  private:
-  static constexpr size_t kLine = 64;
+  static constexpr size_t kLineBytes = 64;
   std::unique_ptr<char[]> memory_;
   T* data_;
 };
@@ -52,7 +52,7 @@ class ChannelBlock {
  public:
   static constexpr int kN = kLanes<T>;
 
-  // For maps of at most so many pixels.
+  // max_pixels: of any map passed to reset()
   explicit ChannelBlock(int64_t max_pixels)
       : block_(max_pixels * kN), states_((max_pixels + kN - 1) / kN + sizeof(uint64_t)) {}
 
@@ -108,7 +108,7 @@ class ChannelBlock {
   const T* data() const { return block_.data(); }  // [H * W, kN]
 
  private:
-  // Of a chunk of kN pixels.
+  // The state of a chunk of kN pixels.
   enum State : uint8_t { kMissing = 0, kFinite = 1, kNonfinite = 2 };
 
   uint8_t transpose_chunk(int64_t chunk) {
@@ -127,13 +127,14 @@ class ChannelBlock {
     const int64_t first = std::min(chunk * kN, pixels_ - kN);
     Vec<T, kN> rows[kN];
     for (int c = 0; c < kN; ++c) rows[c] = load<T, kN>(planes_[c] + first);
-    // So many planes are more streams than a hardware prefetcher follows. RoIs that ask for pixels
-    // mostly go on downwards.
+    // More planes than a hardware prefetcher can follow as streams. RoIs mostly request pixels in
+    // downward order.
     const int64_t next = std::min(first + prefetch_distance_, pixels_ - 1);
     for (int c = 0; c < kN; ++c) prefetch(planes_[c] + next);
     transpose(rows);
     for (int p = 0; p < kN; ++p) store<kN, T>(block_.data() + (first + p) * kN, rows[p]);
-    // A NaN or an infinity stays in the sum of all; a sum that overflows only looks like one.
+    // A NaN or an infinity makes the sum nonfinite. So may overflow, a false positive that costs
+    // time only.
     Vec<T, kN> sum{};
     if constexpr (kTracksFinite) {
       for (int p = 0; p < kN; ++p) sum += rows[p];
@@ -177,8 +178,8 @@ RCNN_NO_INLINE void store_transposed(const T* from, int64_t bins, int64_t count,
 // Writes the pooled maps of a block of channels, RoI by RoI. A streaming writer uses non-temporal
 // stores, to avoid evicting the cache, and issues them a part at a time, so that they drain while
 // the next RoI is computed: with it, RoIPool of 512 RoIs took 22.9 -> 16.2 ms and RoIAlign of 4
-// levels 28.4 -> 24.3 ms (AMD EPYC with AVX-512, one core, 2026-11; both figures with bins of a row
-// unrolled or channels in lanes in the same step).
+// levels 28.4 -> 24.3 ms (AMD EPYC with AVX-512, one core, 2026-11; each figure includes a second
+// change made in the same step: unrolled bins for RoIPool, channels in lanes for RoIAlign).
 template <class T, class Stored>
 class StreamingWriter {
  public:
@@ -201,7 +202,8 @@ class StreamingWriter {
   // Writes a part of what the last store() left pending; `parts` calls write it all.
   RCNN_INLINE void flush(int64_t parts) { flush_units((units_ + parts - 1) / parts); }
 
-  // Writes the first `count` channels of data() to `to`, [count, bins], now or by and by.
+  // Writes the first `count` channels of data() to `to`, [count, bins], immediately, or gradually
+  // by later calls of flush().
   void store(int64_t count, Stored* to) {
     const int64_t bytes = kN * bins_ * static_cast<int64_t>(sizeof(Stored));
     if (!streaming_ || count < kN || bytes % kUnit != 0 ||
@@ -289,15 +291,15 @@ class Prefetcher {
  public:
   // `parts` calls of advance() prefetch `count` elements.
   Prefetcher(const Stored* from, int64_t count, int64_t parts)
-      : next_(from), end_(from + count), step_(count / parts + kLine) {}
+      : next_(from), end_(from + count), step_(count / parts + kElementsPerLine) {}
 
   RCNN_INLINE void advance() {
     const Stored* const until = std::min(next_ + step_, end_);
-    for (; next_ < until; next_ += kLine) prefetch</*kWrite=*/false, 2>(next_);
+    for (; next_ < until; next_ += kElementsPerLine) prefetch</*kWrite=*/false, 2>(next_);
   }
 
  private:
-  static constexpr int64_t kLine = 64 / sizeof(Stored);
+  static constexpr int64_t kElementsPerLine = 64 / sizeof(Stored);
   const Stored *next_, *end_;
   int64_t step_;
 };

@@ -8,7 +8,7 @@
 
 namespace rcnn_ext {
 
-// Cycles of work from which on waking another thread pays: some 30 us at 3 GHz. An estimate, like
+// Minimum cycles of work that justify waking another thread: some 30 us at 3 GHz. An estimate, like
 // the cycles that callers pass.
 constexpr int64_t kMinCyclesPerTask = 100000;
 
@@ -28,7 +28,8 @@ struct WorkGrid {
         block_size(block_size),
         rois(rois),
         blocks(std::max<int64_t>(1, (channels + block_size - 1) / block_size)) {
-    constexpr int64_t kMinRois = 16;  // per split: each transposes or prefetches its own pixels
+    // Per split, as each transposes or prefetches its own pixels; untuned.
+    constexpr int64_t kMinRois = 16;
     roi_splits = std::max<int64_t>(1, std::min(rois / kMinRois, (min_tasks + blocks - 1) / blocks));
   }
 };

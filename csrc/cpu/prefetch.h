@@ -21,13 +21,13 @@ RCNN_INLINE void prefetch(const void* address) {
 // Prefetches the cache lines of `count` elements, at least one.
 template <bool kWrite, class Stored>
 RCNN_INLINE void prefetch_range(const Stored* from, int64_t count) {
-  constexpr int64_t kLine = 64 / sizeof(Stored);
-  for (int64_t i = 0; i < count; i += kLine) prefetch<kWrite>(from + i);
+  constexpr int64_t kElementsPerLine = 64 / sizeof(Stored);
+  for (int64_t i = 0; i < count; i += kElementsPerLine) prefetch<kWrite>(from + i);
   prefetch<kWrite>(from + count - 1);
 }
 
 // Results of more bytes than this are written with non-temporal stores, to avoid evicting the
-// cache: 8 MB, of which the L2 of any core keeps little.
+// cache: 8 MB, of which the L2 of any core keeps little; untuned.
 constexpr int64_t kStreamingBytes = int64_t{1} << 23;
 
 }  // namespace rcnn_ext

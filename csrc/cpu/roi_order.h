@@ -29,7 +29,7 @@ struct RoiMap {
 // The tile that a center lies in along one axis; twice_center: image pixels. NaN goes to the first.
 template <class T>
 float sort_tile(T twice_center, double spatial_scale) {
-  constexpr float kTilePixels = 32;
+  constexpr float kTilePixels = 32;  // untuned
   const float twice_position = static_cast<float>(twice_center * static_cast<T>(spatial_scale));
   if (!(twice_position > 0)) return 0;
   return std::floor(twice_position / (2 * kTilePixels));
@@ -50,7 +50,7 @@ std::vector<RoiSortKey> sort_for_locality(const T* rois, int64_t count, MapOf&& 
   return order;
 }
 
-// Consecutive RoIs in that order, all of one image on one feature map.
+// Consecutive RoIs in the order of sort_for_locality(), all of one image on one level.
 template <class Roi, class Stored>
 struct RoiSpan {
   const Roi *begin, *end;

@@ -238,9 +238,9 @@ RCNN_INLINE Vec<T, N> Min(const Vec<T, N>& a, const Vec<T, N>& b) {
 #endif
 }
 
-// Max() and Min() of numbers `b` without a sign bit. The bits of such numbers are in
-// their own order as integers too, and whatever has a sign bit, NaN as well, is below: processors
-// have more units for these than for comparing numbers.
+// Max() and Min() where `b` has no sign bit. The bits of nonnegative numbers order as integers do,
+// and everything with a sign bit, including NaN, is below: processors have more units for integer
+// comparison.
 template <int N, class T>
 RCNN_INLINE Vec<T, N> MaxBits(const Vec<T, N>& a, const Vec<T, N>& b) {
 #if RCNN_ISA >= 1
@@ -270,7 +270,7 @@ RCNN_INLINE Vec<T, N> MinBits(const Vec<T, N>& a, const Vec<T, N>& b) {
   return Min<N, T>(a, b);
 }
 
-// Its first `count` numbers.
+// Stores the first `count` lanes of a vector.
 template <int N, class T, class Stored>
 RCNN_INLINE void StoreN(Stored* to, const Vec<T, N>& vec, int64_t count) {
   if (count >= N) return store<N, T>(to, vec);
@@ -315,17 +315,18 @@ inline void load_all(T* to, const Stored* from, int64_t count) {
   for (; i < count; ++i) to[i] = static_cast<T>(from[i]);
 }
 
-// Swaps the lanes of `upper` whose number has the bit kStep with the lanes of `lower` without it.
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
 #define RCNN_HAS_SHUFFLEVECTOR 1
 #endif
 #endif
-template <int kStep, class P, int... kLane>
-RCNN_INLINE void swap_lanes(P& upper, P& lower, std::integer_sequence<int, kLane...>) {
+// Swaps the lanes of `upper` whose index has the bit kStep with the lanes of `lower` whose index
+// does not.
+template <int kStep, class V, int... kLane>
+RCNN_INLINE void swap_lanes(V& upper, V& lower, std::integer_sequence<int, kLane...>) {
 #if defined(RCNN_HAS_SHUFFLEVECTOR)
   constexpr int kN = sizeof...(kLane);
-  const P swapped =
+  const V swapped =
       __builtin_shufflevector(upper, lower, (kLane & kStep ? kLane - kStep + kN : kLane)...);
   lower = __builtin_shufflevector(upper, lower, (kLane & kStep ? kLane + kN : kLane + kStep)...);
   upper = swapped;
@@ -339,9 +340,9 @@ RCNN_INLINE void swap_lanes(P& upper, P& lower, std::integer_sequence<int, kLane
 #endif
 }
 
-// Blocks of kStep rows and lanes, then those within them.
-template <int kStep, class P, int N>
-RCNN_INLINE void transpose_blocks(P (&rows)[N]) {
+// Transposes the 2 x 2 arrangement of blocks of kStep rows and lanes, then each block recursively.
+template <int kStep, class V, int N>
+RCNN_INLINE void transpose_blocks(V (&rows)[N]) {
   if constexpr (kStep > 0) {
 #if defined(__GNUC__)
 #pragma GCC unroll 16
@@ -355,8 +356,8 @@ RCNN_INLINE void transpose_blocks(P (&rows)[N]) {
   }
 }
 
-template <class P, int N>
-RCNN_INLINE void transpose(P (&rows)[N]) {
+template <class V, int N>
+RCNN_INLINE void transpose(V (&rows)[N]) {
   transpose_blocks<N / 2>(rows);
 }
 

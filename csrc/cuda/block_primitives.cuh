@@ -16,7 +16,7 @@ __device__ __forceinline__ int warp_index() { return static_cast<int>(threadIdx.
 // Index of the calling thread in its warp.
 __device__ __forceinline__ int lane_index() { return static_cast<int>(threadIdx.x) % kWarpSize; }
 
-// condition ? a : b of values: of variables it would choose an address, in local memory.
+// condition ? a : b. On variables, ?: would select an address and force both into local memory.
 template <class T>
 __device__ __forceinline__ T choose(bool condition, T a, T b) {
   if (condition) b = a;

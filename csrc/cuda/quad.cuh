@@ -15,7 +15,7 @@ constexpr int kRoiThreads = 256;  // per block; untuned
 constexpr int kRoiWarps = kRoiThreads / kWarpSize;
 constexpr int kStagedBins = 64;  // results that a warp stages in shared memory; untuned
 // Fewer RoIs than this are split between blocks: some eight blocks for each of a large device's 132
-// multiprocessors. Modelled, not measured.
+// multiprocessors. Modeled, not measured.
 constexpr int kTargetBlocks = 1024;
 constexpr int kContiguous = 0;  // NCHW, in place of a number of channels per load
 

@@ -10,7 +10,7 @@
 
 namespace rcnn_ext {
 
-// More levels than a map of 2^31 pixels a side can be halved.
+// A map of 2^31 pixels per side can be halved 31 times, which makes 32 levels.
 constexpr int64_t kMaxLevels = 32;
 
 struct PyramidOptions {
@@ -43,8 +43,8 @@ inline void check_pyramid(const PyramidOptions& options, size_t levels, const ch
       op, ": expected a positive, finite canonical_scale, got ", options.canonical_scale);
 }
 
-inline void check_multiscale(const std::vector<Tensor>& inputs, const Tensor& rois,
-                             const PyramidOptions& options) {
+inline void check_multiscale_roi_align(const std::vector<Tensor>& inputs, const Tensor& rois,
+                                       const PyramidOptions& options) {
   const char* const op = "multiscale_roi_align";
   check_pyramid(options, inputs.size(), op);
   for (const Tensor& input : inputs) {
@@ -57,12 +57,11 @@ inline void check_multiscale(const std::vector<Tensor>& inputs, const Tensor& ro
   }
 }
 
-// The shapes of the levels, as a backward operator is told them.
-inline std::vector<FeatureShape> check_multiscale_backward(const Tensor& grad, const Tensor& rois,
-                                                           int64_t batch_size, int64_t channels,
-                                                           const std::vector<int64_t>& heights,
-                                                           const std::vector<int64_t>& widths,
-                                                           const PyramidOptions& options) {
+// The shapes of the levels, from the arguments of the backward operator.
+inline std::vector<FeatureShape> check_multiscale_roi_align_backward(
+    const Tensor& grad, const Tensor& rois, int64_t batch_size, int64_t channels,
+    const std::vector<int64_t>& heights, const std::vector<int64_t>& widths,
+    const PyramidOptions& options) {
   const char* const op = "multiscale_roi_align_backward";
   check_pyramid(options, heights.size(), op);
   RCNN_CHECK(heights.size() == widths.size(), op, ": expected as many heights as widths, got ",

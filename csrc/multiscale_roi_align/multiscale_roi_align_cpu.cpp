@@ -21,8 +21,8 @@ std::vector<int32_t> levels_of(const Tensor& rois, const PyramidRule& rule) {
   return levels;
 }
 
-RoiAlignRequest request(const char* op, const Tensor& rois, ScalarType dtype,
-                        const PyramidOptions& options) {
+RoiAlignRequest make_request(const char* op, const Tensor& rois, ScalarType dtype,
+                             const PyramidOptions& options) {
   const Tensor dense = contiguous_as(rois, accumulate_dtype(dtype));
   const PyramidRule rule = options.rule();
   return {
@@ -41,9 +41,9 @@ Tensor multiscale_roi_align_cpu(const std::vector<Tensor>& inputs, const Tensor&
                                {1.0, pooled_height, pooled_width, sampling_ratio, aligned},
                                canonical_scale,
                                canonical_level};
-  check_multiscale(inputs, rois, options);
-  return roi_align_levels(inputs,
-                          request("multiscale_roi_align", rois, inputs[0].scalar_type(), options));
+  check_multiscale_roi_align(inputs, rois, options);
+  return roi_align_levels(
+      inputs, make_request("multiscale_roi_align", rois, inputs[0].scalar_type(), options));
 }
 
 // grad: [K, C, PH, PW], rois: [K, 5] -> gradients of the inputs, [N, C, H, W] each
@@ -56,10 +56,11 @@ std::vector<Tensor> multiscale_roi_align_backward_cpu(
                                {1.0, pooled_height, pooled_width, sampling_ratio, aligned},
                                canonical_scale,
                                canonical_level};
-  const auto shapes =
-      check_multiscale_backward(grad, rois, batch_size, channels, heights, widths, options);
+  const auto shapes = check_multiscale_roi_align_backward(grad, rois, batch_size, channels, heights,
+                                                          widths, options);
   return roi_align_backward_levels(
-      grad, shapes, request("multiscale_roi_align_backward", rois, grad.scalar_type(), options),
+      grad, shapes,
+      make_request("multiscale_roi_align_backward", rois, grad.scalar_type(), options),
       channels_last);
 }
 

@@ -19,7 +19,7 @@ Tensor multiscale_roi_align_cuda(const std::vector<Tensor>& inputs, const Tensor
                                {1.0, pooled_height, pooled_width, sampling_ratio, aligned},
                                canonical_scale,
                                canonical_level};
-  check_multiscale(inputs, rois, options);
+  check_multiscale_roi_align(inputs, rois, options);
   const CudaScope scope(inputs[0]);
   const ScalarType dtype = inputs[0].scalar_type();
   const bool channels_last = is_channels_last(inputs[0]);
@@ -50,8 +50,8 @@ std::vector<Tensor> multiscale_roi_align_backward_cuda(
                                {1.0, pooled_height, pooled_width, sampling_ratio, aligned},
                                canonical_scale,
                                canonical_level};
-  const auto shapes =
-      check_multiscale_backward(grad, rois, batch_size, channels, heights, widths, options);
+  const auto shapes = check_multiscale_roi_align_backward(grad, rois, batch_size, channels, heights,
+                                                          widths, options);
   const CudaScope scope(grad);
   const ScalarType dtype = grad.scalar_type();
   const DenseMap upstream = dense_map(grad);

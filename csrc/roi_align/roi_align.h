@@ -12,11 +12,12 @@ struct AlignOptions {
   bool aligned;
 };
 
-// A bin takes its square of samples one by one: far more than any map has pixels would only hang.
+// The samples of a bin are visited one by one, and their number is the square of this: a larger
+// ratio than any map has pixels would only run for very long.
 inline void check_sampling_ratio(int64_t sampling_ratio, const char* op) {
-  constexpr int64_t kLargest = 4096;
-  RCNN_CHECK(sampling_ratio <= kLargest, op, ": expected a sampling_ratio of at most ", kLargest,
-             ", got ", sampling_ratio);
+  constexpr int64_t kMaxSamplingRatio = 4096;
+  RCNN_CHECK(sampling_ratio <= kMaxSamplingRatio, op, ": expected a sampling_ratio of at most ",
+             kMaxSamplingRatio, ", got ", sampling_ratio);
 }
 
 inline void check_roi_align(const Tensor& input, const Tensor& rois, const AlignOptions& options) {

@@ -221,7 +221,7 @@ inline void roi_align_backward_row(const RoiWeights<T>& roi, const Stored* grad,
     }
     sums[i] = total;
   }
-  for (int64_t x = 0; x < roi.widths; ++x) {
+  for (int64_t x = 0; x < roi.x_count; ++x) {
     const int32_t* const at = roi.by_column.starts + x;
     add_rows(roi.by_column.taps + at[0], roi.by_column.taps + at[1], sums, channels, channels,
              line + (roi.first_x + x) * channels);

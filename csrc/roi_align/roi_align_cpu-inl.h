@@ -28,9 +28,9 @@ namespace rcnn_ext {
 namespace {
 namespace RCNN_NAMESPACE {
 
-// RoIs are sorted for locality, so that their pooled maps lie anywhere in memory and no hardware
-// prefetcher foresees the next one: it is prefetched so many RoIs ahead.
-constexpr int64_t kPrefetchDistance = 2;
+// RoIs are sorted for locality, so consecutive pooled maps are scattered in memory and the hardware
+// prefetcher does not predict them: they are prefetched this many RoIs ahead.
+constexpr int64_t kPrefetchRois = 2;  // untuned
 
 // All RoIs of a span for channels [first, last), kPlanes channels at a time. out: [K, C, PH, PW]
 template <int kPlanes, class T, class Stored>
@@ -47,8 +47,8 @@ void roi_align_channels_n(const RoiSpan<RoiWeights<T>, Stored>& span, const Pool
     for (const RoiWeights<T>* roi = span.begin; roi != span.end; ++roi) {
       next_planes.advance();
       Stored* const target = out + (roi->index * pooled.channels + c) * bins;
-      if (span.end - roi > kPrefetchDistance) {
-        prefetch_range<true>(out + (roi[kPrefetchDistance].index * pooled.channels + c) * bins,
+      if (span.end - roi > kPrefetchRois) {
+        prefetch_range<true>(out + (roi[kPrefetchRois].index * pooled.channels + c) * bins,
                              count * bins);
       }
       if (count == kPlanes) {
@@ -69,7 +69,7 @@ void roi_align_channels(const RoiSpan<RoiWeights<T>, Stored>& span, const Pooled
                         int64_t first, int64_t last, ForwardScratch<T>& scratch, Stored* out) {
   // With few RoIs, the planes in use and the next ones should fit the cache together, so that
   // planes come one by one. With many, the weights of a RoI should serve several planes.
-  constexpr int64_t kBytesPerRoi = 1000;
+  constexpr int64_t kBytesPerRoi = 1000;  // untuned
   const int64_t bytes = span.height * span.width * static_cast<int64_t>(sizeof(Stored));
   if (bytes > kBytesPerRoi * (span.end - span.begin)) {
     roi_align_channels_n<1>(span, pooled, first, last, scratch, out);
@@ -103,8 +103,8 @@ void roi_align_backward_planes(const RoiWeights<T>* begin, const RoiWeights<T>* 
     return grad + (roi.index * pooled.channels + first) * pooled.bins();
   };
   for (const RoiWeights<T>* roi = begin; roi != end; ++roi) {
-    if (end - roi > kPrefetchDistance) {
-      prefetch_range<false>(gradient_of(roi[kPrefetchDistance]), count * pooled.bins());
+    if (end - roi > kPrefetchRois) {
+      prefetch_range<false>(gradient_of(roi[kPrefetchRois]), count * pooled.bins());
     }
     for (int64_t c = 0; c < count; ++c) {
       roi_align_backward_plane(*roi, gradient_of(*roi) + c * pooled.bins(), pooled, scratch,

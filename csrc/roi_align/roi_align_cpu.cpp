@@ -24,7 +24,7 @@
 // - Channels-last per pixel: a bin adds whole pixels, whose channels are neighbors in memory.
 // - Transposed blocks: with channels in lanes, no columns have to be gathered; but every pixel of
 //   the map is transposed, which gained at 4.8 pixels per bin and lost at 9.7 (kMaxPixelsPerBin;
-//   of the RoIs of one split). Over 4 levels 28.4 -> 24.3 ms, in bfloat16 24.7 -> 18.3 ms,
+//   bins of the RoIs of one split). Over 4 levels 28.4 -> 24.3 ms, in bfloat16 24.7 -> 18.3 ms,
 //   together with non-temporal stores of results above 8 MB (kStreamingBytes). Bins of at most 4
 //   x 4 taps (kMaxStaticTaps) have unrolled kernels: with AVX2 22.8 -> 19.2 ms.
 // - Separable: rows of pixels are summed along y and the sums along x, so that a pixel is read
@@ -37,7 +37,7 @@
 // - By rows: a thread takes rows of the map and visits the RoIs of each, so that one row of sums
 //   stays in the cache.
 // - By plane: one plane stays in L2, where four planes of a large map would not: 30.4 -> 29 ms.
-// - By four planes (kFourPlanesFrom): what is read for one channel of so many RoIs lies on more
+// - By four planes (kMaxRoisForOnePlane): what is read for one channel of so many RoIs lies on more
 //   pages than the TLB has entries, and the channels of a RoI are neighbors in it. 10,000 RoIs:
 //   216 -> 152 ms.
 //
@@ -71,13 +71,13 @@
 namespace rcnn_ext {
 namespace {
 
-// Channels of a task on transposed blocks, and at least so many make transposing worth while: the
-// lanes of the widest register.
+// Channels per task on transposed blocks, and the minimum number of channels for which transposing
+// saves time: the lanes of the widest register.
 constexpr int64_t kChannelsPerTask = 16;
-// RoIs of a map from which on the gradient takes four planes at a time.
-constexpr int64_t kFourPlanesFrom = 4000;
+// With more RoIs on a map than this, the gradient takes four planes at a time.
+constexpr int64_t kMaxRoisForOnePlane = 4000;
 
-void advise_on(Tensor& fresh) {
+void advise_huge_pages_for(Tensor& fresh) {
   advise_huge_pages(fresh.mutable_data_ptr(), fresh.numel() * fresh.element_size());
 }
 
@@ -152,13 +152,13 @@ void run_forward(const std::vector<Tensor>& maps, const Tensor& rois,
         return has_permutes ? WeightLayout::kPermutedColumns : WeightLayout::kSharedColumns;
       });
   if (output.numel() == 0) return;
-  advise_on(output);
+  advise_huge_pages_for(output);
   const auto image_of = [&](int64_t level, int64_t image) {
     return maps[level].const_data_ptr<Stored>() +
            image * pooled.channels * levels[level].height * levels[level].width;
   };
   const auto level_count = static_cast<int64_t>(levels.size());
-  // For a RoI and a channel, about.
+  // Estimated cycles per channel of a RoI.
   const int64_t cycles = 60 + 4 * pooled.bins();
 
   if (channels_last) {
@@ -189,6 +189,7 @@ void run_forward(const std::vector<Tensor>& maps, const Tensor& rois,
               const LevelShape& map = levels[level];
               const bool is_transposed =
                   weights.layout(level, image) == WeightLayout::kTransposedBlocks;
+              // From a quarter of the map on; untuned.
               const bool whole =
                   is_transposed || 4 * count_pixels_read(begin, end) >= map.height * map.width;
               (is_transposed ? transposed_spans : plane_spans)
@@ -220,7 +221,7 @@ void run_backward(const Tensor& grad, const Tensor& rois, const std::vector<Leve
   });
   for (size_t level = 0; level < levels.size(); ++level) {
     if (results[level].numel() == 0) continue;
-    advise_on(results[level]);
+    advise_huge_pages_for(results[level]);
     const int64_t height = levels[level].height;
     const int64_t width = levels[level].width;
     auto* const out = results[level].mutable_data_ptr<Stored>();
@@ -240,7 +241,7 @@ void run_backward(const Tensor& grad, const Tensor& rois, const std::vector<Leve
             });
         continue;
       }
-      const int64_t planes_per_pass = end - begin > kFourPlanesFrom ? 4 : 1;
+      const int64_t planes_per_pass = end - begin > kMaxRoisForOnePlane ? 4 : 1;
       const int64_t tasks = (channels + planes_per_pass - 1) / planes_per_pass;
       torch::stable::parallel_for(
           0, tasks, grain_size(cycles / tasks), [&](int64_t first, int64_t last) {

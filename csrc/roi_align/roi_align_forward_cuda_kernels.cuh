@@ -11,8 +11,8 @@
 
 namespace rcnn_ext {
 
-// Of a RoI along an axis in shared memory: at 16 bytes each, 16 KiB per block for both axes.
-// Modelled, not measured.
+// Maximum number of taps of a RoI along one axis in shared memory: at 16 bytes each, 16 KiB per
+// block for both axes. Modeled, not measured.
 constexpr int kMaxTaps = 512;
 
 // A row or column that a bin reads.
@@ -27,7 +27,7 @@ struct AlignPlan {
   AlignOptions options;
   int64_t roi_count;
   int splits;                  // blocks that share a RoI
-  int max_y_taps, max_x_taps;  // room for the taps of a bin; 0: no taps in shared memory
+  int max_y_taps, max_x_taps;  // capacity for the taps of one bin; 0: no taps in shared memory
 };
 
 // The taps of the current RoI, in shared memory.
@@ -66,10 +66,10 @@ __device__ __forceinline__ SharedTaps<T> lay_out_taps(const AlignPlan& plan,
 }
 
 // Collects the taps of a bin along one axis, with consecutive samples of one pixel merged. Returns
-// whether there was room.
+// whether they fit `capacity`.
 template <class T>
 __device__ __forceinline__ bool collect_bin_taps(const AlignAxis<T>& axis, int64_t bin,
-                                                 int64_t bytes, T divisor, int slots,
+                                                 int64_t bytes, T divisor, int capacity,
                                                  OffsetTap<T>* taps, int* count) {
   int used = 0;
   bool fits = true;
@@ -82,7 +82,7 @@ __device__ __forceinline__ bool collect_bin_taps(const AlignAxis<T>& axis, int64
         return;
       }
     }
-    if (used < slots) {
+    if (used < capacity) {
       taps[used++] = {offset, weight};
     } else {
       fits = false;
@@ -106,15 +106,15 @@ __device__ __forceinline__ bool collect_roi_taps(const AlignRoi<T>& roi, const A
       const bool along_y = i < height;
       const int bin = along_y ? i : i - height;
       AlignAxis<T> axis = roi.x;
-      int slots = plan.max_x_taps;
+      int capacity = plan.max_x_taps;
       if (along_y) {  // not by ?:, which would put both into local memory to choose an address
         axis = roi.y;
-        slots = plan.max_y_taps;
+        capacity = plan.max_y_taps;
       }
       // The average is taken along y alone.
       fits &=
           collect_bin_taps(axis, bin, along_y ? row_bytes : pixel_bytes, along_y ? roi.count : T(1),
-                           slots, (along_y ? taps.y_taps : taps.x_taps) + bin * slots,
+                           capacity, (along_y ? taps.y_taps : taps.x_taps) + bin * capacity,
                            (along_y ? taps.y_counts : taps.x_counts) + bin);
     }
   }
@@ -140,11 +140,11 @@ __device__ __forceinline__ T sum_samples(const AlignRoi<T>& roi, const Stored* p
 // outside the batch, and then reads nothing and gives zeros. image: [C, H, W] of the RoI, out: [C,
 // PH, PW]
 template <class T, class Stored>
-__device__ __forceinline__ void pool_without_tables(const AlignRoi<T>& roi, const AlignPlan& plan,
-                                                    int split, int64_t channels,
-                                                    const MapStrides& source, int64_t row_stride,
-                                                    const MapStrides& pooled, const Stored* image,
-                                                    Stored* out) {
+__device__ __forceinline__ void pool_without_taps(const AlignRoi<T>& roi, const AlignPlan& plan,
+                                                  int split, int64_t channels,
+                                                  const MapStrides& source, int64_t row_stride,
+                                                  const MapStrides& pooled, const Stored* image,
+                                                  Stored* out) {
   const int64_t width = plan.options.pooled_width;
   const int64_t bins = plan.options.pooled_height * width;
   const bool channels_last = pooled.channel == 1;
@@ -283,8 +283,8 @@ __device__ __forceinline__ AlignTask<T> find_align_task(
 }
 
 // rois: [K, 5], out: [K, C, PH, PW]; maps in NCHW (kVecSize: kContiguous) or channels-last, with
-// kVecSize channels per load. The launch bounds cap the
-// registers at what ptxas needs for sm_90 without spills; not measured on a device.
+// kVecSize channels per load. The launch bounds cap the registers at what ptxas needs for sm_90
+// without spills; not measured on a device.
 template <class Stored, int kVecSize, int kLevels>
 __global__ void __launch_bounds__(kRoiThreads, sizeof(accumulate_t<Stored>) == 8 ? 2 : 4)
     align_kernel(FeatureLevels<const Stored, kLevels> levels, const accumulate_t<Stored>* rois,
@@ -310,8 +310,8 @@ __global__ void __launch_bounds__(kRoiThreads, sizeof(accumulate_t<Stored>) == 8
         levels.map(task.level) + max(task.roi.batch, int64_t{0}) * shape.channels * pixels;
     Stored* const target = out + task.k * shape.channels * bins;
     if (!collected) {
-      pool_without_tables(task.roi, plan, task.split, shape.channels, source, row_stride,
-                          MapStrides::of(kChannelsLast, shape.channels, bins), image, target);
+      pool_without_taps(task.roi, plan, task.split, shape.channels, source, row_stride,
+                        MapStrides::of(kChannelsLast, shape.channels, bins), image, target);
     } else if constexpr (kChannelsLast) {
       pool_channels_last<kVecSize>(taps, plan, task.split, shape.channels, image, target);
     } else {
@@ -323,11 +323,11 @@ __global__ void __launch_bounds__(kRoiThreads, sizeof(accumulate_t<Stored>) == 8
   }
 }
 
-// The room for the taps of a bin: what a sampling ratio needs at most, or an equal part of the
-// whole.
+// The capacity for the taps of one bin: what a sampling ratio needs at most, or an equal share of
+// kMaxTaps.
 inline int max_taps_per_bin(int64_t bins, int64_t sampling_ratio) {
-  const int64_t room = kMaxTaps / bins;
-  return static_cast<int>(sampling_ratio > 0 ? std::min(room, 2 * sampling_ratio) : room);
+  const int64_t share = kMaxTaps / bins;
+  return static_cast<int>(sampling_ratio > 0 ? std::min(share, 2 * sampling_ratio) : share);
 }
 
 // vector: channels per load, or kContiguous

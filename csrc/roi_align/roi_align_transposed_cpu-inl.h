@@ -30,8 +30,9 @@ namespace RCNN_NAMESPACE {
 // EPYC, one core, 2026-11). Bins of the usual 2 x 2 samples have up to 4 x 4 taps.
 constexpr int kMaxStaticTaps = 4;
 
-// A row of bins of kRows taps along y and kColumns along x. pixels: [H, W, kLanes], out: [PW,
-// kLanes] Returns the sum of all, which is finite only if they are.
+// A row of bins of kRows taps along y and kColumns along x. Returns the sum of all, which is finite
+// only if they are.
+// pixels: [H, W, kLanes], out: [PW, kLanes]
 template <int kRows, int kColumns, class T>
 RCNN_NO_INLINE Vec<T, kLanes<T>> roi_align_row_static(const Tap<T>* rows,
                                                       const BinWeights<T>& block,
@@ -148,8 +149,8 @@ void roi_align_transposed(const std::vector<RoiSpan<RoiWeights<T>, Stored>>& spa
                                pooled.width, block.data() + roi.first_column * kN, span.width,
                                results.data() + ph * pooled.width * kN);
         }
-        // A NaN or an infinity among the sums stays in that of all; a sum that overflows only looks
-        // like one.
+        // A NaN or an infinity makes the sum nonfinite. So may overflow, which costs a second
+        // computation only.
         if (RCNN_UNLIKELY(!(all_zero<kN, T>(all * Vec<T, kN>{})))) {
           const int64_t plane = span.height * span.width;
           for (int64_t i = 0; i < count; ++i) {

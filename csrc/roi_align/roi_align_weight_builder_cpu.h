@@ -43,7 +43,7 @@ class WeightBuilder {
     roi.first_row = rows.first;
     roi.rows = rows.size();
     roi.first_x = columns.first;
-    roi.widths = columns.size();
+    roi.x_count = columns.size();
     // Kernels read whole registers: beyond the last column, or before the first where the map ends.
     roi.columns =
         std::min((columns.size() + kColumnBlock - 1) / kColumnBlock * kColumnBlock, level.width);

@@ -58,12 +58,13 @@ struct RowsByTapCount {
   int32_t one_tap_end, two_taps_end, end;
 };
 
-// Which weights a kernel reads; only those members of RoiWeights are set.
+// Which weights a kernel reads; only those members of RoiWeights are set. A RoI of more than
+// kMaxPermutedColumns columns has shared columns in place of permuted ones.
 enum class WeightLayout {
   kChannelsLast,      // y, x
-  kSharedColumns,     // and bin weights whose lanes read the same columns
-  kPermutedColumns,   // and, up to kMaxPermutedColumns columns, bin weights with a column per lane
-  kTransposedBlocks,  // and one block of all bins with a column per bin
+  kSharedColumns,     // y, x, and bin weights whose lanes share columns
+  kPermutedColumns,   // y, x, and bin weights with a column per lane
+  kTransposedBlocks,  // y, x, and one block of all bins with a column per bin
   kBackwardRows,      // by_row, by_column
   kBackwardPlanes     // by_row, rows_by_tap_count, column weights
 };
@@ -73,8 +74,8 @@ struct RoiWeights {
   int64_t index;                    // among the RoIs
   int64_t first_column, columns;    // read by vector code: a multiple of kColumnBlock, or the map
   CsrWeights<T> y, x;               // by bin: pixels. y includes 1 / the number of samples of a bin
-  int64_t first_row, rows;          // in a bin
-  int64_t first_x, widths;          // columns in a bin
+  int64_t first_row, rows;          // rows of pixels that any bin reads
+  int64_t first_x, x_count;         // columns of pixels that any bin reads
   CsrWeights<T> by_row, by_column;  // by pixel from first_row and first_x: bins
   RowsByTapCount rows_by_tap_count;
   bool permuted;                           // whether bin_weights have a column per lane
@@ -102,7 +103,7 @@ struct ForwardScratch {
 
   explicit ForwardScratch(int64_t max_width)
       : rows(kPlanesPerPass * kRowBlock * row_stride(max_width)) {}
-  // Of a row of sums, so that whole registers can be read of it.
+  // The stride of a row of sums, padded so that whole registers can be read.
   static int64_t row_stride(int64_t columns) { return (columns + 63) / 32 * 32; }
 };
 

@@ -15,7 +15,7 @@ struct PoolOptions {
 
 inline void check_plane_size(int64_t height, int64_t width, const char* op) {
   RCNN_CHECK(height == 0 || width <= std::numeric_limits<int32_t>::max() / height, op,
-             ": expected an input of at most 2^31 - 1 pixels a channel, got ", height, " x ",
+             ": expected an input of at most 2^31 - 1 pixels per channel, got ", height, " x ",
              width);
 }
 

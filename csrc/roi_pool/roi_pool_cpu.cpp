@@ -38,8 +38,9 @@ std::vector<RoiSpan<RoiBins, Stored>> spans_of(const RoiBins* begin, const RoiBi
               (stop->x.back().last - stop->x.front().first);
     }
     const int64_t plane = shape.height * shape.width;
+    const bool whole = 2 * read >= plane;  // from half of the map on; untuned
     spans.push_back({begin, stop, data + begin->batch * shape.channels * plane, shape.height,
-                     shape.width, 2 * read >= plane});
+                     shape.width, whole});
     begin = stop;
   }
   return spans;

@@ -41,9 +41,9 @@ __device__ __forceinline__ Maximum<T> first_maximum(Maximum<T> a, Maximum<T> b) 
   if (a.pixel < 0) return b;
   if (b.pixel < 0) return a;
   const bool ordered = a.pixel < b.pixel;
-  const Maximum<T> early = choose(ordered, a, b);
-  const Maximum<T> late = choose(ordered, b, a);
-  return choose(takes_over(late.value, early.value), late, early);
+  const Maximum<T> earlier = choose(ordered, a, b);
+  const Maximum<T> later = choose(ordered, b, a);
+  return choose(takes_over(later.value, earlier.value), later, earlier);
 }
 
 // How a launch divides the work.

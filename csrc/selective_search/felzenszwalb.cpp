@@ -140,8 +140,8 @@ void Segmenter::start_tile(const Window& tile, const Window& window, Forest& for
 }
 
 void Segmenter::add_tile(const Edges& edges, const Window& tile, Rounds& rounds) {
-  // Keeping all ways short takes longer than it saves.
-  constexpr int kRoundsToShorten = 4;
+  // Shortening all paths in every round takes longer than it saves.
+  constexpr int kRoundsPerShorteningInTile = 4;
   const Window& window = edges.window();
   Forest& forest = rounds.forest;
   start_tile(tile, window, forest);
@@ -171,7 +171,7 @@ void Segmenter::add_tile(const Edges& edges, const Window& tile, Rounds& rounds)
     find_links(edges, round, forest, rounds.links);
     rounds.links.sort();
     join_round(rounds.links, scale_, forest, refuse);
-    if (round % kRoundsToShorten == kRoundsToShorten - 1) forest.shorten();
+    if (round % kRoundsPerShorteningInTile == kRoundsPerShorteningInTile - 1) forest.shorten();
   }
   if (tiling_.is_whole()) {
     absorb_small(forest);
@@ -213,8 +213,8 @@ void Segmenter::keep_tile(const Window& tile, const Window& window, Forest& fore
 void Segmenter::join_waiting(Rounds& rounds) {
   // As many as fit into the cache.
   constexpr int64_t kRoundEdges = int64_t{1} << 17;
-  constexpr int kRoundsToShorten = 16;
-  constexpr size_t kAhead = 16;
+  constexpr int kRoundsPerShortening = 16;
+  constexpr size_t kPrefetchEdges = 16;
   Forest& forest = rounds.forest;
   const Ends ends(tiling_.width);
   const int32_t* node = result_.labels.data();
@@ -232,8 +232,8 @@ void Segmenter::join_waiting(Rounds& rounds) {
       for (; tile.next < tile.count; ++tile.next) {
         const Edge& edge = edges[tile.next];
         if (rank_of(edge.cost_bits()) >= plan[round]) break;
-        if (tile.next + kAhead < tile.count) {
-          const Edge& ahead = edges[tile.next + kAhead];
+        if (tile.next + kPrefetchEdges < tile.count) {
+          const Edge& ahead = edges[tile.next + kPrefetchEdges];
           prefetch(&node[ahead.pixel() + ends.first[ahead.direction()]]);
           prefetch(&node[ahead.pixel() + ends.second[ahead.direction()]]);
         }
@@ -247,7 +247,7 @@ void Segmenter::join_waiting(Rounds& rounds) {
     rounds.links.finish(next);
     rounds.links.sort();
     join_round(rounds.links, scale_, forest, refuse);
-    if (round % kRoundsToShorten == kRoundsToShorten - 1) forest.shorten();
+    if (round % kRoundsPerShortening == kRoundsPerShortening - 1) forest.shorten();
   }
 }
 

@@ -106,11 +106,11 @@ class Links {
 // thresholds, calls `refuse(edge, a, b)` with the roots for the others.
 template <class Refuse>
 void join_round(const Links& links, double scale, Forest& forest, Refuse refuse) {
-  constexpr size_t kAhead = 8;
+  constexpr size_t kPrefetchLinks = 8;
   for (size_t i = 0; i < links.size(); ++i) {
-    if (i + kAhead < links.size()) {
-      forest.prefetch_node(links[i + kAhead].a);
-      forest.prefetch_node(links[i + kAhead].b);
+    if (i + kPrefetchLinks < links.size()) {
+      forest.prefetch_node(links[i + kPrefetchLinks].a);
+      forest.prefetch_node(links[i + kPrefetchLinks].b);
     }
     const Edge& edge = links[i].edge;
     const int32_t a = forest.root(links[i].a);

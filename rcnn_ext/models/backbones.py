@@ -271,7 +271,7 @@ def resolve_norm_layer(norm_layer: NormLayer, pretrained: bool) -> Callable[...,
 
     Args:
         norm_layer: "frozen" (neither statistics nor scale ever change), "batch" (live batch norm,
-            for training from scratch with several images a batch), "auto" (frozen for pretrained
+            for training from scratch with several images per batch), "auto" (frozen for pretrained
             networks, else batch: torchvision's choice), or a function from the number of channels
             to a layer.
         pretrained: Whether the network starts from published weights.

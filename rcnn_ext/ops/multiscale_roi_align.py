@@ -274,7 +274,7 @@ def _save_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Te
 
 
 def _double_backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    # Linear in its inputs, so its derivative is the operator again.
+    # The gradient is linear in grad, so its derivative is multiscale_roi_align itself.
     (rois,) = ctx.saved_tensors
     given = next(grad for grad in grads if grad is not None)
     maps = [

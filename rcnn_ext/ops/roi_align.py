@@ -1,7 +1,8 @@
 """RoIAlign.
 
 CPU: ``csrc/roi_align/roi_align_cpu.cpp``, kernels in
-``csrc/roi_align/roi_align_forward_cpu-inl.h`` and
+``csrc/roi_align/roi_align_forward_cpu-inl.h``,
+``csrc/roi_align/roi_align_transposed_cpu-inl.h`` and
 ``csrc/roi_align/roi_align_backward_cpu-inl.h``.
 CUDA: ``csrc/roi_align/roi_align_cuda.cu``, kernels in
 ``csrc/roi_align/roi_align_forward_cuda_kernels.cuh``,
@@ -196,7 +197,7 @@ def _vmap(
             rois = rois.to(torch.float32)  # half types can't count the images of a larger batch
         index = rois[..., 0]
         offset = num_images * torch.arange(size, device=rois.device, dtype=rois.dtype)[:, None]
-        # A bad index stays one instead of reaching into another image of the batch.
+        # An invalid index becomes -1, instead of reaching into another image of the batch.
         index = torch.where((index >= 0) & (index < num_images), index + offset, -1)
         rois = torch.cat([index[..., None], rois[..., 1:]], dim=-1)
         input = images.flatten(0, 1)

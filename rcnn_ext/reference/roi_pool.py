@@ -37,7 +37,7 @@ def _check_plane_size(height: int, width: int, op: str) -> None:
     """Expect that the index of a pixel fits the int32 of an argmax."""
     check(
         height * width <= torch.iinfo(torch.int32).max,
-        f"{op}: expected an input of at most 2^31 - 1 pixels a channel, got {height} x {width}",
+        f"{op}: expected an input of at most 2^31 - 1 pixels per channel, got {height} x {width}",
     )
 
 

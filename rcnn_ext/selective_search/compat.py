@@ -49,7 +49,7 @@ def selective_search(
         scale=check_number("scale", scale, 0.0, np.inf),
         min_size=check_min_size(min_size),
     )
-    labelled = np.concatenate([image, labels[:, :, None]], axis=2, dtype=np.float64)
+    labeled = np.concatenate([image, labels[:, :, None]], axis=2, dtype=np.float64)
     corners = boxes[:, :2]
     rects = np.concatenate([corners, boxes[:, 2:] - corners], axis=1).tolist()
     segments = len(boxes) - len(merged)
@@ -60,7 +60,7 @@ def selective_search(
         {"rect": tuple(rect), "size": size, "labels": labels_of_region}
         for rect, size, labels_of_region in zip(rects, sizes.tolist(), lists, strict=True)
     ]
-    return labelled, regions
+    return labeled, regions
 
 
 def _prepare(im_orig: Any) -> tuple[np.ndarray, float]:

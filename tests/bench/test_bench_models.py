@@ -68,8 +68,8 @@ class TestDetectionError:
         assert detection_error(shifted, detections(*BASE)) == pytest.approx(0.2)
         rescored = detections(boxes, labels, [0.9, 0.7, 0.06])
         assert detection_error(rescored, detections(*BASE)) == pytest.approx(0.1)
-        relabelled = detections(boxes, [1, 3, 2], scores)
-        assert detection_error(relabelled, detections(*BASE)) == pytest.approx(1.0)
+        relabeled = detections(boxes, [1, 3, 2], scores)
+        assert detection_error(relabeled, detections(*BASE)) == pytest.approx(1.0)
 
     def test_nothing_found(self):
         empty = detections([], [], [])

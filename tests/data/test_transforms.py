@@ -114,7 +114,7 @@ def test_rotated_boxes_contain_their_object(tmp_path):
         assert (box[2:] - box[:2]).prod() > 590
 
 
-def test_colour_and_blur_move_nothing(tmp_path):
+def test_color_and_blur_move_nothing(tmp_path):
     one = annotated(tmp_path, scene(tmp_path))
     config = AugmentConfig(horizontal_flip=0, color=0.5, hue=0.2, blur=1.0)
     image, target = TrainingStream(one, build_augmentation(config), seed=0)[0]

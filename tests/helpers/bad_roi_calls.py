@@ -189,7 +189,7 @@ ROI_ERRORS |= {
     ),
     "pool backward, pixels": (
         _pool_backward(shape=(2, 3, 2**20, 2**20)),
-        r"roi_pool_backward: .*at most 2\^31 - 1 pixels a channel, got 1048576 x 1048576",
+        r"roi_pool_backward: .*at most 2\^31 - 1 pixels per channel, got 1048576 x 1048576",
     ),
     "pool backward, scale": (
         _pool_backward(scale=0.0),

@@ -39,11 +39,11 @@ class PlainSearch:
     """The same search without any cleverness, on an image in hue, saturation and value."""
 
     def __init__(self, rgb: np.ndarray, measures: str) -> None:
-        colour = pytest.importorskip("skimage.color")
+        color = pytest.importorskip("skimage.color")
         ndimage = pytest.importorskip("scipy.ndimage")
         self.measures = measures
         self.area = rgb.shape[0] * rgb.shape[1]
-        planes = colour.rgb2hsv(rgb).transpose(2, 0, 1) * 255.0
+        planes = color.rgb2hsv(rgb).transpose(2, 0, 1) * 255.0
         labels = native.load().felzenszwalb(
             np.ascontiguousarray(planes.transpose(1, 2, 0)), UNIT, gaussian_weights(0.8), 30.0, 20
         )
@@ -60,13 +60,13 @@ class PlainSearch:
         for label in range(labels.max() + 1):
             inside = labels == label
             ys, xs = np.nonzero(inside)
-            colours = [np.bincount(b[inside].astype(int), minlength=25) for b in bins]
+            colors = [np.bincount(b[inside].astype(int), minlength=25) for b in bins]
             textures = [np.bincount(s[inside].astype(int), minlength=10) for s in slopes]
             self.regions.append(
                 {
                     "box": (xs.min(), ys.min(), xs.max(), ys.max()),
                     "size": len(xs),
-                    "C": np.concatenate(colours) / len(xs) / 3,
+                    "C": np.concatenate(colors) / len(xs) / 3,
                     "T": np.concatenate(textures) / len(xs) / 24,
                 }
             )
@@ -77,7 +77,7 @@ class PlainSearch:
             for a, b in zip(one.ravel().tolist(), other.ravel().tolist(), strict=True)
             if a != b
         }
-        self.neighbours = sorted(meeting)  # in order of age
+        self.neighbors = sorted(meeting)  # in order of age
 
     def similarity(self, a: int, b: int) -> float:
         x, y = self.regions[a], self.regions[b]
@@ -96,11 +96,11 @@ class PlainSearch:
         return (*np.minimum(a[:2], b[:2]), *np.maximum(a[2:], b[2:]))
 
     def run(self) -> None:
-        while self.neighbours:
-            scores = [self.similarity(*pair) for pair in self.neighbours]
+        while self.neighbors:
+            scores = [self.similarity(*pair) for pair in self.neighbors]
             # The youngest of equals.
             best = max(range(len(scores)), key=lambda i: (scores[i], i))
-            a, b = self.neighbours[best]
+            a, b = self.neighbors[best]
             x, y = self.regions[a], self.regions[b]
             size = x["size"] + y["size"]
             united = {"box": self.enclose(x["box"], y["box"]), "size": size}
@@ -108,10 +108,10 @@ class PlainSearch:
                 united[part] = (x[part] * x["size"] + y[part] * y["size"]) / size
             new = len(self.regions)
             self.regions.append(united)
-            touched = [pair for pair in self.neighbours if {a, b} & set(pair)]
+            touched = [pair for pair in self.neighbors if {a, b} & set(pair)]
             others = [r for pair in touched for r in pair if r not in (a, b)]
-            self.neighbours = [pair for pair in self.neighbours if pair not in touched]
-            self.neighbours += [(new, other) for other in dict.fromkeys(others)]
+            self.neighbors = [pair for pair in self.neighbors if pair not in touched]
+            self.neighbors += [(new, other) for other in dict.fromkeys(others)]
 
 
 @pytest.mark.parametrize("measures", ["CTSF", "TSF", "F", "S", "C"])
@@ -134,7 +134,7 @@ def test_every_grouping_ends_in_the_whole_image(image: np.ndarray, space: str) -
     assert sizes[-1] == 4800
 
 
-def test_unknown_colour_space_is_named(image: np.ndarray) -> None:
+def test_unknown_color_space_is_named(image: np.ndarray) -> None:
     with pytest.raises(ValueError, match="expected hsv, lab, rgi, h or i, got 'cmyk'"):
         grouping(image, "cmyk", "CTSF")
 

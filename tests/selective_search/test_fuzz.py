@@ -31,9 +31,9 @@ SIZES = st.integers(0, 700)
 def test_regions_hold_together(
     image: np.ndarray, scale: float, sigma: float, min_size: int
 ) -> None:
-    labelled, regions = compat.selective_search(image, scale, sigma, min_size)
-    labels = labelled[:, :, 3].astype(int)
-    np.testing.assert_array_equal(labelled[:, :, :3], image)
+    labeled, regions = compat.selective_search(image, scale, sigma, min_size)
+    labels = labeled[:, :, 3].astype(int)
+    np.testing.assert_array_equal(labeled[:, :, :3], image)
     # Labels count up in the order of their first pixels.
     _, first = np.unique(labels.ravel(), return_index=True)
     assert (np.diff(first) > 0).all()

@@ -45,8 +45,7 @@ struct GatherTask {
   FeatureShape shape;
 };
 
-// Coarse levels come first: their tiles overlap the most RoIs, and the longest tasks should not
-// begin last.
+// The number of tasks of a level.
 template <class Shape, class Stored, int kLevels>
 RCNN_HOST_DEVICE int64_t count_tasks(const FeatureLevels<Stored, kLevels>& levels, int level) {
   const FeatureShape shape = levels.shape(level);
@@ -56,6 +55,8 @@ RCNN_HOST_DEVICE int64_t count_tasks(const FeatureLevels<Stored, kLevels>& level
   return tiles_x * tiles_y * blocks * levels.batch_size;
 }
 
+// The task of an index. Coarse levels come first: their tiles overlap the most RoIs, and the
+// longest tasks should not begin last.
 template <class Shape, class Stored, int kLevels>
 __device__ __forceinline__ GatherTask find_task(const FeatureLevels<Stored, kLevels>& levels,
                                                 int level_count, int64_t task) {

@@ -10,7 +10,7 @@ namespace rcnn_ext {
 
 // Bins along an axis, and RoIs, whose weights are in shared memory at a time, and the shared memory
 // meant for one RoI: some 20 KiB per block, so that three blocks of 7 x 7 or 14 x 14 bins leave
-// most of a multiprocessor's memory to the L1 cache. Modelled, not measured on a device.
+// most of a multiprocessor's memory to the L1 cache. Modeled, not measured on a device.
 constexpr int kBinTile = 16;
 constexpr int kMaxRoisPerRound = 16;
 constexpr int kSharedBytesPerRoi = 1280;

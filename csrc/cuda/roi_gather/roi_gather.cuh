@@ -177,8 +177,8 @@ __device__ __forceinline__ void store_column(const GatherTask& task, const Gathe
   }
 }
 
-// levels: the gradients to write. The launch bounds cap the
-// registers at what ptxas needs for sm_90 without spills; not measured on a device.
+// levels: the gradients to write. The launch bounds cap the registers at what ptxas needs for sm_90
+// without spills; not measured on a device.
 template <class Pooling, int kLevels, bool kLanesAreChannels>
 __global__ void __launch_bounds__(kGatherThreads,
                                   sizeof(typename Pooling::T) == 4 && Pooling::kSeparable ? 3 : 2)
