@@ -45,7 +45,7 @@ __device__ __forceinline__ void add_vector(T* target, const T (&values)[kCount])
 // C]
 template <int kVecSize, class T, class Stored>
 __device__ __forceinline__ void scatter_channels_last(const SharedTaps<T>& taps,
-                                                      const AlignPlan& plan, int split,
+                                                      const RoiAlignPlan& plan, int split,
                                                       int64_t channels, const Stored* grad,
                                                       T* image) {
   const int64_t width = plan.options.pooled_width;
@@ -80,8 +80,9 @@ __device__ __forceinline__ void scatter_channels_last(const SharedTaps<T>& taps,
 
 // NCHW: the lanes of a quad take every fourth column of a bin. grad: [C, PH, PW], image: [C, H, W]
 template <class T, class Stored>
-__device__ __forceinline__ void scatter_contiguous(const SharedTaps<T>& taps, const AlignPlan& plan,
-                                                   int split, int64_t channels, int64_t pixels,
+__device__ __forceinline__ void scatter_contiguous(const SharedTaps<T>& taps,
+                                                   const RoiAlignPlan& plan, int split,
+                                                   int64_t channels, int64_t pixels,
                                                    const Stored* grad, T* image) {
   const int quad_lane = threadIdx.x % kQuad;
   const int width = static_cast<int>(plan.options.pooled_width);
@@ -121,11 +122,11 @@ __device__ __forceinline__ void scatter_contiguous(const SharedTaps<T>& taps, co
 
 // Bins with more taps than fit shared memory. grad: [C, PH, PW], image: [C, H, W]
 template <class T, class Stored>
-__device__ __forceinline__ void scatter_without_tables(const AlignRoi<T>& roi,
-                                                       const AlignPlan& plan, int split,
-                                                       int64_t channels, const MapStrides& target,
-                                                       int64_t row_stride, const MapStrides& pooled,
-                                                       const Stored* grad, T* image) {
+__device__ __forceinline__ void scatter_without_taps(const RoiAlignRoi<T>& roi,
+                                                     const RoiAlignPlan& plan, int split,
+                                                     int64_t channels, const MapStrides& target,
+                                                     int64_t row_stride, const MapStrides& pooled,
+                                                     const Stored* grad, T* image) {
   const int64_t width = plan.options.pooled_width;
   const int64_t bins = plan.options.pooled_height * width;
   const bool channels_last = pooled.channel == 1;
@@ -149,8 +150,9 @@ __device__ __forceinline__ void scatter_without_tables(const AlignRoi<T>& roi,
 // or channels-last, with kVecSize channels at once.
 template <class Stored, int kVecSize, int kLevels>
 __global__ void __launch_bounds__(kRoiThreads, sizeof(accumulate_t<Stored>) == 8 ? 2 : 4)
-    atomic_align_kernel(FeatureLevels<accumulate_t<Stored>, kLevels> levels,
-                        const accumulate_t<Stored>* rois, AlignPlan plan, const Stored* grad) {
+    atomic_roi_align_kernel(FeatureLevels<accumulate_t<Stored>, kLevels> levels,
+                            const accumulate_t<Stored>* rois, RoiAlignPlan plan,
+                            const Stored* grad) {
   using T = accumulate_t<Stored>;
   RCNN_DYNAMIC_SHARED(unsigned char, shared);
   constexpr bool kChannelsLast = kVecSize != kContiguous;
@@ -158,9 +160,9 @@ __global__ void __launch_bounds__(kRoiThreads, sizeof(accumulate_t<Stored>) == 8
   const int64_t bins = plan.options.pooled_height * plan.options.pooled_width;
   const SharedTaps<T> taps = lay_out_taps<T>(plan, shared);
 
-  __shared__ AlignTask<T> task;
+  __shared__ RoiAlignTask<T> task;
   for (int64_t index = blockIdx.x; index < plan.roi_count * plan.splits; index += gridDim.x) {
-    if (threadIdx.x == 0) task = find_align_task(levels, rois, plan, index);
+    if (threadIdx.x == 0) task = find_roi_align_task(levels, rois, plan, index);
     __syncthreads();
     const FeatureShape& shape = task.shape;
     const int64_t pixels = shape.height * shape.width;
@@ -172,9 +174,8 @@ __global__ void __launch_bounds__(kRoiThreads, sizeof(accumulate_t<Stored>) == 8
       T* const image = levels.map(task.level) + task.roi.batch * shape.channels * pixels;
       const Stored* const roi_grad = grad + task.k * shape.channels * bins;
       if (!collected) {
-        scatter_without_tables(task.roi, plan, task.split, shape.channels, target, row_stride,
-                               MapStrides::of(kChannelsLast, shape.channels, bins), roi_grad,
-                               image);
+        scatter_without_taps(task.roi, plan, task.split, shape.channels, target, row_stride,
+                             MapStrides::of(kChannelsLast, shape.channels, bins), roi_grad, image);
       } else if constexpr (kChannelsLast) {
         scatter_channels_last<kVecSize>(taps, plan, task.split, shape.channels, roi_grad, image);
       } else {
@@ -186,13 +187,13 @@ __global__ void __launch_bounds__(kRoiThreads, sizeof(accumulate_t<Stored>) == 8
 }
 
 template <class Stored, int kVecSize, int kLevels>
-void launch_atomic_align_kernel(const char* name,
-                                const FeatureLevels<accumulate_t<Stored>, kLevels>& levels,
-                                const accumulate_t<Stored>* rois, int64_t roi_count,
-                                const AlignOptions& options, const CudaScope& scope,
-                                const Stored* grad) {
-  const AlignPlan plan = plan_align(roi_count, levels.channels, options, kVecSize);
-  launch(name, atomic_align_kernel<Stored, kVecSize, kLevels>,
+void launch_atomic_roi_align_kernel(const char* name,
+                                    const FeatureLevels<accumulate_t<Stored>, kLevels>& levels,
+                                    const accumulate_t<Stored>* rois, int64_t roi_count,
+                                    const RoiAlignOptions& options, const CudaScope& scope,
+                                    const Stored* grad) {
+  const RoiAlignPlan plan = plan_roi_align(roi_count, levels.channels, options, kVecSize);
+  launch(name, atomic_roi_align_kernel<Stored, kVecSize, kLevels>,
          {dim3(stride_grid(roi_count * plan.splits, 1)), dim3(kRoiThreads),
           taps_bytes<accumulate_t<Stored>>(plan)},
          scope, levels, rois, plan, grad);
@@ -200,14 +201,15 @@ void launch_atomic_align_kernel(const char* name,
 
 // levels: zeros, not all without elements; grad: [K, C, PH, PW] in their layout, K > 0
 template <class Stored, int kLevels>
-void launch_atomic_align(const char* name,
-                         const FeatureLevels<accumulate_t<Stored>, kLevels>& levels,
-                         bool channels_last, const accumulate_t<Stored>* rois, int64_t roi_count,
-                         const AlignOptions& options, const CudaScope& scope, const Stored* grad) {
+void launch_atomic_roi_align(const char* name,
+                             const FeatureLevels<accumulate_t<Stored>, kLevels>& levels,
+                             bool channels_last, const accumulate_t<Stored>* rois,
+                             int64_t roi_count, const RoiAlignOptions& options,
+                             const CudaScope& scope, const Stored* grad) {
   constexpr int kVecSize = 16 / sizeof(accumulate_t<Stored>);
   const auto run = [&](auto vector) {
-    launch_atomic_align_kernel<Stored, decltype(vector)::value>(name, levels, rois, roi_count,
-                                                                options, scope, grad);
+    launch_atomic_roi_align_kernel<Stored, decltype(vector)::value>(name, levels, rois, roi_count,
+                                                                    options, scope, grad);
   };
   if (!channels_last) {
     run(std::integral_constant<int, kContiguous>{});
@@ -235,7 +237,8 @@ Tensor atomic_roi_align_backward(const Tensor& grad, const Tensor& rois, double 
                                  int64_t pooled_height, int64_t pooled_width, int64_t batch_size,
                                  int64_t channels, int64_t height, int64_t width,
                                  int64_t sampling_ratio, bool aligned, bool channels_last) {
-  const AlignOptions options{spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned};
+  const RoiAlignOptions options{spatial_scale, pooled_height, pooled_width, sampling_ratio,
+                                aligned};
   const FeatureShape shape{batch_size, channels, height, width};
   check_roi_align_backward(grad, rois, shape, options);
   const CudaScope scope(grad);
@@ -247,10 +250,10 @@ Tensor atomic_roi_align_backward(const Tensor& grad, const Tensor& rois, double 
   dispatch_floating(dtype, "atomic_roi_align_backward", [&](auto tag) {
     using Stored = type_of<decltype(tag)>;
     using T = accumulate_t<Stored>;
-    launch_atomic_align("atomic_roi_align_backward",
-                        one_level(sums.mutable_data_ptr<T>(), shape, spatial_scale), channels_last,
-                        dense_rois.const_data_ptr<T>(), rois.size(0), options, scope,
-                        upstream.const_data_ptr<Stored>());
+    launch_atomic_roi_align("atomic_roi_align_backward",
+                            one_level(sums.mutable_data_ptr<T>(), shape, spatial_scale),
+                            channels_last, dense_rois.const_data_ptr<T>(), rois.size(0), options,
+                            scope, upstream.const_data_ptr<Stored>());
   });
   return rounded(sums, dtype);
 }
@@ -277,9 +280,10 @@ std::vector<Tensor> atomic_multiscale_roi_align_backward(
     dispatch_floating(dtype, "atomic_multiscale_roi_align_backward", [&](auto tag) {
       using Stored = type_of<decltype(tag)>;
       using T = accumulate_t<Stored>;
-      launch_atomic_align("atomic_multiscale_roi_align_backward", pyramid_levels<T>(sums, options),
-                          channels_last, dense_rois.const_data_ptr<T>(), rois.size(0),
-                          options.align, scope, upstream.const_data_ptr<Stored>());
+      launch_atomic_roi_align("atomic_multiscale_roi_align_backward",
+                              pyramid_levels<T>(sums, options), channels_last,
+                              dense_rois.const_data_ptr<T>(), rois.size(0), options.align, scope,
+                              upstream.const_data_ptr<Stored>());
     });
   }
   std::vector<Tensor> results;

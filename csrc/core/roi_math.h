@@ -15,7 +15,7 @@ namespace rcnn_ext {
 
 // One axis (y or x) of a RoI that RoIAlign divides into bins.
 template <class T>
-struct AlignAxis {
+struct RoiAlignAxis {
   T start;         // of the RoI, feature pixels
   T bin_size;      // feature pixels
   T samples;       // along this axis in each bin; a whole number, kept as T since it may be huge
@@ -25,14 +25,14 @@ struct AlignAxis {
 // `image_start` and `image_end` are image pixels. He et al., "Mask R-CNN", ICCV 2017; `aligned`
 // shifts by half a pixel, as in detectron2 and torchvision.
 template <class T>
-RCNN_HOST_DEVICE AlignAxis<T> make_align_axis(T image_start, T image_end, T spatial_scale,
-                                              int64_t bins, int64_t sampling_ratio, bool aligned,
-                                              int64_t extent) {
+RCNN_HOST_DEVICE RoiAlignAxis<T> make_roi_align_axis(T image_start, T image_end, T spatial_scale,
+                                                     int64_t bins, int64_t sampling_ratio,
+                                                     bool aligned, int64_t extent) {
   const T offset = aligned ? T(0.5) : T(0);
   const T start = image_start * spatial_scale - offset;
   T length = (image_end * spatial_scale - offset) - start;
   if (!aligned) length = length < T(1) ? T(1) : length;  // torchvision's minimum; NaN stays NaN
-  AlignAxis<T> axis;
+  RoiAlignAxis<T> axis;
   axis.start = start;
   axis.bin_size = length / T(bins);
   axis.samples = sampling_ratio > 0 ? T(sampling_ratio) : T(std::ceil(length / T(bins)));
@@ -42,13 +42,13 @@ RCNN_HOST_DEVICE AlignAxis<T> make_align_axis(T image_start, T image_end, T spat
 
 // Number of samples a bin is averaged over: max(y samples * x samples, 1).
 template <class T>
-RCNN_HOST_DEVICE T align_sample_count(const AlignAxis<T>& y, const AlignAxis<T>& x) {
+RCNN_HOST_DEVICE T roi_align_sample_count(const RoiAlignAxis<T>& y, const RoiAlignAxis<T>& x) {
   const T count = y.samples * x.samples;
   return count > T(1) ? count : T(1);
 }
 
 template <class T>
-RCNN_HOST_DEVICE T sample_position(const AlignAxis<T>& axis, int64_t bin, int64_t sample) {
+RCNN_HOST_DEVICE T sample_position(const RoiAlignAxis<T>& axis, int64_t bin, int64_t sample) {
   return axis.start + T(bin) * axis.bin_size + (T(sample) + T(0.5)) * axis.bin_size / axis.samples;
 }
 
@@ -79,7 +79,7 @@ struct SampleRange {
 // hold a number of samples beyond any counter while all but a few miss the feature map; loops run
 // over this range instead. It may be a sample or two too wide, so the caller still tests each.
 template <class T>
-RCNN_HOST_DEVICE SampleRange samples_within(const AlignAxis<T>& axis, int64_t bin, T lowest,
+RCNN_HOST_DEVICE SampleRange samples_within(const RoiAlignAxis<T>& axis, int64_t bin, T lowest,
                                             T highest) {
   // A map without pixels, NaN geometry and inverted adaptive RoIs have no samples.
   if (axis.extent == 0 || !(axis.samples >= T(1)) || !(axis.bin_size - axis.bin_size == T(0)))

@@ -15,7 +15,7 @@ constexpr int64_t kMaxLevels = 32;
 
 struct PyramidOptions {
   std::vector<double> spatial_scales;
-  AlignOptions align;
+  RoiAlignOptions align;
   double canonical_scale;
   int64_t canonical_level;
 

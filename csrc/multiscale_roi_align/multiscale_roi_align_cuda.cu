@@ -66,9 +66,9 @@ std::vector<Tensor> multiscale_roi_align_backward_cuda(
   if (!any) return results;
   dispatch_floating(dtype, "multiscale_roi_align_backward", [&](auto tag) {
     using Stored = type_of<decltype(tag)>;
-    const AlignGradient<Stored> pooling{upstream.tensor.const_data_ptr<Stored>(),
-                                        dense_rois.const_data_ptr<accumulate_t<Stored>>(),
-                                        options.align};
+    const RoiAlignGradient<Stored> pooling{upstream.tensor.const_data_ptr<Stored>(),
+                                           dense_rois.const_data_ptr<accumulate_t<Stored>>(),
+                                           options.align};
     const auto levels = pyramid_levels<Stored>(results, options);
     launch_roi_gather("multiscale_roi_align_backward", pooling, grad, levels,
                       static_cast<int>(results.size()), channels_last, rois.size(0), pooled_height,

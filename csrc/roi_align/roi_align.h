@@ -5,7 +5,7 @@
 
 namespace rcnn_ext {
 
-struct AlignOptions {
+struct RoiAlignOptions {
   double spatial_scale;
   int64_t pooled_height, pooled_width;
   int64_t sampling_ratio;
@@ -20,7 +20,8 @@ inline void check_sampling_ratio(int64_t sampling_ratio, const char* op) {
              kMaxSamplingRatio, ", got ", sampling_ratio);
 }
 
-inline void check_roi_align(const Tensor& input, const Tensor& rois, const AlignOptions& options) {
+inline void check_roi_align(const Tensor& input, const Tensor& rois,
+                            const RoiAlignOptions& options) {
   check_roi_arguments(input, rois, "roi_align");
   check_pooled_size(options.pooled_height, options.pooled_width, "roi_align");
   check_spatial_scale(options.spatial_scale, "roi_align");
@@ -28,7 +29,7 @@ inline void check_roi_align(const Tensor& input, const Tensor& rois, const Align
 }
 
 inline void check_roi_align_backward(const Tensor& grad, const Tensor& rois,
-                                     const FeatureShape& shape, const AlignOptions& options) {
+                                     const FeatureShape& shape, const RoiAlignOptions& options) {
   check_feature_shape(shape, "roi_align_backward");
   check_pooled_size(options.pooled_height, options.pooled_width, "roi_align_backward");
   check_spatial_scale(options.spatial_scale, "roi_align_backward");

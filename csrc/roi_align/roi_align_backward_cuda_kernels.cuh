@@ -7,18 +7,18 @@
 namespace rcnn_ext {
 
 template <class StoredType>
-struct AlignGradient {
+struct RoiAlignGradient {
   using Stored = StoredType;
   using T = accumulate_t<Stored>;
-  using Roi = AlignRoi<T>;
+  using Roi = RoiAlignRoi<T>;
   static constexpr bool kSeparable = true;
   const Stored* grad;  // [K, C, PH, PW]
   const T* rois;       // [K, 5]
-  AlignOptions options;
+  RoiAlignOptions options;
 
   __device__ __forceinline__ Roi make_roi(const T* roi, double spatial_scale,
                                           const FeatureShape& shape) const {
-    return make_align_roi(roi, options, spatial_scale, shape);
+    return make_roi_align_roi(roi, options, spatial_scale, shape);
   }
   __device__ __forceinline__ Footprint footprint(const Roi& roi) const {
     Footprint box{0, 0, 0, 0};
@@ -45,7 +45,7 @@ struct AlignGradient {
  private:
   // Finds the pixels [first, last) that samples along an axis may read; leaves both alone where
   // there are none.
-  __device__ __forceinline__ static void footprint_along(const AlignAxis<T>& axis, int64_t bins,
+  __device__ __forceinline__ static void footprint_along(const RoiAlignAxis<T>& axis, int64_t bins,
                                                          int* first, int* last) {
     const T end = axis.start + T(bins) * axis.bin_size;
     // A sample reads pixels less than a pixel away, and rounding moves it by less than another.

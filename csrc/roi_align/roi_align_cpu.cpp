@@ -264,7 +264,7 @@ void run_backward(const Tensor& grad, const Tensor& rois, const std::vector<Leve
 Tensor roi_align_levels(const std::vector<Tensor>& levels, const RoiAlignRequest& request) {
   const bool channels_last = is_channels_last(levels[0]);
   const ScalarType dtype = levels[0].scalar_type();
-  const AlignOptions& options = request.options;
+  const RoiAlignOptions& options = request.options;
   std::vector<Tensor> maps;
   std::vector<LevelShape> shapes;
   for (size_t level = 0; level < levels.size(); ++level) {
@@ -308,7 +308,8 @@ namespace {
 Tensor roi_align_cpu(const Tensor& input, const Tensor& rois, double spatial_scale,
                      int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio,
                      bool aligned) {
-  const AlignOptions options{spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned};
+  const RoiAlignOptions options{spatial_scale, pooled_height, pooled_width, sampling_ratio,
+                                aligned};
   check_roi_align(input, rois, options);
   return roi_align_levels({input}, {"roi_align", rois, {}, {spatial_scale}, options});
 }
@@ -318,7 +319,8 @@ Tensor roi_align_backward_cpu(const Tensor& grad, const Tensor& rois, double spa
                               int64_t pooled_height, int64_t pooled_width, int64_t batch_size,
                               int64_t channels, int64_t height, int64_t width,
                               int64_t sampling_ratio, bool aligned, bool channels_last) {
-  const AlignOptions options{spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned};
+  const RoiAlignOptions options{spatial_scale, pooled_height, pooled_width, sampling_ratio,
+                                aligned};
   const FeatureShape shape{batch_size, channels, height, width};
   check_roi_align_backward(grad, rois, shape, options);
   return roi_align_backward_levels(

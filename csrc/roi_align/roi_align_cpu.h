@@ -15,7 +15,7 @@ struct RoiAlignRequest {
   Tensor rois;                         // [K, 5]
   std::vector<int32_t> level_of;       // [K]; empty where there is one level
   std::vector<double> spatial_scales;  // of each level
-  AlignOptions options;                // but for its spatial_scale
+  RoiAlignOptions options;             // but for its spatial_scale
 };
 
 // levels: [N, C, H, W] each -> [K, C, PH, PW] in the layout of the first

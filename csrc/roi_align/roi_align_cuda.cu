@@ -10,7 +10,8 @@ namespace {
 Tensor roi_align_cuda(const Tensor& input, const Tensor& rois, double spatial_scale,
                       int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio,
                       bool aligned) {
-  const AlignOptions options{spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned};
+  const RoiAlignOptions options{spatial_scale, pooled_height, pooled_width, sampling_ratio,
+                                aligned};
   check_roi_align(input, rois, options);
   const CudaScope scope(input);
   const FeatureShape shape{input.size(0), input.size(1), input.size(2), input.size(3)};
@@ -35,7 +36,8 @@ Tensor roi_align_backward_cuda(const Tensor& grad, const Tensor& rois, double sp
                                int64_t pooled_height, int64_t pooled_width, int64_t batch_size,
                                int64_t channels, int64_t height, int64_t width,
                                int64_t sampling_ratio, bool aligned, bool channels_last) {
-  const AlignOptions options{spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned};
+  const RoiAlignOptions options{spatial_scale, pooled_height, pooled_width, sampling_ratio,
+                                aligned};
   const FeatureShape shape{batch_size, channels, height, width};
   check_roi_align_backward(grad, rois, shape, options);
   const CudaScope scope(grad);
@@ -46,8 +48,9 @@ Tensor roi_align_backward_cuda(const Tensor& grad, const Tensor& rois, double sp
   if (result.numel() == 0) return result;
   dispatch_floating(dtype, "roi_align_backward", [&](auto tag) {
     using Stored = type_of<decltype(tag)>;
-    const AlignGradient<Stored> pooling{upstream.tensor.const_data_ptr<Stored>(),
-                                        dense_rois.const_data_ptr<accumulate_t<Stored>>(), options};
+    const RoiAlignGradient<Stored> pooling{upstream.tensor.const_data_ptr<Stored>(),
+                                           dense_rois.const_data_ptr<accumulate_t<Stored>>(),
+                                           options};
     launch_roi_gather("roi_align_backward", pooling, grad,
                       one_level(result.mutable_data_ptr<Stored>(), shape, spatial_scale), 1,
                       channels_last, rois.size(0), pooled_height, pooled_width,

@@ -12,24 +12,25 @@ namespace rcnn_ext {
 
 // A RoI divided into bins.
 template <class T>
-struct AlignRoi {
+struct RoiAlignRoi {
   int64_t batch;  // -1: outside the batch
-  AlignAxis<T> y, x;
+  RoiAlignAxis<T> y, x;
   T count;  // samples a bin is averaged over
 };
 
 // roi: [5] (batch index, x1, y1, x2, y2), image pixels
 template <class T>
-RCNN_HOST_DEVICE AlignRoi<T> make_align_roi(const T* roi, const AlignOptions& options,
-                                            double spatial_scale, const FeatureShape& shape) {
+RCNN_HOST_DEVICE RoiAlignRoi<T> make_roi_align_roi(const T* roi, const RoiAlignOptions& options,
+                                                   double spatial_scale,
+                                                   const FeatureShape& shape) {
   const T scale = static_cast<T>(spatial_scale);
-  AlignRoi<T> result;
+  RoiAlignRoi<T> result;
   result.batch = roi_batch_index(roi[0], shape.batch_size);
-  result.y = make_align_axis(roi[2], roi[4], scale, options.pooled_height, options.sampling_ratio,
-                             options.aligned, shape.height);
-  result.x = make_align_axis(roi[1], roi[3], scale, options.pooled_width, options.sampling_ratio,
-                             options.aligned, shape.width);
-  result.count = align_sample_count(result.y, result.x);
+  result.y = make_roi_align_axis(roi[2], roi[4], scale, options.pooled_height,
+                                 options.sampling_ratio, options.aligned, shape.height);
+  result.x = make_roi_align_axis(roi[1], roi[3], scale, options.pooled_width,
+                                 options.sampling_ratio, options.aligned, shape.width);
+  result.count = roi_align_sample_count(result.y, result.x);
   return result;
 }
 
@@ -37,7 +38,7 @@ RCNN_HOST_DEVICE AlignRoi<T> make_align_roi(const T* roi, const AlignOptions& op
 // [lowest, highest], along one axis. A pixel of weight 0 is left out, so that a NaN there does not
 // spread.
 template <class T, class Visit>
-__device__ __forceinline__ void visit_samples(const AlignAxis<T>& axis, int64_t bin, T lowest,
+__device__ __forceinline__ void visit_samples(const RoiAlignAxis<T>& axis, int64_t bin, T lowest,
                                               T highest, Visit visit) {
   const SampleRange range = samples_within(axis, bin, lowest, highest);
   for (int64_t sample = range.first; sample < range.last; ++sample) {

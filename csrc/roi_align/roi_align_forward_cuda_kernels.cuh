@@ -23,8 +23,8 @@ struct alignas(16) OffsetTap {
 };
 
 // How a launch divides the work.
-struct AlignPlan {
-  AlignOptions options;
+struct RoiAlignPlan {
+  RoiAlignOptions options;
   int64_t roi_count;
   int splits;                  // blocks that share a RoI
   int max_y_taps, max_x_taps;  // capacity for the taps of one bin; 0: no taps in shared memory
@@ -45,7 +45,7 @@ constexpr size_t kStagedBytes =
     kVecSize == kContiguous ? kRoiWarps * kQuad * kStagedBins * sizeof(Stored) : 0;
 
 template <class T>
-size_t taps_bytes(const AlignPlan& plan) {
+size_t taps_bytes(const RoiAlignPlan& plan) {
   if (plan.max_y_taps == 0 || plan.max_x_taps == 0) return 0;
   const size_t height = static_cast<size_t>(plan.options.pooled_height);
   const size_t width = static_cast<size_t>(plan.options.pooled_width);
@@ -55,7 +55,7 @@ size_t taps_bytes(const AlignPlan& plan) {
 
 // memory: of taps_bytes
 template <class T>
-__device__ __forceinline__ SharedTaps<T> lay_out_taps(const AlignPlan& plan,
+__device__ __forceinline__ SharedTaps<T> lay_out_taps(const RoiAlignPlan& plan,
                                                       unsigned char* memory) {
   SharedTaps<T> taps;
   taps.y_taps = reinterpret_cast<OffsetTap<T>*>(memory);
@@ -68,7 +68,7 @@ __device__ __forceinline__ SharedTaps<T> lay_out_taps(const AlignPlan& plan,
 // Collects the taps of a bin along one axis, with consecutive samples of one pixel merged. Returns
 // whether they fit `capacity`.
 template <class T>
-__device__ __forceinline__ bool collect_bin_taps(const AlignAxis<T>& axis, int64_t bin,
+__device__ __forceinline__ bool collect_bin_taps(const RoiAlignAxis<T>& axis, int64_t bin,
                                                  int64_t bytes, T divisor, int capacity,
                                                  OffsetTap<T>* taps, int* count) {
   int used = 0;
@@ -95,9 +95,9 @@ __device__ __forceinline__ bool collect_bin_taps(const AlignAxis<T>& axis, int64
 
 // Collects the taps of a RoI, and returns whether they fit. All threads of the block call it.
 template <class T>
-__device__ __forceinline__ bool collect_roi_taps(const AlignRoi<T>& roi, const AlignPlan& plan,
-                                                 int64_t row_bytes, int64_t pixel_bytes,
-                                                 const SharedTaps<T>& taps) {
+__device__ __forceinline__ bool collect_roi_taps(const RoiAlignRoi<T>& roi,
+                                                 const RoiAlignPlan& plan, int64_t row_bytes,
+                                                 int64_t pixel_bytes, const SharedTaps<T>& taps) {
   bool fits = roi.batch >= 0 && plan.max_y_taps > 0 && plan.max_x_taps > 0;
   if (fits) {
     const int height = static_cast<int>(plan.options.pooled_height);
@@ -105,7 +105,7 @@ __device__ __forceinline__ bool collect_roi_taps(const AlignRoi<T>& roi, const A
     for (int i = threadIdx.x; i < height + width; i += kRoiThreads) {
       const bool along_y = i < height;
       const int bin = along_y ? i : i - height;
-      AlignAxis<T> axis = roi.x;
+      RoiAlignAxis<T> axis = roi.x;
       int capacity = plan.max_x_taps;
       if (along_y) {  // not by ?:, which would put both into local memory to choose an address
         axis = roi.y;
@@ -123,7 +123,7 @@ __device__ __forceinline__ bool collect_roi_taps(const AlignRoi<T>& roi, const A
 
 // The sum over the samples of a bin, without taps. plane: one channel of the RoI's image
 template <class T, class Stored>
-__device__ __forceinline__ T sum_samples(const AlignRoi<T>& roi, const Stored* plane,
+__device__ __forceinline__ T sum_samples(const RoiAlignRoi<T>& roi, const Stored* plane,
                                          int64_t row_stride, int64_t pixel_stride, int64_t ph,
                                          int64_t pw) {
   T sum = T(0);
@@ -140,11 +140,11 @@ __device__ __forceinline__ T sum_samples(const AlignRoi<T>& roi, const Stored* p
 // outside the batch, and then reads nothing and gives zeros. image: [C, H, W] of the RoI, out: [C,
 // PH, PW]
 template <class T, class Stored>
-__device__ __forceinline__ void pool_without_taps(const AlignRoi<T>& roi, const AlignPlan& plan,
-                                                  int split, int64_t channels,
-                                                  const MapStrides& source, int64_t row_stride,
-                                                  const MapStrides& pooled, const Stored* image,
-                                                  Stored* out) {
+__device__ __forceinline__ void pool_without_taps(const RoiAlignRoi<T>& roi,
+                                                  const RoiAlignPlan& plan, int split,
+                                                  int64_t channels, const MapStrides& source,
+                                                  int64_t row_stride, const MapStrides& pooled,
+                                                  const Stored* image, Stored* out) {
   const int64_t width = plan.options.pooled_width;
   const int64_t bins = plan.options.pooled_height * width;
   const bool channels_last = pooled.channel == 1;
@@ -164,8 +164,9 @@ __device__ __forceinline__ void pool_without_taps(const AlignRoi<T>& roi, const 
 
 // Channels-last: a thread reads kVecSize channels of a bin per load.
 template <int kVecSize, class T, class Stored>
-__device__ __forceinline__ void pool_channels_last(const SharedTaps<T>& taps, const AlignPlan& plan,
-                                                   int split, int64_t channels, const Stored* image,
+__device__ __forceinline__ void pool_channels_last(const SharedTaps<T>& taps,
+                                                   const RoiAlignPlan& plan, int split,
+                                                   int64_t channels, const Stored* image,
                                                    Stored* out) {
   const int64_t width = plan.options.pooled_width;
   const int64_t vectors = channels / kVecSize;
@@ -212,7 +213,7 @@ __device__ __forceinline__ void pool_channels_last(const SharedTaps<T>& taps, co
 
 // NCHW: the lanes of a quad take every fourth column of a bin.
 template <class T, class Stored>
-__device__ __forceinline__ void pool_contiguous(const SharedTaps<T>& taps, const AlignPlan& plan,
+__device__ __forceinline__ void pool_contiguous(const SharedTaps<T>& taps, const RoiAlignPlan& plan,
                                                 int split, int64_t channels, int64_t pixels,
                                                 const Stored* image, Staged<Stored> staged,
                                                 Stored* out) {
@@ -261,24 +262,24 @@ __device__ __forceinline__ void pool_contiguous(const SharedTaps<T>& taps, const
 
 // The work of a block at a time: a RoI, or a part of it.
 template <class T>
-struct AlignTask {
+struct RoiAlignTask {
   int64_t k;
   int split, level;
   FeatureShape shape;  // of the level
-  AlignRoi<T> roi;
+  RoiAlignRoi<T> roi;
 };
 
 template <class T, class Stored, int kLevels>
-__device__ __forceinline__ AlignTask<T> find_align_task(
-    const FeatureLevels<Stored, kLevels>& levels, const T* rois, const AlignPlan& plan,
+__device__ __forceinline__ RoiAlignTask<T> find_roi_align_task(
+    const FeatureLevels<Stored, kLevels>& levels, const T* rois, const RoiAlignPlan& plan,
     int64_t index) {
-  AlignTask<T> task;
+  RoiAlignTask<T> task;
   task.k = index / plan.splits;
   task.split = static_cast<int>(index % plan.splits);
   const T* const roi = rois + 5 * task.k;
   task.level = levels.level_of(roi);
   task.shape = levels.shape(task.level);
-  task.roi = make_align_roi(roi, plan.options, levels.spatial_scale(task.level), task.shape);
+  task.roi = make_roi_align_roi(roi, plan.options, levels.spatial_scale(task.level), task.shape);
   return task;
 }
 
@@ -287,8 +288,8 @@ __device__ __forceinline__ AlignTask<T> find_align_task(
 // without spills; not measured on a device.
 template <class Stored, int kVecSize, int kLevels>
 __global__ void __launch_bounds__(kRoiThreads, sizeof(accumulate_t<Stored>) == 8 ? 2 : 4)
-    align_kernel(FeatureLevels<const Stored, kLevels> levels, const accumulate_t<Stored>* rois,
-                 AlignPlan plan, Stored* out) {
+    roi_align_kernel(FeatureLevels<const Stored, kLevels> levels, const accumulate_t<Stored>* rois,
+                     RoiAlignPlan plan, Stored* out) {
   using T = accumulate_t<Stored>;
   RCNN_DYNAMIC_SHARED(unsigned char, shared);
   constexpr bool kChannelsLast = kVecSize != kContiguous;
@@ -296,9 +297,9 @@ __global__ void __launch_bounds__(kRoiThreads, sizeof(accumulate_t<Stored>) == 8
   const int64_t bins = plan.options.pooled_height * plan.options.pooled_width;
   const SharedTaps<T> taps = lay_out_taps<T>(plan, shared + kStagedBytes<Stored, kVecSize>);
 
-  __shared__ AlignTask<T> task;  // in shared memory, to save registers
+  __shared__ RoiAlignTask<T> task;  // in shared memory, to save registers
   for (int64_t index = blockIdx.x; index < plan.roi_count * plan.splits; index += gridDim.x) {
-    if (threadIdx.x == 0) task = find_align_task(levels, rois, plan, index);
+    if (threadIdx.x == 0) task = find_roi_align_task(levels, rois, plan, index);
     __syncthreads();
     const FeatureShape& shape = task.shape;
     const int64_t pixels = shape.height * shape.width;
@@ -331,8 +332,8 @@ inline int max_taps_per_bin(int64_t bins, int64_t sampling_ratio) {
 }
 
 // vector: channels per load, or kContiguous
-inline AlignPlan plan_align(int64_t roi_count, int64_t channels, const AlignOptions& options,
-                            int vector) {
+inline RoiAlignPlan plan_roi_align(int64_t roi_count, int64_t channels,
+                                   const RoiAlignOptions& options, int vector) {
   const int64_t bins = options.pooled_height * options.pooled_width;
   return {options, roi_count, splits_per_roi(roi_count, channels, bins, vector),
           max_taps_per_bin(options.pooled_height, options.sampling_ratio),
@@ -340,11 +341,11 @@ inline AlignPlan plan_align(int64_t roi_count, int64_t channels, const AlignOpti
 }
 
 template <class Stored, int kVecSize, int kLevels>
-void launch_align_kernel(const char* name, const FeatureLevels<const Stored, kLevels>& levels,
-                         const accumulate_t<Stored>* rois, int64_t roi_count,
-                         const AlignOptions& options, const CudaScope& scope, Stored* out) {
-  const AlignPlan plan = plan_align(roi_count, levels.channels, options, kVecSize);
-  launch(name, align_kernel<Stored, kVecSize, kLevels>,
+void launch_roi_align_kernel(const char* name, const FeatureLevels<const Stored, kLevels>& levels,
+                             const accumulate_t<Stored>* rois, int64_t roi_count,
+                             const RoiAlignOptions& options, const CudaScope& scope, Stored* out) {
+  const RoiAlignPlan plan = plan_roi_align(roi_count, levels.channels, options, kVecSize);
+  launch(name, roi_align_kernel<Stored, kVecSize, kLevels>,
          {dim3(stride_grid(roi_count * plan.splits, 1)), dim3(kRoiThreads),
           kStagedBytes<Stored, kVecSize> + taps_bytes<accumulate_t<Stored>>(plan)},
          scope, levels, rois, plan, out);
@@ -354,7 +355,7 @@ void launch_align_kernel(const char* name, const FeatureLevels<const Stored, kLe
 template <class Stored, int kLevels>
 void launch_align(const char* name, const FeatureLevels<const Stored, kLevels>& levels,
                   int level_count, bool channels_last, const accumulate_t<Stored>* rois,
-                  int64_t roi_count, const AlignOptions& options, const CudaScope& scope,
+                  int64_t roi_count, const RoiAlignOptions& options, const CudaScope& scope,
                   Stored* out) {
   constexpr int kVecSize = 16 / sizeof(Stored);
   bool vectorized = can_vectorize(out, levels.channels, kVecSize);
@@ -362,8 +363,8 @@ void launch_align(const char* name, const FeatureLevels<const Stored, kLevels>& 
     vectorized = vectorized && can_vectorize(levels.data[i], levels.channels, kVecSize);
   }
   const auto run = [&](auto vector) {
-    launch_align_kernel<Stored, decltype(vector)::value>(name, levels, rois, roi_count, options,
-                                                         scope, out);
+    launch_roi_align_kernel<Stored, decltype(vector)::value>(name, levels, rois, roi_count, options,
+                                                             scope, out);
   };
   if (!channels_last) {
     run(std::integral_constant<int, kContiguous>{});

@@ -26,18 +26,18 @@ struct LevelShape {
 template <class T>
 class WeightBuilder {
  public:
-  explicit WeightBuilder(const AlignOptions& options) : options_(options) {}
+  explicit WeightBuilder(const RoiAlignOptions& options) : options_(options) {}
 
   // index: among the RoIs; box: (x1, y1, x2, y2), image pixels
   RoiWeights<T> build(int64_t index, const T* box, const LevelShape& level, WeightLayout layout) {
     const T scale = static_cast<T>(level.spatial_scale);
-    const auto y = make_align_axis(box[1], box[3], scale, options_.pooled_height,
-                                   options_.sampling_ratio, options_.aligned, level.height);
-    const auto x = make_align_axis(box[0], box[2], scale, options_.pooled_width,
-                                   options_.sampling_ratio, options_.aligned, level.width);
+    const auto y = make_roi_align_axis(box[1], box[3], scale, options_.pooled_height,
+                                       options_.sampling_ratio, options_.aligned, level.height);
+    const auto x = make_roi_align_axis(box[0], box[2], scale, options_.pooled_width,
+                                       options_.sampling_ratio, options_.aligned, level.width);
     RoiWeights<T> roi{};
     roi.index = index;
-    const T count = align_sample_count(y, x);
+    const T count = roi_align_sample_count(y, x);
     const Range rows = axis_weights(y, options_.pooled_height, count, roi.y);
     const Range columns = axis_weights(x, options_.pooled_width, T(1), roi.x);
     roi.first_row = rows.first;
@@ -77,7 +77,7 @@ class WeightBuilder {
 
   // Sums the weights of the samples of every bin of an axis by pixel. Returns the range of their
   // pixels.
-  Range axis_weights(const AlignAxis<T>& axis, int64_t bins, T divisor, CsrWeights<T>& by_bin) {
+  Range axis_weights(const RoiAlignAxis<T>& axis, int64_t bins, T divisor, CsrWeights<T>& by_bin) {
     sums_.resize(std::max<size_t>(sums_.size(), axis.extent), T(0));
     taps_.clear();
     starts_.assign(1, 0);
@@ -224,7 +224,7 @@ class WeightBuilder {
     roi.column_weights = made;
   }
 
-  AlignOptions options_;
+  RoiAlignOptions options_;
   Arena<int32_t> indices_;
   Arena<T> weights_;
   Arena<Tap<T>> tap_arena_;
@@ -245,7 +245,7 @@ class RoiAlignWeights {
   template <class LayoutOf>
   RoiAlignWeights(const T* rois, int64_t count, const int32_t* level_of,
                   const std::vector<LevelShape>& levels, int64_t batch_size,
-                  const AlignOptions& options, LayoutOf&& layout_of)
+                  const RoiAlignOptions& options, LayoutOf&& layout_of)
       : batch_size_(batch_size), map_starts_(levels.size() * batch_size + 1, 0) {
     const std::vector<RoiSortKey> order = sort_for_locality(rois, count, [&](int64_t k) {
       const int64_t level = level_of ? level_of[k] : 0;
