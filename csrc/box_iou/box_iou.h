@@ -55,16 +55,4 @@ inline void check_box_iou_gradient(const Tensor& grad, const Tensor& boxes1,
   check_same_device(grad, boxes1, "box_iou_backward", "grad", "boxes1");
 }
 
-// float64 for float64 boxes, float32 for every other dtype, as in torchvision.
-inline ScalarType box_iou_dtype(ScalarType boxes) { return accumulate_dtype(boxes); }
-
-template <class Stored>
-struct BoxIouOutput {
-  using type = float;
-};
-template <>
-struct BoxIouOutput<double> {
-  using type = double;
-};
-
 }  // namespace rcnn_ext

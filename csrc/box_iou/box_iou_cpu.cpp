@@ -45,7 +45,7 @@ Tensor box_iou_cpu(const Tensor& boxes1, const Tensor& boxes2, int64_t measure_i
   const PairwiseShape shape = check_box_iou(boxes1, boxes2, measure_id);
   const auto [batch_size, rows, columns] = shape;
   const ScalarType dtype = boxes1.scalar_type();
-  Tensor result = empty_on_device_of(boxes1, {batch_size, rows, columns}, box_iou_dtype(dtype));
+  Tensor result = empty_on_device_of(boxes1, {batch_size, rows, columns}, iou_dtype(dtype));
   if (result.numel() == 0) return result;
   const Tensor first = contiguous_as(boxes1, dtype);
   const Tensor second = contiguous_as(boxes2, dtype);
@@ -54,7 +54,7 @@ Tensor box_iou_cpu(const Tensor& boxes1, const Tensor& boxes2, int64_t measure_i
   dispatch_floating_and_int64(dtype, "box_iou", [&](auto tag) {
     using Stored = type_of<decltype(tag)>;
     using T = accumulate_t<Stored>;
-    using Output = typename BoxIouOutput<Stored>::type;
+    using Output = iou_t<Stored>;
     const auto* data1 = first.const_data_ptr<Stored>();
     const auto* data2 = second.const_data_ptr<Stored>();
     auto* out = result.mutable_data_ptr<Output>();

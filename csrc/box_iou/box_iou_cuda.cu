@@ -7,7 +7,8 @@
 namespace rcnn_ext {
 namespace {
 
-constexpr int kThreads = 256;
+// The tiles of box_iou_kernel; untuned.
+constexpr int kIouThreads = 256;
 constexpr int kRowsPerTile = 64;
 constexpr int kColumnsPerThread = 4;
 constexpr int kMaxThreadsPerRow = 64;
@@ -45,16 +46,16 @@ __device__ __forceinline__ void store_columns(double* out, const double (&values
 // consecutive and the column count is a multiple of kColumnsPerThread; otherwise the columns of a
 // warp are consecutive. boxes1: [B, N, 4], boxes2: [B, M, 4], out: [B, N, M]
 template <bool kVectors, class Stored, class Measure>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kIouThreads)
     box_iou_kernel(const Stored* boxes1, const Stored* boxes2, IouTiles tiles, Measure measure,
-                   typename BoxIouOutput<Stored>::type* out) {
+                   iou_t<Stored>* out) {
   using T = accumulate_t<Stored>;
-  using Output = typename BoxIouOutput<Stored>::type;
+  using Output = iou_t<Stored>;
   __shared__ __align__(16) Box<T> row_boxes[kRowsPerTile];
   __shared__ BoxTerms<T> row_terms[kRowsPerTile];
   const int column_thread = static_cast<int>(threadIdx.x) % tiles.threads_per_row;
   const int first_row = static_cast<int>(threadIdx.x) / tiles.threads_per_row;
-  const int rows_at_once = kThreads / tiles.threads_per_row;
+  const int rows_at_once = kIouThreads / tiles.threads_per_row;
 
   for (int64_t tile = blockIdx.x; tile < tiles.count; tile += gridDim.x) {
     const int64_t column = tile % tiles.column_tiles * (tiles.threads_per_row * kColumnsPerThread);
@@ -62,7 +63,7 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t b = tile / tiles.column_tiles / tiles.row_tiles;
     const int tile_rows =
         static_cast<int>(min(static_cast<int64_t>(kRowsPerTile), tiles.rows - row));
-    for (int i = threadIdx.x; i < tile_rows; i += kThreads) {
+    for (int i = threadIdx.x; i < tile_rows; i += kIouThreads) {
       const Box<T> box = load_box<T>(boxes1 + (b * tiles.rows + row + i) * 4);
       row_boxes[i] = box;
       row_terms[i] = measure.terms(box);
@@ -108,17 +109,17 @@ Tensor box_iou_cuda(const Tensor& boxes1, const Tensor& boxes2, int64_t measure_
   const PairwiseShape shape = check_box_iou(boxes1, boxes2, measure_id);
   const CudaScope scope(boxes1);
   const ScalarType dtype = boxes1.scalar_type();
-  Tensor result = empty_on_device_of(boxes1, {shape.batch_size, shape.rows, shape.columns},
-                                     box_iou_dtype(dtype));
+  Tensor result =
+      empty_on_device_of(boxes1, {shape.batch_size, shape.rows, shape.columns}, iou_dtype(dtype));
   if (result.numel() == 0) return result;
   const Tensor first = contiguous_as(boxes1, dtype);
   const Tensor second = contiguous_as(boxes2, dtype);
   const IouTiles tiles(shape);
-  const LaunchShape launch_shape{dim3(stride_grid(tiles.count, 1)), dim3(kThreads)};
+  const LaunchShape launch_shape{dim3(stride_grid(tiles.count, 1)), dim3(kIouThreads)};
 
   dispatch_floating_and_int64(dtype, "box_iou", [&](auto tag) {
     using Stored = type_of<decltype(tag)>;
-    using Output = typename BoxIouOutput<Stored>::type;
+    using Output = iou_t<Stored>;
     dispatch_measure(measure_id, eps, [&](auto measure) {
       using Measure = decltype(measure);
       const auto kernel = shape.columns % kColumnsPerThread == 0
@@ -131,7 +132,7 @@ Tensor box_iou_cuda(const Tensor& boxes1, const Tensor& boxes2, int64_t measure_
   return result;
 }
 
-constexpr int kGradientThreads = 128;
+constexpr int kGradientThreads = 128;  // per box; untuned
 
 // The gradient of one box, summed over its pairs by one block in an order that depends on the sizes
 // only.

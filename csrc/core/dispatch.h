@@ -41,8 +41,26 @@ struct AccumulateType<int64_t> {
 template <class Stored>
 using accumulate_t = typename AccumulateType<Stored>::type;
 
+// The dtype of accumulate_t, for a floating type.
 inline ScalarType accumulate_dtype(ScalarType type) {
   return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// The type of the IoUs of boxes: float64 for float64 boxes, float32 for all others, as in
+// torchvision. Those of int64 boxes are computed in float64 and rounded.
+template <class Stored>
+struct IouType {
+  using type = float;
+};
+template <>
+struct IouType<double> {
+  using type = double;
+};
+template <class Stored>
+using iou_t = typename IouType<Stored>::type;
+
+inline ScalarType iou_dtype(ScalarType boxes) {
+  return boxes == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
 // Calls function(TypeTag<T>) with T the floating type of `type`.

@@ -14,14 +14,14 @@ namespace rcnn_ext {
 // A level of the feature pyramid: logits [N, K, H, W], deltas [N, 4 K, H, W]. The index of an
 // anchor within its level counts rows, then columns, then k.
 struct AnchorLevel {
-  int64_t shapes;         // K, anchors per position
-  int64_t height, width;  // H, W
-  int64_t first_anchor;   // index of its first anchor among the anchors of all levels
-  int64_t top;            // min(pre_nms_top_n, anchors()): how many are decoded
-  int64_t first_top;      // index of its first decoded anchor among those of all levels
+  int64_t anchors_per_position;  // K
+  int64_t height, width;         // H, W
+  int64_t first_anchor;          // index of its first anchor among the anchors of all levels
+  int64_t top;                   // min(pre_nms_top_n, anchors()): how many are decoded
+  int64_t first_top;             // index of its first decoded anchor among those of all levels
 
   int64_t positions() const { return height * width; }
-  int64_t anchors() const { return shapes * positions(); }
+  int64_t anchors() const { return anchors_per_position * positions(); }
 };
 
 struct AnchorPyramid {

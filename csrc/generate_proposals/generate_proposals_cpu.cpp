@@ -87,14 +87,14 @@ struct DeltaStrides {
         column(map.strides()[3]) {}
 };
 
-// The selected anchors and their predictions, [N, T] each.
+// The selected anchors and their predictions, [N, top] each.
 template <class T>
 struct SelectedAnchors {
   uint32_t* anchors;
   T* logits;
   T* dx;
   T* dy;
-  T* log_ratios;  // [N, T, 2]
+  T* log_ratios;  // [N, top, 2]
 };
 
 template <class Stored>
@@ -111,15 +111,15 @@ void decode_selected(const AnchorPyramid& pyramid, const std::vector<DenseMap>& 
       const AnchorLevel& level = pyramid.levels[l];
       if (level.top == 0) continue;
       const auto* in_level = logits[l].tensor.const_data_ptr<Stored>() + image * level.anchors();
-      const int64_t planes = logits[l].channels_last ? 1 : level.shapes;
+      const int64_t planes = logits[l].channels_last ? 1 : level.anchors_per_position;
       select_top_anchors<T>(in_level, planes, level.anchors() / planes, level.top, keys);
 
       const DeltaStrides strides(deltas[l]);
       const auto* delta_data = deltas[l].const_data_ptr<Stored>() + image * strides.image;
       for (int64_t i = 0; i < level.top; ++i) {
         const int64_t anchor = keys[i].index();
-        const int64_t k = anchor % level.shapes;
-        const int64_t position = anchor / level.shapes;
+        const int64_t k = anchor % level.anchors_per_position;
+        const int64_t position = anchor / level.anchors_per_position;
         const int64_t row = position / level.width;
         const int64_t column = position % level.width;
         const BoxDeltas<T> box_deltas = load_deltas(

@@ -18,12 +18,13 @@
 namespace rcnn_ext {
 namespace {
 
-constexpr int kSelectThreads = 1024;
+constexpr int kSelectThreads = 1024;  // per level and image; untuned
 constexpr int kSelectWarps = kSelectThreads / kWarpSize;
-constexpr int kThreads = 256;
+constexpr int kProposalThreads = 256;  // per block of the other kernels; untuned
+// Above the five levels of a common pyramid; 704 of the 4096 bytes that kernel arguments may take.
 constexpr int kLevelsPerLaunch = 8;
 
-// Instead of a score, which is a probability: the anchor is not a proposal.
+// The score of an anchor that is not a proposal; scores are probabilities.
 constexpr int kNoScore = -1;
 
 template <class Stored>
@@ -31,7 +32,7 @@ struct AnchorLevelMaps {
   const Stored* logits;  // [N, anchors], in the order of memory
   const Stored* deltas;
   int64_t delta_strides[4];  // image, channel, row, column
-  int anchors, shapes, width;
+  int anchors, anchors_per_position, width;
   bool channels_last;
   int top;
   int64_t first_anchor, first_top;
@@ -48,8 +49,9 @@ template <class Stored>
 __device__ __forceinline__ accumulate_t<Stored> logit_of(const AnchorLevelMaps<Stored>& level,
                                                          const Stored* logits, int anchor) {
   const int at = level.channels_last ? anchor
-                                     : anchor % level.shapes * (level.anchors / level.shapes) +
-                                           anchor / level.shapes;
+                                     : anchor % level.anchors_per_position *
+                                               (level.anchors / level.anchors_per_position) +
+                                           anchor / level.anchors_per_position;
   return static_cast<accumulate_t<Stored>>(logits[at]);
 }
 
@@ -121,9 +123,9 @@ __global__ void __launch_bounds__(kSelectThreads)
 }
 
 // Decodes the selected anchors of a level of an image, which `order` sorts by logit, and runs NMS,
-// by one block. scores and boxes: [N, T]; kept: [rows, max_top], a workspace.
+// by one block. scores and boxes: [N, top]; kept: [rows, max_top], a workspace.
 template <class Stored>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kProposalThreads)
     suppress_proposals_kernel(PyramidMaps<Stored> maps, int64_t images, int64_t max_top,
                               int64_t top, int64_t max_proposals, const int* anchor_indices,
                               const accumulate_t<Stored>* logits, const int64_t* order,
@@ -144,8 +146,9 @@ __global__ void __launch_bounds__(kThreads)
   const auto load = [&](int64_t rank, Box<T>& box) {
     const int64_t slot = row + order[row + rank];
     const int anchor_index = anchor_indices[slot];
-    const int position = anchor_index / level.shapes;
-    const Stored* delta = deltas + 4 * (anchor_index % level.shapes) * level.delta_strides[1] +
+    const int position = anchor_index / level.anchors_per_position;
+    const Stored* delta = deltas +
+                          4 * (anchor_index % level.anchors_per_position) * level.delta_strides[1] +
                           position / level.width * level.delta_strides[2] +
                           position % level.width * level.delta_strides[3];
     const BoxDeltas<T> box_deltas = load_deltas(delta, level.delta_strides[1], coder);
@@ -161,18 +164,18 @@ __global__ void __launch_bounds__(kThreads)
     scores[first + rank] = is_kept ? score : T(kNoScore);
     if (is_kept) boxes[first + rank] = box;
   };
-  block_nms<kThreads>(shared, level.top, max_proposals, bound, kept + row, load, finish);
+  block_nms<kProposalThreads>(shared, level.top, max_proposals, bound, kept + row, load, finish);
 }
 
-// The proposals of each image in order of score, padded. scores, order and boxes: [N, T];
+// The proposals of each image in order of score, padded. scores, order and boxes: [N, top];
 // out_boxes and out_scores: [N, max_proposals]
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kProposalThreads)
     gather_proposals_kernel(const T* scores, const int64_t* order, const Box<T>* boxes,
                             int64_t images, int64_t top, int64_t max_proposals, Box<T>* out_boxes,
                             T* out_scores, int64_t* counts) {
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-       i < images * max_proposals; i += static_cast<int64_t>(gridDim.x) * kThreads) {
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kProposalThreads + threadIdx.x;
+       i < images * max_proposals; i += static_cast<int64_t>(gridDim.x) * kProposalThreads) {
     const int64_t image = i / max_proposals;
     const int64_t place = i % max_proposals;
     const int64_t at = image * top + place;
@@ -199,7 +202,7 @@ std::vector<PyramidMaps<Stored>> make_maps(const AnchorPyramid& pyramid,
     maps.deltas = deltas[l].const_data_ptr<Stored>();
     for (int d = 0; d < 4; ++d) maps.delta_strides[d] = deltas[l].strides()[d];
     maps.anchors = static_cast<int>(level.anchors());
-    maps.shapes = static_cast<int>(level.shapes);
+    maps.anchors_per_position = static_cast<int>(level.anchors_per_position);
     maps.width = static_cast<int>(level.width);
     maps.channels_last = logits[l].channels_last;
     maps.top = static_cast<int>(level.top);
@@ -268,19 +271,20 @@ std::tuple<Tensor, Tensor, Tensor> generate_proposals_cuda(
     for (size_t l = 0; l < launches.size(); ++l) {
       const int64_t skip = rows_before(l) * max_top;
       launch("generate_proposals: suppress", suppress_proposals_kernel<Stored>,
-             {grid_of(l), dim3(kThreads)}, scope, launches[l], images, max_top, top, max_proposals,
-             anchor_of + skip, logit_of + skip, by_logit.const_data_ptr<int64_t>() + skip,
-             all_anchors.const_data_ptr<T>(), anchors.dim() == 3 ? 4 * pyramid.anchors : 0,
-             sizes.const_data_ptr<T>(), options.coder<T>(), static_cast<T>(score_threshold),
-             static_cast<T>(min_size), suppression_bound<T>(iou_threshold),
+             {grid_of(l), dim3(kProposalThreads)}, scope, launches[l], images, max_top, top,
+             max_proposals, anchor_of + skip, logit_of + skip,
+             by_logit.const_data_ptr<int64_t>() + skip, all_anchors.const_data_ptr<T>(),
+             anchors.dim() == 3 ? 4 * pyramid.anchors : 0, sizes.const_data_ptr<T>(),
+             options.coder<T>(), static_cast<T>(score_threshold), static_cast<T>(min_size),
+             suppression_bound<T>(iou_threshold),
              reinterpret_cast<Box<T>*>(kept.mutable_data_ptr<T>()) + skip,
              all_scores.mutable_data_ptr<T>(),
              reinterpret_cast<Box<T>*>(all_boxes.mutable_data_ptr<T>()));
     }
     const auto by_score = stable_sort(all_scores, 1, /*descending=*/true);
     launch("generate_proposals: gather", gather_proposals_kernel<T>,
-           {dim3(stride_grid(images * max_proposals, kThreads)), dim3(kThreads)}, scope,
-           by_score.values.const_data_ptr<T>(), by_score.indices.const_data_ptr<int64_t>(),
+           {dim3(stride_grid(images * max_proposals, kProposalThreads)), dim3(kProposalThreads)},
+           scope, by_score.values.const_data_ptr<T>(), by_score.indices.const_data_ptr<int64_t>(),
            reinterpret_cast<const Box<T>*>(all_boxes.const_data_ptr<T>()), images, top,
            max_proposals, reinterpret_cast<Box<T>*>(boxes.mutable_data_ptr<T>()),
            scores.mutable_data_ptr<T>(), counts.mutable_data_ptr<int64_t>());

@@ -11,7 +11,7 @@
 
 namespace rcnn_ext {
 
-// Instead of the index of a ground truth, as torchvision's Matcher.BELOW_LOW_THRESHOLD and
+// Values of `matches` that are not an index, as torchvision's Matcher.BELOW_LOW_THRESHOLD and
 // BETWEEN_THRESHOLDS.
 constexpr int32_t kBelowLowThreshold = -1;
 constexpr int32_t kBetweenThresholds = -2;
@@ -23,7 +23,7 @@ RCNN_HOST_DEVICE bool is_better(T iou, T best) {
   return iou > best || (iou != iou && best == best);
 }
 
-// From a box's best IoU to its match; low <= high.
+// Maps a box's best IoU to its match. low <= high.
 template <class T>
 struct MatchThresholds {
   T high, low;
@@ -101,17 +101,5 @@ inline std::vector<MatchImage> check_match_boxes(const Tensor& gt_boxes,
 inline int64_t result_count(const std::vector<MatchImage>& images) {
   return images.empty() ? 0 : images.back().first_result + images.back().box_count;
 }
-
-// The dtype of IoUs, as for box_iou: float64 for float64 boxes, float32 for all others.
-template <class Stored>
-struct MatchIou {
-  using type = float;
-};
-template <>
-struct MatchIou<double> {
-  using type = double;
-};
-template <class Stored>
-using MatchIou_t = typename MatchIou<Stored>::type;
 
 }  // namespace rcnn_ext

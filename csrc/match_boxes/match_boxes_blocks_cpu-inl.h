@@ -73,24 +73,24 @@ inline void load_columns(const Stored* boxes, Vec<T, sizeof...(kLane)> (&columns
                          std::integer_sequence<int, kLane...>) {
   constexpr int kN = sizeof...(kLane);
 #if defined(RCNN_HAS_SHUFFLEVECTOR)
-  using P = Vec<T, kN>;
-  P vectors[4];
+  using V = Vec<T, kN>;
+  V vectors[4];
   for (int p = 0; p < 4; ++p) vectors[p] = load<T, kN>(boxes + p * kN);
   // The corners (x1, y1) and (x2, y2) of half of the boxes each; then their coordinates.
-  const auto first_of = [](const P& a, const P& b) {
+  const auto first_of = [](const V& a, const V& b) {
     return __builtin_shufflevector(a, b, (kLane / 2 * 4 + kLane % 2)...);
   };
-  const auto second_of = [](const P& a, const P& b) {
+  const auto second_of = [](const V& a, const V& b) {
     return __builtin_shufflevector(a, b, (kLane / 2 * 4 + kLane % 2 + 2)...);
   };
-  const auto x_of = [](const P& a, const P& b) {
+  const auto x_of = [](const V& a, const V& b) {
     return __builtin_shufflevector(a, b, (2 * kLane)...);
   };
-  const auto y_of = [](const P& a, const P& b) {
+  const auto y_of = [](const V& a, const V& b) {
     return __builtin_shufflevector(a, b, (2 * kLane + 1)...);
   };
-  const P first[] = {first_of(vectors[0], vectors[1]), first_of(vectors[2], vectors[3])};
-  const P second[] = {second_of(vectors[0], vectors[1]), second_of(vectors[2], vectors[3])};
+  const V first[] = {first_of(vectors[0], vectors[1]), first_of(vectors[2], vectors[3])};
+  const V second[] = {second_of(vectors[0], vectors[1]), second_of(vectors[2], vectors[3])};
   columns[0] = x_of(first[0], first[1]);
   columns[1] = y_of(first[0], first[1]);
   columns[2] = x_of(second[0], second[1]);
@@ -119,22 +119,22 @@ inline void load_block(const Stored* boxes, const MatchImage& image, int64_t blo
     boxes = repeated;
   }
   constexpr int kN = kLanes<T>;
-  using P = Vec<T, kN>;
+  using V = Vec<T, kN>;
   constexpr T kMax = std::numeric_limits<T>::max();
-  const P highest = Set<kN>(kMax), lowest = Set<kN>(-kMax);
-  P x1 = highest, y1 = highest, x2 = lowest, y2 = lowest;  // bounds
-  P width = highest, height = highest, low_area = highest, high_area = lowest;
-  P zeros = {};  // NaN if an area is infinite or NaN
+  const V highest = Set<kN>(kMax), lowest = Set<kN>(-kMax);
+  V x1 = highest, y1 = highest, x2 = lowest, y2 = lowest;  // bounds
+  V width = highest, height = highest, low_area = highest, high_area = lowest;
+  V zeros = {};  // NaN if an area is infinite or NaN
   for (int k = 0; k < kBoxesPerBlock; k += kN) {
-    P columns[4];
+    V columns[4];
     load_columns<T>(boxes + 4 * k, columns, std::make_integer_sequence<int, kN>());
     store<kN, T>(block.x1 + k, columns[0]);
     store<kN, T>(block.y1 + k, columns[1]);
     store<kN, T>(block.x2 + k, columns[2]);
     store<kN, T>(block.y2 + k, columns[3]);
-    const P widths = columns[2] - columns[0];
-    const P heights = columns[3] - columns[1];
-    const P areas = widths * heights;
+    const V widths = columns[2] - columns[0];
+    const V heights = columns[3] - columns[1];
+    const V areas = widths * heights;
     store<kN, T>(block.area + k, areas);
     x1 = Min<kN, T>(columns[0], x1);
     y1 = Min<kN, T>(columns[1], y1);

@@ -66,28 +66,28 @@ template <bool kUnsigned, class T, class Iou>
 inline Iou update_best_well_conditioned(const Box<T>& gt, T gt_area, uint32_t groups,
                                         BoxBlock<T, Iou>& block, Iou threshold) {
   constexpr int kN = kLanes<T> < kBoxesPerGroup ? kLanes<T> : kBoxesPerGroup;
-  using P = Vec<T, kN>;
-  const auto max_of = [](const P& a, const P& b) {
+  using V = Vec<T, kN>;
+  const auto max_of = [](const V& a, const V& b) {
     return kUnsigned ? MaxBits<kN, T>(a, b) : Max<kN, T>(a, b);
   };
-  const auto min_of = [](const P& a, const P& b) {
+  const auto min_of = [](const V& a, const V& b) {
     return kUnsigned ? MinBits<kN, T>(a, b) : Min<kN, T>(a, b);
   };
-  const P x1 = Set<kN>(gt.x1), y1 = Set<kN>(gt.y1);
-  const P x2 = Set<kN>(gt.x2), y2 = Set<kN>(gt.y2), of_gt = Set<kN>(gt_area);
-  P gt_best = {};
+  const V x1 = Set<kN>(gt.x1), y1 = Set<kN>(gt.y1);
+  const V x2 = Set<kN>(gt.x2), y2 = Set<kN>(gt.y2), of_gt = Set<kN>(gt_area);
+  V gt_best = {};
   for (; groups != 0; groups &= groups - 1) {
     const int first = kBoxesPerGroup * lowest_bit(groups);
     for (int k = first; k < first + kBoxesPerGroup; k += kN) {
-      const P between =
+      const V between =
           min_of(load<T, kN>(block.x2 + k), x2) - max_of(load<T, kN>(block.x1 + k), x1);
-      const P width = MaxBits<kN, T>(between, P{});
+      const V width = MaxBits<kN, T>(between, V{});
       // The height, and with it the IoU, is negative where they do not overlap: clamping the width
       // alone is enough.
-      const P height =
+      const V height =
           min_of(load<T, kN>(block.y2 + k), y2) - max_of(load<T, kN>(block.y1 + k), y1);
-      const P intersection = width * height;
-      const P iou = intersection / (of_gt + load<T, kN>(block.area + k) - intersection);
+      const V intersection = width * height;
+      const V iou = intersection / (of_gt + load<T, kN>(block.area + k) - intersection);
       store<kN, T>(block.best + k, MaxBits<kN, T>(iou, load<T, kN>(block.best + k)));
       gt_best = MaxBits<kN, T>(iou, gt_best);
     }
@@ -203,8 +203,9 @@ inline void match_well_conditioned(const GroundTruth<T>& gts, int64_t block_inde
   block.overlapped = count > 0;
   if (count >= kMinCandidatesToQuantize) {
     quantize_block(gts, block);
-    // For all candidates before any is compared. The end of the loop over groups is mostly
-    // mispredicted, and a processor that waits for the groups then takes as long as they save.
+    // In a loop of its own, before any comparison: the exit of the loop over groups is mostly
+    // mispredicted, and if the groups were computed just before it, the delay would cost what
+    // skipping saves.
     for (int32_t n = 0; n < count; ++n) {
       candidates[n].groups = find_overlapping_groups(gts, candidates[n].gt, block);
     }
@@ -225,10 +226,10 @@ inline void match_well_conditioned(const GroundTruth<T>& gts, int64_t block_inde
   }
 }
 
-// The best IoUs of a block of any boxes, by comparing all of them with every ground truth.
+// The best IoUs of a block of boxes that need not be well-conditioned: all pairs are compared.
 template <bool kLowQuality, class T, class Iou>
-inline void match_any(const GroundTruth<T>& gts, int64_t block_index, BoxBlock<T, Iou>& block,
-                      BestPerGroundTruth<Iou>& gt_best) {
+inline void match_all_pairs(const GroundTruth<T>& gts, int64_t block_index, BoxBlock<T, Iou>& block,
+                            BestPerGroundTruth<Iou>& gt_best) {
   fill_best(block, -kInfinity<Iou>);
   block.overlapped = true;
   for (int32_t g = 0; g < gts.count; ++g) {
@@ -278,9 +279,9 @@ inline void write_matches(const BoxBlock<T, Iou>& block, const GroundTruth<T>& g
 // kLowQuality, also record the best IoU of each ground truth, for match_low_quality_blocks().
 template <bool kLowQuality, class Stored>
 void match_blocks(const MatchTask<Stored>& task, const ImageState<Stored>& state, int64_t begin,
-                  int64_t end, BestPerGroundTruth<MatchIou_t<Stored>>& gt_best) {
+                  int64_t end, BestPerGroundTruth<iou_t<Stored>>& gt_best) {
   using T = accumulate_t<Stored>;
-  using Iou = MatchIou_t<Stored>;
+  using Iou = iou_t<Stored>;
   std::vector<CandidateGt> candidates(state.gts.count + kGtsPerBlock);
   BoxBlock<T, Iou> block;
   for (int64_t block_index = begin; block_index < end; ++block_index) {
@@ -289,7 +290,7 @@ void match_blocks(const MatchTask<Stored>& task, const ImageState<Stored>& state
       match_well_conditioned<kLowQuality>(state.gts, block_index, block, gt_best, candidates);
       gt_best.any_well_conditioned = true;
     } else {
-      match_any<kLowQuality>(state.gts, block_index, block, gt_best);
+      match_all_pairs<kLowQuality>(state.gts, block_index, block, gt_best);
     }
     const int64_t result = state.image.first_result + block_index * kBoxesPerBlock;
     write_matches(block, state.gts, task.thresholds, task.matches + result, task.best + result);
@@ -313,10 +314,10 @@ template <class Stored>
 void match_low_quality_blocks(const MatchTask<Stored>& task, const ImageState<Stored>& state,
                               int64_t begin, int64_t end) {
   using T = accumulate_t<Stored>;
-  using Iou = MatchIou_t<Stored>;
+  using Iou = iou_t<Stored>;
   const GroundTruth<T>& gts = state.gts;
   const BestPerGroundTruth<Iou>& gt_best = state.gt_best;
-  const bool visit_all = gt_best.has_zero_best || !gt_best.gts_in_any_block.empty();
+  const bool visit_all = gt_best.has_zero_best || !gt_best.gts_without_blocks.empty();
   BoxBlock<T, Iou> block;
   alignas(64) int32_t is_low_quality[kBoxesPerBlock];
   auto next = std::lower_bound(
@@ -328,7 +329,7 @@ void match_low_quality_blocks(const MatchTask<Stored>& task, const ImageState<St
     load_block(task.boxes, state.image, block_index, block);
     const bool well_conditioned = block.well_conditioned && gts.well_conditioned;
     std::fill_n(is_low_quality, kBoxesPerBlock, well_conditioned && gt_best.has_zero_best ? -1 : 0);
-    for (const int32_t g : gt_best.gts_in_any_block) {
+    for (const int32_t g : gt_best.gts_without_blocks) {
       const bool is_apart =
           well_conditioned && gt_best.best[g] > 0 && !may_overlap(gts.box(g), block.bounds);
       if (is_apart) continue;

@@ -14,7 +14,7 @@
 // match_low_quality_blocks() is the second pass. It revisits the blocks that are recorded to
 // contain the best IoU of a ground truth and matches those boxes whatever their IoU.
 //
-// No N x M matrix: memory is O(N + M). The kernels are in match_boxes_cpu-inl.h.
+// No G x P matrix: memory is O(G + P). The kernels are in match_boxes_cpu-inl.h.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -37,8 +37,8 @@
 namespace rcnn_ext {
 namespace {
 
-// Pairs of a block and a ground truth that one thread takes at least: fewer are not worth waking
-// it.
+// Minimum number of pairs of a block and a ground truth per task: fewer do not justify waking a
+// thread. An estimate.
 constexpr int64_t kMinBlockPairsPerTask = 256;
 
 }  // namespace
@@ -86,7 +86,7 @@ void match_images_with_low_quality(const MatchTask<Stored>& task,
                                    std::vector<ImageState<Stored>>& states) {
   std::mutex merging;
   parallel_for_blocks(states, [&](ImageState<Stored>& state, int64_t begin, int64_t end) {
-    BestPerGroundTruth<MatchIou_t<Stored>> gt_best(state.image.gt_count, end - begin);
+    BestPerGroundTruth<iou_t<Stored>> gt_best(state.image.gt_count, end - begin);
     RCNN_DYNAMIC_DISPATCH(match_blocks<true>(task, state, begin, end, gt_best));
     const std::lock_guard<std::mutex> lock(merging);
     state.gt_best.merge(gt_best);
@@ -107,14 +107,14 @@ std::tuple<Tensor, Tensor> match_boxes_cpu(const Tensor& gt_boxes, std::vector<i
   const ScalarType dtype = boxes.scalar_type();
   const int64_t count = result_count(images);
   Tensor matches = empty_on_device_of(boxes, {count}, ScalarType::Long);
-  Tensor best = empty_on_device_of(boxes, {count}, accumulate_dtype(dtype));
+  Tensor best = empty_on_device_of(boxes, {count}, iou_dtype(dtype));
   if (count == 0) return {matches, best};
   const Tensor dense_gts = contiguous_as(gt_boxes, dtype);
   const Tensor dense_boxes = contiguous_as(boxes, dtype);
 
   dispatch_floating_and_int64(dtype, "match_boxes", [&](auto tag) {
     using Stored = type_of<decltype(tag)>;
-    using Iou = MatchIou_t<Stored>;
+    using Iou = iou_t<Stored>;
     auto* match_data = matches.mutable_data_ptr<int64_t>();
     auto* best_data = best.mutable_data_ptr<Iou>();
     std::vector<ImageState<Stored>> states;

@@ -9,7 +9,7 @@
 // integers that order like the IoUs, so that the result does not depend on the schedule.
 // low_quality_kernel then compares boxes and ground truth once more: a box whose IoU with a
 // ground truth is that ground truth's best keeps its match, whatever the IoU; the thresholds apply
-// to all others. No N x M matrix, and the host waits for nothing.
+// to all others. No G x P matrix: memory is O(G + P). The host waits for nothing.
 #include "../core/stable_ops.h"
 #include "../cuda/launch.cuh"
 #include "match_boxes.h"
@@ -17,10 +17,12 @@
 namespace rcnn_ext {
 namespace {
 
-constexpr int kThreads = 256;
+// Threads per block, boxes per thread and ground truths in shared memory; untuned.
+constexpr int kMatchThreads = 256;
 constexpr int kBoxesPerThread = 4;
-constexpr int kBoxesPerThreadBlock = kThreads * kBoxesPerThread;
+constexpr int kBoxesPerThreadBlock = kMatchThreads * kBoxesPerThread;
 constexpr int kGtsPerTile = 128;
+// 64 images of 40 bytes take 2560 of the 4096 bytes that kernel arguments may take.
 constexpr int kImagesPerLaunch = 64;
 
 // The images of one launch, passed as a kernel argument: no copy to the device precedes the launch.
@@ -65,13 +67,12 @@ __device__ __forceinline__ Iou from_ordered_bits(OrderedBits<Iou> ordered) {
 // are written before thresholds, and gt_best [G], zeros at first, gets the best IoU of each ground
 // truth. gt_boxes: [G, 4], boxes: [P, 4], matches and best: [R]
 template <bool kLowQuality, class Stored>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kMatchThreads)
     match_kernel(const Stored* gt_boxes, const Stored* boxes, MatchImages batch,
-                 MatchThresholds<MatchIou_t<Stored>> thresholds,
-                 OrderedBits<MatchIou_t<Stored>>* gt_best, int64_t* matches,
-                 MatchIou_t<Stored>* best) {
+                 MatchThresholds<iou_t<Stored>> thresholds, OrderedBits<iou_t<Stored>>* gt_best,
+                 int64_t* matches, iou_t<Stored>* best) {
   using T = accumulate_t<Stored>;
-  using Iou = MatchIou_t<Stored>;
+  using Iou = iou_t<Stored>;
   __shared__ __align__(16) Box<T> tile_boxes[kGtsPerTile];
   __shared__ T tile_areas[kGtsPerTile];
   __shared__ OrderedBits<Iou> tile_best[kGtsPerTile];
@@ -86,7 +87,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int n = 0; n < kBoxesPerThread; ++n) {
       // A thread past the end repeats the last box, which changes no maximum.
-      const int64_t i = min(first + n * kThreads + threadIdx.x, image.box_count - 1);
+      const int64_t i = min(first + n * kMatchThreads + threadIdx.x, image.box_count - 1);
       box[n] = load_box<T>(boxes + 4 * (image.first_box + i));
       box_area[n] = area(box[n]);
       best_iou[n] = -static_cast<Iou>(INFINITY);
@@ -95,10 +96,11 @@ __global__ void __launch_bounds__(kThreads)
     for (int64_t tile = 0; tile < image.gt_count; tile += kGtsPerTile) {
       const int count =
           static_cast<int>(min(static_cast<int64_t>(kGtsPerTile), image.gt_count - tile));
-      for (int g = threadIdx.x; g < count; g += kThreads) {
+      for (int g = threadIdx.x; g < count; g += kMatchThreads) {
         tile_boxes[g] = load_box<T>(gt_boxes + 4 * (image.first_gt + tile + g));
         tile_areas[g] = area(tile_boxes[g]);
-        // Any value that other thread blocks have reached so far saves atomics; none is needed.
+        // A lower bound from other thread blocks, possibly outdated: it only saves atomics, so any
+        // value is correct.
         if (kLowQuality) tile_best[g] = gt_best[image.first_gt + tile + g];
       }
       __syncthreads();
@@ -124,14 +126,14 @@ __global__ void __launch_bounds__(kThreads)
       if (kLowQuality) {
         // The thread that publishes an entry also overwrites it for the next tile, so no barrier is
         // needed in between.
-        for (int g = threadIdx.x; g < count; g += kThreads) {
+        for (int g = threadIdx.x; g < count; g += kMatchThreads) {
           atomicMax(gt_best + image.first_gt + tile + g, tile_best[g]);
         }
       }
     }
 #pragma unroll
     for (int n = 0; n < kBoxesPerThread; ++n) {
-      const int64_t i = first + n * kThreads + threadIdx.x;
+      const int64_t i = first + n * kMatchThreads + threadIdx.x;
       if (i < image.box_count) {
         const bool has_gt = image.gt_count > 0;
         const int64_t match = kLowQuality ? index[n] : thresholds(best_iou[n], index[n]);
@@ -145,13 +147,13 @@ __global__ void __launch_bounds__(kThreads)
 // Applies the thresholds to all boxes but the low-quality matches, those whose IoU with some ground
 // truth is its best. gt_boxes: [G, 4], boxes: [P, 4], gt_best: [G], matches and best: [R]
 template <class Stored>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kMatchThreads)
     low_quality_kernel(const Stored* gt_boxes, const Stored* boxes, MatchImages batch,
-                       MatchThresholds<MatchIou_t<Stored>> thresholds,
-                       const OrderedBits<MatchIou_t<Stored>>* gt_best,
-                       const MatchIou_t<Stored>* best, int64_t* matches) {
+                       MatchThresholds<iou_t<Stored>> thresholds,
+                       const OrderedBits<iou_t<Stored>>* gt_best, const iou_t<Stored>* best,
+                       int64_t* matches) {
   using T = accumulate_t<Stored>;
-  using Iou = MatchIou_t<Stored>;
+  using Iou = iou_t<Stored>;
   __shared__ __align__(16) Box<T> tile_boxes[kGtsPerTile];
   __shared__ T tile_areas[kGtsPerTile];
   __shared__ Iou tile_best[kGtsPerTile];
@@ -165,7 +167,7 @@ __global__ void __launch_bounds__(kThreads)
     bool is_low_quality[kBoxesPerThread];
 #pragma unroll
     for (int n = 0; n < kBoxesPerThread; ++n) {
-      const int64_t i = min(first + n * kThreads + threadIdx.x, image.box_count - 1);
+      const int64_t i = min(first + n * kMatchThreads + threadIdx.x, image.box_count - 1);
       box[n] = load_box<T>(boxes + 4 * (image.first_box + i));
       best_iou[n] = best[image.first_result + i];
       is_low_quality[n] = false;
@@ -173,7 +175,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int64_t tile = 0; tile < image.gt_count; tile += kGtsPerTile) {
       const int count =
           static_cast<int>(min(static_cast<int64_t>(kGtsPerTile), image.gt_count - tile));
-      for (int g = threadIdx.x; g < count; g += kThreads) {
+      for (int g = threadIdx.x; g < count; g += kMatchThreads) {
         tile_boxes[g] = load_box<T>(gt_boxes + 4 * (image.first_gt + tile + g));
         tile_areas[g] = area(tile_boxes[g]);
         tile_best[g] = from_ordered_bits<Iou>(gt_best[image.first_gt + tile + g]);
@@ -183,7 +185,8 @@ __global__ void __launch_bounds__(kThreads)
         const Iou gt_best_iou = tile_best[g];
 #pragma unroll
         for (int n = 0; n < kBoxesPerThread; ++n) {
-          // A box whose best IoU is lower has no such IoU. This saves most divisions.
+          // A box whose best IoU is below the ground truth's best cannot equal it: most divisions
+          // are skipped.
           if (best_iou[n] < gt_best_iou) continue;
           const Iou iou =
               static_cast<Iou>(iou_with_areas(tile_boxes[g], tile_areas[g], box[n], area(box[n])));
@@ -194,7 +197,7 @@ __global__ void __launch_bounds__(kThreads)
     }
 #pragma unroll
     for (int n = 0; n < kBoxesPerThread; ++n) {
-      const int64_t i = first + n * kThreads + threadIdx.x;
+      const int64_t i = first + n * kMatchThreads + threadIdx.x;
       if (i < image.box_count && !is_low_quality[n]) {
         int64_t& match = matches[image.first_result + i];
         match = thresholds(best_iou[n], match);
@@ -214,7 +217,7 @@ std::tuple<Tensor, Tensor> match_boxes_cuda(const Tensor& gt_boxes, std::vector<
   const ScalarType dtype = boxes.scalar_type();
   const int64_t count = result_count(images);
   Tensor matches = empty_on_device_of(boxes, {count}, ScalarType::Long);
-  Tensor best = empty_on_device_of(boxes, {count}, accumulate_dtype(dtype));
+  Tensor best = empty_on_device_of(boxes, {count}, iou_dtype(dtype));
   if (count == 0) return {matches, best};
   const Tensor dense_gts = contiguous_as(gt_boxes, dtype);
   const Tensor dense_boxes = contiguous_as(boxes, dtype);
@@ -225,11 +228,12 @@ std::tuple<Tensor, Tensor> match_boxes_cuda(const Tensor& gt_boxes, std::vector<
 
   dispatch_floating_and_int64(dtype, "match_boxes", [&](auto tag) {
     using Stored = type_of<decltype(tag)>;
-    using Iou = MatchIou_t<Stored>;
+    using Iou = iou_t<Stored>;
     const auto* gt_data = dense_gts.const_data_ptr<Stored>();
     const auto* box_data = dense_boxes.const_data_ptr<Stored>();
     auto* match_data = matches.mutable_data_ptr<int64_t>();
     auto* best_data = best.mutable_data_ptr<Iou>();
+    // Untyped, since the bits are unsigned and the dtype is signed.
     auto* gt_best_data = static_cast<OrderedBits<Iou>*>(gt_best.mutable_data_ptr());
     const MatchThresholds<Iou> thresholds{static_cast<Iou>(high_threshold),
                                           static_cast<Iou>(low_threshold)};
@@ -244,7 +248,7 @@ std::tuple<Tensor, Tensor> match_boxes_cuda(const Tensor& gt_boxes, std::vector<
       if (max_boxes == 0) continue;
       const LaunchShape shape{
           dim3(stride_grid(max_boxes, kBoxesPerThreadBlock), static_cast<unsigned>(end - begin)),
-          dim3(kThreads)};
+          dim3(kMatchThreads)};
       if (allow_low_quality_matches) {
         launch("match_boxes", match_kernel<true, Stored>, shape, scope, gt_data, box_data, batch,
                thresholds, gt_best_data, match_data, best_data);

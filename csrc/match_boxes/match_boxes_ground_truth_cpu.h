@@ -18,10 +18,11 @@ constexpr int kGtsPerBlock = 16;
 // monotonic, the intersection of two such boxes is at most either area, so their union is positive
 // and their IoU a number of at least 0, and exactly 0 where they do not overlap.
 template <class T>
-RCNN_HOST_DEVICE bool is_well_conditioned(T width, T height, T area) {
-  constexpr T kMaxArea = std::numeric_limits<T>::max() / 4;
-  constexpr T kMinArea = std::numeric_limits<T>::min() / std::numeric_limits<T>::epsilon();
-  return (width > 0) & (height > 0) & (area >= kMinArea) & (area <= kMaxArea);
+RCNN_INLINE bool is_well_conditioned(T width, T height, T area) {
+  constexpr T kMaxConditionedArea = std::numeric_limits<T>::max() / 4;
+  constexpr T kMinConditionedArea =
+      std::numeric_limits<T>::min() / std::numeric_limits<T>::epsilon();
+  return (width > 0) & (height > 0) & (area >= kMinConditionedArea) & (area <= kMaxConditionedArea);
 }
 
 // Quantizes the coordinates of an axis to int8, so that one instruction compares many of them. The
@@ -80,7 +81,7 @@ struct GroundTruth {
     }
   }
 
-  RCNN_HOST_DEVICE Box<T> box(int64_t g) const { return {x1[g], y1[g], x2[g], y2[g]}; }
+  RCNN_INLINE Box<T> box(int64_t g) const { return {x1[g], y1[g], x2[g], y2[g]}; }
 
  private:
   static AxisQuantizer<T> axis_of(const std::vector<T>& low, const std::vector<T>& high) {

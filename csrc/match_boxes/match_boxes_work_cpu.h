@@ -36,14 +36,14 @@ class BestPerGroundTruth {
   BestPerGroundTruth(int64_t gt_count, int64_t block_count)
       : best(gt_count, -kInfinity<Iou>),
         blocks_(gt_count),
-        in_any_block_(gt_count),
+        blocks_dropped_(gt_count),
         block_budget_(16 * (gt_count + block_count)) {}
 
   // Record the best IoU of gt in a block, which must be NaN or at least the best so far.
   void add(int32_t gt, int64_t block, Iou best_iou) {
     if (!update(gt, best_iou)) return;
     if (block_budget_ == 0) drop_blocks(gt);
-    if (in_any_block_[gt]) return;
+    if (blocks_dropped_[gt]) return;
     blocks_[gt].push_back(block);
     --block_budget_;
   }
@@ -54,7 +54,7 @@ class BestPerGroundTruth {
     for (size_t g = 0; g < best.size(); ++g) {
       const auto gt = static_cast<int32_t>(g);
       if (other.best[g] < best[g] || !update(gt, other.best[g])) continue;
-      if (other.in_any_block_[g]) drop_blocks(gt);
+      if (other.blocks_dropped_[g]) drop_blocks(gt);
       for (const int64_t block : other.blocks_[g]) add(gt, block, best[g]);
     }
   }
@@ -66,7 +66,7 @@ class BestPerGroundTruth {
       // Well-conditioned boxes that gt was not compared with do not overlap it.
       if (any_well_conditioned && best[g] < 0) update(gt, Iou(0));
       if (best[g] == 0) has_zero_best = true;
-      if (in_any_block_[g]) gts_in_any_block.push_back(gt);
+      if (blocks_dropped_[g]) gts_without_blocks.push_back(gt);
       for (const int64_t block : blocks_[g]) low_quality_blocks.push_back({block, gt});
     }
     std::sort(low_quality_blocks.begin(), low_quality_blocks.end(),
@@ -78,21 +78,22 @@ class BestPerGroundTruth {
 
   // Blocks with low-quality matches, in order of the block; known after finish().
   std::vector<LowQualityBlock> low_quality_blocks;
-  // Ground truths whose low-quality matches may be in any block; known after finish().
-  std::vector<int32_t> gts_in_any_block;
+  // Ground truths without recorded blocks, since those were too many: their low-quality matches may
+  // be in any block. Known after finish().
+  std::vector<int32_t> gts_without_blocks;
   // Whether the best IoU of some ground truth is 0: it overlaps nothing, so that all
   // well-conditioned boxes are its low-quality matches. Known after finish().
   bool has_zero_best = false;
 
  private:
-  // Return whether best_iou equals the best of gt from now on. A NaN stays and equals no IoU.
+  // Return whether best_iou now equals the best of gt. A NaN is never replaced and equals no IoU.
   bool update(int32_t gt, Iou best_iou) {
     if (best[gt] != best[gt]) return false;
     if (best_iou == best[gt]) return true;
     best[gt] = best_iou;
     block_budget_ += static_cast<int64_t>(blocks_[gt].size());
     blocks_[gt].clear();
-    in_any_block_[gt] = 0;
+    blocks_dropped_[gt] = 0;
     return best_iou == best_iou;
   }
 
@@ -100,11 +101,11 @@ class BestPerGroundTruth {
   void drop_blocks(int32_t gt) {
     block_budget_ += static_cast<int64_t>(blocks_[gt].size());
     blocks_[gt].clear();
-    in_any_block_[gt] = 1;
+    blocks_dropped_[gt] = 1;
   }
 
   std::vector<std::vector<int64_t>> blocks_;
-  std::vector<uint8_t> in_any_block_;
+  std::vector<uint8_t> blocks_dropped_;
   // How many more blocks may be recorded. The budget is linear in boxes and ground truth, not in
   // their product: where all boxes are equal, every block has the best IoU of every ground truth.
   int64_t block_budget_;
@@ -113,7 +114,7 @@ class BestPerGroundTruth {
 // Inputs and outputs, contiguous: boxes [P, 4]; matches and best [R].
 template <class Stored>
 struct MatchTask {
-  using Iou = MatchIou_t<Stored>;
+  using Iou = iou_t<Stored>;
   const Stored* boxes;
   int64_t* matches;
   Iou* best;
@@ -123,7 +124,7 @@ struct MatchTask {
 // One image of the batch that has ground truth.
 template <class Stored>
 struct ImageState {
-  using Iou = MatchIou_t<Stored>;
+  using Iou = iou_t<Stored>;
   MatchImage image;
   int64_t first_block;  // among the blocks of all images
   int64_t block_count;

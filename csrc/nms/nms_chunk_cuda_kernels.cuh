@@ -14,7 +14,8 @@
 
 namespace rcnn_ext {
 
-constexpr int kWordsPerChunk = 128;  // 8192 boxes, whose pairs take 8 MB of suppression words
+// All untuned.
+constexpr int kWordsPerChunk = 128;  // 8192 boxes, whose pairs take 8 MiB of suppression words
 constexpr int kSuppressThreads = 256;
 constexpr int kResolveThreads = 512;
 constexpr int kResolveWarps = kResolveThreads / kWarpSize;

@@ -41,9 +41,9 @@ inline NmsCandidate<T> load_candidate(const Stored* coordinates, const Suppressi
   c.limit = rule.limit_of(c.area);
   c.has_area = c.box.x1 < c.box.x2 && c.box.y1 < c.box.y2 && c.area > T(0) &&
                c.area <= std::numeric_limits<T>::max();
-  c.in_grid_range = c.area >= Rule::kMinArea && c.box.x1 >= -Rule::kMaxCoordinate &&
-                    c.box.y1 >= -Rule::kMaxCoordinate && c.box.x2 <= Rule::kMaxCoordinate &&
-                    c.box.y2 <= Rule::kMaxCoordinate;
+  c.in_grid_range = c.area >= Rule::kMinGridArea && c.box.x1 >= -Rule::kMaxGridCoordinate &&
+                    c.box.y1 >= -Rule::kMaxGridCoordinate && c.box.x2 <= Rule::kMaxGridCoordinate &&
+                    c.box.y2 <= Rule::kMaxGridCoordinate;
   return c;
 }
 
@@ -52,9 +52,8 @@ inline NmsCandidate<T> load_candidate(const Stored* coordinates, const Suppressi
 template <class T, class Stored>
 inline NmsCandidate<T> load_and_prefetch(const Stored* boxes, const uint32_t* order, int64_t rank,
                                          int64_t end, const SuppressionRule<T>& rule) {
-  constexpr int64_t kPrefetchDistance = 16;
-  if (rank + kPrefetchDistance < end)
-    prefetch(boxes + 4 * int64_t{order[rank + kPrefetchDistance]});
+  constexpr int64_t kPrefetchBoxes = 16;
+  if (rank + kPrefetchBoxes < end) prefetch(boxes + 4 * int64_t{order[rank + kPrefetchBoxes]});
   return load_candidate(boxes + 4 * int64_t{order[rank]}, rule);
 }
 

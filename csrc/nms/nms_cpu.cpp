@@ -32,15 +32,15 @@
 namespace rcnn_ext {
 namespace {
 
-// From this many boxes on, inserting into cells costs less than scanning a list.
+// From this many boxes on, inserting into cells should cost less than scanning a list: an estimate.
 constexpr int64_t kMinGridBoxes = 700;
-// From this many boxes on, other threads save more than waking them costs.
+// From this many boxes on, other threads should save more than waking them costs: an estimate.
 constexpr int64_t kMinParallelBoxes = 4000;
-// Sizes of the rounds of one segment: each takes as many boxes as all before it, at most the larger
-// of kMaxRoundSize and an eighth of the segment. Smaller rounds leave less to the one thread, but
-// synchronize more often.
+// Sizes of the rounds of one segment. A round takes as many boxes as all rounds before it, up to a
+// limit of max(kMinRoundSizeLimit, count / 8). Smaller rounds leave less to the one thread, but
+// synchronize more often. Both are estimates.
 constexpr int64_t kFirstRoundSize = 512;
-constexpr int64_t kMaxRoundSize = 8192;
+constexpr int64_t kMinRoundSizeLimit = 8192;
 
 // The kept boxes of the segment that a thread works on.
 template <class T>
@@ -98,7 +98,7 @@ bool reset_grid(KeptGrid<T>& grid, const Stored* boxes, const uint32_t* order, i
 template <class T, class Stored>
 void suppress_in_rounds(const Stored* boxes, const uint32_t* order, int64_t count,
                         const SuppressionRule<T>& rule, NmsWorkspace<T>& work, char* keep) {
-  const int64_t max_round_size = std::max(kMaxRoundSize, count / 8);
+  const int64_t max_round_size = std::max(kMinRoundSizeLimit, count / 8);
   int round = 0;
   for (int64_t begin = 0; begin < count; ++round) {
     const int64_t end = std::min(begin + std::clamp(begin, kFirstRoundSize, max_round_size), count);

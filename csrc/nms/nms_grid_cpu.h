@@ -25,13 +25,13 @@
 //    and suppression implies an exact IoU above t = b (1 - 16u). The IoU of two boxes is at most
 //    that of their projections on either axis: I = ix * iy and U >= (wx + wx' - ix) * iy. For
 //    intervals of widths w and w' whose centers are d apart, an IoU above t implies d < (w + w') /
-//    2 * (1 - t) / (1 + t) where neither holds the other, and w' < w / t in any case; the most that
-//    d can be is w (1 - t) / (2t), at w' = w / t, where containment begins and bounds d by the
-//    same. So the center of a box that a kept one suppresses lies within that distance of the kept
-//    one's center, on both axes. A kept box is inserted into every cell within that distance, a
-//    candidate looks into the cell of its own center. Cells are numbered by a monotonic function of
-//    fl(x1 + x2), and the distance is widened by more than its rounding (suppression_radius_of), so
-//    that the cell of a candidate lies within the range of cells.
+//    2 * (1 - t) / (1 + t) where neither contains the other, and w' < w / t in any case; the
+//    maximum of d is w (1 - t) / (2t), at w' = w / t, where containment begins, and containment
+//    bounds d by the same value. So the center of a box that a kept one suppresses lies within that
+//    distance of the kept one's center, on both axes. A kept box is inserted into every cell within
+//    that distance, a candidate looks into the cell of its own center. Cells are numbered by a
+//    monotonic function of fl(x1 + x2), and the distance is widened by more than its rounding
+//    (suppression_radius_of), so that the cell of a candidate lies within the range of cells.
 // 5. Cells are hashed without comparing them: cells that share a bucket only compare more boxes. A
 //    kept box that covers too many cells goes to a coarser level, and beyond the coarsest to the
 //    overflow list, which every candidate scans; so does a kept box out of range. A candidate out

@@ -16,8 +16,8 @@ namespace rcnn_ext {
 
 using Order = std::unique_ptr<uint32_t[]>;  // from rank to index
 
-template <class Element, class ScoreKey>
-Order order_by_key(int64_t count, ScoreKey&& key_of) {
+template <class Element, class KeyOf>
+Order order_by_key(int64_t count, KeyOf&& key_of) {
   const auto memory = uninitialized<Element>(2 * count);
   for (int64_t i = 0; i < count; ++i) {
     memory[i] = Element::make(key_of(i), static_cast<uint32_t>(i));

@@ -21,8 +21,9 @@ struct SuppressionOrder {
   Tensor score_ranks;  // from rank to score rank
 };
 
-constexpr int kRankThreads = 256;
-constexpr int kRanksPerWarp = 4;  // boxes that a warp ranks by one pass over all scores
+constexpr int kRankThreads = 256;  // untuned
+// Boxes that a warp ranks by one pass over all scores; untuned.
+constexpr int kRanksPerWarp = 4;
 constexpr int kRanksPerBlock = kRankThreads / kWarpSize * kRanksPerWarp;
 
 // Ranks boxes by counting. idxs: [N] or null; then order, segments and score_ranks are null as

@@ -12,8 +12,8 @@ namespace rcnn_ext {
 template <class T>
 struct SuppressionRule {
   static constexpr T kUnitRoundoff = std::numeric_limits<T>::epsilon() / 2;  // u
-  static constexpr T kMaxCoordinate = T(int64_t{1} << 60);
-  static constexpr T kMinArea = T(1) / (T(int64_t{1} << 40) * T(int64_t{1} << 40));
+  static constexpr T kMaxGridCoordinate = T(int64_t{1} << 60);
+  static constexpr T kMinGridArea = T(1) / (T(int64_t{1} << 40) * T(int64_t{1} << 40));
 
   T bound;
   T filter;              // c' in nms_grid_cpu.h
@@ -29,7 +29,7 @@ struct SuppressionRule {
     const double t = b * (1 - 16 * u);
     suppression_radius = static_cast<T>((1 - t) / t * 1.001);
   }
-  // Also for NaN.
+  // A NaN threshold suppresses nothing.
   bool keeps_all() const { return !(bound < T(1)); }
   bool needs_exact_tests() const { return bound < T(0); }
   bool allows_grid() const { return bound >= T(1) / T(32); }

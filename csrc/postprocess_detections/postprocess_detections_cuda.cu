@@ -17,10 +17,10 @@
 namespace rcnn_ext {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / kWarpSize;
+constexpr int kDetectionThreads = 256;  // per block of all kernels; untuned
+constexpr int kDetectionWarps = kDetectionThreads / kWarpSize;
 
-// Instead of a score, which is a probability: the candidate is not a detection.
+// The score of a candidate that is not a detection; scores are probabilities.
 constexpr int kNoScore = -1;
 
 // RoIs and their predictions. A candidate is a RoI and a class, counted from 0 without background.
@@ -53,15 +53,15 @@ struct Predictions {
 // The scores of valid candidates class by class, and kept_scores initialized to "none kept".
 // by_class: [classes, R], kept_scores: [R, classes]
 template <class Stored>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kDetectionThreads)
     score_kernel(Predictions<Stored> predictions, accumulate_t<Stored> threshold,
                  accumulate_t<Stored> min_side, accumulate_t<Stored>* by_class,
                  accumulate_t<Stored>* kept_scores) {
   using T = accumulate_t<Stored>;
   const int64_t classes = predictions.classes;
   const int64_t candidates = predictions.count * classes;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < candidates;
-       i += static_cast<int64_t>(gridDim.x) * kThreads) {
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kDetectionThreads + threadIdx.x;
+       i < candidates; i += static_cast<int64_t>(gridDim.x) * kDetectionThreads) {
     const int64_t roi = i / classes;
     const int64_t label = i % classes;
     T score = predictions.probabilities[roi * (classes + 1) + label + 1];
@@ -95,7 +95,7 @@ __device__ int64_t count_scores(const T* scores, int64_t count) {
 // NMS of one class of one image, by one block. scores and order: [classes, R], sorted; kept:
 // [classes * N, max_kept_per_class], a workspace; kept_scores: [R, classes]
 template <class Stored>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kDetectionThreads)
     suppress_detections_kernel(Predictions<Stored> predictions, const accumulate_t<Stored>* scores,
                                const int64_t* order, accumulate_t<Stored> bound,
                                int64_t max_kept_per_class, Box<accumulate_t<Stored>>* kept,
@@ -119,25 +119,25 @@ __global__ void __launch_bounds__(kThreads)
   const auto finish = [&](int64_t rank, bool is_kept, const Box<T>&) {
     if (is_kept) kept_scores[order[rank] * predictions.classes + label] = scores[rank];
   };
-  block_nms<kThreads>(shared, count, max_kept_per_class, bound,
-                      kept + blockIdx.x * max_kept_per_class, load, finish);
+  block_nms<kDetectionThreads>(shared, count, max_kept_per_class, bound,
+                               kept + blockIdx.x * max_kept_per_class, load, finish);
 }
 
 // The best kept candidates of an image, padded, by one block. scores and order: [R * classes],
 // sorted; out_boxes, out_scores, out_labels, out_rois: [N, max_detections]
 template <class Stored>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kDetectionThreads)
     gather_detections_kernel(Predictions<Stored> predictions, const accumulate_t<Stored>* scores,
                              const int64_t* order, int64_t max_detections,
                              Box<accumulate_t<Stored>>* out_boxes, accumulate_t<Stored>* out_scores,
                              int64_t* out_labels, int64_t* out_rois, int64_t* counts) {
   using T = accumulate_t<Stored>;
-  __shared__ int warp_counts[kWarps];
+  __shared__ int warp_counts[kDetectionWarps];
   const int64_t image = blockIdx.x;
   const int64_t first_out = image * max_detections;
   const int64_t count = count_scores(scores, predictions.count * predictions.classes);
   int64_t found = 0;
-  for (int64_t base = 0; base < count && found < max_detections; base += kThreads) {
+  for (int64_t base = 0; base < count && found < max_detections; base += kDetectionThreads) {
     const int64_t rank = base + threadIdx.x;
     const int64_t candidate = rank < count ? order[rank] : 0;
     const int64_t roi = candidate / predictions.classes;
@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   found = min(found, max_detections);
   if (threadIdx.x == 0) counts[image] = found;
-  for (int64_t place = found + threadIdx.x; place < max_detections; place += kThreads) {
+  for (int64_t place = found + threadIdx.x; place < max_detections; place += kDetectionThreads) {
     out_boxes[first_out + place] = Box<T>{};
     out_scores[first_out + place] = T(0);
     out_labels[first_out + place] = 0;
@@ -205,19 +205,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> postprocess_detections_cuda(
                                           classes,
                                           deltas.size(1) / 4};
     launch("postprocess_detections: score", score_kernel<Stored>,
-           {dim3(stride_grid(count * classes, kThreads)), dim3(kThreads)}, scope, predictions,
-           static_cast<T>(score_threshold), static_cast<T>(min_size),
+           {dim3(stride_grid(count * classes, kDetectionThreads)), dim3(kDetectionThreads)}, scope,
+           predictions, static_cast<T>(score_threshold), static_cast<T>(min_size),
            by_class.mutable_data_ptr<T>(), kept_scores.mutable_data_ptr<T>());
     const auto sorted = stable_sort(by_class, 1, /*descending=*/true);
     launch("postprocess_detections: suppress", suppress_detections_kernel<Stored>,
-           {dim3(static_cast<unsigned>(classes * images)), dim3(kThreads)}, scope, predictions,
-           sorted.values.const_data_ptr<T>(), sorted.indices.const_data_ptr<int64_t>(),
+           {dim3(static_cast<unsigned>(classes * images)), dim3(kDetectionThreads)}, scope,
+           predictions, sorted.values.const_data_ptr<T>(), sorted.indices.const_data_ptr<int64_t>(),
            suppression_bound<T>(iou_threshold), max_kept_per_class,
            reinterpret_cast<Box<T>*>(kept.mutable_data_ptr<T>()),
            kept_scores.mutable_data_ptr<T>());
     const auto best = stable_sort(kept_scores, 0, /*descending=*/true);
     launch("postprocess_detections: gather", gather_detections_kernel<Stored>,
-           {dim3(static_cast<unsigned>(images)), dim3(kThreads)}, scope, predictions,
+           {dim3(static_cast<unsigned>(images)), dim3(kDetectionThreads)}, scope, predictions,
            best.values.const_data_ptr<T>(), best.indices.const_data_ptr<int64_t>(), max_detections,
            reinterpret_cast<Box<T>*>(out.boxes.mutable_data_ptr<T>()),
            out.scores.mutable_data_ptr<T>(), out.labels.mutable_data_ptr<int64_t>(),

@@ -56,7 +56,7 @@ RCNN_HOST_DEVICE T exp_nonpositive(T x) {
   const Bits n = static_cast<Bits>(inside * T(1.4426950408889634) - T(0.5));  // to nearest
   const T whole = static_cast<T>(n);
   const T r = (inside - whole * C::kLn2High) - whole * C::kLn2Low;  // |r| <= ln(2) / 2
-  // The exponential series, from its last term inwards: 1 + r/1 (1 + r/2 (1 + r/3 (...))).
+  // The exponential series, from its last term inward: 1 + r/1 (1 + r/2 (1 + r/3 (...))).
   T sum = T(1);
   for (int k = C::kDegree; k >= 1; --k) sum = T(1) + r * (T(1) / T(k)) * sum;
   const Bits bits = (n + C::kBias) << C::kMantissa;
@@ -93,8 +93,8 @@ RCNN_HOST_DEVICE T initial_score(const Box<T>& box, T score, const SoftNmsRule<T
 
 // The score of a box after one with a higher score was taken. Removed boxes stay removed.
 template <DecayMethod method, class T>
-RCNN_HOST_DEVICE T decayed(T score, const Box<T>& taken, T taken_area, const Box<T>& box,
-                           T box_area, const SoftNmsRule<T>& rule) {
+RCNN_HOST_DEVICE T decay_score(T score, const Box<T>& taken, T taken_area, const Box<T>& box,
+                               T box_area, const SoftNmsRule<T>& rule) {
   const T iou = clamp_min_zero(iou_with_areas(taken, taken_area, box, box_area));  // 0 for NaN
   const T weight = method == DecayMethod::kLinear ? (iou >= rule.iou_threshold ? T(1) - iou : T(1))
                                                   : exp_nonpositive(-(iou * iou) / rule.sigma);

@@ -21,34 +21,34 @@ namespace {
 namespace RCNN_NAMESPACE {
 
 template <class T>
-inline key_t<T> key_of(T score) {
-  key_t<T> key;
-  memcpy(&key, &score, sizeof(key));
-  return key;
+inline score_bits_t<T> bits_of(T score) {
+  score_bits_t<T> bits;
+  memcpy(&bits, &score, sizeof(bits));
+  return bits;
 }
 
 // condition ? min(a, b) : b. By masks, since GCC compiles two conditionals to branches.
-template <class Key>
-inline Key min_if(bool condition, Key a, Key b) {
-  const Key mask = -static_cast<Key>(condition);
-  const Key candidate = (a & mask) | (std::numeric_limits<Key>::max() & ~mask);
+template <class Integer>
+inline Integer min_if(bool condition, Integer a, Integer b) {
+  const Integer mask = -static_cast<Integer>(condition);
+  const Integer candidate = (a & mask) | (std::numeric_limits<Integer>::max() & ~mask);
   return candidate < b ? candidate : b;
 }
 
 // Find the best score of a group, and the lowest index that has it.
 template <class T>
 inline void update_group_best(const SoftNmsBoxes<T>& s, int64_t group) {
-  using Key = key_t<T>;
+  using Bits = score_bits_t<T>;
   const T* scores = s.scores + group * kBoxesPerSoftNmsGroup;
-  const Key* indices = s.indices + group * kBoxesPerSoftNmsGroup;
-  Key best = key_of(kRemovedScore<T>);
+  const Bits* indices = s.indices + group * kBoxesPerSoftNmsGroup;
+  Bits best = bits_of(kRemovedScore<T>);
   for (int k = 0; k < kBoxesPerSoftNmsGroup; ++k) {
-    const Key key = key_of(scores[k]);
-    best = key > best ? key : best;
+    const Bits bits = bits_of(scores[k]);
+    best = bits > best ? bits : best;
   }
-  Key index = std::numeric_limits<Key>::max();
+  Bits index = std::numeric_limits<Bits>::max();
   for (int k = 0; k < kBoxesPerSoftNmsGroup; ++k) {
-    index = min_if(key_of(scores[k]) == best, indices[k], index);
+    index = min_if(bits_of(scores[k]) == best, indices[k], index);
   }
   s.best[group] = best;
   s.best_indices[group] = index;
@@ -62,7 +62,7 @@ inline void decay_scores(const SoftNmsBoxes<T>& s, int64_t group, const Box<T>& 
   T* __restrict scores = s.scores + first;
   for (int k = 0; k < kBoxesPerSoftNmsGroup; ++k) {
     const Box<T> box{x1[k], y1[k], x2[k], y2[k]};
-    scores[k] = decayed<method>(scores[k], taken, taken_area, box, area(box), rule);
+    scores[k] = decay_score<method>(scores[k], taken, taken_area, box, area(box), rule);
   }
 }
 
@@ -70,24 +70,24 @@ inline void decay_scores(const SoftNmsBoxes<T>& s, int64_t group, const Box<T>& 
 // rescored[b] for every box b taken.
 template <DecayMethod method, class T>
 void run_soft_nms(const SoftNmsBoxes<T>& s, const SoftNmsRule<T>& rule, T* rescored) {
-  using Key = key_t<T>;
+  using Bits = score_bits_t<T>;
   for (int64_t group = 0; group < s.groups; ++group) update_group_best(s, group);
   while (true) {
-    Key best = key_of(kRemovedScore<T>);
+    Bits best = bits_of(kRemovedScore<T>);
     for (int64_t group = 0; group < s.groups; ++group) {
       best = s.best[group] > best ? s.best[group] : best;
     }
     if (best < 0) return;
-    Key index = std::numeric_limits<Key>::max();
+    Bits index = std::numeric_limits<Bits>::max();
     for (int64_t group = 0; group < s.groups; ++group) {
       index = min_if(s.best[group] == best, s.best_indices[group], index);
     }
-    const int64_t place = s.places[index];
-    rescored[s.owners[index]] = s.scores[place];
-    s.scores[place] = kRemovedScore<T>;
-    const Box<T> taken{s.x1[place], s.y1[place], s.x2[place], s.y2[place]};
+    const int64_t position = s.positions[index];
+    rescored[s.box_indices[index]] = s.scores[position];
+    s.scores[position] = kRemovedScore<T>;
+    const Box<T> taken{s.x1[position], s.y1[position], s.x2[position], s.y2[position]};
     const T taken_area = area(taken);
-    const int64_t own = place / kBoxesPerSoftNmsGroup;
+    const int64_t own = position / kBoxesPerSoftNmsGroup;
     for (int64_t group = 0; group < s.groups; ++group) {
       // Boxes that do not overlap keep their scores, bit for bit: their weight is 1.
       const Box<T>& bounds = s.bounds[group];

@@ -23,7 +23,8 @@
 namespace rcnn_ext {
 namespace {
 
-// From this many pairs of boxes on, other threads save more than waking them costs.
+// From this many pairs of boxes on, other threads should save more than waking them costs: an
+// estimate.
 constexpr double kMinParallelPairs = 1e5;
 
 }  // namespace
@@ -46,7 +47,7 @@ uint32_t interleave_zeros(uint32_t number) {
 // The order of a segment's boxes along the Z-order curve through their centers, so that consecutive
 // boxes are neighbors in the image. The result does not depend on the order.
 template <class T>
-Order order_by_z_curve(const Box<T>* boxes, const uint32_t* owners, int64_t count) {
+Order order_by_z_curve(const Box<T>* boxes, const uint32_t* box_indices, int64_t count) {
   if (count <= kBoxesPerSoftNmsGroup) {
     Order order = uninitialized<uint32_t>(count);
     std::iota(order.get(), order.get() + count, 0u);
@@ -54,7 +55,7 @@ Order order_by_z_curve(const Box<T>* boxes, const uint32_t* owners, int64_t coun
   }
   double low_x = INFINITY, low_y = INFINITY, high_x = -INFINITY, high_y = -INFINITY;
   for (int64_t i = 0; i < count; ++i) {
-    const Box<T>& box = boxes[owners[i]];
+    const Box<T>& box = boxes[box_indices[i]];
     if (!is_finite(box)) continue;
     low_x = std::min(low_x, static_cast<double>(box.x1));
     low_y = std::min(low_y, static_cast<double>(box.y1));
@@ -66,57 +67,57 @@ Order order_by_z_curve(const Box<T>* boxes, const uint32_t* owners, int64_t coun
     return at > 0 ? static_cast<uint32_t>(std::min(at, 65535.0)) : 0u;  // NaN, too
   };
   return order_by_key<IndexedKey32>(count, [&](int64_t i) {
-    const Box<T>& box = boxes[owners[i]];
+    const Box<T>& box = boxes[box_indices[i]];
     const double x = box.x1 * 0.5 + box.x2 * 0.5;
     const double y = box.y1 * 0.5 + box.y2 * 0.5;
     return interleave_zeros(cell(x, low_x, high_x)) | interleave_zeros(cell(y, low_y, high_y)) << 1;
   });
 }
 
-// Soft-NMS of one segment. owners: the indices of its boxes; sets rescored[b] for every box b
-// taken.
+// Soft-NMS of one segment. box_indices: [count], of its boxes among all; sets rescored[b] for every
+// box b taken.
 template <class T>
-void soft_nms_segment(const Box<T>* boxes, const T* scores, const uint32_t* owners, int64_t count,
-                      const SoftNmsRule<T>& rule, DecayMethod method, T* rescored) {
-  using Key = key_t<T>;
-  const Order order = order_by_z_curve(boxes, owners, count);
+void soft_nms_segment(const Box<T>* boxes, const T* scores, const uint32_t* box_indices,
+                      int64_t count, const SoftNmsRule<T>& rule, DecayMethod method, T* rescored) {
+  using Bits = score_bits_t<T>;
+  const Order order = order_by_z_curve(boxes, box_indices, count);
   const int64_t groups = (count + kBoxesPerSoftNmsGroup - 1) / kBoxesPerSoftNmsGroup;
   const int64_t padded = groups * kBoxesPerSoftNmsGroup;
   const auto columns = uninitialized<T>(5 * padded);
-  const auto keys = uninitialized<Key>(padded + 2 * groups);
+  const auto indices_and_bests = uninitialized<Bits>(padded + 2 * groups);
   const auto bounds = uninitialized<Box<T>>(groups);
-  const auto places = uninitialized<uint32_t>(count);
+  const auto positions = uninitialized<uint32_t>(count);
   const SoftNmsBoxes<T> s{groups,
                           columns.get(),
                           columns.get() + padded,
                           columns.get() + 2 * padded,
                           columns.get() + 3 * padded,
                           columns.get() + 4 * padded,
-                          keys.get(),
+                          indices_and_bests.get(),
                           bounds.get(),
-                          keys.get() + padded,
-                          keys.get() + padded + groups,
-                          places.get(),
-                          owners};
-  for (int64_t place = 0; place < padded; ++place) {
+                          indices_and_bests.get() + padded,
+                          indices_and_bests.get() + padded + groups,
+                          positions.get(),
+                          box_indices};
+  for (int64_t position = 0; position < padded; ++position) {
     Box<T> box{0, 0, 0, 0};
     T score = kRemovedScore<T>;
-    if (place < count) {
-      const uint32_t index = order[place];
-      box = boxes[owners[index]];
-      score = initial_score(box, scores[owners[index]], rule);
-      places[index] = static_cast<uint32_t>(place);
-      s.indices[place] = static_cast<Key>(index);
+    if (position < count) {
+      const uint32_t index = order[position];
+      box = boxes[box_indices[index]];
+      score = initial_score(box, scores[box_indices[index]], rule);
+      positions[index] = static_cast<uint32_t>(position);
+      s.indices[position] = static_cast<Bits>(index);
     } else {
-      s.indices[place] = std::numeric_limits<Key>::max();
+      s.indices[position] = std::numeric_limits<Bits>::max();
     }
-    s.x1[place] = box.x1;
-    s.y1[place] = box.y1;
-    s.x2[place] = box.x2;
-    s.y2[place] = box.y2;
-    s.scores[place] = score;
-    Box<T>& bounds = s.bounds[place / kBoxesPerSoftNmsGroup];
-    if (place % kBoxesPerSoftNmsGroup == 0) bounds = {INFINITY, INFINITY, -INFINITY, -INFINITY};
+    s.x1[position] = box.x1;
+    s.y1[position] = box.y1;
+    s.x2[position] = box.x2;
+    s.y2[position] = box.y2;
+    s.scores[position] = score;
+    Box<T>& bounds = s.bounds[position / kBoxesPerSoftNmsGroup];
+    if (position % kBoxesPerSoftNmsGroup == 0) bounds = {INFINITY, INFINITY, -INFINITY, -INFINITY};
     if (score < 0) continue;
     bounds.x1 = minimum(bounds.x1, box.x1);
     bounds.y1 = minimum(bounds.y1, box.y1);
@@ -199,7 +200,7 @@ Order identity_order(int64_t count) {
   return order;
 }
 
-// boxes: [N, 4], scores: [N] -> kept indices, int64, and their scores, by falling score
+// boxes: [N, 4], scores: [N] -> kept indices, int64, and their scores, by descending score
 std::tuple<Tensor, Tensor> soft_nms_cpu(const Tensor& boxes, const Tensor& scores,
                                         double iou_threshold, double sigma, double score_threshold,
                                         int64_t method) {

@@ -15,7 +15,7 @@
 namespace rcnn_ext {
 namespace {
 
-constexpr int kSoftNmsThreads = 512;
+constexpr int kSoftNmsThreads = 512;  // per segment; untuned
 constexpr int kSoftNmsWarps = kSoftNmsThreads / kWarpSize;
 
 // A score and the rank of its box. The best has the highest score, and the lowest rank among
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kSoftNmsThreads)
       const Box<T> other = sorted.boxes[rank];
       const T score = rank == best.rank
                           ? kRemovedScore<T>
-                          : decayed<method>(old_score, box, box_area, other, area(other), rule);
+                          : decay_score<method>(old_score, box, box_area, other, area(other), rule);
       scores[rank] = score;
       if (!mine.is_better_than(score, rank)) mine = {score, rank};
     }
@@ -178,7 +178,7 @@ std::tuple<Tensor, Tensor> empty_result(const Tensor& boxes, const Tensor& score
           empty_on_device_of(boxes, {0}, scores.scalar_type())};
 }
 
-// boxes: [N, 4], scores: [N] -> kept indices, int64, and their scores, by falling score
+// boxes: [N, 4], scores: [N] -> kept indices, int64, and their scores, by descending score
 std::tuple<Tensor, Tensor> soft_nms_cuda(const Tensor& boxes, const Tensor& scores,
                                          double iou_threshold, double sigma, double score_threshold,
                                          int64_t method) {

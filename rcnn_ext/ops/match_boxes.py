@@ -62,7 +62,7 @@ def match_boxes(
         >>> match_boxes(gt, anchors, 0.7, 0.3, allow_low_quality_matches=True)[0]
         tensor([ 0, -2,  1])
     """
-    gt_boxes, boxes = _one_dtype(gt_boxes, boxes)
+    gt_boxes, boxes = _promote_and_detach(gt_boxes, boxes)
     return _match_boxes(
         gt_boxes,
         [gt_boxes.shape[0]] if gt_boxes.dim() else [],
@@ -131,17 +131,17 @@ def batched_match_boxes(
                 box_counts = [boxes.shape[1]] * images
         per_image = [flat.shape[0] // max(images, 1) if box_counts else flat.shape[0]]
     else:
-        for image, proposals in enumerate(boxes):
-            if proposals.dim() != 2 or proposals.shape[1] != 4:
+        for image, image_boxes in enumerate(boxes):
+            if image_boxes.dim() != 2 or image_boxes.shape[1] != 4:
                 raise RuntimeError(
                     f"match_boxes: expected boxes[{image}] of shape [P, 4], "
-                    f"got {list(proposals.shape)}"
+                    f"got {list(image_boxes.shape)}"
                 )
         flat = torch.cat(list(boxes)) if images else torch.empty(0, 4)
-        box_counts = [proposals.shape[0] for proposals in boxes]
+        box_counts = [image_boxes.shape[0] for image_boxes in boxes]
         per_image = []
     gts = torch.cat(list(gt_boxes)) if images else flat.new_empty(0, 4)
-    gts, flat = _one_dtype(gts, flat)
+    gts, flat = _promote_and_detach(gts, flat)
     matches, best = _match_boxes(
         gts,
         [gt.shape[0] for gt in gt_boxes],
@@ -156,7 +156,7 @@ def batched_match_boxes(
     return matches, best
 
 
-def _one_dtype(gt_boxes: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+def _promote_and_detach(gt_boxes: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """Promote and detach both sets of boxes as box_iou does; a match has no gradient."""
     if gt_boxes.dtype != boxes.dtype:
         dtype = torch.promote_types(gt_boxes.dtype, boxes.dtype)

@@ -10,7 +10,8 @@ from torch import Tensor
 from rcnn_ext.reference.box_iou import IOU, box_iou
 from rcnn_ext.reference.checks import check, check_boxes, check_floating, check_same_device, name_of
 
-# What stands in the place of an index (torchvision's Matcher).
+# Values of `matches` that are not an index, as torchvision's Matcher.BELOW_LOW_THRESHOLD and
+# BETWEEN_THRESHOLDS.
 BELOW_LOW_THRESHOLD = -1
 BETWEEN_THRESHOLDS = -2
 
