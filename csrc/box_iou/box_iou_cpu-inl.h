@@ -84,12 +84,12 @@ class RowRemainders {
   template <class Measure, class Stored, class Output, int... kLane>
   RCNN_INLINE void compute(const Measure& measure, const Stored* rows, Output* out, int64_t step,
                            std::integer_sequence<int, kLane...>) const {
-    const Vec<T, kN> boxes = load<T, kN>(rows);
+    const Vec<T, kN> boxes = LoadU<T, kN>(rows);
     T a[4][kN];
-    store<kN, T>(a[0], __builtin_shufflevector(boxes, boxes, (kLane / kWidth * 4)...));
-    store<kN, T>(a[1], __builtin_shufflevector(boxes, boxes, (kLane / kWidth * 4 + 1)...));
-    store<kN, T>(a[2], __builtin_shufflevector(boxes, boxes, (kLane / kWidth * 4 + 2)...));
-    store<kN, T>(a[3], __builtin_shufflevector(boxes, boxes, (kLane / kWidth * 4 + 3)...));
+    StoreU<kN, T>(a[0], __builtin_shufflevector(boxes, boxes, (kLane / kWidth * 4)...));
+    StoreU<kN, T>(a[1], __builtin_shufflevector(boxes, boxes, (kLane / kWidth * 4 + 1)...));
+    StoreU<kN, T>(a[2], __builtin_shufflevector(boxes, boxes, (kLane / kWidth * 4 + 2)...));
+    StoreU<kN, T>(a[3], __builtin_shufflevector(boxes, boxes, (kLane / kWidth * 4 + 3)...));
     Output values[kN];
     for (int k = 0; k < kN; ++k) {
       const Box<T> box{a[0][k], a[1][k], a[2][k], a[3][k]};

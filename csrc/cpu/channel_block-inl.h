@@ -126,20 +126,20 @@ class ChannelBlock {
     // The last chunk reaches back over pixels that the one before has.
     const int64_t first = std::min(chunk * kN, pixels_ - kN);
     Vec<T, kN> rows[kN];
-    for (int c = 0; c < kN; ++c) rows[c] = load<T, kN>(planes_[c] + first);
+    for (int c = 0; c < kN; ++c) rows[c] = LoadU<T, kN>(planes_[c] + first);
     // More planes than a hardware prefetcher can follow as streams. RoIs mostly request pixels in
     // downward order.
     const int64_t next = std::min(first + prefetch_distance_, pixels_ - 1);
     for (int c = 0; c < kN; ++c) prefetch(planes_[c] + next);
-    transpose(rows);
-    for (int p = 0; p < kN; ++p) store<kN, T>(block_.data() + (first + p) * kN, rows[p]);
+    Transpose(rows);
+    for (int p = 0; p < kN; ++p) StoreU<kN, T>(block_.data() + (first + p) * kN, rows[p]);
     // A NaN or an infinity makes the sum nonfinite. So may overflow, a false positive that costs
     // time only.
     Vec<T, kN> sum{};
     if constexpr (kTracksFinite) {
       for (int p = 0; p < kN; ++p) sum += rows[p];
     }
-    return all_zero<kN, T>(sum * Vec<T, kN>{}) ? kFinite : kNonfinite;
+    return AllZero<kN, T>(sum * Vec<T, kN>{}) ? kFinite : kNonfinite;
   }
 
   int64_t pixels_ = 0;
@@ -167,8 +167,8 @@ RCNN_NO_INLINE void store_transposed(const T* from, int64_t bins, int64_t count,
     // The last group reaches back over bins that are stored already, where there are enough.
     const int64_t first = bins >= kN ? std::min(bin, bins - kN) : 0;
     Vec<T, kN> rows[kN];
-    for (int b = 0; b < kN; ++b) rows[b] = load<T, kN>(from + (first + b) * kN);
-    transpose(rows);
+    for (int b = 0; b < kN; ++b) rows[b] = LoadU<T, kN>(from + (first + b) * kN);
+    Transpose(rows);
     for (int c = 0; c < kN; ++c) {
       if (c < count) StoreN<kN, T>(to + c * bins + first, rows[c], bins - first);
     }

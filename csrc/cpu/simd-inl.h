@@ -1,15 +1,16 @@
 // Vectors of numbers that fill a SIMD register, compiled once per instruction set
-// (foreach_target.h). Arithmetic on vectors is that of their numbers.
+// (foreach_target.h). Arithmetic on vectors is that of their numbers. Functions are named as in
+// Highway where it has them.
 //
-//   Vec<T, N>                 N numbers
-//   kLanes<T>                 numbers of the widest register
-//   load<T, N>(from)          N stored numbers, converted to T exactly; any alignment
-//   store<N, T>(to, vec)      converted to what is stored, to nearest and ties to even
-//   StoreN<N, T>(to, vec, n)  the first n of them
-//   Set<N>(value)             N copies
+//   Vec<T, N>                   N numbers
+//   kLanes<T>                   numbers of the widest register
+//   LoadU<T, N>(from)           N stored numbers, converted to T exactly; any alignment
+//   StoreU<N, T>(to, vec)       converted to what is stored, to nearest and ties to even
+//   StoreN<N, T>(to, vec, n)    the first n of them
+//   Set<N>(value)               N copies
 //   Max, Min, MaxBits, MinBits  lane by lane
-//   transpose(rows)           of N vectors of N numbers, in place
-//   all_zero(vec)             whether all numbers are 0
+//   Transpose(rows)             of N vectors of N numbers, in place
+//   AllZero(vec)                whether all numbers are 0
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -180,12 +181,12 @@ struct Convert<float, N, Half> {
 #endif  // __GNUC__
 
 template <class T, int N, class Stored>
-RCNN_INLINE Vec<T, N> load(const Stored* from) {
+RCNN_INLINE Vec<T, N> LoadU(const Stored* from) {
   return Convert<T, N, Stored>::load(from);
 }
 
 template <int N, class T, class Stored>
-RCNN_INLINE void store(Stored* to, const Vec<T, N>& vec) {
+RCNN_INLINE void StoreU(Stored* to, const Vec<T, N>& vec) {
   Convert<T, N, Stored>::store(to, vec);
 }
 
@@ -273,15 +274,15 @@ RCNN_INLINE Vec<T, N> MinBits(const Vec<T, N>& a, const Vec<T, N>& b) {
 // Stores the first `count` lanes of a vector.
 template <int N, class T, class Stored>
 RCNN_INLINE void StoreN(Stored* to, const Vec<T, N>& vec, int64_t count) {
-  if (count >= N) return store<N, T>(to, vec);
+  if (count >= N) return StoreU<N, T>(to, vec);
   Stored numbers[N];
-  store<N, T>(numbers, vec);
+  StoreU<N, T>(numbers, vec);
   for (int64_t i = 0; i < count; ++i) to[i] = numbers[i];
 }
 
 // Whether all numbers are 0, which NaN is not.
 template <int N, class T>
-RCNN_INLINE bool all_zero(const Vec<T, N>& vec) {
+RCNN_INLINE bool AllZero(const Vec<T, N>& vec) {
 #if defined(__GNUC__)
   const auto differs = vec != Vec<T, N>{};
   uint64_t words[sizeof(vec) / sizeof(uint64_t)];
@@ -302,7 +303,7 @@ template <class Stored, class T>
 inline void store_all(Stored* to, const T* from, int64_t count) {
   constexpr int kN = kLanes<T>;
   int64_t i = 0;
-  for (; i + kN <= count; i += kN) store<kN, T>(to + i, load<T, kN>(from + i));
+  for (; i + kN <= count; i += kN) StoreU<kN, T>(to + i, LoadU<T, kN>(from + i));
   for (; i < count; ++i) to[i] = static_cast<Stored>(from[i]);
 }
 
@@ -311,7 +312,7 @@ template <class T, class Stored>
 inline void load_all(T* to, const Stored* from, int64_t count) {
   constexpr int kN = kLanes<T>;
   int64_t i = 0;
-  for (; i + kN <= count; i += kN) store<kN, T>(to + i, load<T, kN>(from + i));
+  for (; i + kN <= count; i += kN) StoreU<kN, T>(to + i, LoadU<T, kN>(from + i));
   for (; i < count; ++i) to[i] = static_cast<T>(from[i]);
 }
 
@@ -357,7 +358,7 @@ RCNN_INLINE void transpose_blocks(V (&rows)[N]) {
 }
 
 template <class V, int N>
-RCNN_INLINE void transpose(V (&rows)[N]) {
+RCNN_INLINE void Transpose(V (&rows)[N]) {
   transpose_blocks<N / 2>(rows);
 }
 

@@ -75,7 +75,7 @@ inline void load_columns(const Stored* boxes, Vec<T, sizeof...(kLane)> (&columns
 #if defined(RCNN_HAS_SHUFFLEVECTOR)
   using V = Vec<T, kN>;
   V vectors[4];
-  for (int p = 0; p < 4; ++p) vectors[p] = load<T, kN>(boxes + p * kN);
+  for (int p = 0; p < 4; ++p) vectors[p] = LoadU<T, kN>(boxes + p * kN);
   // The corners (x1, y1) and (x2, y2) of half of the boxes each; then their coordinates.
   const auto first_of = [](const V& a, const V& b) {
     return __builtin_shufflevector(a, b, (kLane / 2 * 4 + kLane % 2)...);
@@ -98,7 +98,7 @@ inline void load_columns(const Stored* boxes, Vec<T, sizeof...(kLane)> (&columns
 #else
   for (int c = 0; c < 4; ++c) {
     const T column[kN] = {static_cast<T>(boxes[4 * kLane + c])...};
-    columns[c] = load<T, kN>(column);
+    columns[c] = LoadU<T, kN>(column);
   }
 #endif
 }
@@ -128,14 +128,14 @@ inline void load_block(const Stored* boxes, const MatchImage& image, int64_t blo
   for (int k = 0; k < kBoxesPerBlock; k += kN) {
     V columns[4];
     load_columns<T>(boxes + 4 * k, columns, std::make_integer_sequence<int, kN>());
-    store<kN, T>(block.x1 + k, columns[0]);
-    store<kN, T>(block.y1 + k, columns[1]);
-    store<kN, T>(block.x2 + k, columns[2]);
-    store<kN, T>(block.y2 + k, columns[3]);
+    StoreU<kN, T>(block.x1 + k, columns[0]);
+    StoreU<kN, T>(block.y1 + k, columns[1]);
+    StoreU<kN, T>(block.x2 + k, columns[2]);
+    StoreU<kN, T>(block.y2 + k, columns[3]);
     const V widths = columns[2] - columns[0];
     const V heights = columns[3] - columns[1];
     const V areas = widths * heights;
-    store<kN, T>(block.area + k, areas);
+    StoreU<kN, T>(block.area + k, areas);
     x1 = Min<kN, T>(columns[0], x1);
     y1 = Min<kN, T>(columns[1], y1);
     x2 = Max<kN, T>(columns[2], x2);
@@ -147,7 +147,7 @@ inline void load_block(const Stored* boxes, const MatchImage& image, int64_t blo
     zeros += areas - areas;
   }
   block.count = static_cast<int>(count);
-  block.well_conditioned = all_zero<kN, T>(zeros);
+  block.well_conditioned = AllZero<kN, T>(zeros);
   const T min_width = min_lane<kN, T>(width), min_height = min_lane<kN, T>(height);
   block.well_conditioned = block.well_conditioned &&
                            is_well_conditioned(min_width, min_height, min_lane<kN, T>(low_area)) &&
@@ -163,7 +163,7 @@ inline void quantize_column(const T* __restrict from, const AxisQuantizer<T>& ax
 #if RCNN_ISA >= 1
   if constexpr (std::is_same_v<T, float>) {
     const auto scaled = [&](int k) {
-      const Vec<float, 8> at = load<float, 8>(from + k) * axis.scale + axis.offset;
+      const Vec<float, 8> at = LoadU<float, 8>(from + k) * axis.scale + axis.offset;
       // As AxisQuantizer::quantize(): Min() turns NaN into 127, and what is below the range
       // converts to the lowest integer, which packing saturates to -128.
       return _mm256_cvttps_epi32((__m256)Min<8, float>(at, Set<8>(127.0f)));

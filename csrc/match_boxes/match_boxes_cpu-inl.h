@@ -80,20 +80,20 @@ inline Iou update_best_well_conditioned(const Box<T>& gt, T gt_area, uint32_t gr
     const int first = kBoxesPerGroup * lowest_bit(groups);
     for (int k = first; k < first + kBoxesPerGroup; k += kN) {
       const V between =
-          min_of(load<T, kN>(block.x2 + k), x2) - max_of(load<T, kN>(block.x1 + k), x1);
+          min_of(LoadU<T, kN>(block.x2 + k), x2) - max_of(LoadU<T, kN>(block.x1 + k), x1);
       const V width = MaxBits<kN, T>(between, V{});
       // The height, and with it the IoU, is negative where they do not overlap: clamping the width
       // alone is enough.
       const V height =
-          min_of(load<T, kN>(block.y2 + k), y2) - max_of(load<T, kN>(block.y1 + k), y1);
+          min_of(LoadU<T, kN>(block.y2 + k), y2) - max_of(LoadU<T, kN>(block.y1 + k), y1);
       const V intersection = width * height;
-      const V iou = intersection / (of_gt + load<T, kN>(block.area + k) - intersection);
-      store<kN, T>(block.best + k, MaxBits<kN, T>(iou, load<T, kN>(block.best + k)));
+      const V iou = intersection / (of_gt + LoadU<T, kN>(block.area + k) - intersection);
+      StoreU<kN, T>(block.best + k, MaxBits<kN, T>(iou, LoadU<T, kN>(block.best + k)));
       gt_best = MaxBits<kN, T>(iou, gt_best);
     }
   }
   Iou lanes[kN];
-  store<kN, T>(lanes, gt_best);
+  StoreU<kN, T>(lanes, gt_best);
   if (!any_at_least<kN>(lanes, threshold)) return -kInfinity<Iou>;
   return static_cast<Iou>(max_lane<kN, T>(gt_best));
 }
@@ -189,7 +189,7 @@ inline int32_t find_candidates(const GroundTruth<T>& gts, const Box<T>& bounds,
 template <class T, class Iou>
 inline void fill_best(BoxBlock<T, Iou>& block, Iou best) {
   constexpr int kN = kLanes<Iou>;
-  for (int k = 0; k < kBoxesPerBlock; k += kN) store<kN, Iou>(block.best + k, Set<kN>(best));
+  for (int k = 0; k < kBoxesPerBlock; k += kN) StoreU<kN, Iou>(block.best + k, Set<kN>(best));
 }
 
 // The best IoUs of a block where boxes and ground truth are well-conditioned: only ground truth

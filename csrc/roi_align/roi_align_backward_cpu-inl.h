@@ -28,8 +28,8 @@ RCNN_INLINE bool any_nonfinite(const T* values, int64_t count) {
   constexpr int kN = kLanes<T>;
   Vec<T, kN> zeros{};
   int64_t i = 0;
-  for (; i + kN <= count; i += kN) zeros += load<T, kN>(values + i) * Vec<T, kN>{};
-  bool nonfinite = !all_zero<kN, T>(zeros);
+  for (; i + kN <= count; i += kN) zeros += LoadU<T, kN>(values + i) * Vec<T, kN>{};
+  bool nonfinite = !AllZero<kN, T>(zeros);
   for (; i < count; ++i) nonfinite |= !(values[i] * T(0) == T(0));
   return nonfinite;
 }
@@ -45,10 +45,10 @@ RCNN_INLINE void roi_align_backward_columns_n(const ColumnWeights<T>& block, con
     for (int r = 0; r < kRows; ++r) total[r] = Vec<T, kN>{};
     const T* weights = block.weights + part;
     for (int32_t bin = block.first_bin; bin < block.last_bin; ++bin, weights += kColumnBlock) {
-      const Vec<T, kN> weight = load<T, kN>(weights);
+      const Vec<T, kN> weight = LoadU<T, kN>(weights);
       for (int r = 0; r < kRows; ++r) total[r] += weight * Set<kN>(grad[r * pooled_width + bin]);
     }
-    for (int r = 0; r < kRows; ++r) store<kN, T>(rows + r * stride + part, total[r]);
+    for (int r = 0; r < kRows; ++r) StoreU<kN, T>(rows + r * stride + part, total[r]);
   }
 }
 
@@ -78,7 +78,7 @@ RCNN_INLINE void add_rows_vecs(const Tap<T>* begin, const Tap<T>* end, const T* 
   const auto add = [&](const Tap<T>& tap) {
     const Vec<T, kN> weight = Set<kN>(tap.weight);
     for (int p = 0; p < kVecs; ++p) {
-      total[p] += weight * load<T, kN>(source + tap.index * stride + p * kN);
+      total[p] += weight * LoadU<T, kN>(source + tap.index * stride + p * kN);
     }
   };
   if (kTaps > 0) {
@@ -87,7 +87,7 @@ RCNN_INLINE void add_rows_vecs(const Tap<T>* begin, const Tap<T>* end, const T* 
     for (const Tap<T>* tap = begin; tap != end; ++tap) add(*tap);
   }
   for (int p = 0; p < kVecs; ++p) {
-    store<kN, T>(target + p * kN, load<T, kN>(target + p * kN) + total[p]);
+    StoreU<kN, T>(target + p * kN, LoadU<T, kN>(target + p * kN) + total[p]);
   }
 }
 
@@ -209,9 +209,9 @@ inline void roi_align_backward_row(const RoiWeights<T>& roi, const Stored* grad,
     Vec<T, kN> total{};
     for (int32_t t = start[0]; t < start[1]; ++t) {
       const Tap<T> tap = roi.by_row.taps[t];
-      total += Set<kN>(tap.weight) * load<T, kN>(grad + tap.index * count + i);
+      total += Set<kN>(tap.weight) * LoadU<T, kN>(grad + tap.index * count + i);
     }
-    store<kN, T>(sums + i, total);
+    StoreU<kN, T>(sums + i, total);
   }
   for (; i < count; ++i) {
     T total = T(0);

@@ -52,17 +52,18 @@ inline void combine_rows_vecs(const RowSums<T, Stored>& rows, int64_t x) {
     const Vec<T, kN> weight = Set<kN>(tap->weight);
     for (int c = 0; c < kPlanes; ++c) {
       for (int p = 0; p < kVecs; ++p) {
-        total[c][p] += weight * load<T, kN>(source + c * rows.plane + p * kN);
+        total[c][p] += weight * LoadU<T, kN>(source + c * rows.plane + p * kN);
       }
       if (kTail) {
-        tail[c] += Set<kTailN>(tap->weight) * load<T, kTailN>(source + c * rows.plane + kVecs * kN);
+        tail[c] +=
+            Set<kTailN>(tap->weight) * LoadU<T, kTailN>(source + c * rows.plane + kVecs * kN);
       }
     }
   }
   for (int c = 0; c < kPlanes; ++c) {
     T* const target = rows.sums + c * rows.sums_plane + x;
-    for (int p = 0; p < kVecs; ++p) store<kN, T>(target + p * kN, total[c][p]);
-    if (kTail) store<kTailN, T>(target + kVecs * kN, tail[c]);
+    for (int p = 0; p < kVecs; ++p) StoreU<kN, T>(target + p * kN, total[c][p]);
+    if (kTail) StoreU<kTailN, T>(target + kVecs * kN, tail[c]);
   }
 }
 
@@ -124,7 +125,7 @@ RCNN_INLINE bool store_block(const Vec<T, kN> (&total)[kRows][kVecs],
       StoreN<kN, T>(to, total[r][p], target.room - r * target.step - p * kN);
     }
   }
-  return !all_zero<kN, T>(zeros);
+  return !AllZero<kN, T>(zeros);
 }
 
 // Bin (r, lane) = sum over steps of weight * rows[r][column], all lanes reading the same columns:
@@ -143,7 +144,7 @@ RCNN_INLINE bool combine_columns(const BinWeights<T>& block, const T* rows, int6
     const T* const source = rows + block.columns[s];
     Vec<T, kN> weight[kVecs];
     for (int p = 0; p < kVecs; ++p) {
-      weight[p] = load<T, kN>(block.weights + s * kBinBlock + p * kN);
+      weight[p] = LoadU<T, kN>(block.weights + s * kBinBlock + p * kN);
     }
     for (int r = 0; r < kRows; ++r) {
       const Vec<T, kN> value = Set<kN>(source[r * stride]);
@@ -286,10 +287,10 @@ RCNN_INLINE void combine_pixels_vecs(const std::vector<WeightedPixel<T>>& taps, 
   for (const WeightedPixel<T>& tap : taps) {
     const Vec<T, kN> weight = Set<kN>(tap.weight);
     for (int p = 0; p < kVecs; ++p) {
-      total[p] += weight * load<T, kN>(image + tap.offset + p * kN);
+      total[p] += weight * LoadU<T, kN>(image + tap.offset + p * kN);
     }
   }
-  for (int p = 0; p < kVecs; ++p) store<kN, T>(out + p * kN, total[p]);
+  for (int p = 0; p < kVecs; ++p) StoreU<kN, T>(out + p * kN, total[p]);
 }
 
 // All channels of one RoI, NHWC. image: [H, W, C], out: [PH, PW, C], taps: scratch

@@ -51,10 +51,10 @@ RCNN_NO_INLINE Vec<T, kLanes<T>> roi_align_row_static(const Tap<T>* rows,
     for (int c = 0; c < kColumns; ++c) {
       const int64_t at = static_cast<int64_t>(block.columns[c * pooled_width + b]) * kN;
       Vec<T, kN> column{};
-      for (int r = 0; r < kRows; ++r) column += row_weights[r] * load<T, kN>(row_pixels[r] + at);
+      for (int r = 0; r < kRows; ++r) column += row_weights[r] * LoadU<T, kN>(row_pixels[r] + at);
       total += Set<kN>(block.weights[c * pooled_width + b]) * column;
     }
-    store<kN, T>(out + b * kN, total);
+    StoreU<kN, T>(out + b * kN, total);
     all += total;
   }
   return all;
@@ -84,13 +84,13 @@ RCNN_INLINE void roi_align_bins(const Tap<T>* begin, const Tap<T>* end, const Bi
     for (const Tap<T>* tap = begin; tap != end; ++tap) {
       const int64_t row = tap->index * width * kN;
       const Vec<T, kN> weight = Set<kN>(tap->weight);
-      for (int b = 0; b < kBins; ++b) column[b] += weight * load<T, kN>(top[b] + row);
+      for (int b = 0; b < kBins; ++b) column[b] += weight * LoadU<T, kN>(top[b] + row);
     }
     for (int b = 0; b < kBins; ++b) total[b] += Set<kN>(weights[b]) * column[b];
   }
   for (int b = 0; b < kBins; ++b) {
     all += total[b];
-    store<kN, T>(out + b * kN, total[b]);
+    StoreU<kN, T>(out + b * kN, total[b]);
   }
 }
 
@@ -151,7 +151,7 @@ void roi_align_transposed(const std::vector<RoiSpan<RoiWeights<T>, Stored>>& spa
         }
         // A NaN or an infinity makes the sum nonfinite. So may overflow, which costs a second
         // computation only.
-        if (RCNN_UNLIKELY(!(all_zero<kN, T>(all * Vec<T, kN>{})))) {
+        if (RCNN_UNLIKELY(!(AllZero<kN, T>(all * Vec<T, kN>{})))) {
           const int64_t plane = span.height * span.width;
           for (int64_t i = 0; i < count; ++i) {
             roi_align_exact(roi, span.image + (c + i) * plane, span.width, pooled,

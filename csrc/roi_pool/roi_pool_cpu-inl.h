@@ -77,8 +77,8 @@ RCNN_INLINE bool roi_pool_bin_vecs(const PixelRange& ys, const PixelRange& xs, c
   using Pixel = PixelOf<T>;
   if (RCNN_UNLIKELY(ys.first >= ys.last || xs.first >= xs.last)) {
     for (int p = 0; p < kVecs; ++p) {
-      store<kN, T>(out + p * kN, Vec<T, kN>{});
-      store<kN, Pixel>(argmax + p * kN, Set<kN>(Pixel(-1)));
+      StoreU<kN, T>(out + p * kN, Vec<T, kN>{});
+      StoreU<kN, Pixel>(argmax + p * kN, Set<kN>(Pixel(-1)));
     }
     return false;
   }
@@ -87,7 +87,7 @@ RCNN_INLINE bool roi_pool_bin_vecs(const PixelRange& ys, const PixelRange& xs, c
   const int64_t begin = ys.first * width + xs.first;
   for (int p = 0; p < kVecs; ++p) {
     sum[p] = Vec<T, kN>{};
-    maxima[p] = {load<T, kN>(image + begin * step + p * kN), Set<kN>(static_cast<Pixel>(begin))};
+    maxima[p] = {LoadU<T, kN>(image + begin * step + p * kN), Set<kN>(static_cast<Pixel>(begin))};
   }
   for (int64_t y = ys.first; y < ys.last; ++y) {
     const int64_t first = y * width + xs.first;
@@ -95,7 +95,7 @@ RCNN_INLINE bool roi_pool_bin_vecs(const PixelRange& ys, const PixelRange& xs, c
     Vec<Pixel, kN> at = Set<kN>(static_cast<Pixel>(first));
     for (int64_t x = xs.first; x < xs.last; ++x) {
       for (int p = 0; p < kVecs; ++p) {
-        const auto value = load<T, kN>(pixel + p * kN);
+        const auto value = LoadU<T, kN>(pixel + p * kN);
         sum[p] += value;
         maxima[p].add(value, at);
       }
@@ -105,9 +105,9 @@ RCNN_INLINE bool roi_pool_bin_vecs(const PixelRange& ys, const PixelRange& xs, c
   }
   bool nonfinite = false;
   for (int p = 0; p < kVecs; ++p) {
-    store<kN, T>(out + p * kN, maxima[p].value);
-    store<kN, Pixel>(argmax + p * kN, maxima[p].pixel);
-    nonfinite |= !all_zero<kN, T>(sum[p] * Vec<T, kN>{});
+    StoreU<kN, T>(out + p * kN, maxima[p].value);
+    StoreU<kN, Pixel>(argmax + p * kN, maxima[p].pixel);
+    nonfinite |= !AllZero<kN, T>(sum[p] * Vec<T, kN>{});
   }
   return nonfinite;
 }
@@ -135,15 +135,15 @@ RCNN_INLINE void roi_pool_bins(const PixelRange& ys, const int32_t* columns, int
     for (const int32_t* column = columns; column != columns + count * pooled_width;
          column += pooled_width) {
       for (int b = 0; b < kBins; ++b) {
-        maxima[b].add(load<T, kN>(row + static_cast<int64_t>(column[b]) * kN), at);
+        maxima[b].add(LoadU<T, kN>(row + static_cast<int64_t>(column[b]) * kN), at);
       }
       at += Set<kN>(Pixel(1));
     }
   }
   for (int b = 0; b < kBins; ++b) {
     const auto first = static_cast<Pixel>(ys.first * width + columns[b]);
-    store<kN, T>(value + b * kN, maxima[b].value);
-    store<kN, Pixel>(pixel + b * kN, maxima[b].pixel + Set<kN>(first));
+    StoreU<kN, T>(value + b * kN, maxima[b].value);
+    StoreU<kN, Pixel>(pixel + b * kN, maxima[b].pixel + Set<kN>(first));
   }
 }
 
@@ -210,8 +210,8 @@ void roi_pool_channels(const std::vector<RoiSpan<RoiBins, Stored>>& spans, int64
           place += pooled_width * kN;
         }
         for (const int64_t bin : roi.empty) {
-          store<kN, T>(values.data() + bin * kN, Vec<T, kN>{});
-          store<kN, Pixel>(places.data() + bin * kN, Set<kN>(Pixel(-1)));
+          StoreU<kN, T>(values.data() + bin * kN, Vec<T, kN>{});
+          StoreU<kN, Pixel>(places.data() + bin * kN, Set<kN>(Pixel(-1)));
         }
         values.store(count, out + target);
         places.store(count, argmax + target);
