@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,9 @@ class ProposalCache:
         path = self.path_for(_content(image))
         if not path.is_file():
             raise UserError(
-                f"{self.folder} has no proposals for {image} with {self.settings}; "
-                f"compute them with: rcnn-ext selective-search IMAGES --out {self.folder}"
+                f"{self.folder} has no proposals for {image} with "
+                + ", ".join(f"{name} {value}" for name, value in self.settings.resolved().items())
+                + f"; compute them with: {self._command()}"
             )
         return self._load(path)
 
@@ -153,6 +155,16 @@ class ProposalCache:
         with files.replacing(path) as temporary:
             save_file(arrays, temporary, strings)
         return path
+
+    def _command(self) -> str:
+        """Return the command that computes proposals with these settings."""
+        words = ["rcnn-ext", "selective-search", "IMAGES", "--out", str(self.folder)]
+        for field in dataclasses.fields(self.settings):
+            value = getattr(self.settings, field.name)
+            if value != field.default:
+                several = value if isinstance(value, tuple) else (value,)
+                words += [f"--{field.name.replace('_', '-')}", *map(str, several)]
+        return shlex.join(words)
 
     def _load(self, path: Path) -> CachedRegions:
         from safetensors import SafetensorError, safe_open

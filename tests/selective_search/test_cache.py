@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,25 @@ def test_second_run_computes_what_is_missing(images: list[Path], cache: Proposal
     summary = precompute(images, cache)
     assert (summary.computed, summary.present) == (2, 3)
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_missing_proposals_name_all_settings_and_the_command(
+    images: list[Path], tmp_path: Path
+) -> None:
+    from rcnn_ext.cli.main import main
+
+    settings = SearchSettings(mode="fast", scale=(60.0, 90.0), min_size=30)
+    cache = ProposalCache(tmp_path / "with space", settings)
+    with pytest.raises(UserError) as error:
+        cache.boxes(images[0])
+    text, _, command = str(error.value).partition("; compute them with: ")
+    for value in settings.resolved().values():
+        assert str(value) in text
+    assert "--mode fast --scale 60.0 90.0 --min-size 30" in command
+    program, *arguments = shlex.split(command.replace("IMAGES", str(images[0])))
+    assert program == "rcnn-ext"
+    assert main(arguments) == 0
+    assert len(cache.boxes(images[0]))
 
 
 def test_key_is_content_and_settings(images: list[Path], cache: ProposalCache) -> None:
