@@ -116,28 +116,48 @@ class Processes:
         return float(shared)
 
 
-def choose_device(name: str, processes: Processes | None = None) -> torch.device:
-    """Return the device that ``auto``, ``cpu`` or ``cuda`` means on this machine.
+def choose_device(name: str | torch.device, processes: Processes | None = None) -> torch.device:
+    """Return the device that a name means on this machine.
 
     Args:
-        name: ``auto``, ``cpu`` or ``cuda``.
-        processes: Each takes a GPU of its own; None means a single process on torch's current
-            GPU.
+        name: ``auto`` (a GPU where there is one, else the CPU), or a device as PyTorch names it:
+            ``cpu``, ``cuda``, ``cuda:1``.
+        processes: Each takes a GPU of its own where the name has no index; None means a single
+            process on torch's current GPU.
 
     Raises:
-        UserError: ``cuda`` was asked for and there is no GPU, or there are fewer GPUs than
-            processes.
+        UserError: There is no such device, or there are fewer GPUs than processes.
     """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device is available; rcnn-ext doctor says why")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cpu" or processes is None or processes.count == 1:
-        return torch.device(name)
-    if processes.local_count > torch.cuda.device_count():
-        gpus = torch.cuda.device_count()
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise UserError(f"{name!r} is no device: take auto, cpu, cuda or cuda:<index>") from None
+    if device.type != "cuda":
+        _check_usable(device)
+        return device
+    if not torch.cuda.is_available():
+        raise UserError("no CUDA device is available; rcnn-ext doctor says why")
+    gpus = torch.cuda.device_count()
+    if device.index is not None:
+        if device.index >= gpus:
+            raise UserError(f"there is no device {device}: this machine has {gpus} GPUs")
+        return device
+    if processes is None or processes.count == 1:
+        return device
+    if processes.local_count > gpus:
         raise UserError(
             f"torchrun started {processes.local_count} processes, but this machine has {gpus} "
             f"GPUs; give it --nproc-per-node {gpus}"
         )
-    return torch.device(name, processes.local_rank)
+    return torch.device("cuda", processes.local_rank)
+
+
+def _check_usable(device: torch.device) -> None:
+    """Refuse a device that this build of PyTorch cannot use."""
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, ModuleNotFoundError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"the device {device} cannot be used: {reason}") from error

@@ -12,6 +12,18 @@ from torchvision.models._api import WeightsEnum
 from rcnn_ext.errors import UserError
 
 
+class DownloadError(UserError):
+    """Published weights cannot be downloaded.
+
+    Attributes:
+        remedies: The error and what to do, without the alternative to these weights.
+    """
+
+    def __init__(self, remedies: str, instead: str) -> None:
+        super().__init__(f"{remedies}, or pass {instead}")
+        self.remedies = remedies
+
+
 def resolve_weights(
     weights: WeightsEnum | str | None, kind: type[WeightsEnum]
 ) -> WeightsEnum | None:
@@ -45,15 +57,17 @@ def fetch_state_dict(weights: WeightsEnum, *, progress: bool, instead: str) -> d
         instead: Alternative without a network, for the message.
 
     Raises:
-        UserError: It cannot be downloaded, or the file is damaged.
+        DownloadError: It cannot be downloaded.
+        UserError: The file is damaged.
     """
     cache = f"{torch.hub.get_dir()}/checkpoints"
     try:
         return weights.get_state_dict(progress=progress, check_hash=True)
     except (OSError, HTTPException) as error:
-        raise UserError(
-            f"the download of {weights!r} failed ({error}). Check the network, put the file from "
-            f"{weights.url} into {cache}, or pass {instead}"
+        raise DownloadError(
+            f"the download of {weights!r} failed ({error}). Check the network, or put the file "
+            f"from {weights.url} into {cache}",
+            instead,
         ) from error
     except (RuntimeError, EOFError, UnpicklingError) as error:
         raise UserError(

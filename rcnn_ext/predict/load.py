@@ -12,7 +12,9 @@ from torchvision.models._api import WeightsEnum
 
 from rcnn_ext import models
 from rcnn_ext.distributed import choose_device
+from rcnn_ext.errors import UserError
 from rcnn_ext.models import Detector
+from rcnn_ext.models.weights import DownloadError
 from rcnn_ext.predict.checkpoint import (
     ModelNotFoundError,
     SavedDetector,
@@ -39,12 +41,16 @@ def load(
 ) -> nn.Module:
     """Return a trained model that is ready to detect.
 
+    A ``.pt2`` file is a program, and opening it runs code in it: take it from sources that you
+    trust. The other files hold tensors and plain values only.
+
     Args:
         path_or_name: The folder of a training run (its best, else its last checkpoint), a
             checkpoint (``.ckpt``), what ``rcnn-ext export`` wrote (``.safetensors`` or ``.pt2``),
             or the name of a model with published weights, such as ``fasterrcnn_resnet50_fpn``,
             which are downloaded once. A file or folder goes before a name.
-        device: The device to put it on; ``auto`` takes a GPU where there is one.
+        device: The device to put it on, such as ``cuda:1``; ``auto`` takes a GPU where there is
+            one.
         dtype: Floating-point type of weights and feature maps; None keeps float32. Boxes and scores
             are float32 with any.
         prepare: Whether to call ``prepare_for_inference``, which makes evaluation faster and
@@ -62,14 +68,15 @@ def load(
         ModelNotFoundError: No such file, folder or name exists. It is a ``FileNotFoundError``.
         ModelFormatError: It is not a model of this package, or is damaged. It is a ``ValueError``.
         UserError: The device does not exist, or the weights cannot be downloaded.
-        ValueError: ``dtype`` is not a floating-point type, or is given for a program.
+        ValueError: ``dtype`` is not a floating-point type, or is given for a program or with
+            ``prepare=False``.
 
     Example:
         >>> model = rcnn_ext.load("runs/first")
         >>> (found,) = model([torch.rand(3, 480, 640)])
         >>> [model.class_names[label - 1] for label in found["labels"]]
     """
-    target = choose_device(device) if isinstance(device, str) else device
+    target = choose_device(device)
     path = Path(path_or_name)
     recipe = None
     if path.exists():
@@ -112,5 +119,8 @@ def load_saved(path: Path) -> SavedDetector:
 
 def _load_published(name: str, device: torch.device) -> tuple[nn.Module, tuple[str, ...]]:
     weights: WeightsEnum = get_model_weights(name).DEFAULT
-    model = getattr(models, name)(weights=weights)
+    try:
+        model = getattr(models, name)(weights=weights)
+    except DownloadError as error:
+        raise UserError(f"{error.remedies}, or load a model of your own") from error
     return model.to(device).eval(), tuple(weights.meta["categories"][1:])  # without the background

@@ -99,6 +99,31 @@ def test_names_of_torchvision_give_its_weights(monkeypatch):
     assert (len(model.class_names), model.class_names[0]) == (90, "person")
 
 
+def test_a_download_that_fails_advises_what_load_can_do(monkeypatch):
+    def fail(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(Weights, "get_state_dict", fail)
+    with pytest.raises(UserError, match="no route to host.*put the file from https") as error:
+        load("fasterrcnn_resnet50_fpn", device="cpu")
+    assert "weights=None" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("gpu", "'gpu' is no device: take auto, cpu, cuda or cuda:<index>"),
+        ("cuda:77", "(?i)cuda"),
+        (torch.device("cuda", 77), "(?i)cuda"),
+        (torch.device("xpu"), "the device xpu cannot be used"),
+    ],
+)
+def test_a_device_that_does_not_exist_is_told(tmp_path, device, message):
+    with pytest.raises(UserError, match=message) as error:
+        load(tmp_path, device=device)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("name", ["nowhere", "fasterrcnn_resnet51_fpn", "missing.ckpt"])
 def test_what_does_not_exist_is_a_file_not_found(name):
     with pytest.raises(
