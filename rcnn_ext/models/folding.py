@@ -92,7 +92,7 @@ def fold_frozen_norms(model: nn.Module) -> None:
     for pair in list(_find_pairs(model)):
         conv: Any = pair.conv
         norm: Any = pair.norm
-        if type(conv) is nn.Conv2d and type(norm) is FrozenBatchNorm2d:
+        if isinstance(norm, FrozenBatchNorm2d) and not pair.is_folded():
             for layer, folded in ((conv, FoldedConv2d), (norm, FoldedFrozenBatchNorm2d)):
                 layer.__class__ = folded
                 layer.pair = pair

@@ -77,6 +77,27 @@ def test_frozen_backbones_come_folded(norm_runs, name, make_batch):
     assert norm_runs == []
 
 
+class NamedFrozenBatchNorm2d(FrozenBatchNorm2d):
+    """A norm of somebody's own."""
+
+
+def test_derived_norms_and_new_neighbors_are_folded(norm_runs):
+    network = nn.Sequential(nn.Conv2d(4, 4, 1), NamedFrozenBatchNorm2d(4))
+    randomize(network)
+    image = torch.rand(2, 4, 5, 5)
+    expected = network(image)
+    norm_runs.clear()
+    fold_frozen_norms(network)
+    torch.testing.assert_close(network(image), expected)
+    assert not norm_runs
+    network[0] = nn.Conv2d(4, 4, 1)
+    expected = network(image)
+    norm_runs.clear()
+    fold_frozen_norms(network)
+    torch.testing.assert_close(network(image), expected)
+    assert not norm_runs
+
+
 def test_constructors_leave_layers_alone():
     backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None)
     kinds = [type(layer) for layer in backbone.modules()]
