@@ -91,6 +91,7 @@ def versions() -> dict[str, str | None]:
         "torch": torch.__version__,
         "torchvision": installed_version("torchvision"),
         "numpy": installed_version("numpy"),
+        "pydantic": installed_version("pydantic"),
         "cuda": torch.version.cuda,
         "nvcc": _nvcc_version(),
     }

@@ -251,7 +251,7 @@ def _verdict(findings: dict[str, Any]) -> str:
 
 def _versions_text(findings: dict[str, Any]) -> str:
     versions, cpu, gpu = findings["versions"], findings["cpu"], findings["gpu"]
-    names = ("rcnn_ext", "python", "torch", "torchvision", "numpy")
+    names = ("rcnn_ext", "python", "torch", "torchvision", "numpy", "pydantic")
     lines = [", ".join(f"{name} {versions[name] or 'not installed'}" for name in names)]
     kernels = f", kernels use {cpu['instruction_set']}" if cpu["instruction_set"] else ""
     lines.append(f"CPU   {cpu['model']}, {cpu['cores']} cores{kernels}")

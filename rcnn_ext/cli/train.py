@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-steps",
         metavar="N",
         type=positive_int,
-        help="train at most N steps in total; a second phase gets those that are left",
+        help="train N steps in total; a second phase gets those that are left",
     )
     parser.add_argument("--resume", action="store_true", help="continue from OUT/last.ckpt")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in OUT")

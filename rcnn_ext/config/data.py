@@ -189,11 +189,8 @@ class SyntheticConfig:
 
     def __post_init__(self) -> None:
         limits = {"train": 1, "val": 1, "size": 32, "max_objects": 1, "seed": 0}
-        for name, least in limits.items():
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"a synthetic data set needs {name} >= {least}, not {getattr(self, name)}"
-                )
+        for name, minimum in limits.items():
+            require(getattr(self, name) >= minimum, name, f"at least {minimum}")
 
 
 @dataclass

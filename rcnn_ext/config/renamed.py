@@ -14,7 +14,7 @@ _RENAMED = {
     "proposals": "selective_search",
     "refine.learns": "refine.trainable",
     "runtime.not_finite": "runtime.on_nan",
-    "runtime.tensorboard": "runtime.loggers",
+    "runtime.tensorboard": "runtime.loggers (a list: [csv] for false)",
 }
 
 # The second phase has an optimizer and a schedule of its own, with the same keys.
@@ -28,7 +28,8 @@ def renamed_key(key: str) -> str | None:
         key: The dotted key, as it stands in a recipe.
 
     Returns:
-        The dotted key that replaced it; None if it never was a key.
+        The dotted key that replaced it, with its values where those changed too; None if it never
+        was a key.
     """
     if key in _RENAMED:
         return _RENAMED[key]

@@ -104,10 +104,10 @@ def test_the_last_of_equal_overrides_counts():
         ("schedule.steps=0", r"schedule\.steps must be at least 1"),
         ("data.classes=[]", r"data\.classes must be null or a list of distinct names"),
         ("data.classes=[a, a]", r"data\.classes must be null or a list of distinct names"),
-        ("data.synthetic.size=3", r"data\.synthetic\..*size >= 32"),
         ("optimizer.lr", "'optimizer.lr' is not an override; write section.key=value"),
         (".lr=1", "is not an override"),
         ("optimizer.lr=[1", "is not valid YAML"),
+        ("data.synthetic.size=8", r"^data\.synthetic\.size must be at least 32$"),
     ],
 )
 def test_wrong_overrides_are_named(override, message):

@@ -231,7 +231,10 @@ def test_a_run_in_the_current_folder_is_named_after_it(tmp_path, monkeypatch, of
     [
         ("runtime.loggers=[tensorboard]", "runtime.loggers must be a list that has csv"),
         ("runtime.loggers=[csv, comet]", "csv, tensorboard, wandb, mlflow"),
-        ("runtime.tensorboard=false", "runtime.loggers"),
+        (
+            "runtime.tensorboard=false",
+            r"it is called runtime\.loggers \(a list: \[csv\] for false\) now",
+        ),
     ],
 )
 def test_wrong_loggers_are_told(override, message):

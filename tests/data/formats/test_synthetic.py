@@ -120,5 +120,5 @@ def test_an_interrupted_run_leaves_nothing(tmp_path):
 
 
 def test_impossible_sizes_are_refused():
-    with pytest.raises(ValueError, match="size >= 32, not 8"):
+    with pytest.raises(ValueError, match="size must be at least 32"):
         SyntheticConfig(size=8)
