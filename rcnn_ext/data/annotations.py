@@ -166,7 +166,7 @@ class AnnotationSet:
 
 
 def clean_boxes(boxes: np.ndarray, width: int, height: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Cut boxes to their image and finds those that are left with an area.
+    """Cut boxes to their image and find those that are left with an area.
 
     Args:
         boxes: float64 [N, 4] (x1, y1, x2, y2), image pixels; may hold NaN and infinities.

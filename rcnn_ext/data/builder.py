@@ -128,7 +128,7 @@ class SetBuilder:
         broken: bool = False,
         verify_size: bool = False,
     ) -> None:
-        """Add an image, or reports why that is not possible.
+        """Add an image, or report why that is not possible.
 
         Args:
             image_id: What annotation and result files call it.

@@ -19,7 +19,7 @@ from rcnn_ext.errors import UserError
 
 Batch = tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]
 
-# After so many unreadable pictures in a row something other than single files is wrong.
+# After this many unreadable pictures in a row something other than single files is wrong.
 _MAX_SKIPPED = 50
 
 
@@ -107,7 +107,7 @@ class TrainingStream(Dataset[Sample]):
         return len(self.records)
 
     def __getitem__(self, position: int) -> Sample:
-        """Read and varies the sample at a position from 0.
+        """Read and augment the sample at a position, from 0.
 
         Raises:
             UserError: The picture is missing, damaged or of another size than annotated.
@@ -157,17 +157,17 @@ def training_loader(
     rank: int = 0,
     processes: int = 1,
 ) -> DataLoader[Sample]:
-    """Batches of the stream from batch number ``start``, without an end.
+    """Return a loader of the stream's batches from index ``start`` on, without an end.
 
     Args:
         stream: The samples.
         batch_size: Images in a batch of all processes together, which is a multiple of their
             number.
         workers: Processes that read images.
-        start: Number of the first batch.
+        start: Index of the first batch.
         pin_memory: Whether batches are to be copied to a GPU.
-        rank: Which share of each batch is wanted, from 0.
-        processes: Number of shares.
+        rank: Index of this process, which takes its part of each batch, from 0.
+        processes: Number of processes.
     """
     return DataLoader(
         stream,
@@ -194,7 +194,7 @@ def evaluation_loader(
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Batches samples as lists, since images differ in size."""
+    """Batch samples as lists, since images differ in size."""
     images, targets = zip(*samples, strict=True)
     return list(images), list(targets)
 

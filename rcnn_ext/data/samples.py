@@ -44,7 +44,7 @@ class ProposalSource(Protocol):
 
 
 def raw_sample(record: ImageRecord, proposals: ProposalSource | None = None) -> RawSample:
-    """Read a picture and puts what is known of it beside it.
+    """Read a picture and return it with what is known of it.
 
     Args:
         record: The image.
@@ -81,7 +81,7 @@ def raw_target(record: ImageRecord) -> dict[str, Any]:
 
 
 def apply_transform(sample: RawSample, transform: v2.Transform) -> Sample:
-    """Varies a sample and gives what a model takes."""
+    """Apply a transform to a sample and return what a model takes."""
     image, target = transform(*sample)
     image = F.to_dtype(image, torch.float32, scale=True)
     # Plain tensors: the subclasses would slow down every operation of the model.

@@ -70,7 +70,7 @@ def build_augmentation(config: AugmentConfig) -> v2.Transform:
 
 
 class ScaleJitter(v2.Transform):
-    """Resize an image by a random factor and crops or pads it to its size, at a random place.
+    """Resize an image by a random factor, and crop or pad it to its size, at a random place.
 
     Args:
         factors: The smallest and the largest factor.
@@ -95,7 +95,7 @@ class ScaleJitter(v2.Transform):
         return {"size": size, "top": places[0], "left": places[1], "keep": (height, width)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Resize, then cuts away what is too much or adds gray."""
+        """Resize, then cut away what is too much or add gray."""
         height, width = params["keep"]
         top, left = params["top"], params["left"]
         value = self._call_kernel(F.resize, inpt, params["size"], antialias=True)
@@ -119,7 +119,7 @@ class ScaleJitter(v2.Transform):
 
 
 class DropLostBoxes(nn.Module):
-    """Cut boxes and proposals to the image, and drops those of which nothing to see is left."""
+    """Cut boxes and proposals to the image, and drop those of which nothing is left."""
 
     def forward(
         self, image: tv_tensors.Image, target: dict[str, Any]
@@ -179,7 +179,7 @@ def mosaic(samples: list[RawSample]) -> RawSample:
 def _fill(
     image: tv_tensors.Image, target: dict[str, Any], size: tuple[int, int]
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Scale an image to cover ``size`` (height, width) and cuts a random part of that size."""
+    """Scale an image to cover ``size`` (height, width) and cut a random part of that size."""
     height, width = image.shape[-2:]
     factor = max(size[0] / height, size[1] / width)
     scaled = [max(size[0], round(height * factor)), max(size[1], round(width * factor))]

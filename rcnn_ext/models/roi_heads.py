@@ -36,7 +36,8 @@ class RoIHeads(nn.Module):
         nms_thresh: Suppression works within a class of an image, at this IoU.
         detections_per_img: Maximum number of detections per image, over all classes.
         bbox_target_means: Means of the box targets, see ``BoxCoder``; None means 0.
-        bbox_target_stds: Of the box targets, 1 / ``bbox_reg_weights``, of which one may be given.
+        bbox_target_stds: Standard deviations of the box targets, 1 / ``bbox_reg_weights``; give one
+            of the two.
         bg_iou_low: A proposal with less than this IoU with every object is not sampled, where
             there are objects: Girshick's 0.1 takes the background that looks most like them.
 

@@ -69,7 +69,7 @@ def search_with_opencv(image: Any, settings: SearchSettings) -> Regions:
         Its boxes, in its order, which is random; ``sizes`` are those of the boxes.
 
     Raises:
-        UserError: Opencv-contrib is not installed.
+        UserError: The package opencv-contrib is not installed.
     """
     try:
         import cv2

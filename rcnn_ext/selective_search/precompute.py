@@ -1,4 +1,4 @@
-"""Compute the proposals of a data set with all cores, and goes on where an earlier run stopped."""
+"""Compute the proposals of a data set with all cores, and resume an earlier run that stopped."""
 
 from __future__ import annotations
 

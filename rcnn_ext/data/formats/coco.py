@@ -105,7 +105,7 @@ def read_coco(
     missing_classes_ok: bool = False,
     report: Report | None = None,
 ) -> AnnotationSet:
-    """Read an annotation file and checks all of it.
+    """Read an annotation file and check all of it.
 
     Args:
         annotations: The JSON file. Without a list ``annotations`` it describes images of which

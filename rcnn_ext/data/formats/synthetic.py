@@ -35,7 +35,7 @@ def make_synthetic(
     config: SyntheticConfig | None = None,
     progress: Callable[[Iterable[int]], Iterable[int]] = lambda items: items,
 ) -> Path:
-    """Write the data set, or keeps the one that is there if it was made from the same values.
+    """Write the data set, or keep the one that is there if it was made from the same values.
 
     The layout is COCO's: ``annotations/instances_train.json``, ``annotations/instances_val.json``,
     ``train/`` and ``val/`` with PNG images. The folder appears whole or not at all.

@@ -15,7 +15,7 @@ def check_stream(
     split: HubSplit,
     report: Report,
 ) -> AnnotationSet:
-    """Read and decodes every row once, keeping no picture.
+    """Read and decode every row once, keeping no picture.
 
     Args:
         split: What to read.

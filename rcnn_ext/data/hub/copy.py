@@ -29,7 +29,7 @@ def copy_split(
     folder: Path,
     max_images: int | None = None,
 ) -> AnnotationSet:
-    """Keep the rows of a split in COCO's layout, and opens that.
+    """Keep the rows of a split in COCO's layout, and open that.
 
     Evaluation looks at images more than once: in every validation, and for pictures of the best and
     the worst. The pictures are stored as they came.

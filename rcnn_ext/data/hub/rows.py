@@ -81,7 +81,7 @@ def decode_row(row: Row, split: HubSplit, number: int | None = None) -> DecodedR
 
 
 def read_row(row: Row, split: HubSplit) -> tuple[tv_tensors.Image, ImageRecord]:
-    """Read and checks one row, as :func:`decode_row` and all the formats do.
+    """Read and check one row, as :func:`decode_row` and all the formats do.
 
     Raises:
         UserError: It is broken; the message names the image.

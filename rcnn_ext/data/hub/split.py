@@ -1,4 +1,4 @@
-"""Opening a split of a data set of the Hub: its rows, its columns and its classes."""
+"""Open a split of a data set of the Hub: its rows, its columns and its classes."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ class HubStream(IterableDataset[Sample]):
 
 
 def stream_loader(stream: HubStream, workers: int, pin_memory: bool) -> DataLoader[Sample]:
-    """Batches of a stream, of its ``batch_size``.
+    """Return a loader of a stream's batches, of its ``batch_size``.
 
     Args:
         stream: Its samples.
