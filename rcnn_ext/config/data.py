@@ -40,9 +40,9 @@ class AugmentConfig:
         zoom: Smallest and largest factor of an enlargement about the center, drawn for each image;
             the size of the image stays, what is left over is gray. ``[1, 1]`` leaves it.
         shift: The image is moved by up to this part of its sides.
-        rotate: The image is turned by up to so many degrees; boxes become those around the turned
-            ones.
-        shear: The image is sheared by up to so many degrees.
+        rotate: Maximum angle, in degrees, by which the image is turned; boxes become those around
+            the turned ones.
+        shear: Maximum angle, in degrees, by which the image is sheared.
         scale_jitter: Smallest and largest factor of a resize, after which a random part of a larger
             image is seen, or a smaller one lies somewhere on gray; the size of the image stays.
             Unlike ``zoom`` it filters what it shrinks, so it suits factors far below 1.
@@ -69,8 +69,8 @@ class AugmentConfig:
         require(0 <= self.rotate <= 180, "rotate", "from 0 to 180 degrees")
         require(0 <= self.shear < 90, "shear", "from 0 to below 90 degrees")
         for name in ("zoom", "scale_jitter"):
-            least, most = getattr(self, name)
-            require(0 < least <= most, name, "two numbers above 0, the smaller first")
+            low, high = getattr(self, name)
+            require(0 < low <= high, name, "two numbers above 0, the smaller first")
 
 
 @dataclass
@@ -177,7 +177,7 @@ class SyntheticConfig:
         train: Number of training images.
         val: Number of validation images.
         size: Side of the square images, in pixels.
-        max_objects: Most objects in an image; about one image in twenty has none.
+        max_objects: Maximum number of objects in an image; about one image in twenty has none.
         seed: Seed of everything random.
     """
 
@@ -218,8 +218,8 @@ class DataConfig:
         test_fraction: Part that is set aside for the test in the same way.
         stratify: Whether such splits keep the shares of the classes.
         split_seed: Seed of such splits.
-        max_train_images: Only the first so many training images are used, to see whether a model
-            learns at all; null means all.
+        max_train_images: Maximum number of training images, of which the first are used, to see
+            whether a model learns at all; null means all.
         objects: ``many``: images have any number of objects; ``one``: each must have exactly one,
             and others are a problem; ``largest``: all but the largest object of an image are left
             out, and so are images without any.

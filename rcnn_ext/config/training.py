@@ -117,12 +117,13 @@ class EvaluationConfig:
     Attributes:
         val_every: Steps from one validation to the next; 0 validates at the end only.
         batch_size: Images in a batch of a process.
-        max_images: Validations during training look at the first so many images; null means all.
+        max_images: Maximum number of images, the first ones, that validations during training look
+            at; null means all.
         monitor: The metric that decides what is the best, such as ``AP50`` or ``VOC_AP``; null
             means ``AP``, or for a localizer ``score``. Higher is better.
         min_delta: How much better than the best before a validation must be.
-        patience: A phase ends after so many validations in a row without a new best; null trains
-            all steps.
+        patience: Number of validations in a row without a new best after which a phase ends; null
+            trains all steps.
     """
 
     val_every: Int = 5_000

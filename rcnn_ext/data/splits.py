@@ -40,7 +40,7 @@ def open_evaluation(
         classes: The classes of the detector.
         keep: Folder where the images of a stream are kept, in a folder named after the split; they
             are looked at again in every validation and for pictures.
-        max_images: Only the first so many images; None means all.
+        max_images: Maximum number of images, the first ones; None means all.
 
     Raises:
         UserError: The split does not exist, or something in it is wrong.

@@ -27,7 +27,7 @@ def evaluate(
     processes: Processes | None = None,
     after_batch: Callable[[], None] = lambda: None,
 ) -> list[ImageResult]:
-    """Run a model on annotated images, each process on its share.
+    """Run a model on annotated images, each process on its part of them.
 
     Args:
         model: In evaluation mode and on ``device``.
@@ -46,9 +46,9 @@ def evaluate(
         UserError: A picture is missing or damaged.
     """
     processes = processes or Processes()
-    share = range(processes.rank, len(dataset), processes.count)
+    indices = range(processes.rank, len(dataset), processes.count)
     loader: Any = evaluation_loader(
-        Subset(dataset, share),  # type: ignore[arg-type]
+        Subset(dataset, indices),  # type: ignore[arg-type]
         batch_size,
         workers,
         device.type == "cuda",
@@ -65,7 +65,7 @@ def evaluate(
                 [_to_device(target, device) for target in targets],
             )
             for detections, target in zip(found, targets, strict=True):
-                results.add(share[len(results)], detections, target)
+                results.add(indices[len(results)], detections, target)
             after_batch()
             if bar is not None:
                 bar.advance()

@@ -26,7 +26,7 @@ from rcnn_ext.viz import (
 
 METRICS, DETECTIONS = "metrics.json", "detections.json"
 
-# Least score of detections in pictures; metrics count those with lower scores too.
+# Minimum score of detections in pictures; metrics count those with lower scores too.
 DRAW_SCORE = 0.5
 _PICTURES = 8
 _IN_GRID = 24
@@ -63,7 +63,7 @@ def write_evaluation(
         seconds: Duration of the evaluation.
         grid: Whether to write ``grid.jpg`` too: ground truth and detections of the first images,
             with any score. It suits localizers, which give one detection per image.
-        draw_score: Least score of detections in the confusion matrix and in pictures.
+        draw_score: Minimum score of detections in the confusion matrix and in pictures.
 
     Returns:
         The files.

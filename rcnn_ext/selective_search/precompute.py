@@ -129,7 +129,7 @@ def _in_flight(
     cache: ProposalCache,
     max_pending: int,
 ) -> Iterator[tuple[Path, int | UserError | None]]:
-    """Search images with at most so many begun and not taken, and give each when it is done."""
+    """Search images, at most ``max_pending`` at a time, and yield each when it is done."""
     waiting: dict[concurrent.futures.Future[int | UserError | None], Path] = {}
     for image in images:
         if len(waiting) >= max_pending:

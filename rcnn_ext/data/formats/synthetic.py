@@ -23,7 +23,7 @@ from rcnn_ext.files import read_json, replacing_folder
 
 SHAPES = ("circle", "square", "triangle")
 
-# Outlines stand upright give or take so many radians.
+# Maximum angle by which outlines are turned from upright.
 _TURN = math.radians(20)
 
 # Masks are drawn this many times larger and averaged down, which gives smooth outlines.

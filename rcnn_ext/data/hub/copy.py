@@ -37,7 +37,7 @@ def copy_split(
     Args:
         split: What to keep.
         folder: Where to. A copy of the same that is there is used; another one is replaced.
-        max_images: Only the first so many images; None means all.
+        max_images: Maximum number of images, the first ones; None means all.
 
     Raises:
         UserError: A row is broken and ``data.on_error`` is ``stop``, no row is usable, or

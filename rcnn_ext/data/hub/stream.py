@@ -40,7 +40,7 @@ class HubStream(IterableDataset[Sample]):
         batch_size: Samples that are taken from a worker at once.
         start: Batches of this process to pass over, to go on with an interrupted run: their samples
             are read but not decoded.
-        rank: Number of this process, from 0.
+        rank: Index of this process, from 0.
         processes: Number of processes.
     """
 
