@@ -70,9 +70,9 @@ class PartsConfig:
         weights_backbone: Published weights the backbone starts from (``DEFAULT``), or null for
             random ones.
         norm_layer: ``frozen`` or ``batch`` normalization; ``auto`` is frozen with weights.
-        trainable_layers: How many stages of the backbone learn, counted from the last, the one in a
-            ``res5`` head included. null means 3 with weights, else all. In a recipe without weights
-            all learn, whatever this says: random layers that never learn are of no use.
+        trainable_layers: Number of trainable stages of the backbone, counted from the last, the one
+            in a ``res5`` head included. null means 3 with weights, else all. In a recipe without
+            weights all are trainable, whatever this says: frozen random layers are of no use.
         returned_layers: Stages of the backbone that the pyramid is built on.
         checkpoint_stages: Stages (``layer3``) whose activations are computed again in the backward
             pass rather than kept: less memory, more time.

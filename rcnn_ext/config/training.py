@@ -25,7 +25,7 @@ class OptimizerConfig:
         lr_overrides: Learning rates of parts of the model instead of ``lr``. A part is the dotted
             beginning of its parameters' names, such as ``backbone.body.layer4``, or a regular
             expression for whole names; the first that fits counts.
-        freeze: Parts that do not learn, named as in ``lr_overrides``.
+        freeze: Parts that are not trained, named as in ``lr_overrides``.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -49,7 +49,7 @@ class OptimizerConfig:
             require(
                 rate > 0,
                 f"lr_overrides.{part}",
-                "greater than 0; freeze= stops a part from learning",
+                "greater than 0; freeze= keeps a part as it is",
             )
 
 
@@ -96,8 +96,9 @@ class RefineConfig:
     """A second phase of training, from where the first ends.
 
     Attributes:
-        trainable: Parts of the model that learn in it, named as in ``optimizer.lr_overrides``,
-            whether or not they learned before; all others are frozen, with their batch statistics.
+        trainable: Parts of the model that are trained in it, named as in
+            ``optimizer.lr_overrides``, whether or not they were before; all others are frozen, with
+            their batch statistics.
         optimizer: A new optimizer.
         schedule: Its steps come after those of the first phase.
     """

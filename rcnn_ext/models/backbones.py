@@ -99,7 +99,7 @@ def build_fpn_backbone(
         weights: Published ImageNet weights of the network, their name, or None.
         norm_layer: See ``resolve_norm_layer``. A batch norm in a frozen stage still updates its
             statistics in training; a frozen one does not.
-        trainable_layers: Number of stages that learn, counted from the last. None means 3 with
+        trainable_layers: Number of trainable stages, counted from the last. None means 3 with
             weights, else all. A ResNet has 5 stages (stem, layer1 to layer4), MobileNetV3-Large 6.
         returned_layers: The stages, counted from 0, that the pyramid is built on. None means
             torchvision's choice: 1 to 4 of a ResNet (strides 4 to 32), the last two of

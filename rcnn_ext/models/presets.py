@@ -53,8 +53,8 @@ def fasterrcnn_resnet50_fpn(
         num_classes: Number of classes, background (class 0) included. None means the number of
             the weights, or 91.
         weights_backbone: Published weights of the backbone.
-        trainable_backbone_layers: Stages of the backbone that learn, from the last, 0 to 5. None
-            means 3. Without any weights all learn.
+        trainable_backbone_layers: Number of trainable stages of the backbone, counted from the
+            last, 0 to 5. None means 3. Without any weights all are trainable.
         **kwargs: Further arguments of ``FasterRCNN``.
 
     Raises:
@@ -165,8 +165,8 @@ def fasterrcnn_mobilenet_v3_large_fpn(
         progress: As for ``fasterrcnn_resnet50_fpn``.
         num_classes: As for ``fasterrcnn_resnet50_fpn``.
         weights_backbone: As for ``fasterrcnn_resnet50_fpn``.
-        trainable_backbone_layers: Stages of the backbone that learn, from the last, 0 to 6. None
-            means 3. Without any weights all learn.
+        trainable_backbone_layers: Number of trainable stages of the backbone, counted from the
+            last, 0 to 6. None means 3. Without any weights all are trainable.
         **kwargs: Further arguments of ``FasterRCNN``.
 
     Raises:
@@ -348,7 +348,7 @@ class _Start(NamedTuple):
         *,
         num_stages: int,
     ) -> _Start:
-        """Apply the rules; ``num_stages`` are all that could learn."""
+        """Apply the rules; ``num_stages`` is the number of all stages."""
         if weights is not None:
             weights_backbone = None
             expected = len(weights.meta["categories"])
@@ -358,8 +358,8 @@ class _Start(NamedTuple):
         if weights is None and weights_backbone is None:
             if trainable_layers is not None:
                 warnings.warn(
-                    "trainable_backbone_layers has no effect without weights: all layers will "
-                    "learn, as in torchvision",
+                    "trainable_backbone_layers has no effect without weights: all layers are "
+                    "trainable, as in torchvision",
                     stacklevel=3,
                 )
             trainable_layers = num_stages
