@@ -139,7 +139,7 @@ class HubConfig:
         train_images: How many training images there are, by which logs count epochs; null takes
             what the data say, and counts none where they do not.
         resume: How a resumed run finds its place. ``exact`` reads over all that the run has seen,
-            without decoding it, and then goes on as if never stopped: the whole of it is
+            without decoding it, and then continues as if never stopped: the whole of it is
             transferred once more. ``reshuffle`` begins a new random order at once.
     """
 

@@ -15,7 +15,7 @@ class Check:
     """A function that pydantic calls with a value before it looks at the type.
 
     Args:
-        convert: Returns the value to go on with; raises ValueError to refuse it.
+        convert: Returns the value to use; raises ValueError to refuse it.
     """
 
     def __init__(self, convert: Callable[[Any], Any]) -> None:

@@ -54,8 +54,8 @@ class TrainingStream(Dataset[Sample]):
     """Training samples without an end: one random order of all images after another.
 
     The sample at a position depends on the position and the seed alone, not on workers, earlier
-    samples or the state of any generator. Training can therefore stop at any step and go on from
-    there as if it had not stopped.
+    samples or the state of any generator. Training can therefore stop at any step and resume as
+    if it had not stopped.
 
     Crowds are left out: a box around a group is no example of an object. So are objects marked as
     difficult, and images that have only such, since every object in them would count as background.

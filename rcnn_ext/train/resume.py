@@ -99,14 +99,14 @@ def check_resumable(
     if state.phase >= len(phases):
         raise UserError(f"{path} is in its second phase, and the recipe has none")
     steps, patience = phases[state.phase].schedule.steps, recipe.evaluation.patience
-    tired = patience is not None and state.validations_without_improvement >= patience
-    state.ended = state.ended and (tired or saved.step >= state.phase_start + steps)
+    out_of_patience = patience is not None and state.validations_without_improvement >= patience
+    state.ended = state.ended and (out_of_patience or saved.step >= state.phase_start + steps)
     if state.ended and state.phase == len(phases) - 1:
         key = "refine.schedule.steps" if state.phase else "schedule.steps"
         more = f"a larger {key} than {steps}"
-        if tired:
+        if out_of_patience:
             more = f"a larger evaluation.patience than {patience}"
-        raise UserError(f"{path} has {saved.step} steps already; {more} goes on from there")
+        raise UserError(f"{path} has {saved.step} steps already; {more} continues it")
     return saved, state
 
 

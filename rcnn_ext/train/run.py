@@ -41,7 +41,7 @@ class Interrupted(KeyboardInterrupt):
     """
 
     def __init__(self, signal_number: int, checkpoint: Path) -> None:
-        super().__init__(f"stopped; saved {checkpoint}, --resume goes on from there")
+        super().__init__(f"stopped; saved {checkpoint}, --resume continues from there")
         self.signal_number = signal_number
 
 

@@ -346,7 +346,8 @@ def test_ctrl_c_in_a_terminal_stops_training_and_its_workers(tiny_run, tmp_path)
     assert "Traceback" not in errors
     saved = tmp_path / "out" / "last.ckpt"
     assert (
-        errors.splitlines()[-1] == f"rcnn-ext: stopped; saved {saved}, --resume goes on from there"
+        errors.splitlines()[-1]
+        == f"rcnn-ext: stopped; saved {saved}, --resume continues from there"
     )
     assert saved.is_file()
 

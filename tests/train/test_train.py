@@ -90,7 +90,7 @@ def test_ctrl_c_saves_and_a_resumed_run_is_as_if_it_had_not_stopped(
         patch.setattr(logs.Logs, "on_train_batch_end", press_ctrl_c)
         assert train(tiny_run, tmp_path / "out") == 130
     assert signal.getsignal(signal.SIGINT) is handler
-    assert "--resume goes on from there" in capsys.readouterr().err
+    assert "--resume continues from there" in capsys.readouterr().err
     # A signal between two steps is heard of in the next.
     assert load_checkpoint(tmp_path / "out" / "last.ckpt").step in (1, 2)
     assert not (tmp_path / "out" / "best.ckpt").exists()

@@ -123,7 +123,7 @@ def test_training_ends_when_patience_does(tiny_run, tmp_path, capsys):
     assert [row["step"] for row in rows(tmp_path / "out" / "validation.csv")] == ["1", "2", "3"]
     assert load_checkpoint(tmp_path / "out" / "last.ckpt").step == 3
     assert train(tiny_run, tmp_path / "out", *options, "--resume", steps=20) == 2
-    assert "a larger evaluation.patience than 2 goes on" in capsys.readouterr().err
+    assert "a larger evaluation.patience than 2 continues it" in capsys.readouterr().err
     longer = (*options, "evaluation.patience=3")
     assert train(tiny_run, tmp_path / "out", *longer, "--resume", steps=20) == 0
     assert load_checkpoint(tmp_path / "out" / "last.ckpt").step == 4

@@ -1,7 +1,7 @@
 """A made data set in COCO format: textured shapes on varied backgrounds.
 
 It needs no download, is the same for the same seed, and is easy enough that a small detector learns
-it from nothing in minutes, so it shows that a detector, its losses and its metrics work. The class
+it from scratch in minutes, so it shows that a detector, its losses and its metrics work. The class
 of an object is its outline alone; colors and textures are drawn independently of it.
 """
 

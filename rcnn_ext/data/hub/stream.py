@@ -38,7 +38,7 @@ class HubStream(IterableDataset[Sample]):
         seed: Seed of order and augmentation.
         mosaic: Probability that an image shares its place with the three before it.
         batch_size: Samples that are taken from a worker at once.
-        start: Batches of this process to pass over, to go on with an interrupted run: their samples
+        start: Batches of this process to pass over when an interrupted run resumes: their samples
             are read but not decoded.
         rank: Index of this process, from 0.
         processes: Number of processes.
@@ -122,7 +122,7 @@ class HubStream(IterableDataset[Sample]):
     def _from_recent(self, recent: Sequence[Row]) -> RawSample | None:
         """Return the sample of the first row that is not broken.
 
-        Every row thus gives a sample, and a run that goes on finds its place without decoding.
+        Every row thus gives a sample, and a resumed run finds its place without decoding.
         """
         usable = (sample for sample in map(self._learnable, recent) if sample is not None)
         sample = next(usable, None)
