@@ -42,7 +42,7 @@ class Localizer(Detector):
         backbone: Module from images [N, 3, H, W] to a map or a dict of maps. Maps named "pool" are
             left out.
         num_classes: Number of classes, background (class 0) included as in the detectors, although
-            a localizer never answers it.
+            a localizer never predicts it.
         image_size: Height and width that every image is brought to.
         image_mean: Mean of each channel; None means ImageNet's.
         image_std: Standard deviation of each channel; None means ImageNet's.

@@ -65,7 +65,7 @@ class LocalizerHead(nn.Sequential):
             last,
         )
         self.apply(_he_init)
-        # A first answer that hardly depends on the image, rather than a wild one.
+        # The initial output hardly depends on the image, and is near the bias.
         nn.init.normal_(last.weight, std=0.01)
 
     @property

@@ -198,7 +198,7 @@ def detect_to_folder(
     results: list[dict[str, Any]] = []
     overview: list[Image.Image] = []
     unreadable: list[UserError] = []
-    answers: list[list[Any]] = []
+    submission: list[list[Any]] = []
     for image_id, name, one in zip(
         ids, names, tracked(found, "Detecting", len(images)), strict=True
     ):
@@ -208,7 +208,7 @@ def detect_to_folder(
         rows = coco_results(one, image_id, saved.classes)
         results += [row for row in rows if row["score"] >= min_score] if localizes else rows
         if localizes:
-            answers += [submission_row(row) for row in rows]
+            submission += [submission_row(row) for row in rows]
         if draw_score is not None:
             drawn = _draw(one, saved.classes, draw_score)
             save_picture(drawn, out / "pictures" / name)
@@ -216,7 +216,7 @@ def detect_to_folder(
                 overview.append(drawn)
     write_json(out / "detections.json", results)
     if localizes:
-        write_submission(out / SUBMISSION, answers)
+        write_submission(out / SUBMISSION, submission)
     if overview:
         save_picture(contact_sheet(overview), out / "overview.jpg")
     readable = len(images) - len(unreadable)
