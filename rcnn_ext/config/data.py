@@ -78,11 +78,11 @@ class CsvConfig:
     """Options for reading a CSV file.
 
     Attributes:
-        columns: Which column is what: ``image``, ``class``, and the box as ``x1 y1 x2 y2``,
-            ``x y w h`` (corner and sides) or ``cx cy w h`` (center and sides). Those left out are
-            found by their usual names, such as ``filename`` and ``xmin``.
+        columns: Names of the columns by their meaning: ``image``, ``class``, and the box as
+            ``x1 y1 x2 y2``, ``x y w h`` (corner and sides) or ``cx cy w h`` (center and sides).
+            Those left out are found by their usual names, such as ``filename`` and ``xmin``.
         normalized: Whether coordinates are parts of the image's sides rather than pixels.
-        delimiter: What stands between values.
+        delimiter: Separator of values.
     """
 
     columns: Annotated[dict[str, str], DOTTED_KEYS] = field(default_factory=dict)
@@ -123,20 +123,20 @@ class HubConfig:
             what stands for the data folder, which may be either.
         name: Its configuration, where it has several.
         revision: Branch, tag or commit; null takes the newest.
-        train_split: What it calls the training split.
-        val_split: What it calls the validation split; ``validation`` finds ``val`` and ``valid``
+        train_split: Its name of the training split.
+        val_split: Its name of the validation split; ``validation`` finds ``val`` and ``valid``
             too.
-        test_split: What it calls the test split.
+        test_split: Its name of the test split.
         image: Column with the picture.
         image_id: Column with the image's number; images without one are numbered.
         objects: Column with the objects of an image.
         box: Entry of ``objects`` with the boxes.
         label: Entry of ``objects`` with the classes, as numbers or names.
-        box_format: What the four numbers of a box are: ``xywh`` (COCO's) or ``xyxy``, in pixels.
+        box_format: Meaning of the four numbers of a box: ``xywh`` (COCO's) or ``xyxy``, in pixels.
         shuffle_buffer: Images that are kept to draw the next from. More is a better shuffle and
             more memory.
         streaming: Whether to read while training; false downloads all of it first.
-        train_images: How many training images there are, by which logs count epochs; null takes
+        train_images: Number of training images, by which logs count epochs; null takes
             what the data say, and counts none where they do not.
         resume: How a resumed run finds its place. ``exact`` reads over all that the run has seen,
             without decoding it, and then continues as if never stopped: the whole of it is
@@ -202,7 +202,7 @@ class DataConfig:
             instance masks; ``csv``: a table of boxes; ``yolo``: text files; ``hf``: streamed from
             the Hugging Face Hub; ``synthetic``: made shapes, written to the data folder when it is
             empty.
-        train_annotations: What has the training annotations: the annotation file (coco, csv), the
+        train_annotations: Source of the training annotations: the annotation file (coco, csv), the
             image set, such as ``trainval`` (voc), or the folder or list of images (yolo); null
             looks for it.
         train_images: Folder of the training images (coco, csv); null looks for it.
@@ -231,11 +231,11 @@ class DataConfig:
             one GPU and on eight.
         workers: Processes that read images; 0 reads them in the training process.
         keep_empty: Whether images without objects are trained on, as background.
-        augment: How training images are varied.
-        csv: How CSV files are read.
-        voc: How VOC devkits are read.
-        hf: Which data set of the Hub is read, and how.
-        synthetic: What is made when ``format`` is ``synthetic``.
+        augment: Augmentation of the training images.
+        csv: Options for reading CSV files.
+        voc: Options for reading VOC devkits.
+        hf: The data set of the Hub, and the names of its columns.
+        synthetic: Options of the data set that ``format: synthetic`` makes.
     """
 
     format: FormatName = "coco"

@@ -53,8 +53,8 @@ class PartsConfig:
             ``resnet101`` or ``mobilenet_v3_large``; for a localizer also ``cnn``, and any with
             ``_fpn`` at its end. A module maps images [N, 3, H, W] to a feature map or a dict of
             them, finest first; its channels and strides are measured.
-        neck: What stands between backbone and heads: ``fpn``, a feature pyramid; ``c4`` or ``c5``,
-            the map of stride 16 or 32 as it is. null means ``fpn`` for Faster R-CNN and ``c4`` for
+        neck: Layers between backbone and heads: ``fpn``, a feature pyramid; ``c4`` or ``c5``, the
+            map of stride 16 or 32 as it is. null means ``fpn`` for Faster R-CNN and ``c4`` for
             Fast R-CNN, and takes a module as it is.
         head: ``res5``, the last stage of the backbone (layer4 of a ResNet) run on each RoI and
             averaged, which keeps its pretrained weights; or ``mlp``, two fully connected layers of
@@ -132,10 +132,10 @@ class ModelConfig(PartsConfig):
         fixed_size: Width and height to which every image is brought instead, whatever its own. The
             only size that a localizer knows.
         box_bg_iou_low: Proposals below this IoU with every object are no background either.
-        bbox_target_means: Subtracted from the targets of the boxes.
-        bbox_target_stds: What they are divided by then; 1 / ``bbox_reg_weights``, so one of the
-            two.
-        localizer: What a localizer has of its own.
+        bbox_target_means: Means of the box targets, which are subtracted from them.
+        bbox_target_stds: Standard deviations that the targets are divided by after that;
+            1 / ``bbox_reg_weights``, so give one of the two.
+        localizer: Options of a localizer alone.
     """
 
     detector: Literal["faster_rcnn", "fast_rcnn", "localizer"] = "faster_rcnn"

@@ -176,7 +176,7 @@ class SelectiveSearchConfig(FilterSettings, SearchSettings):
             selective-search --out`` writes them; null means ``selective_search`` in the folder of
             the run. The filters are applied when it is read, so they may change without another
             search.
-        missing: What to do for images that have none there: ``compute`` them before the first step,
+        missing: Treatment of images that have none there: ``compute`` them before the first step,
             with all cores, or ``error``.
     """
 

@@ -153,7 +153,7 @@ class RuntimeConfig:
         log_every: Steps that are averaged to one line of ``losses.csv``.
         checkpoint_every: Steps from one write of ``last.ckpt`` to the next; it is also written
             with each validation, at the end, and on Ctrl-C.
-        on_nan: What to do when a loss or gradient is NaN or infinite: ``stop`` with the names
+        on_nan: Reaction to a loss or gradient that is NaN or infinite: ``stop`` with the names
             of the losses, or ``skip`` the step.
         loggers: Where losses and metrics go: ``csv`` (always among them), ``tensorboard`` (where
             it is installed), ``wandb`` (Weights & Biases) and ``mlflow``.

@@ -30,7 +30,7 @@ class ClassList:
 
     Attributes:
         names: Names of the classes.
-        category_ids: What annotation and result files call them; need not be contiguous.
+        category_ids: Their ids in annotation and result files; need not be contiguous.
     """
 
     names: tuple[str, ...]
@@ -67,7 +67,7 @@ class ImageRecord:
     """One image and what is in it.
 
     Attributes:
-        image_id: What annotation and result files call it.
+        image_id: Its id in annotation and result files.
         path: The picture.
         width: Width in pixels.
         height: Height in pixels.
@@ -114,7 +114,7 @@ class AnnotationSet:
 
     Attributes:
         source: The file or folder they come from, for messages.
-        classes: What the labels mean.
+        classes: The classes of the labels.
         images: One record per image.
         clipped: Boxes that reached more than a pixel out of their image and were cut.
         dropped: Boxes that were left out since nothing of them was inside, or they had no area.

@@ -16,7 +16,7 @@ from rcnn_ext.errors import UserError
 # Fields of the model section that the builders do not take, or not by this name.
 _OWN_FIELDS = ("detector", "checkpoint_stages", "channels_last", "weights_backbone", "localizer")
 
-# What a localizer has in common with detectors.
+# Fields that a localizer shares with detectors.
 _LOCALIZER_FIELDS = (
     "backbone",
     "trainable_layers",

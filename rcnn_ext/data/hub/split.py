@@ -14,10 +14,10 @@ from rcnn_ext.data.annotations import ClassList
 from rcnn_ext.errors import UserError
 from rcnn_ext.progress import tracked
 
-# What a split is also called where it does not have the usual name.
+# Further names of a split, looked for where a data set does not have the usual one.
 _OTHER_NAMES = {"validation": ("val", "valid")}
 
-# What only files have, or what needs all images before the first step.
+# Keys that only files have, or that need all images before the first step.
 _FILES_ONLY = (
     *(
         f"{split}_{part}"
@@ -34,12 +34,12 @@ class HubSplit:
 
     Attributes:
         source: The name of the data set, or its folder, for messages.
-        name: What the data set calls the split.
+        name: Name of the split in the data set.
         rows: The ``datasets.IterableDataset``; its pictures are not decoded.
-        classes: What the labels mean.
+        classes: The classes of the labels.
         config: How it is read.
         class_names: The classes as the data number them; None where rows name them.
-        images: How many it has, where the recipe or the data say so; else None.
+        images: Number of its images, where the recipe or the data say it; else None.
     """
 
     source: Path
