@@ -198,13 +198,20 @@ def test_a_wandb_run_that_never_began_is_not_begun_to_end_it(tmp_path, offline_w
     assert not (tmp_path / "wandb").exists()
 
 
-def test_a_run_that_failed_is_marked(tmp_path, offline_wandb):
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_run_that_failed_is_marked(tmp_path, offline_wandb, monkeypatch, failed):
     loggers = build_loggers(RuntimeConfig(loggers=["csv", "wandb"]), tmp_path, 0, {})
-    loggers[1].log_metrics({"training/loss": 1.0}, 1)
-    close_loggers(loggers, failed=True)
-    (path,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
-    codes = [r.exit.exit_code for r in wandb_records(path) if r.HasField("exit")]
-    assert codes == [1]
+    kind, codes = type(loggers[1].experiment), []
+    finish = kind.finish
+
+    def record(self, exit_code=None):
+        codes.append(exit_code)
+        finish(self, exit_code)
+
+    monkeypatch.setattr(kind, "finish", record)
+    close_loggers(loggers, failed=failed)
+    assert codes == [int(failed)]
+    assert offline_wandb.run is None
 
 
 def test_a_server_of_mlflow_chooses_where_artifacts_go(tmp_path, monkeypatch):
