@@ -11,7 +11,7 @@ from typing import Any
 
 from rcnn_ext.config.data import DataConfig
 from rcnn_ext.data.annotations import AnnotationSet, ImageRecord
-from rcnn_ext.data.formats.registry import SPLITS, has_split, open_split
+from rcnn_ext.data.formats.registry import FORMATS, SPLITS, has_split, open_split
 from rcnn_ext.data.hub import check_stream, copy_split, open_stream, stream_splits
 from rcnn_ext.data.images import load_image
 from rcnn_ext.data.problems import Report
@@ -61,6 +61,10 @@ def check_split(
         if not report.errors():
             report.error(root, None, str(error))
         return CheckedSplit(split, None, report)
+    if split == "train" and not any(len(record.boxes) for record in annotations.images):
+        report.error(
+            annotations.source, None, f"no objects in any of {len(annotations)} images to train on"
+        )
     check_images(annotations.images, report, workers)
     return CheckedSplit(split, annotations, report)
 
@@ -157,10 +161,20 @@ def draw_stream_split(
 
 
 def list_splits(config: DataConfig, root: Path) -> list[str]:
-    """Return the names of the splits that a data set has."""
+    """Return the names of the splits that a data set has.
+
+    Raises:
+        UserError: It has none.
+    """
     if config.format == "hf":
         return list(stream_splits(config, root))
-    return [split for split in SPLITS if has_split(config, root, split)]
+    found = [split for split in SPLITS if has_split(config, root, split)]
+    if not found:
+        looked_for = (
+            "" if config.format == "auto" else f": looked for {FORMATS[config.format].looked_for}"
+        )
+        raise UserError(f"{root} has no split in the format {config.format}{looked_for}")
+    return found
 
 
 def as_json(config: DataConfig, checked: Sequence[CheckedSplit]) -> dict[str, Any]:
