@@ -120,17 +120,18 @@ def run(options: argparse.Namespace) -> int:
 
 def _config(options: argparse.Namespace) -> DataConfig:
     from rcnn_ext.config import apply_override, load_recipe, recipe_from_dict
-    from rcnn_ext.data.formats.registry import detect_format
+    from rcnn_ext.data.formats.registry import resolve_format
 
     if options.recipe is not None:
         config = load_recipe(options.recipe, options.overrides).data
-        return dataclasses.replace(config, format=options.format) if options.format else config
-    values: dict[str, Any] = {"data": {}}
-    for override in options.overrides:
-        apply_override(values, override)
-    named = options.format or values["data"].get("format")
-    values["data"]["format"] = named or detect_format(options.dataset)
-    return recipe_from_dict(values).data
+    else:
+        values: dict[str, Any] = {"data": {}}
+        for override in options.overrides:
+            apply_override(values, override)
+        config = recipe_from_dict(values).data
+    if options.format:
+        config = dataclasses.replace(config, format=options.format)
+    return resolve_format(config, options.dataset, options.split or "train")
 
 
 def _print_statistics(checked: Sequence[CheckedSplit], workers: int) -> None:
