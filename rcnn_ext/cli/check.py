@@ -88,12 +88,15 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"{root} has no split in the format {config.format}")
     print(f"{root}: format {config.format}")
     checked: list[check.CheckedSplit] = []
+    seen: dict[Path, str] = {}
     classes = None
     for split in splits:
         if streams:
             one = check.check_stream_split(config, root, split, classes)
         else:
-            one = check.check_split(config, root, split, classes, workers=options.workers)
+            one = check.check_split(
+                config, root, split, classes, workers=options.workers, seen=seen
+            )
         checked.append(one)
         if one.report.problems:
             print(one.report.text())

@@ -11,8 +11,18 @@ FormatName = Literal["auto", "coco", "voc", "pennfudan", "csv", "yolo", "hf", "s
 
 # What columns are called where the recipe does not say; the first that a file has.
 CSV_COLUMN_NAMES: dict[str, tuple[str, ...]] = {
-    "image": ("filename", "file_name", "image", "image_path", "path", "file", "img", "image_id"),
-    "class": ("class", "label", "class_name", "category", "name", "class_id"),
+    "image": (
+        "filename",
+        "file_name",
+        "image",
+        "image_path",
+        "path",
+        "file",
+        "img",
+        "image_id",
+        "imageid",
+    ),
+    "class": ("class", "label", "class_name", "category", "name", "class_id", "labelname"),
     "x1": ("xmin", "x1", "x_min", "left"),
     "y1": ("ymin", "y1", "y_min", "top"),
     "x2": ("xmax", "x2", "x_max", "right"),

@@ -44,6 +44,7 @@ def check_split(
     classes: Sequence[str] | None = None,
     *,
     workers: int = 2,
+    seen: dict[Path, str] | None = None,
 ) -> CheckedSplit:
     """Read all annotations and all pictures of a split.
 
@@ -53,20 +54,43 @@ def check_split(
         split: ``train``, ``val`` or ``test``.
         classes: The classes of training, if others would be a mistake.
         workers: Threads that read pictures.
+        seen: The pictures of splits that were checked before, with the names of these; pictures
+            that they share with this one are a warning, and those of this one are added.
     """
     report = Report()
     try:
         annotations = open_split(config, root, split, classes, report)
     except UserError as error:
-        if not report.errors():
-            report.error(root, None, str(error))
+        _add_unless_named(report, root, error)
         return CheckedSplit(split, None, report)
     if split == "train" and not any(len(record.boxes) for record in annotations.images):
         report.error(
             annotations.source, None, f"no objects in any of {len(annotations)} images to train on"
         )
+    if seen is not None:
+        _warn_of_shared(annotations, split, report, seen)
     check_images(annotations.images, report, workers)
     return CheckedSplit(split, annotations, report)
+
+
+def _add_unless_named(report: Report, root: Path, error: UserError) -> None:
+    """Add what stopped a reader, unless it only repeats problems that are in the report."""
+    if not any(problem.message in str(error) for problem in report.errors()):
+        report.error(root, None, str(error))
+
+
+def _warn_of_shared(
+    annotations: AnnotationSet, split: str, report: Report, seen: dict[Path, str]
+) -> None:
+    shared = [record.path for record in annotations.images if record.path in seen]
+    if shared:
+        report.warning(
+            annotations.source,
+            None,
+            f"{len(shared)} of the {len(annotations)} images for {split} are also for "
+            f"{seen[shared[0]]}, the first is {shared[0]}",
+        )
+    seen.update((record.path, split) for record in annotations.images if record.path not in seen)
 
 
 def check_stream_split(
@@ -84,8 +108,7 @@ def check_stream_split(
     try:
         annotations = check_stream(open_stream(config, root, split, classes), report)
     except UserError as error:
-        if not report.errors():
-            report.error(root, None, str(error))
+        _add_unless_named(report, root, error)
         return CheckedSplit(split, None, report)
     return CheckedSplit(split, annotations, report)
 

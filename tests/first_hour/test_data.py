@@ -109,3 +109,15 @@ def test_a_lone_test_file_is_not_trained_on(
     out = ["--data", str(tmp_path), "--out", str(tmp_path / "out")]
     assert main(["train", RECIPE, *out, "--max-steps", "1"]) == 2
     assert "no CSV file for train" in capsys.readouterr().err
+
+
+def test_pictures_of_two_splits_are_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layouts.custom_yaml(tmp_path)
+    (tmp_path / "animals.yaml").write_text(
+        "train: [images/fit, images/held_out]\nval: images/held_out\nnames: [cat, dog]\n"
+    )
+    assert main(["check", str(tmp_path)]) == 0
+    assert "2 of the 2 images for val are also for train, the first is " in capsys.readouterr().out
+    assert main(["check", str(tmp_path), "--strict"]) == 2

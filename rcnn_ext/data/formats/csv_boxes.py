@@ -18,6 +18,9 @@ from rcnn_ext.errors import UserError
 
 _BOX_COLUMNS = (("x1", "y1", "x2", "y2"), ("x", "y", "w", "h"), ("cx", "cy", "w", "h"))
 
+# The columns of files without a header, as those that RetinaNet trains on.
+_WITHOUT_HEADER = ("image", "x1", "y1", "x2", "y2", "class")
+
 # Columns that hold annotations in a form that is not read, so that a file with one is no mere list
 # of images: Kaggle's bbox, VIA's region_shape_attributes, and the like.
 _ANNOTATION_NAME = re.compile(
@@ -76,12 +79,12 @@ def read_csv_boxes(
     classes: Sequence[str] | None = None,
     report: Report | None = None,
 ) -> AnnotationSet:
-    """Read a CSV file with a header.
+    """Read a CSV file.
 
     Args:
-        path: The file. A row without class and box is an image without objects. A file with neither
-            such columns, nor others that may hold boxes in another form, lists images of which
-            nothing is known.
+        path: The file; without a header, its columns are image, x1, y1, x2, y2 and class. A row
+            without class and box is an image without objects. A file with neither such columns, nor
+            others that may hold boxes in another form, lists images of which nothing is known.
         images: Folder that its image names start from; None looks for ``images`` beside the file,
             then the folder of the file.
         config: How to read it.
@@ -188,7 +191,17 @@ def _read_rows(path: Path, delimiter: str) -> tuple[list[str], list[tuple[int, l
         raise UserError(f"{path} cannot be read as CSV: {error}") from error
     if not any(header):
         raise UserError(f"{path} is empty: it needs a header")
+    if _is_row_of_boxes(header):
+        return list(_WITHOUT_HEADER), [(1, header), *rows]
     return header, rows
+
+
+def _is_row_of_boxes(values: list[str]) -> bool:
+    """Return whether a first line is no header: six values, of which four are numbers."""
+    if len(values) != len(_WITHOUT_HEADER) or not values[0]:
+        return False
+    box = values[1:5]
+    return all(re.fullmatch(r"-?[0-9.]+", value) for value in box) or not any(values[1:])
 
 
 def _find_columns(path: Path, header: list[str], given: dict[str, str]) -> dict[str, int]:

@@ -22,6 +22,7 @@ from rcnn_ext.data.formats.voc_layout import (
 )
 from rcnn_ext.data.images import IMAGE_SUFFIXES, numeric_ids
 from rcnn_ext.data.problems import Report
+from rcnn_ext.data.text_files import read_lines
 from rcnn_ext.errors import UserError
 
 
@@ -133,7 +134,7 @@ def _listed(source: VocSource, builder: SetBuilder) -> list[tuple[str, tuple[Pat
         files = sorted(source.annotations.glob("*.xml"))
         return [(file.stem, (file, None)) for file in files]
     found: dict[str, int] = {}
-    for number, text in enumerate(listing.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, text in enumerate(read_lines(listing), start=1):
         words = text.split()
         # The list of a class has a flag beside each name; -1 means that no such object is there.
         if not words or words[1:2] == ["-1"]:

@@ -144,7 +144,7 @@ def _add(
 
 
 def _lines(label: Path) -> list[str]:
-    return label.read_text(encoding="utf-8", errors="replace").splitlines()
+    return label.read_text(encoding="utf-8-sig", errors="replace").splitlines()
 
 
 def _object(text: str, number: int, size: tuple[int, int], names: list[str] | None) -> RawObject:

@@ -13,6 +13,7 @@ from typing import Any
 
 from rcnn_ext.data.formats.split_names import SPLIT_NAMES, SPLITS, mixed_splits, split_folders
 from rcnn_ext.data.images import IMAGE_SUFFIXES
+from rcnn_ext.data.text_files import read_lines
 from rcnn_ext.errors import UserError
 
 # What is called so is meant, even where it is broken.
@@ -39,7 +40,8 @@ def find_description(root: Path, named: str | None = None) -> Path | None:
         return root / named
     found: list[tuple[Path, dict[str, Any]]] = []
     for path in sorted(root.iterdir()) if root.is_dir() else []:
-        if path.suffix.lower() not in (".yaml", ".yml") or path.name.startswith("."):
+        hidden = path.name.startswith(".")
+        if hidden or path.suffix.lower() not in (".yaml", ".yml") or not path.is_file():
             continue
         content = _relevant_content(path)
         if content is not None:
@@ -57,9 +59,10 @@ def _relevant_content(path: Path) -> dict[str, Any] | None:
     """Return what a file says of splits and classes; None if it is about something else."""
     usual = path.name in _USUAL_DESCRIPTIONS
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
-        text = ""
+        # In an encoding that is not read its keys can be told, and the file is not passed over.
+        text = path.read_bytes().decode("utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
     if not usual and not _ANY_KEY.search(text):
         return None
     content = read_description(path)
@@ -217,8 +220,8 @@ def yolo_names(root: Path, description: str | None = None) -> list[str] | None:
     for folder in (root, root / "labels", root / "images", *inner):
         for name in _NAME_FILES:
             if (folder / name).is_file():
-                text = (folder / name).read_text(encoding="utf-8-sig")
-                return [line.strip() for line in text.splitlines() if line.strip()]
+                lines = read_lines(folder / name)
+                return [line.strip() for line in lines if line.strip()]
     return None
 
 
@@ -230,11 +233,7 @@ def images_of(source: Path) -> list[Path]:
     """
     if source.is_dir():
         return sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    try:
-        lines = source.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise UserError(f"cannot read {source}: {error.strerror}") from error
-    names = [Path(line.strip()) for line in lines if line.strip()]
+    names = [Path(line.strip()) for line in read_lines(source) if line.strip()]
     # Darknet's lists may start above the folder of the list: data/obj_train_data/1.jpg.
     first = names[0].parts if names and not names[0].is_absolute() else ()
     starts = range(len(first))

@@ -80,6 +80,21 @@ def test_files_that_only_list_images(write):
     assert found.images[0].width == 40
 
 
+def test_files_without_a_header(write):
+    path = write("a.jpg,10,4,30,16,cat\na.jpg,1,2,3,4,dog\nb.jpg,,,,,\n")
+    found = read_csv_boxes(path)
+    np.testing.assert_array_equal(found.images[0].boxes, [[10, 4, 30, 16], [1, 2, 3, 4]])
+    assert found.images[0].labels.tolist() == [1, 2]
+    assert found.images[0].origin == (path, 1)
+    assert [len(record.boxes) for record in found.images] == [2, 0]
+
+
+def test_columns_of_open_images(write):
+    text = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax\na,x,/m/01,1,.25,.75,.2,.8\n"
+    found = read_csv_boxes(write(text), config=CsvConfig(normalized=True))
+    np.testing.assert_allclose(found.images[0].boxes, [[10, 4, 30, 16]], atol=1e-5)
+
+
 def test_lists_may_say_more_of_the_images(write):
     text = "id,filename,width,height,source\n1,a.jpg,40,20,site\n2,b.jpg,40,20,site\n"
     found = read_csv_boxes(write(text, "test.csv"))

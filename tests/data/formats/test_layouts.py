@@ -168,3 +168,19 @@ def test_a_named_file_decides_the_format(tmp_path):
     config = DataConfig(train_annotations="train.json", train_images=".")
     assert len(open_split(config, tmp_path, "train")) == 3
     assert len(open_split(DataConfig(), tmp_path, "train")) == layouts.COUNT
+
+
+@pytest.mark.parametrize("name", ["LabelImg YOLO", "CVAT YOLO 1.1", "CVAT VOC", "custom YAML"])
+def test_texts_with_a_byte_order_mark_or_in_another_encoding(tmp_path, name):
+    layouts.LAYOUTS[name][0](tmp_path)
+    texts = [p for s in ("*.txt", "*.names", "*.yaml") for p in tmp_path.rglob(s)]
+    for path in texts:
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    found = open_split(DataConfig(), tmp_path, "train")
+    assert found.classes.names == layouts.CLASSES
+    assert all(len(record.boxes) == 1 for record in found.images)
+    lists = ("classes.txt", "obj.names", "default.txt", "animals.yaml")
+    (path,) = (path for path in texts if path.name in lists)
+    path.write_bytes("names: [猫, 狗]\ntrain: images/fit\n".encode("gbk"))
+    with pytest.raises(UserError, match=path.name):
+        open_split(DataConfig(format=layouts.LAYOUTS[name][1]), tmp_path, "train")
