@@ -20,6 +20,7 @@ from rcnn_ext.errors import UserError
 from rcnn_ext.files import replacing
 from rcnn_ext.metrics.tasks import needs_proposals
 from rcnn_ext.models import Localizer
+from rcnn_ext.models.folding import fold_norms
 from rcnn_ext.predict.checkpoint import (
     ENTRY,
     ModelFormatError,
@@ -207,6 +208,9 @@ def _write_program(
 ) -> None:
     width, height = size
     model = saved.build(torch.device("cpu"))
+    # PyTorch's batch norm asks whether its input is empty, which is unknown while a program with
+    # any number of RoIs is recorded.
+    fold_norms(model)
     arguments: tuple[torch.Tensor, ...] = (torch.rand(3, height, width),)
     dynamic: tuple[Any, ...] = (None,)
     if needs_proposals(model):
