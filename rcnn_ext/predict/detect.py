@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,9 +147,9 @@ def distinct_names(names: list[Path]) -> list[Path]:
 
 
 def detect_to_folder(
-    checkpoint: Path,
-    sources: list[Path],
-    out: Path,
+    checkpoint: str | os.PathLike[str],
+    sources: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
     *,
     device_name: str = "auto",
     batch_size: int | None = None,
@@ -176,10 +177,13 @@ def detect_to_folder(
         UserError: The checkpoint or a source is wrong; or some pictures cannot be read, and then it
             is raised after all others are done.
     """
+    out = Path(out)
     device = choose_device(device_name)
     saved = load_saved(checkpoint)
     csv = saved.recipe.data.csv
-    images = find_images(sources, lambda path: listed_images(path, config=csv))
+    images = find_images(
+        [Path(source) for source in sources], lambda path: listed_images(path, config=csv)
+    )
     localizes = saved.recipe.model.detector == "localizer"
     found = detect(
         saved.build(device),
