@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rcnn_ext.cli.arguments import add_checkpoint, add_inference
+from rcnn_ext.errors import UserError
+
+if TYPE_CHECKING:
+    from rcnn_ext.config import Recipe
 
 SUMMARY = "compute the metrics of a trained model"
 EPILOG = """\
 examples:
   rcnn-ext eval runs/first --data DATA
   rcnn-ext eval runs/first/last.ckpt --data DATA --annotations other.json --images pictures
+  rcnn-ext eval runs/first --data DATA data.format=voc data.on_error=skip
+
+The data are read as in training, unless data.key=value says otherwise.
 """
+
+_SECTIONS = ("data", "selective_search")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``rcnn-ext eval``."""
     add_checkpoint(parser)
+    parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        # Without it, argparse lists them among the arguments that are required.
+        default=[],
+        help="data.* and selective_search.* values to replace",
+    )
     parser.add_argument(
         "--data", metavar="DATA", type=Path, required=True, help="folder of the data set"
     )
@@ -65,7 +85,8 @@ def run(options: argparse.Namespace) -> int:
     processes = Processes.from_environment()
     device = choose_device(options.device, processes)
     saved = load_saved(options.checkpoint)
-    config = saved.recipe.data
+    recipe = _with_overrides(saved.recipe, options.overrides)
+    config = recipe.data
     out = options.out or saved.path.parent
     for part in ("annotations", "images"):
         given = getattr(options, part)
@@ -80,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
         processes.print_once(f"{saved.path}: step {saved.step}")
         processes.print_once(f"{annotations.source}: {annotations.summary()}")
         started = time.monotonic()
-        proposals = open_proposals(saved.recipe, saved.path.parent)
+        proposals = open_proposals(recipe, saved.path.parent)
         if proposals is not None:
             proposals.prepare([annotations], processes)
         model = saved.build(device)
@@ -113,3 +134,21 @@ def run(options: argparse.Namespace) -> int:
     for path in written:
         print(f"wrote {path}")
     return 0
+
+
+def _with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """Return the recipe of a run with other values of the sections about its data."""
+    from rcnn_ext.config import apply_override, recipe_from_dict
+
+    values = dataclasses.asdict(recipe)
+    for override in overrides:
+        section = override.partition("=")[0].partition(".")[0].strip()
+        if section not in _SECTIONS:
+            raise UserError(
+                f"eval takes the model as it is, and {' and '.join(f'{s}.*' for s in _SECTIONS)} "
+                f"to replace; {override} is neither"
+            )
+        if override.partition("=")[0].strip() == "data.classes":
+            raise UserError("data.classes cannot change: the model has learned its own classes")
+        apply_override(values, override)
+    return recipe_from_dict(values)
