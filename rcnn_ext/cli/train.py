@@ -24,6 +24,9 @@ DATA is a folder such as
 Name other places with data.train_annotations=, data.train_images=, data.val_annotations= and
 data.val_images=.
 
+schedule.steps=N or schedule.epochs=N is the length of the whole run; for a recipe with a second
+phase, refine.schedule.steps=M besides is the length of that one.
+
 Ctrl-C finishes the step, saves last.ckpt and stops; --resume continues from there.
 
 On several GPUs, and on several machines with torchrun's --nnodes and --rdzv-endpoint:
@@ -68,11 +71,12 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UserError: An option, the recipe or the data is wrong.
     """
-    from rcnn_ext.config import load_recipe, recipe_to_yaml, with_steps
+    from rcnn_ext.config import load_recipe, recipe_to_yaml
 
-    recipe = load_recipe(options.recipe, options.overrides)
-    if options.max_steps is not None:
-        recipe = with_steps(recipe, options.max_steps)
+    said: list[str] = []
+    recipe = load_recipe(
+        options.recipe, options.overrides, max_steps=options.max_steps, log=said.append
+    )
     if options.show:
         print(recipe_to_yaml(recipe), end="")
         return 0
@@ -81,8 +85,11 @@ def run(options: argparse.Namespace) -> int:
             raise UserError(f"train needs --{name}; rcnn-ext train --help explains")
     if options.resume and options.overwrite:
         raise UserError("--resume and --overwrite exclude each other")
+    from rcnn_ext.distributed import Processes
     from rcnn_ext.train.run import train
 
+    for line in said:
+        Processes.from_environment().print_once(line)
     result = train(
         recipe, options.data, options.out, resume=options.resume, overwrite=options.overwrite
     )

@@ -81,7 +81,7 @@ def check_resumable(
     phases = all_phases(recipe)
     if state.phase >= len(phases):
         raise UserError(f"{path} is in its second phase, and the recipe has none")
-    steps, patience = phases[state.phase].schedule.steps, recipe.evaluation.patience
+    steps, patience = phases[state.phase].schedule.num_steps, recipe.evaluation.patience
     tired = patience is not None and state.validations_without_improvement >= patience
     state.ended = state.ended and (tired or saved.step >= state.phase_start + steps)
     if state.ended and state.phase == len(phases) - 1:

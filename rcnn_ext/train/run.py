@@ -25,11 +25,14 @@ from rcnn_ext.train.loggers import LOSSES, build_loggers, read_csv
 from rcnn_ext.train.logs import Logs
 from rcnn_ext.train.module import DetectionModule
 from rcnn_ext.train.phases import Phase, RunState, all_phases
-from rcnn_ext.train.resolve import resolve_recipe
+from rcnn_ext.train.resolve import resolve_recipe, with_steps_of_epochs
 from rcnn_ext.train.resume import LOSS_CURVE, RECIPE, check_resumable, prepare_folder
 from rcnn_ext.train.trainer import build_trainer, quiet_lightning
 from rcnn_ext.train.training_data import open_source, open_training, report_resume
 from rcnn_ext.train.validation import Validation, open_validation
+
+# Where the recipe leaves it open.
+_LOG_EVERY = 20
 
 
 class Interrupted(KeyboardInterrupt):
@@ -140,7 +143,9 @@ class _Run:
         processes.print_once(f"training: {source.summary()}")
         self.classes = source.classes
         annotations = source if isinstance(source, AnnotationSet) else None
-        self.recipe = recipe = resolve_recipe(recipe, annotations, processes.print_once)
+        recipe = resolve_recipe(recipe, annotations, processes.print_once)
+        recipe = with_steps_of_epochs(recipe, source, processes.print_once)
+        self.recipe = recipe
         with processes.main_process_first():
             found = open_validation(recipe, data, out, self.classes, processes)
         proposals = open_proposals(recipe, out)
@@ -175,7 +180,7 @@ class _Run:
         self.logs = Logs(
             self.loggers,
             # A short run still gets lines enough to see whether its losses fall.
-            max(1, min(recipe.runtime.log_every, end // 10)),
+            recipe.runtime.log_every or max(1, min(_LOG_EVERY, end // 10)),
             end,
             self.training.images_per_epoch,
             done=self.done,
