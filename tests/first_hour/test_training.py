@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import shlex
 import shutil
+import signal
+from urllib.error import URLError
 
 import pytest
 import yaml
@@ -11,6 +14,10 @@ import yaml
 pytest.importorskip("lightning", reason="lightning comes with the extra train")
 
 from rcnn_ext.cli.main import main
+from rcnn_ext.predict.checkpoint import load_checkpoint
+from rcnn_ext.selective_search import from_config
+from rcnn_ext.train import logs
+from tests.helpers.made_data import as_voc
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -26,6 +33,78 @@ def rows(path):
 
 def stored(out):
     return yaml.safe_load((out / "recipe.yaml").read_text())
+
+
+def test_a_failed_download_comes_first_and_leaves_the_folder_free(
+    tiny_run, tmp_path, monkeypatch, capsys
+):
+    def offline(*arguments, **options):
+        raise URLError("no network")
+
+    def search(*arguments):
+        raise AssertionError("the search for proposals came before the download")
+
+    data, out = as_voc(tmp_path / "data"), tmp_path / "out"
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    monkeypatch.setattr(from_config, "precompute", search)
+    shutil.copytree(tiny_run.out, tmp_path / "earlier")
+    for target, more in ((out, ()), (tmp_path / "earlier", ("--overwrite",))):
+        assert train(data, target, *more, recipe=["fast_rcnn_voc", "data.workers=0"]) == 2
+        assert "On the command line that is model.weights_backbone=null" in capsys.readouterr().err
+    assert not list(out.iterdir())
+    assert load_checkpoint(tmp_path / "earlier").classes.names == ("circle", "square", "triangle")
+
+
+def test_a_folder_without_steps_is_free(tiny_run, tmp_path, capsys):
+    broken = ("optimizer.freeze=[nothing]", "--max-steps", "1", "evaluation.val_every=0")
+    assert train(tiny_run.data, tmp_path / "out", *tiny_run.overrides, *broken) == 2
+    assert (tmp_path / "out" / "recipe.yaml").exists()
+    right = ("--max-steps", "1", "evaluation.max_images=1")
+    assert train(tiny_run.data, tmp_path / "out", *tiny_run.overrides, *right) == 0
+    assert stored(tmp_path / "out")["optimizer"]["freeze"] == []
+
+
+def test_resume_needs_neither_recipe_nor_overrides(tiny_run, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(tiny_run.out, out)
+    before = stored(out)
+    more = ("--resume", "schedule.steps=6", "optimizer.lr=0.0001")
+    assert train(tiny_run.data, out, *more, recipe=()) == 0
+    printed = capsys.readouterr().out
+    assert f"resuming {out / 'last.ckpt'}: step 4 of 6 is done" in printed
+    assert "schedule.steps=6 (was 4)" in printed
+    assert "optimizer.lr=0.0001 (was 0.0008)" in printed
+    assert "model." not in printed.partition("changed: ")[2].partition("\n")[0]
+    assert [row["step"] for row in rows(out / "losses.csv")] == ["1", "2", "3", "4", "5", "6"]
+    after = stored(out)
+    assert after["schedule"].pop("steps") == 6
+    assert after["optimizer"].pop("lr") == 0.0001
+    del before["schedule"]["steps"], before["optimizer"]["lr"]
+    assert after == before
+
+    assert train(tiny_run.data, out, "--resume", "model.dropout=0.5", recipe=()) == 2
+    assert "a resumed run cannot change model.dropout" in capsys.readouterr().err
+    assert train(tiny_run.data, out, "--resume", "seed=0", recipe=()) == 2
+    assert "a larger schedule.steps than 6 goes on from there" in capsys.readouterr().err
+
+
+def test_a_demo_that_was_stopped_tells_how_it_goes_on(tiny_run, tmp_path, monkeypatch, capsys):
+    step_end = logs.Logs.on_train_batch_end
+
+    def press_ctrl_c(self, trainer, module, *arguments):
+        step_end(self, trainer, module, *arguments)
+        if module.steps_done == 1:
+            module.stop_signal = signal.SIGINT
+
+    options = (*tiny_run.overrides, "schedule.steps=3", "evaluation.val_every=0")
+    with monkeypatch.context() as patch:
+        patch.setattr(logs.Logs, "on_train_batch_end", press_ctrl_c)
+        assert main(["demo", "--out", str(tmp_path / "out"), *options]) == 130
+    command = capsys.readouterr().err.rpartition("go on from there with: ")[2]
+    program, *arguments = shlex.split(command)
+    assert program == "rcnn-ext"
+    assert main(arguments) == 0
+    assert [row["step"] for row in rows(tmp_path / "out/run/losses.csv")] == ["1", "2", "3"]
 
 
 def test_epochs_are_counted_in_both_phases_and_kept_as_steps(tiny_run, tmp_path, capsys):
@@ -62,6 +141,18 @@ def test_a_length_that_is_given_is_the_length_of_the_run(tiny_run, tmp_path, cap
     printed = capsys.readouterr().out
     assert "schedule.steps=1 is the whole length: the second phase (refine) is left out" in printed
     assert [row["step"] for row in rows(out / "losses.csv")] == ["1"]
+
+
+def test_what_train_suggests_works_without_a_validation_split(tiny_run, tmp_path, capsys):
+    data, out = tmp_path / "the data", tmp_path / "out"
+    shutil.copytree(tiny_run.data, data)
+    (data / "annotations" / "instances_val.json").unlink()
+    options = (*tiny_run.overrides, "data.format=coco", "--max-steps", "1")
+    assert train(data, out, *options) == 0
+    command = capsys.readouterr().out.splitlines()[-1].rpartition(": ")[2]
+    program, *arguments = shlex.split(command)
+    assert program == "rcnn-ext"
+    assert main(arguments) == 0
 
 
 def test_eval_takes_the_keys_that_its_errors_advise(tiny_run, tmp_path, capsys):
