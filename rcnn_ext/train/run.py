@@ -36,6 +36,7 @@ from rcnn_ext.train.resume import (
     describe_resume,
     resume_command,
 )
+from rcnn_ext.train.threads import thread_hint
 from rcnn_ext.train.trainer import build_trainer, quiet_lightning
 from rcnn_ext.train.training_data import open_source, open_training, report_resume
 from rcnn_ext.train.validation import Validation, open_validation
@@ -180,6 +181,9 @@ class _Run:
             if saved is None:
                 clear_folder(out)
             write_text(out / RECIPE, recipe_to_yaml(recipe))
+        hint = thread_hint(processes, device, recipe.data.workers)
+        if hint is not None:
+            processes.print_once(hint)
         self.done = 0
         if saved is not None:
             self.done = saved.step

@@ -9,14 +9,16 @@ import signal
 from urllib.error import URLError
 
 import pytest
+import torch
 import yaml
 
 pytest.importorskip("lightning", reason="lightning comes with the extra train")
 
 from rcnn_ext.cli.main import main
+from rcnn_ext.distributed import Processes
 from rcnn_ext.predict.checkpoint import load_checkpoint
 from rcnn_ext.selective_search import from_config
-from rcnn_ext.train import logs
+from rcnn_ext.train import logs, threads
 from tests.helpers.made_data import as_voc
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -179,3 +181,34 @@ def test_lines_of_losses_are_as_long_as_asked_for(tiny_run, tmp_path, given, ste
     options += ("evaluation.max_images=1", "--max-steps", "4")
     assert train(tiny_run.data, tmp_path / "out", *options) == 0
     assert [row["step"] for row in rows(tmp_path / "out" / "losses.csv")] == steps
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "threads_each", "workers", "hint"),
+    [
+        (8, 1, 4, 4, None),
+        (8, 1, 8, 2, "8 threads and 2 workers share 8 cores; if steps are slow, try OMP_NUM_TH"),
+        (8, 2, 4, 1, "2 processes with 4 threads and 1 workers share 8 cores"),
+        (2, 1, 1, 2, "try data.workers=1"),
+        (2, 4, 1, 0, "try fewer processes"),
+    ],
+)
+def test_threads_that_fight_for_cores_are_told(
+    monkeypatch, cores, processes, threads_each, workers, hint
+):
+    monkeypatch.setattr(threads, "available_cores", lambda: cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads_each)
+    group = Processes(0, processes, 0, processes)
+    line = threads.thread_hint(group, torch.device("cpu"), workers)
+    assert (line is None) == (hint is None)
+    assert hint is None or hint in line
+    assert threads.thread_hint(group, torch.device("cuda"), workers) is None
+
+
+def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(threads, "_CPU_MAX", tmp_path / "cpu.max")
+    unlimited = threads.available_cores()
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert threads.available_cores() == unlimited
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    assert threads.available_cores() == 1
