@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rcnn_ext.cli.arguments import add_checkpoint, add_inference
-from rcnn_ext.errors import UserError
-
-if TYPE_CHECKING:
-    from rcnn_ext.config import Recipe
 
 SUMMARY = "compute the metrics of a trained model"
 EPILOG = """\
@@ -24,8 +17,6 @@ examples:
 
 The data are read as in training, unless data.key=value says otherwise.
 """
-
-_SECTIONS = ("data", "selective_search")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +64,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UserError: The checkpoint or the data is wrong.
     """
+    from rcnn_ext.config import with_data_overrides
     from rcnn_ext.data.dataset import DetectionDataset
     from rcnn_ext.data.splits import STREAMED, open_evaluation
     from rcnn_ext.distributed import Processes, choose_device
@@ -85,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     processes = Processes.from_environment()
     device = choose_device(options.device, processes)
     saved = load_saved(options.checkpoint)
-    recipe = _with_overrides(saved.recipe, options.overrides)
+    recipe = with_data_overrides(saved.recipe, options.overrides)
     config = recipe.data
     out = options.out or saved.path.parent
     for part in ("annotations", "images"):
@@ -134,21 +126,3 @@ def run(options: argparse.Namespace) -> int:
     for path in written:
         print(f"wrote {path}")
     return 0
-
-
-def _with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
-    """Return the recipe of a run with other values of the sections about its data."""
-    from rcnn_ext.config import apply_override, recipe_from_dict
-
-    values = dataclasses.asdict(recipe)
-    for override in overrides:
-        section = override.partition("=")[0].partition(".")[0].strip()
-        if section not in _SECTIONS:
-            raise UserError(
-                f"eval takes the model as it is, and {' and '.join(f'{s}.*' for s in _SECTIONS)} "
-                f"to replace; {override} is neither"
-            )
-        if override.partition("=")[0].strip() == "data.classes":
-            raise UserError("data.classes cannot change: the model has learned its own classes")
-        apply_override(values, override)
-    return recipe_from_dict(values)

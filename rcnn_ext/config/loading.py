@@ -15,6 +15,7 @@ from rcnn_ext.config.training import ScheduleConfig
 from rcnn_ext.errors import UserError
 
 _FOLDER = Path(__file__).parents[1] / "recipes"
+_DATA_SECTIONS = ("data", "selective_search")
 _SCHEDULES = ("schedule", "refine.schedule")
 
 
@@ -140,6 +141,28 @@ def _with_total(
         )
     log(f"{total} is the whole length: {parts}; refine.schedule.steps=N sets the second apart")
     return result
+
+
+def with_data_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """Return the recipe of a trained model with other values about the data that it is shown.
+
+    Args:
+        recipe: The recipe.
+        overrides: As for :func:`load_recipe`, of the sections ``data`` and ``selective_search``.
+
+    Raises:
+        UserError: One is of another section, or would change the classes; or it is wrong.
+    """
+    values = dataclasses.asdict(recipe)
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if key.partition(".")[0] not in _DATA_SECTIONS:
+            sections = " and ".join(f"{section}.*" for section in _DATA_SECTIONS)
+            raise UserError(f"a trained model stays as it is: {sections} may change, not {key}")
+        if key == "data.classes":
+            raise UserError("data.classes cannot change: the model has learned its own classes")
+        apply_override(values, override)
+    return from_dict(Recipe, values)
 
 
 def recipe_from_dict(values: Any) -> Recipe:

@@ -167,12 +167,30 @@ def test_eval_takes_the_keys_that_its_errors_advise(tiny_run, tmp_path, capsys):
     named = ("data.format=coco", "data.val_annotations=annotations/mine.json")
     assert main([*command, *named, "data.val_images=val"]) == 0
     for override, message in (
-        ("model.min_size=32", "eval takes the model as it is, and data.* and selective_search.*"),
+        (
+            "model.min_size=32",
+            "a trained model stays as it is: data.* and selective_search.* may change",
+        ),
         ("data.classes=[circle]", "the model has learned its own classes"),
         ("data.formt=coco", "did you mean data.format?"),
     ):
         assert main([*command, override]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_detect_takes_the_keys_that_its_errors_advise(tiny_run, tmp_path, capsys):
+    (tmp_path / "list.csv").write_text(f"photo\n{tiny_run.data / 'val' / '000001.png'}\n")
+    command = [
+        "detect",
+        str(tiny_run.out),
+        str(tmp_path / "list.csv"),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    assert main(command) == 2
+    assert "data.csv.columns={image: NAME}" in capsys.readouterr().err
+    assert main([*command, "--no-pictures", "data.csv.columns={image: photo}"]) == 0
+    assert (tmp_path / "o" / "detections.json").is_file()
 
 
 @pytest.mark.parametrize(("given", "steps"), [("3", ["3", "4"]), ("null", ["1", "2", "3", "4"])])
