@@ -36,8 +36,9 @@ CSRC = Path("csrc")
 # The choice of the instruction set at run time, shared by the CPU kernels and selective search.
 INSTRUCTION_SETS = str(CSRC / "cpu" / "isa_cpu.cpp")
 TORCH_TARGET_VERSION = "0x020b000000000000"  # torch 2.11
-# One per GPU generation: code for 8.0 also runs on 8.6 and 8.9, and PTX on later generations.
-DEFAULT_ARCHITECTURES = ["7.5", "8.0", "9.0", "10.0", "12.0"]
+# Turing, Ampere and Ada (code for 8.0 also runs on 8.6 and 8.9), Hopper. The driver of a later GPU
+# compiles the PTX of the last at its first use. Each takes its share of the build time.
+DEFAULT_ARCHITECTURES = ["7.5", "8.0", "9.0"]
 MSVC = sys.platform == "win32"
 
 # Contraction into fused multiply-adds would change sampling positions and IoUs in the last bit, and

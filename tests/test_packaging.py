@@ -12,6 +12,8 @@ import zipfile
 
 import pytest
 
+from rcnn_ext.cli.doctor import covers
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -108,3 +110,28 @@ def test_nothing_of_an_earlier_build_is_packed_or_loaded(tmp_path):
     assert "rcnn_ext/recipes/faster_rcnn_coco.yaml" in names
     assert {name.partition("/")[0] for name in names} == {"rcnn_ext"}
     assert "rcnn_ext/old/name.py" not in names
+
+
+_NVCC = """#!/bin/sh
+printf 'compute_%s\\n' 75 80 86 89 90 100 103 120
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="the nvcc of the test is a shell script")
+def test_default_architectures_are_few_and_run_on_all_gpus(tmp_path):
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text(_NVCC)
+    nvcc.chmod(0o755)
+    script = (
+        "import os\n"
+        "os.environ.pop('TORCH_CUDA_ARCH_LIST', None)\n"
+        "torch.cuda.is_available = lambda: False\n"
+        f"cpp_extension.CUDA_HOME = {str(tmp_path)!r}\n"
+        "print(setup('--version')['choose_architectures']())\n"
+    )
+    architectures = _run_setup(script, ROOT).splitlines()[-1]
+    assert len(architectures.split(";")) <= 3
+    for capability in ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0)):
+        assert covers(architectures, capability), capability
