@@ -1,4 +1,4 @@
-"""Python started in a clone where nothing was compiled, with and without ``pip install .``."""
+"""Python in a clone where nothing was compiled, and how often the first commands compile."""
 
 from __future__ import annotations
 
@@ -109,3 +109,22 @@ print(doctor.judge_module(_extension.status()["_C"], False)[1])
 def test_a_clone_alone_is_silent_and_told_to_compile_in_place(clone) -> None:
     out, _ = run_in(clone, _ALONE)
     assert out == (f"not built; with a C++17 compiler at hand, run `pip install -e .` in {clone}\n")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_the_commands_of_the_readme_compile_once(tmp_path) -> None:
+    done = subprocess.run(
+        ["make", "--dry-run", "demo", "test", f"VENV={tmp_path / 'venv'}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    installs = [line for line in done.stdout.splitlines() if "pip install" in line]
+    assert [line for line in installs if "rcnn-ext[train]" in line]
+    assert [line for line in installs if "rcnn-ext[dev]" in line]
+    from_sources = [line for line in installs if line.rstrip(' "')[-1] == "."]
+    assert len(from_sources) == 1
+    # And by hand: each block of the README that is for a shell has one line to install.
+    text = (ROOT / "README.md").read_text()
+    assert text.count("\npip install ") == 1
