@@ -29,12 +29,16 @@ $(VENV)/.made: pyproject.toml
 	  ninja "pybind11>=2.12" "numpy>=1.26"
 	@touch $@
 
-# The package in place, with the extras that a target needs; rebuilt when a native source changes.
-# All development targets share the extra dev, so that the kernels are compiled once.
-$(VENV)/.installed-%: $(VENV)/.made $(SOURCES)
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[$*]"
+# The package in place, compiled once for all targets, and again when a native source changes.
+$(VENV)/.compiled: $(VENV)/.made $(SOURCES)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable .
 	@$(BIN)/python -c "from rcnn_ext import _extension; \
 	  [print(f'{s.name}: {\"loaded\" if s.loaded else s.reason}') for s in _extension.status().values()]"
+	@touch $@
+
+# The extra that a target needs. By name: the package is installed, and is not built again.
+$(VENV)/.installed-%: $(VENV)/.compiled
+	$(BIN)/python -m pip install --quiet "rcnn-ext[$*]"
 	@touch $@
 
 demo: $(VENV)/.installed-train  ## install, train on synthetic data, evaluate, draw, compare the operators
@@ -74,4 +78,4 @@ mutants: $(VENV)/.installed-dev  ## break the CUDA kernels and see that the emul
 	$(BIN)/python tools/mutate_cuda.py --out docs/mutants.md
 
 clean:  ## remove what was built, keep the environment
-	rm -rf build dist site *.egg-info rcnn_ext/*.so benchmarks/cuda/*.so rcnn_ext/_build_info.json $(VENV)/.installed-*
+	rm -rf build dist site *.egg-info rcnn_ext/*.so benchmarks/cuda/*.so rcnn_ext/_build_info.json $(VENV)/.compiled $(VENV)/.installed-*

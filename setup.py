@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 from pybind11.setup_helpers import Pybind11Extension
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parent
@@ -35,8 +36,9 @@ CSRC = Path("csrc")
 # The choice of the instruction set at run time, shared by the CPU kernels and selective search.
 INSTRUCTION_SETS = str(CSRC / "cpu" / "isa_cpu.cpp")
 TORCH_TARGET_VERSION = "0x020b000000000000"  # torch 2.11
-# One per GPU generation: code for 8.0 also runs on 8.6 and 8.9, and PTX on later generations.
-DEFAULT_ARCHITECTURES = ["7.5", "8.0", "9.0", "10.0", "12.0"]
+# Turing, Ampere and Ada (code for 8.0 also runs on 8.6 and 8.9), Hopper. The driver of a later GPU
+# compiles the PTX of the last at its first use. Each takes its share of the build time.
+DEFAULT_ARCHITECTURES = ["7.5", "8.0", "9.0"]
 MSVC = sys.platform == "win32"
 
 # Contraction into fused multiply-adds would change sampling positions and IoUs in the last bit, and
@@ -214,6 +216,34 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def unlink_files(folder: Path, keep: set[Path]) -> None:
+    """Remove all files below a folder but those to keep, which are resolved paths."""
+    for path in folder.rglob("*"):
+        if path.is_file() and path.resolve() not in keep:
+            path.unlink()
+
+
+class BuildPython(build_py):
+    """setuptools' ``build_py`` in a build folder where earlier builds leave nothing behind.
+
+    All that is in the build folder goes into the wheel, also a CUDA module that this build leaves
+    out, or a Python module that was renamed since.
+    """
+
+    def run(self) -> None:
+        """Copy the Python files, and remove those that are not of this build."""
+        super().run()
+        folder = Path(self.build_lib)
+        if self.editable_mode or folder.resolve() == ROOT:
+            return
+        # build_ext may have run before.
+        native = self.get_finalized_command("build_ext").get_outputs()
+        made = [*self.get_outputs(), *native, folder / "rcnn_ext" / "_build_info.json"]
+        keep = {Path(path).resolve() for path in made}
+        for top in ("rcnn_ext", "benchmarks"):
+            unlink_files(folder / top, keep)
+
+
 class BuildExtension(cpp_extension.BuildExtension):
     """torch's ``build_ext``, which also records and prints what it built."""
 
@@ -237,8 +267,14 @@ class BuildExtension(cpp_extension.BuildExtension):
     def copy_extensions_to_source(self) -> None:
         """Copy the modules of an in-place build and their record into the package."""
         super().copy_extensions_to_source()
+        package = ROOT / "rcnn_ext"
+        # A module that this build leaves out would be loaded, whatever sources it is from.
+        for name in MODULE_REPORT.keys() - {e.name.rpartition(".")[2] for e in self.extensions}:
+            for path in package.glob(f"{name}.*"):
+                if path.suffix in (".so", ".pyd"):
+                    path.unlink()
         built = Path(self.build_lib) / "rcnn_ext" / "_build_info.json"
-        write_atomically(ROOT / "rcnn_ext" / "_build_info.json", built.read_text())
+        write_atomically(package / "_build_info.json", built.read_text())
 
 
 EXTENSIONS, MODULE_REPORT = native_modules()
@@ -246,5 +282,8 @@ EXTENSIONS, MODULE_REPORT = native_modules()
 setup(
     ext_modules=EXTENSIONS,
     # -j of ninja comes from MAX_JOBS
-    cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True)},
+    cmdclass={
+        "build_ext": BuildExtension.with_options(use_ninja=True),
+        "build_py": BuildPython,
+    },
 )

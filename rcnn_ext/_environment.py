@@ -133,8 +133,8 @@ def built_hash() -> str | None:
 
 def source_hash() -> str | None:
     """Return the hash of ``csrc/`` beside the package; None outside a source checkout."""
-    csrc = pathlib.Path(rcnn_ext.__file__).parents[1] / "csrc"
-    return csrc_hash(csrc) if (csrc / "core").is_dir() else None
+    checkout = _extension.source_checkout()
+    return None if checkout is None else csrc_hash(checkout / "csrc")
 
 
 def _cpu_info() -> dict[str, str]:

@@ -10,8 +10,11 @@ import contextlib
 import functools
 import importlib
 import importlib.machinery
+import importlib.util
 import json
 import os
+import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,12 +37,31 @@ class ModuleStatus:
         loaded: Whether its kernels can be used.
         path: The file, or None.
         reason: Reason why it is not loaded, or None.
+        hidden: Its file in an installed package that this source checkout hides from Python; None
+            where there is none, or where the module is not missing here.
     """
 
     name: str
     loaded: bool
     path: Path | None
     reason: str | None
+    hidden: Path | None = None
+
+
+def source_checkout() -> Path | None:
+    """Return the source checkout that this package stands in, or None where it is installed."""
+    root = Path(__file__).parents[1]
+    return root if (root / "csrc" / "core").is_dir() else None
+
+
+def _find_elsewhere(full_name: str) -> Path | None:
+    """Find a native module in the other copies of this package that Python could import."""
+    package = full_name.rpartition(".")[0]
+    folders = [os.path.join(entry, package) for entry in sys.path]
+    spec = importlib.machinery.PathFinder.find_spec(full_name, folders)
+    if spec is None or spec.origin is None:
+        spec = importlib.util.find_spec(full_name)  # an editable installation has its own finder
+    return Path(spec.origin) if spec is not None and spec.origin is not None else None
 
 
 def _reason_to_skip(name: str) -> str | None:
@@ -58,6 +80,15 @@ def _load(name: str) -> ModuleStatus:
     if reason is not None:
         return ModuleStatus(name, False, path, reason)
     if path is None:
+        checkout = source_checkout()
+        hidden = None if checkout is None else _find_elsewhere(full_name)
+        if hidden is not None:
+            reason = (
+                f"not built in the source checkout {checkout}, which Python imports in place of "
+                f"the compiled {hidden.parent}; start Python in another folder, or run "
+                "`pip install -e .` in the checkout"
+            )
+            return ModuleStatus(name, False, None, reason, hidden)
         recorded = (build_info() or {}).get("modules", {}).get(name, "not built")
         # A module that the build did make is missing for another reason than the recorded one.
         reason = recorded if recorded.startswith("not built") else "built, but its file is missing"
@@ -93,6 +124,24 @@ def load_operators() -> None:
     """Register the kernels of ``_C`` and, where torch has CUDA, of ``_C_cuda``."""
     _load("_C")
     _load("_C_cuda")
+
+
+@functools.cache
+def warn_of_hidden_kernels(device_type: str) -> None:
+    """Warn, once per process, where a source checkout hides the kernels for a type of device.
+
+    Python that is started in a checkout imports the package there, compiled or not. Without a word
+    the reference would run in place of the kernels that have just been installed.
+    """
+    name = "_C_cuda" if device_type == "cuda" else "_C"
+    module = _load(name)
+    if module.hidden is not None:
+        warnings.warn(
+            f"{__package__}.{name} is {module.reason}. Until then operators run in pure PyTorch, "
+            "many times slower.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def status() -> dict[str, ModuleStatus]:

@@ -93,12 +93,15 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"{root} has no split in the format {config.format}")
     print(f"{root}: format {config.format}")
     checked: list[check.CheckedSplit] = []
+    seen: dict[Path, str] = {}
     classes = None
     for split in splits:
         if streams:
             one = check.check_stream_split(config, root, split, classes)
         else:
-            one = check.check_split(config, root, split, classes, workers=options.workers)
+            one = check.check_split(
+                config, root, split, classes, workers=options.workers, seen=seen
+            )
         checked.append(one)
         if one.report.problems:
             print(one.report.text())
@@ -125,17 +128,18 @@ def run(options: argparse.Namespace) -> int:
 
 def _config(options: argparse.Namespace) -> DataConfig:
     from rcnn_ext.config import apply_override, load_recipe, recipe_from_dict
-    from rcnn_ext.data.formats.registry import detect_format
+    from rcnn_ext.data.formats.registry import resolve_format
 
     if options.recipe is not None:
         config = load_recipe(options.recipe, options.overrides).data
-        return dataclasses.replace(config, format=options.format) if options.format else config
-    values: dict[str, Any] = {"data": {}}
-    for override in options.overrides:
-        apply_override(values, override)
-    named = options.format or values["data"].get("format")
-    values["data"]["format"] = named or detect_format(options.dataset)
-    return recipe_from_dict(values).data
+    else:
+        values: dict[str, Any] = {"data": {}}
+        for override in options.overrides:
+            apply_override(values, override)
+        config = recipe_from_dict(values).data
+    if options.format:
+        config = dataclasses.replace(config, format=options.format)
+    return resolve_format(config, options.dataset, options.split or "train")
 
 
 def _draw_split(annotations: AnnotationSet, path: Path) -> None:

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     _announce(1, f"textured shapes, as a COCO data set in {data}")
     validation = open_split(recipe.data, data, "val")
 
-    _announce(2, f"training {_RECIPE}: {recipe.schedule.steps} steps")
+    _announce(2, f"training {_RECIPE}")
     result = train(recipe, data, folder, overwrite=True)
     assert result is not None  # Only other processes than the main one get None.
     print(result.summary())

@@ -14,6 +14,7 @@ examples:
   rcnn-ext detect runs/first folder/ --out found --draw-score 0.3
   rcnn-ext detect runs/first 'film/frame_*.png' --out found
   rcnn-ext detect runs/masks csv/test.csv --out found
+  rcnn-ext detect runs/masks list.csv 'data.csv.columns={image: photo}' --out found
 
 A CSV file lists pictures, relative to its folder or to images/ beside it. For a localizer, --out
 also gets submission.csv, with one row per picture in that order, in pixels of the file on disk.
@@ -29,10 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "images",
         metavar="IMAGE",
-        type=Path,
         nargs="+",
-        help="pictures, folders of pictures or of video frames, patterns in quotes, or CSV lists",
+        help="pictures, folders of pictures or of video frames, patterns in quotes, or CSV lists; "
+        "also data.key=value, where these are read otherwise than in training",
     )
+    # Words that argparse finds behind the options come here.
+    parser.set_defaults(overrides=[])
     parser.add_argument(
         "--out", metavar="OUT", type=Path, required=True, help="folder for JSON and pictures"
     )
@@ -60,13 +63,22 @@ def run(options: argparse.Namespace) -> int:
     """
     from rcnn_ext.predict.detect import detect_to_folder
 
+    words = [*options.images, *options.overrides]
+    overrides = [word for word in words if _is_override(word)]
     detect_to_folder(
         options.checkpoint,
-        options.images,
+        [word for word in words if word not in overrides],
         options.out,
+        overrides=overrides,
         device_name=options.device,
         batch_size=options.batch_size,
         min_score=options.min_score,
         draw_score=None if options.no_pictures else options.draw_score,
     )
     return 0
+
+
+def _is_override(word: str) -> bool:
+    return (
+        "=" in word and word.startswith(("data.", "selective_search.")) and not Path(word).exists()
+    )

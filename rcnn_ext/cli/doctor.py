@@ -40,7 +40,6 @@ _PURPOSE = {
     "_C_cuda": "CUDA kernels",
     "_selective_search": "selective search",
 }
-_REBUILD = "run `pip install .` in a source checkout"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,6 +101,17 @@ def examine() -> dict[str, Any]:
     return findings
 
 
+def rebuild_advice() -> str:
+    """Return how to compile the native modules of the package that was imported."""
+    from rcnn_ext import _extension
+
+    checkout = _extension.source_checkout()
+    if checkout is None:
+        return "run `pip install .` in a source checkout"
+    # Without -e the modules would be compiled for another copy of the package than this one.
+    return f"run `pip install -e .` in {checkout}"
+
+
 def _examine_modules(findings: dict[str, Any]) -> None:
     """Add the native modules, the hash of their sources, and their problems."""
     import torch
@@ -127,7 +137,7 @@ def _examine_modules(findings: dict[str, Any]) -> None:
     built, present = _environment.built_hash(), _environment.source_hash()
     findings["sources"] = {"built": built, "present": present}
     if built is not None and present is not None and built != present:
-        findings["hints"].append(f"csrc/ has changed since the build: {_REBUILD}")
+        findings["hints"].append(f"csrc/ has changed since the build: {rebuild_advice()}")
 
     gpu, architectures = findings["gpu"], (build or {}).get("arch_list")
     if gpu is not None and architectures and statuses["_C_cuda"].loaded:
@@ -135,7 +145,7 @@ def _examine_modules(findings: dict[str, Any]) -> None:
         if covers(architectures, (major, minor)) is False:
             findings["problems"].append(
                 f"_C_cuda was compiled for {architectures}, and this GPU is {gpu['capability']}:"
-                f" set TORCH_CUDA_ARCH_LIST={gpu['capability']} and {_REBUILD}"
+                f" set TORCH_CUDA_ARCH_LIST={gpu['capability']} and {rebuild_advice()}"
             )
 
 
@@ -154,9 +164,11 @@ def judge_module(status: ModuleStatus, torch_has_cuda: bool) -> tuple[str, str |
     if status.name == "_C_cuda" and not torch_has_cuda:
         return "not needed", None
     if status.path is not None:
-        return "broken", f"{status.reason}; to fix it, {_REBUILD} with this torch installed"
+        return "broken", f"{status.reason}; to fix it, {rebuild_advice()} with this torch installed"
+    if status.hidden is not None:
+        return "missing", status.reason  # which says what to do
     need = "nvcc of torch's CUDA version" if status.name == "_C_cuda" else "a C++17 compiler"
-    return "missing", f"{status.reason}; with {need} at hand, {_REBUILD}"
+    return "missing", f"{status.reason}; with {need} at hand, {rebuild_advice()}"
 
 
 def covers(architectures: str, capability: tuple[int, int]) -> bool | None:

@@ -13,12 +13,23 @@ EPILOG = """\
 examples:
   rcnn-ext eval runs/first --data DATA
   rcnn-ext eval runs/first/last.ckpt --data DATA --annotations other.json --images pictures
+  rcnn-ext eval runs/first --data DATA data.format=voc data.on_error=skip
+
+The data are read as in training, unless data.key=value says otherwise.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``rcnn-ext eval``."""
     add_checkpoint(parser)
+    parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        # Without it, argparse lists them among the arguments that are required.
+        default=[],
+        help="data.* and selective_search.* values to replace",
+    )
     parser.add_argument(
         "--data", metavar="DATA", type=Path, required=True, help="folder of the data set"
     )
@@ -53,6 +64,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UserError: The checkpoint or the data is wrong.
     """
+    from rcnn_ext.config import with_data_overrides
     from rcnn_ext.data.dataset import DetectionDataset
     from rcnn_ext.data.splits import STREAMED, open_evaluation
     from rcnn_ext.distributed import Processes, choose_device
@@ -65,7 +77,8 @@ def run(options: argparse.Namespace) -> int:
     processes = Processes.from_environment()
     device = choose_device(options.device, processes)
     saved = load_saved(options.checkpoint)
-    config = saved.recipe.data
+    recipe = with_data_overrides(saved.recipe, options.overrides)
+    config = recipe.data
     out = options.out or saved.path.parent
     for part in ("annotations", "images"):
         given = getattr(options, part)
@@ -80,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
         processes.print_once(f"{saved.path}: step {saved.step}")
         processes.print_once(f"{annotations.source}: {annotations.summary()}")
         started = time.monotonic()
-        proposals = open_proposals(saved.recipe, saved.path.parent)
+        proposals = open_proposals(recipe, saved.path.parent)
         if proposals is not None:
             proposals.prepare([annotations], processes)
         model = saved.build(device)

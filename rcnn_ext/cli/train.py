@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from rcnn_ext.cli.arguments import positive_int
@@ -24,7 +25,12 @@ DATA is a folder such as
 Name other places with data.train_annotations=, data.train_images=, data.val_annotations= and
 data.val_images=.
 
-Ctrl-C finishes the step, saves last.ckpt and stops; --resume continues from there.
+schedule.steps=N or schedule.epochs=N is the length of the whole run; for a recipe with a second
+phase, refine.schedule.steps=M besides is the length of that one.
+
+Ctrl-C finishes the step, saves last.ckpt and stops. To continue, no recipe has to be named again:
+  rcnn-ext train --data DATA --out runs/a --resume
+This takes runs/a/recipe.yaml; key=value still replaces learning rates, lengths and the like.
 
 On several GPUs, and on several machines with torchrun's --nnodes and --rdzv-endpoint:
   torchrun --nproc-per-node 4 -m rcnn_ext train faster_rcnn_coco --data DATA --out runs/e
@@ -38,7 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     names = ", ".join(recipe_names())
     parser.add_argument(
-        "recipe", metavar="RECIPE", help=f"one of {names}; or the path of a YAML file"
+        "recipe",
+        metavar="RECIPE",
+        nargs="?",
+        help=f"one of {names}; or the path of a YAML file (with --resume: default OUT/recipe.yaml)",
     )
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="values to replace")
     parser.add_argument("--data", metavar="DATA", type=Path, help="folder of the data set")
@@ -68,11 +77,11 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UserError: An option, the recipe or the data is wrong.
     """
-    from rcnn_ext.config import load_recipe, recipe_to_yaml, with_steps
+    from rcnn_ext.config import load_recipe, recipe_to_yaml
 
-    recipe = load_recipe(options.recipe, options.overrides)
-    if options.max_steps is not None:
-        recipe = with_steps(recipe, options.max_steps)
+    name, overrides = _recipe_and_overrides(options)
+    said: list[str] = []
+    recipe = load_recipe(name, overrides, max_steps=options.max_steps, log=said.append)
     if options.show:
         print(recipe_to_yaml(recipe), end="")
         return 0
@@ -81,8 +90,11 @@ def run(options: argparse.Namespace) -> int:
             raise UserError(f"train needs --{name}; rcnn-ext train --help explains")
     if options.resume and options.overwrite:
         raise UserError("--resume and --overwrite exclude each other")
+    from rcnn_ext.distributed import Processes
     from rcnn_ext.train.run import train
 
+    for line in said:
+        Processes.from_environment().print_once(line)
     result = train(
         recipe, options.data, options.out, resume=options.resume, overwrite=options.overwrite
     )
@@ -90,5 +102,34 @@ def run(options: argparse.Namespace) -> int:
         return 0  # Only the main process has a result to print.
     print(result.summary())
     print(f"everything is in {options.out}")
-    print(f"next: rcnn-ext eval {options.out} --data {options.data}")
+    command = ["rcnn-ext", "eval", str(options.out), "--data", str(options.data)]
+    if result.validation is not None:
+        print(f"next: {shlex.join(command)}")
+    else:
+        command += ["--split", "train"]
+        print(f"next, since the data have no validation split: {shlex.join(command)}")
     return 0
+
+
+def _recipe_and_overrides(options: argparse.Namespace) -> tuple[str, list[str]]:
+    """Tell the recipe from the overrides, wherever each stands; a resumed run has its own.
+
+    Raises:
+        UserError: No recipe is given, and none can be found.
+    """
+    words = [options.recipe] if options.recipe is not None else []
+    words += options.overrides
+    name = next((word for word in words if "=" not in word or Path(word).is_file()), None)
+    if name is not None:
+        words.remove(name)
+        return name, words
+    if not options.resume:
+        raise UserError("train needs a RECIPE; only --resume finds that of the run in OUT")
+    if options.out is None:
+        raise UserError("train needs --out; rcnn-ext train --help explains")
+    from rcnn_ext.train.resume import RECIPE
+
+    found = options.out / RECIPE
+    if not found.is_file():
+        raise UserError(f"nothing to resume: {found} does not exist")
+    return str(found), words

@@ -18,6 +18,7 @@ from rcnn_ext.config.loading import (
     recipe_from_dict,
     recipe_names,
     recipe_to_yaml,
+    with_data_overrides,
     with_steps,
 )
 from rcnn_ext.config.model import LocalizerConfig, ModelConfig, PartsConfig
@@ -55,5 +56,6 @@ __all__ = [
     "recipe_from_dict",
     "recipe_names",
     "recipe_to_yaml",
+    "with_data_overrides",
     "with_steps",
 ]

@@ -7,12 +7,22 @@ from typing import Annotated, Literal
 
 from rcnn_ext.config.values import DOTTED_KEYS, Bool, Float, Int, require
 
-FormatName = Literal["coco", "voc", "pennfudan", "csv", "yolo", "hf", "synthetic"]
+FormatName = Literal["auto", "coco", "voc", "pennfudan", "csv", "yolo", "hf", "synthetic"]
 
 # What columns are called where the recipe does not say; the first that a file has.
 CSV_COLUMN_NAMES: dict[str, tuple[str, ...]] = {
-    "image": ("filename", "file_name", "image", "image_path", "path", "file", "img", "image_id"),
-    "class": ("class", "label", "class_name", "category", "name", "class_id"),
+    "image": (
+        "filename",
+        "file_name",
+        "image",
+        "image_path",
+        "path",
+        "file",
+        "img",
+        "image_id",
+        "imageid",
+    ),
+    "class": ("class", "label", "class_name", "category", "name", "class_id", "labelname"),
     "x1": ("xmin", "x1", "x_min", "left"),
     "y1": ("ymin", "y1", "y_min", "top"),
     "x2": ("xmax", "x2", "x_max", "right"),
@@ -101,7 +111,7 @@ class CsvConfig:
 
 @dataclass
 class VocConfig:
-    """Options for reading a VOC devkit.
+    """Options for reading VOC annotations.
 
     Attributes:
         years: Which of several ``VOC<year>`` folders to read; null takes all that have the image
@@ -112,6 +122,18 @@ class VocConfig:
 
     years: list[Int] | None = None
     one_based: Bool = True
+
+
+@dataclass
+class YoloConfig:
+    """Options for reading YOLO data.
+
+    Attributes:
+        description: The YAML file with the splits and the names of the classes; null looks for one,
+            whatever it is called.
+    """
+
+    description: str | None = None
 
 
 @dataclass
@@ -198,13 +220,14 @@ class DataConfig:
     """The source of the samples. Paths may be relative to the data folder.
 
     Attributes:
-        format: ``coco``: COCO annotation files; ``voc``: a VOC devkit; ``pennfudan``: images with
+        format: ``auto``: that which the data folder looks like, as ``rcnn-ext check`` says;
+            ``coco``: COCO annotation files; ``voc``: VOC's XML files; ``pennfudan``: images with
             instance masks; ``csv``: a table of boxes; ``yolo``: text files; ``hf``: streamed from
             the Hugging Face Hub; ``synthetic``: made shapes, written to the data folder when it is
             empty.
         train_annotations: Source of the training annotations: the annotation file (coco, csv), the
-            image set, such as ``trainval`` (voc), or the folder or list of images (yolo); null
-            looks for it.
+            image set, such as ``trainval``, or the folder of XML files (voc), or the folder or list
+            of images (yolo); null looks for it.
         train_images: Folder of the training images (coco, csv); null looks for it.
         val_annotations: Like ``train_annotations``, for validation.
         val_images: Like ``train_images``, for validation.
@@ -233,12 +256,13 @@ class DataConfig:
         keep_empty: Whether images without objects are trained on, as background.
         augment: Augmentation of the training images.
         csv: Options for reading CSV files.
-        voc: Options for reading VOC devkits.
+        voc: Options for reading VOC annotations.
+        yolo: Options for reading YOLO data.
         hf: The data set of the Hub, and the names of its columns.
         synthetic: Options of the data set that ``format: synthetic`` makes.
     """
 
-    format: FormatName = "coco"
+    format: FormatName = "auto"
     train_annotations: str | None = None
     train_images: str | None = None
     val_annotations: str | None = None
@@ -262,6 +286,7 @@ class DataConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     csv: CsvConfig = field(default_factory=CsvConfig)
     voc: VocConfig = field(default_factory=VocConfig)
+    yolo: YoloConfig = field(default_factory=YoloConfig)
     hf: HubConfig = field(default_factory=HubConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 

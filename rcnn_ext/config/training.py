@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from rcnn_ext.config.values import DIGITS, DOTTED_KEYS, Bool, Float, Int, require
+
+_DEFAULT_STEPS = 90_000
 
 
 @dataclass
@@ -58,7 +61,9 @@ class ScheduleConfig:
     """The schedule: how long training lasts, and how the learning rate changes meanwhile.
 
     Attributes:
-        steps: Number of training steps.
+        steps: Number of training steps; 90,000 where ``epochs`` is not given either.
+        epochs: Number of times that every training image is seen, instead of ``steps``. A run
+            computes its steps from it, rounded up, and keeps those.
         warmup_steps: Steps in which the rate grows linearly to its full value, but no more than a
             fifth of all, so that short trial runs learn too.
         warmup_factor: Part of the full value at which it begins.
@@ -66,29 +71,68 @@ class ScheduleConfig:
             ``multistep`` (times ``gamma`` at each of ``milestones``), or ``plateau`` (times
             ``gamma``, down to ``final_factor``, after each ``patience`` validations in a row
             without a new best).
-        milestones: Steps, counted from the beginning of the phase.
+        milestones: Steps, or epochs where ``epochs`` is given, counted from the beginning of the
+            phase.
         gamma: Factor of ``multistep`` and ``plateau``.
         final_factor: Part of the full value at which ``cosine`` and ``plateau`` end.
         patience: Validations in a row without a new best, after which ``plateau`` acts.
     """
 
-    steps: Int = 90_000
+    steps: Int | None = None
+    epochs: Float | None = None
     warmup_steps: Int = 500
     warmup_factor: Float = 0.001
     decay: Literal["constant", "cosine", "multistep", "plateau"] = "multistep"
-    milestones: list[Int] = field(default_factory=list)
+    milestones: list[Float] = field(default_factory=list)
     gamma: Float = 0.1
     final_factor: Float = 0.0
     patience: Int = 3
 
     def __post_init__(self) -> None:
-        require(self.steps >= 1, "steps", "at least 1")
+        if self.steps is None and self.epochs is None:
+            self.steps = _DEFAULT_STEPS
+        require(self.steps is None or self.steps >= 1, "steps", "at least 1")
+        require(self.epochs is None or self.epochs > 0, "epochs", "greater than 0")
+        require(self.steps is None or self.epochs is None, "epochs", "null where steps is a number")
+        # Whole numbers are read as whole numbers, and written as such.
+        self.milestones = [int(one) if float(one).is_integer() else one for one in self.milestones]
+        whole = all(isinstance(one, int) for one in self.milestones)
+        require(self.steps is None or whole, "milestones", "whole steps")
         require(self.warmup_steps >= 0, "warmup_steps", "0 or more")
         require(0 < self.warmup_factor <= 1, "warmup_factor", "above 0 and at most 1")
         require(self.milestones == sorted(self.milestones), "milestones", "ascending")
         require(0 < self.gamma <= 1, "gamma", "above 0 and at most 1")
         require(0 <= self.final_factor <= 1, "final_factor", "from 0 to 1")
         require(self.patience >= 1, "patience", "at least 1")
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps.
+
+        Raises:
+            ValueError: The schedule is in epochs, whose steps depend on the training images.
+        """
+        if self.steps is None:
+            raise ValueError("a schedule in epochs has no number of steps before it sees the data")
+        return self.steps
+
+    def in_unit(self, *, steps: int | None = None, epochs: float | None = None) -> ScheduleConfig:
+        """Return the schedule with another length, in steps or in epochs.
+
+        If the unit changes, each milestone keeps its place as a fraction of the whole.
+
+        Args:
+            steps: Number of steps, or None.
+            epochs: Number of epochs, where ``steps`` is None.
+        """
+        milestones = self.milestones
+        if (self.steps is None) != (steps is None):
+            before, after = self.steps or self.epochs, steps or epochs
+            assert before is not None
+            assert after is not None
+            milestones = [one / before * after for one in milestones]
+            milestones = [round(one) if steps else round(one, 6) for one in milestones]
+        return dataclasses.replace(self, steps=steps, epochs=epochs, milestones=milestones)
 
 
 @dataclass
@@ -150,7 +194,8 @@ class RuntimeConfig:
         device: ``auto`` takes a GPU where there is one.
         precision: ``32``, or mixed precision with ``bf16`` or (GPU only) ``16``; ``auto`` is
             mixed on a GPU and 32 elsewhere.
-        log_every: Steps that are averaged to one line of ``losses.csv``.
+        log_every: Steps that are averaged to one line of ``losses.csv``; null means 20, and in a
+            run of less than 200 steps a tenth of them.
         checkpoint_every: Steps from one write of ``last.ckpt`` to the next; it is also written
             with each validation, at the end, and on Ctrl-C.
         on_nan: Reaction to a loss or gradient that is NaN or infinite: ``stop`` with the names
@@ -162,7 +207,7 @@ class RuntimeConfig:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Annotated[Literal["auto", "32", "bf16", "16"], DIGITS] = "32"
-    log_every: Int = 20
+    log_every: Int | None = None
     checkpoint_every: Int = 500
     on_nan: Literal["stop", "skip"] = "stop"
     loggers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] = field(
@@ -171,7 +216,7 @@ class RuntimeConfig:
     sync_batch_norm: Bool = False
 
     def __post_init__(self) -> None:
-        require(self.log_every >= 1, "log_every", "at least 1")
+        require(self.log_every is None or self.log_every >= 1, "log_every", "null or at least 1")
         require(self.checkpoint_every >= 1, "checkpoint_every", "at least 1")
         # The summary of a run and its curve are made from the tables.
         require("csv" in self.loggers, "loggers", "a list that has csv")

@@ -35,6 +35,7 @@ class ReadOptions:
             ``error``: they are.
         report: Where problems go, and broken images are left out; None raises for errors.
         lines: Whether every record is to have its line, even where that costs a second reading.
+        require_annotations: Whether data that only list images are an error.
     """
 
     classes: Sequence[str] | None = None
@@ -42,6 +43,7 @@ class ReadOptions:
     other_classes: str = "leave_out"
     report: Report | None = None
     lines: bool = False
+    require_annotations: bool = False
 
 
 class RawObject(NamedTuple):
@@ -196,15 +198,20 @@ class SetBuilder:
         )
         self._records.append((record, kept))
 
-    def finish(self, *, annotated: bool = True) -> AnnotationSet:
+    def finish(
+        self, *, annotated: bool = True, looked_for: str = "", required: bool = False
+    ) -> AnnotationSet:
         """Return the set of all images added.
 
         Args:
             annotated: See :class:`AnnotationSet`.
+            looked_for: Where annotations were looked for, for messages.
+            required: Whether there must be some even where the options do not require them.
 
         Raises:
-            UserError: Nothing is left, the classes asked for are not there, or something is broken
-                and the caller gave no report.
+            UserError: Nothing is left, the classes asked for are not there, there are no
+                annotations where they are required, or something is broken and the caller gave no
+                report.
         """
         if self._missing and len(self._missing) == self._expected:
             folder, first = self._missing[0].parent, self._missing[0].name
@@ -212,6 +219,10 @@ class SetBuilder:
                 f"none of the {self._expected} images that {self.source} lists is in {folder}, "
                 f"the first is {first}"
             )
+        if not annotated and (required or self.options.require_annotations):
+            message = f"{self._expected} images, but no annotations: looked for {looked_for}"
+            self.report.error(self.source, None, message)
+            raise UserError(f"{self.source}: {message}")
         classes = self._choose_classes()
         self._name_strangers(classes)
         if self.options.report is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rcnn_ext.config.data import DataConfig
 from rcnn_ext.data.annotations import AnnotationSet, ImageRecord
-from rcnn_ext.data.formats.registry import SPLITS, has_split, open_split
+from rcnn_ext.data.formats.registry import FORMATS, SPLITS, has_split, open_split
 from rcnn_ext.data.hub import check_stream, open_stream, stream_splits
 from rcnn_ext.data.images import load_image
 from rcnn_ext.data.problems import Report
@@ -40,6 +40,7 @@ def check_split(
     classes: Sequence[str] | None = None,
     *,
     workers: int = 2,
+    seen: dict[Path, str] | None = None,
 ) -> CheckedSplit:
     """Read all annotations and all pictures of a split.
 
@@ -49,16 +50,43 @@ def check_split(
         split: ``train``, ``val`` or ``test``.
         classes: The classes of training, if others would be a mistake.
         workers: Threads that read pictures.
+        seen: The pictures of splits that were checked before, with the names of these; pictures
+            that they share with this one are a warning, and those of this one are added.
     """
     report = Report()
     try:
         annotations = open_split(config, root, split, classes, report)
     except UserError as error:
-        if not report.errors():
-            report.error(root, None, str(error))
+        _add_unless_named(report, root, error)
         return CheckedSplit(split, None, report)
+    if split == "train" and not any(len(record.boxes) for record in annotations.images):
+        report.error(
+            annotations.source, None, f"no objects in any of {len(annotations)} images to train on"
+        )
+    if seen is not None:
+        _warn_of_shared(annotations, split, report, seen)
     check_images(annotations.images, report, workers)
     return CheckedSplit(split, annotations, report)
+
+
+def _add_unless_named(report: Report, root: Path, error: UserError) -> None:
+    """Add what stopped a reader, unless it only repeats problems that are in the report."""
+    if not any(problem.message in str(error) for problem in report.errors()):
+        report.error(root, None, str(error))
+
+
+def _warn_of_shared(
+    annotations: AnnotationSet, split: str, report: Report, seen: dict[Path, str]
+) -> None:
+    shared = [record.path for record in annotations.images if record.path in seen]
+    if shared:
+        report.warning(
+            annotations.source,
+            None,
+            f"{len(shared)} of the {len(annotations)} images for {split} are also for "
+            f"{seen[shared[0]]}, the first is {shared[0]}",
+        )
+    seen.update((record.path, split) for record in annotations.images if record.path not in seen)
 
 
 def check_stream_split(
@@ -76,8 +104,7 @@ def check_stream_split(
     try:
         annotations = check_stream(open_stream(config, root, split, classes), report)
     except UserError as error:
-        if not report.errors():
-            report.error(root, None, str(error))
+        _add_unless_named(report, root, error)
         return CheckedSplit(split, None, report)
     return CheckedSplit(split, annotations, report)
 
@@ -112,10 +139,20 @@ def _problem_of(record: ImageRecord) -> tuple[Path, int | None, str] | None:
 
 
 def list_splits(config: DataConfig, root: Path) -> list[str]:
-    """Return the names of the splits that a data set has."""
+    """Return the names of the splits that a data set has.
+
+    Raises:
+        UserError: It has none.
+    """
     if config.format == "hf":
         return list(stream_splits(config, root))
-    return [split for split in SPLITS if has_split(config, root, split)]
+    found = [split for split in SPLITS if has_split(config, root, split)]
+    if not found:
+        looked_for = (
+            "" if config.format == "auto" else f": looked for {FORMATS[config.format].looked_for}"
+        )
+        raise UserError(f"{root} has no split in the format {config.format}{looked_for}")
+    return found
 
 
 def as_json(config: DataConfig, checked: Sequence[CheckedSplit]) -> dict[str, Any]:

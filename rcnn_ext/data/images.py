@@ -16,7 +16,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".p
 
 
 def load_image(
-    path: Path | BinaryIO, size: tuple[int, int] | None = None, *, name: str | None = None
+    path: Path | str | BinaryIO, size: tuple[int, int] | None = None, *, name: str | None = None
 ) -> Image.Image:
     """Read a picture as RGB, upright.
 
@@ -56,7 +56,7 @@ def load_image(
         raise UserError(f"{called} is damaged: {error}") from error
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path | str) -> tuple[int, int]:
     """Width and height of a picture, upright, from its header.
 
     Raises:
@@ -92,7 +92,7 @@ def numeric_ids(stems: Sequence[str]) -> list[int]:
 
 
 def find_images(
-    sources: Iterable[Path],
+    sources: Iterable[Path | str],
     read_list: Callable[[Path], list[tuple[Path, Path]]] | None = None,
 ) -> list[tuple[Path, Path]]:
     """List pictures: each file that is named, and all below each folder that is named.
@@ -113,7 +113,7 @@ def find_images(
     """
     sources = list(sources)
     found: dict[Path, tuple[Path, Path]] = {}
-    for source in sources:
+    for source in map(Path, sources):
         if source.is_dir():
             pairs = [(path, path.relative_to(source)) for path in _pictures(source.rglob("*"))]
         elif read_list is not None and source.suffix.lower() == ".csv":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 
 
 class TwoMLPHead(nn.Module):
@@ -22,6 +24,7 @@ class TwoMLPHead(nn.Module):
 
     def __init__(self, in_channels: int, representation_size: int, dropout: float = 0.0) -> None:
         super().__init__()
+        self.flatten = nn.Flatten()
         self.fc6 = nn.Linear(in_channels, representation_size)
         self.fc7 = nn.Linear(representation_size, representation_size)
         self.out_channels = representation_size
@@ -29,10 +32,52 @@ class TwoMLPHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [R, D] for pooled features [R, C, h, w]."""
-        x = x.flatten(start_dim=1)  # [R, C, h, w] -> [R, C * h * w]
+        x = self.flatten(x)  # [R, C, h, w] -> [R, C * h * w]
         for layer in (self.fc6, self.fc7):
             x = F.dropout(F.relu(layer(x)), self.dropout, self.training)
         return x
+
+
+class ChannelsLastFlatten(nn.Module):
+    """Flatten features with channels last without a copy: in the order of height, width, channel.
+
+    Made by ``flatten_channels_last``.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [R, h * w * C] for [R, C, h, w]."""
+        return x.permute(0, 2, 3, 1).flatten(start_dim=1)
+
+
+@torch.no_grad()
+def flatten_channels_last(head: nn.Module, channels: int) -> None:
+    """Make a box head take pooled features with channels last as they are, in place.
+
+    Features flattened in the order of channel, height, width would be copied, which for a thousand
+    RoIs takes about a tenth of the time of the linear layer that reads them. So this layer's
+    weights take the order of the features.
+
+    Args:
+        head: ``TwoMLPHead`` or torchvision's ``FastRCNNConvFCHead``; others stay as they are.
+        channels: Number of channels of the pooled features.
+    """
+    position = "flatten"
+    linear: nn.Module | None = None
+    if type(head) is TwoMLPHead:
+        linear = head.fc6
+    elif type(head) is FastRCNNConvFCHead:
+        for index, (layer, follower) in enumerate(itertools.pairwise(head.children())):
+            if type(layer) is nn.Flatten:
+                position, linear = str(index), follower
+        convs = [layer for layer in head.modules() if isinstance(layer, nn.Conv2d)]
+        channels = convs[-1].out_channels if convs else channels
+    # It is not nn.Flatten any more where this was done before.
+    if type(linear) is not nn.Linear or type(head.get_submodule(position)) is not nn.Flatten:
+        return
+    setattr(head, position, ChannelsLastFlatten())
+    weight = linear.weight.unflatten(1, (channels, -1))  # [D, C, h * w]
+    weight = weight.transpose(1, 2).flatten(start_dim=1)  # [D, h * w * C]
+    linear.weight = nn.Parameter(weight, requires_grad=linear.weight.requires_grad)
 
 
 def _output_channels(stage: nn.Module, in_channels: int) -> int:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self  # torch itself requires it
 
+from rcnn_ext.models.box_heads import flatten_channels_last
 from rcnn_ext.models.folding import fold_norms
+from rcnn_ext.models.poolers import RoIPooler
+from rcnn_ext.ops import MultiScaleRoIAlign
 
 # Where the arithmetic is: transform, RPN and RoI heads have code around theirs.
 _COMPUTING_PARTS = (
@@ -91,10 +94,17 @@ class Detector(nn.Module):
             for layer in part.modules():
                 if isinstance(layer, nn.Conv2d):
                     layer.to(memory_format=layout)
+            if channels_last and name == "roi_heads.box_head" and self._pools_all_channels():
+                flatten_channels_last(part, cast(int, self.backbone.out_channels))
             if compile:
                 part.compile(**(compile if isinstance(compile, dict) else {}))
         self._compute = (dtype, layout)
         return self
+
+    def _pools_all_channels(self) -> bool:
+        """Return whether pooled features have the channels of the backbone: a pooler is known."""
+        pooler = self.get_submodule("roi_heads.box_roi_pool")
+        return isinstance(pooler, MultiScaleRoIAlign | RoIPooler)
 
     def to_compute(self, images: Tensor) -> Tensor:
         """Convert a batch [N, 3, H, W] to the dtype and memory format of a prepared model."""

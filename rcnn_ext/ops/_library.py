@@ -47,6 +47,17 @@ def _outside_autocast(reference: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _as_fallback(reference: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a reference that the dispatcher runs where it has no kernel, which may be a mistake."""
+
+    @functools.wraps(reference)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        _extension.warn_of_hidden_kernels(next(_tensors(args)).device.type)
+        return reference(*args, **kwargs)
+
+    return run
+
+
 def _for_derivatives(operator: Any) -> Callable[..., Any]:
     """Wrap an operator: refuse forward mode, skip autograd where nothing needs it.
 
@@ -102,7 +113,7 @@ def define_operator(
     qualified = f"{NAMESPACE}::{name}"
     reference = _outside_autocast(reference)
     torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.impl(qualified, "CompositeExplicitAutograd", reference)
+    torch.library.impl(qualified, "CompositeExplicitAutograd", _as_fallback(reference))
     torch.library.register_fake(qualified, fake)
     if backward is not None:
         torch.library.register_autograd(qualified, backward, setup_context=setup_context)

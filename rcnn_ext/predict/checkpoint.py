@@ -8,6 +8,7 @@ Reading one needs no Lightning.
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -116,12 +117,13 @@ def describe(
     }
 
 
-def find_checkpoint(path: Path) -> Path:
+def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     """Return the file itself, or the best, else the last, checkpoint of a run's folder.
 
     Raises:
         ModelNotFoundError: There is none.
     """
+    path = Path(path)
     if path.is_file():
         return path
     for name in (BEST, LAST):
@@ -134,7 +136,7 @@ def find_checkpoint(path: Path) -> Path:
     raise ModelNotFoundError(f"the checkpoint {path} does not exist")
 
 
-def load_checkpoint(path: Path) -> SavedDetector:
+def load_checkpoint(path: str | os.PathLike[str]) -> SavedDetector:
     """Read a checkpoint.
 
     Args:

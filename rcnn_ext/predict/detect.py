@@ -6,7 +6,8 @@ proposals that are kept in a folder, need the extra ``train``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms.v2 import functional as F
 
+from rcnn_ext.config import with_data_overrides
 from rcnn_ext.data.annotations import ClassList
 from rcnn_ext.data.formats.csv_boxes import listed_images
 from rcnn_ext.data.images import find_images, load_image
@@ -150,14 +152,15 @@ def distinct_names(names: list[Path]) -> list[Path]:
 
 
 def detect_to_folder(
-    checkpoint: Path,
-    sources: list[Path],
-    out: Path,
+    checkpoint: str | os.PathLike[str],
+    sources: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
     *,
     device_name: str = "auto",
     batch_size: int | None = None,
     min_score: float = 0.05,
     draw_score: float | None = 0.5,
+    overrides: Sequence[str] = (),
 ) -> int:
     """Run a model on pictures and write ``detections.json``, ``pictures/`` and an overview.
 
@@ -172,6 +175,8 @@ def detect_to_folder(
         batch_size: Number of pictures per batch; None takes that of the recipe's evaluation.
         min_score: Minimum score in the JSON.
         draw_score: Minimum score in pictures; None draws none.
+        overrides: ``data.key=value`` or ``selective_search.key=value`` each, instead of the values
+            in the recipe, such as ``data.csv.columns={image: photo}``.
 
     Returns:
         The number of detections.
@@ -180,10 +185,14 @@ def detect_to_folder(
         UserError: The checkpoint or a source is wrong; or some pictures cannot be read, and then it
             is raised after all others are done.
     """
+    out = Path(out)
     device = choose_device(device_name)
     saved = load_saved(checkpoint)
-    csv = saved.recipe.data.csv
-    images = find_images(sources, lambda path: listed_images(path, config=csv))
+    recipe = with_data_overrides(saved.recipe, overrides)
+    csv = recipe.data.csv
+    images = find_images(
+        [Path(source) for source in sources], lambda path: listed_images(path, config=csv)
+    )
     localizes = saved.recipe.model.detector == "localizer"
     found = detect(
         saved.build(device),
@@ -191,7 +200,7 @@ def detect_to_folder(
         device=device,
         batch_size=batch_size or saved.recipe.evaluation.batch_size,
         min_score=0.0 if localizes else min_score,
-        proposals=open_proposals(saved.recipe, saved.path.parent),
+        proposals=open_proposals(recipe, saved.path.parent),
     )
     ids = image_ids([name for _, name in images])
     names = distinct_names([name for _, name in images])

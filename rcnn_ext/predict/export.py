@@ -7,6 +7,7 @@ eval`` take them like a checkpoint.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from rcnn_ext.errors import UserError
 from rcnn_ext.files import replacing
 from rcnn_ext.models import Localizer
 from rcnn_ext.models.fast_rcnn import needs_proposals
+from rcnn_ext.models.folding import fold_norms
 from rcnn_ext.predict.checkpoint import (
     ENTRY,
     ModelFormatError,
@@ -35,7 +37,9 @@ _FACTS = "rcnn_ext.json"
 _EXAMPLE_PROPOSALS = 7
 
 
-def export(saved: SavedDetector, path: Path, size: tuple[int, int] | None = None) -> None:
+def export(
+    saved: SavedDetector, path: str | os.PathLike[str], size: tuple[int, int] | None = None
+) -> None:
     """Write a trained model in the format that the suffix names.
 
     ``.safetensors``: the weights, for :meth:`SavedDetector.build`; the metadata have the rest.
@@ -53,6 +57,7 @@ def export(saved: SavedDetector, path: Path, size: tuple[int, int] | None = None
     Raises:
         UserError: Another suffix, or a size for weights.
     """
+    path = Path(path)
     entry = describe(saved.recipe, saved.classes, saved.step, saved.state)[ENTRY]
     if path.suffix == WEIGHTS_SUFFIX:
         if size is not None:
@@ -66,12 +71,13 @@ def export(saved: SavedDetector, path: Path, size: tuple[int, int] | None = None
         )
 
 
-def load_exported(path: Path) -> SavedDetector:
+def load_exported(path: str | os.PathLike[str]) -> SavedDetector:
     """Read what :func:`export` wrote.
 
     Raises:
         ModelFormatError: It is damaged, or was not written by :func:`export`.
     """
+    path = Path(path)
     try:
         return _load_weights(path) if path.suffix == WEIGHTS_SUFFIX else _load_program(path)
     except (UserError, ModuleNotFoundError):
@@ -207,6 +213,9 @@ def _write_program(
 ) -> None:
     width, height = size
     model = saved.build(torch.device("cpu"))
+    # PyTorch's batch norm asks whether its input is empty, which is unknown while a program with
+    # any number of RoIs is recorded.
+    fold_norms(model)
     arguments: tuple[torch.Tensor, ...] = (torch.rand(3, height, width),)
     dynamic: tuple[Any, ...] = (None,)
     if needs_proposals(model):

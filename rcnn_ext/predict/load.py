@@ -101,7 +101,7 @@ def load(
     return model
 
 
-def load_saved(path: Path) -> SavedDetector:
+def load_saved(path: str | os.PathLike[str]) -> SavedDetector:
     """Read a trained model from a checkpoint or an exported file.
 
     Args:

@@ -133,12 +133,12 @@ def learning_rate_factor(step: int, config: ScheduleConfig) -> float:
     Returns:
         A factor from 0 to 1. The warm-up multiplies the decay, so that the two join smoothly.
     """
-    warmup = min(config.warmup_steps, config.steps // 5)
+    warmup = min(config.warmup_steps, config.num_steps // 5)
     factor = 1.0
     if step < warmup:
         factor = config.warmup_factor + (1 - config.warmup_factor) * step / warmup
     if config.decay == "cosine":
-        part = min(1.0, step / config.steps)
+        part = min(1.0, step / config.num_steps)
         swing = 0.5 * (1 + math.cos(math.pi * part))
         factor *= config.final_factor + (1 - config.final_factor) * swing
     elif config.decay == "multistep":

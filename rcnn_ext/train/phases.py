@@ -34,7 +34,7 @@ class Phase:
     @property
     def end(self) -> int:
         """Number of steps of the run after this phase, if it does all of its own."""
-        return self.start + self.schedule.steps
+        return self.start + self.schedule.num_steps
 
     def prepare(self, model: nn.Module) -> None:
         """Set which parameters are trainable."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
 
-from rcnn_ext.config import Recipe
+from rcnn_ext.config import Recipe, ScheduleConfig
 from rcnn_ext.data.annotations import AnnotationSet
+from rcnn_ext.data.hub import HubSplit
 from rcnn_ext.data.statistics import channel_statistics
 from rcnn_ext.errors import UserError
+from rcnn_ext.train.training_data import open_training
 
 
 def resolve_recipe(
@@ -45,6 +48,51 @@ def _resolve_from_images(
         if recipe.model.localizer.class_weights == "balanced":
             recipe = with_balanced_classes(recipe, annotations)
     return recipe
+
+
+def with_steps_of_epochs(
+    recipe: Recipe, source: AnnotationSet | HubSplit, log: Callable[[str], None]
+) -> Recipe:
+    """Return the recipe with steps in the place of epochs, in both phases.
+
+    Args:
+        recipe: The resolved recipe.
+        source: The training split.
+        log: Called with one line for each phase in epochs.
+
+    Raises:
+        UserError: The number of training images is unknown, as of most streams.
+    """
+    result = recipe
+    refine = recipe.refine
+    if recipe.schedule.epochs is not None:
+        schedule = _in_steps(recipe.schedule, "schedule", recipe, source, log)
+        result = dataclasses.replace(result, schedule=schedule)
+    if refine is not None and refine.schedule.epochs is not None:
+        schedule = _in_steps(refine.schedule, "refine.schedule", recipe, source, log)
+        result = dataclasses.replace(result, refine=dataclasses.replace(refine, schedule=schedule))
+    return result
+
+
+def _in_steps(
+    schedule: ScheduleConfig,
+    key: str,
+    recipe: Recipe,
+    source: AnnotationSet | HubSplit,
+    log: Callable[[str], None],
+) -> ScheduleConfig:
+    assert schedule.epochs is not None
+    images = open_training(source, recipe, None, 0).images_per_epoch
+    if images is None:
+        raise UserError(
+            f"{key}.epochs needs the number of training images, which this stream does not tell; "
+            f"give {key}.steps"
+        )
+    batch = recipe.data.batch_size
+    # Rounded first: the product of an inexact fraction may lie just above a whole number.
+    steps = max(1, math.ceil(round(schedule.epochs * images / batch, 6)))
+    log(f"{key}.epochs={schedule.epochs:g}: {steps} steps of {batch} of {images} images")
+    return schedule.in_unit(steps=steps)
 
 
 def with_measured_channels(recipe: Recipe, annotations: AnnotationSet) -> Recipe:

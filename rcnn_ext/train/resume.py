@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -31,29 +32,35 @@ from rcnn_ext.train.phases import RunState, all_phases
 RECIPE, LOSS_CURVE = "recipe.yaml", "losses.png"
 
 
-def prepare_folder(out: Path, resume: bool, overwrite: bool) -> None:
-    """Make the folder of a run, or check that a run in it can be resumed.
+_FILES = (LAST, BEST, LOSSES, VALIDATION, RECIPE, LOSS_CURVE)
+
+
+def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
+    """Make the folder of a run if need be, and check that a run may be resumed or begun in it.
+
+    A run that ended before its first logged step and its first checkpoint, such as one whose
+    weights could not be downloaded, is in nobody's way.
 
     Raises:
         UserError: There is nothing to resume, or an earlier run is not to be replaced.
     """
     make_folder(out)
-    files = (LAST, BEST, LOSSES, VALIDATION, RECIPE, LOSS_CURVE)
     if resume:
         if not (out / LAST).is_file():
             raise UserError(f"nothing to resume: {out / LAST} does not exist")
         _remove_temporaries(out)
-        return
-    if any((out / name).exists() for name in files):
-        if not overwrite:
-            raise UserError(
-                f"{out} holds a training run; continue it with --resume, replace it with "
-                "--overwrite, or name another --out"
-            )
-        for name in (*files, MLFLOW_DATABASE):
-            (out / name).unlink(missing_ok=True)
-        for name in (TENSORBOARD, WANDB, MLFLOW_ARTIFACTS):
-            shutil.rmtree(out / name, ignore_errors=True)
+    elif not overwrite and _has_steps(out):
+        resumable = (out / LAST).is_file()
+        advice = "continue it with --resume, replace it with" if resumable else "replace it with"
+        raise UserError(f"{out} holds a training run; {advice} --overwrite, or name another --out")
+
+
+def clear_folder(out: Path) -> None:
+    """Delete the files of an earlier run."""
+    for name in (*_FILES, MLFLOW_DATABASE):
+        (out / name).unlink(missing_ok=True)
+    for name in (TENSORBOARD, WANDB, MLFLOW_ARTIFACTS):
+        shutil.rmtree(out / name, ignore_errors=True)
     _remove_temporaries(out)
 
 
@@ -62,6 +69,50 @@ def _remove_temporaries(out: Path) -> None:
     for name in (LAST, BEST):
         for path in temporaries_of(out / name):
             path.unlink(missing_ok=True)
+
+
+def _has_steps(out: Path) -> bool:
+    """Return whether a folder has a checkpoint or losses."""
+    if any((out / name).exists() for name in (LAST, BEST, VALIDATION, LOSS_CURVE)):
+        return True
+    losses = out / LOSSES
+    # A run makes the file before its first step.
+    return losses.exists() and losses.stat().st_size > 0
+
+
+def resume_command(data: Path, out: Path) -> str:
+    """Return the command that continues a run."""
+    return shlex.join(["rcnn-ext", "train", "--data", str(data), "--out", str(out), "--resume"])
+
+
+def describe_resume(saved: SavedDetector, recipe: Recipe, state: RunState) -> str:
+    """Return where a run continues, and what its recipe has now that it had not before.
+
+    Args:
+        saved: The checkpoint it continues from.
+        recipe: The resolved recipe that it continues with.
+        state: Its progress.
+    """
+    phases = all_phases(recipe)
+    end = phases[-1].end
+    phase = ", in the second phase" if state.phase else ""
+    before, now = (_flat(dataclasses.asdict(one)) for one in (saved.recipe, recipe))
+    changed = [
+        f"{key}={now[key]} (was {before.get(key)})"
+        for key in now
+        if key != "description" and now[key] != before.get(key)
+    ]
+    text = f"resuming {saved.path}: step {saved.step} of {end} is done{phase}"
+    return f"{text}; changed: {', '.join(changed)}" if changed else text
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
+    return flat
 
 
 def check_resumable(
@@ -89,7 +140,7 @@ def check_resumable(
     if changed:
         raise UserError(
             f"a resumed run cannot change {', '.join(changed)}; {out / RECIPE} has what it was "
-            "started with"
+            "started with, and counts where --resume is given without RECIPE"
         )
     try:
         state = RunState(**saved.state)
@@ -98,7 +149,7 @@ def check_resumable(
     phases = all_phases(recipe)
     if state.phase >= len(phases):
         raise UserError(f"{path} is in its second phase, and the recipe has none")
-    steps, patience = phases[state.phase].schedule.steps, recipe.evaluation.patience
+    steps, patience = phases[state.phase].schedule.num_steps, recipe.evaluation.patience
     out_of_patience = patience is not None and state.validations_without_improvement >= patience
     state.ended = state.ended and (out_of_patience or saved.step >= state.phase_start + steps)
     if state.ended and state.phase == len(phases) - 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,11 +27,23 @@ from rcnn_ext.train.loggers import LOSSES, build_loggers, check_loggers, read_cs
 from rcnn_ext.train.logs import Logs
 from rcnn_ext.train.module import DetectionModule
 from rcnn_ext.train.phases import Phase, RunState, all_phases
-from rcnn_ext.train.resolve import resolve_recipe
-from rcnn_ext.train.resume import LOSS_CURVE, RECIPE, check_resumable, prepare_folder
+from rcnn_ext.train.resolve import resolve_recipe, with_steps_of_epochs
+from rcnn_ext.train.resume import (
+    LOSS_CURVE,
+    RECIPE,
+    check_folder,
+    check_resumable,
+    clear_folder,
+    describe_resume,
+    resume_command,
+)
+from rcnn_ext.train.threads import thread_hint
 from rcnn_ext.train.trainer import build_trainer, quiet_lightning
 from rcnn_ext.train.training_data import open_source, open_training, report_resume
 from rcnn_ext.train.validation import Validation, open_validation
+
+# Where the recipe leaves it open.
+_LOG_EVERY = 20
 
 
 class Interrupted(KeyboardInterrupt):
@@ -40,8 +53,8 @@ class Interrupted(KeyboardInterrupt):
         signal_number: The signal.
     """
 
-    def __init__(self, signal_number: int, checkpoint: Path) -> None:
-        super().__init__(f"stopped; saved {checkpoint}, --resume continues from there")
+    def __init__(self, signal_number: int, checkpoint: Path, command: str) -> None:
+        super().__init__(f"stopped; saved {checkpoint}; continue with: {command}")
         self.signal_number = signal_number
 
 
@@ -84,7 +97,12 @@ class TrainingResult:
 
 
 def train(
-    recipe: Recipe, data: Path, out: Path, *, resume: bool = False, overwrite: bool = False
+    recipe: Recipe,
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
 ) -> TrainingResult | None:
     """Train a model, in one process or in all that torchrun started.
 
@@ -117,7 +135,8 @@ def train(
     # another rank; its loggers write on rank 0 only.
     rank_zero_only.rank = processes.rank  # type: ignore[attr-defined]
     with processes.group(device):
-        run = _Run(recipe, data, out, processes, device, resume=resume, overwrite=overwrite)
+        paths = Path(data), Path(out)
+        run = _Run(recipe, *paths, processes, device, resume=resume, overwrite=overwrite)
         return run.run()
 
 
@@ -138,27 +157,38 @@ class _Run:
         self.out = out
         self.processes = processes
         self.device = device
+        self.resume_command = resume_command(data, out)
         with processes.main_process_first():
             if processes.is_main_process:
-                prepare_folder(out, resume, overwrite)
+                check_folder(out, resume, overwrite)
             source = open_source(recipe, data)
         processes.print_once(f"training: {source.summary()}")
         self.classes = source.classes
         annotations = source if isinstance(source, AnnotationSet) else None
-        self.recipe = recipe = resolve_recipe(recipe, annotations, processes.print_once)
+        recipe = resolve_recipe(recipe, annotations, processes.print_once)
+        recipe = with_steps_of_epochs(recipe, source, processes.print_once)
+        self.recipe = recipe
+        saved, self.state = None, RunState()
+        if resume:
+            saved, self.state = check_resumable(out, recipe, self.classes)
+            processes.print_once(describe_resume(saved, recipe, self.state))
+        # Weights that cannot be downloaded are to fail here, before the search for proposals,
+        # which takes longest, and before anything of an earlier run is deleted.
+        torch.manual_seed(mixed_seed(recipe.seed, 3))
+        self.model = build_model(recipe.model, self.classes.num_classes, pretrained=saved is None)
         with processes.main_process_first():
             found = open_validation(recipe, data, out, self.classes, processes)
         proposals = open_proposals(recipe, out)
         if proposals is not None:
             sets = (annotations, found)
             proposals.prepare([one for one in sets if one is not None], processes)
-        saved, self.state = None, RunState()
-        if resume:
-            saved, self.state = check_resumable(out, recipe, self.classes)
         if processes.is_main_process:
+            if saved is None:
+                clear_folder(out)
             write_text(out / RECIPE, recipe_to_yaml(recipe))
-        torch.manual_seed(mixed_seed(recipe.seed, 3))
-        self.model = build_model(recipe.model, self.classes.num_classes, pretrained=saved is None)
+        hint = thread_hint(processes, device, recipe.data.workers)
+        if hint is not None:
+            processes.print_once(hint)
         self.done = 0
         if saved is not None:
             self.done = saved.step
@@ -181,7 +211,7 @@ class _Run:
         self.logs = Logs(
             self.loggers,
             # A short run still gets lines enough to see whether its losses fall.
-            max(1, min(recipe.runtime.log_every, end // 10)),
+            recipe.runtime.log_every or max(1, min(_LOG_EVERY, end // 10)),
             end,
             self.training.images_per_epoch,
             done=self.done,
@@ -262,7 +292,9 @@ class _Run:
                 )
                 self.checkpoints.run_missed_validation(trainer, module, self.device)
             except StopTraining as stop:
-                raise Interrupted(stop.signal_number, self.out / LAST) from None
+                raise Interrupted(
+                    stop.signal_number, self.out / LAST, self.resume_command
+                ) from None
             except SystemExit:
                 # Lightning turns a Ctrl-C that comes outside the steps, or a second one, into this.
                 raise KeyboardInterrupt from None

@@ -44,7 +44,7 @@ def build_trainer(
         strategy=DDPStrategy() if processes.count > 1 else "auto",
         sync_batchnorm=runtime.sync_batch_norm and processes.count > 1,
         precision=_precision(runtime.precision, device),
-        max_steps=phase.schedule.steps,
+        max_steps=phase.schedule.num_steps,
         max_epochs=-1,
         num_sanity_val_steps=0,
         gradient_clip_val=phase.optimizer.clip_norm,

@@ -138,6 +138,9 @@ def test_python_m_is_the_same_command(tmp_path):
             "section.key=value",
         ),
         (["train", "faster_rcnn_coco", "--out", "x"], "train needs --data"),
+        (["train", "--data", ".", "--out", "x", "seed=1"], "train needs a RECIPE; only --resume"),
+        (["train", "--data", ".", "--out", "x", "--resume"], "nothing to resume: x/recipe.yaml"),
+        (["train", "--data", ".", "--resume"], "train needs --out"),
         (["train", "faster_rcnn_coco", "--data", "gone", "--out", "x"], "gone does not exist"),
         (
             ["train", "faster_rcnn_coco", "--data", ".", "--out", "x", "--resume", "--overwrite"],
@@ -345,10 +348,9 @@ def test_ctrl_c_in_a_terminal_stops_training_and_its_workers(tiny_run, tmp_path)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     saved = tmp_path / "out" / "last.ckpt"
-    assert (
-        errors.splitlines()[-1]
-        == f"rcnn-ext: stopped; saved {saved}, --resume continues from there"
-    )
+    command = f"rcnn-ext train --data {tiny_run.data} --out {tmp_path / 'out'} --resume"
+    expected = f"rcnn-ext: stopped; saved {saved}; continue with: {command}"
+    assert errors.splitlines()[-1] == expected
     assert saved.is_file()
 
 

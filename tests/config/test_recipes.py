@@ -90,8 +90,8 @@ def test_the_last_of_equal_overrides_counts():
         ("zzz=1", "unknown key zzz; a recipe has description, seed, model, data"),
         ("data.augment.flip_it=1", "unknown key data.augment.flip_it"),
         ("optimizer.lr=fast", "optimizer.lr must be a number, not 'fast'"),
-        ("schedule.steps=2.5", "schedule.steps must be a whole number, not 2.5"),
-        ("schedule.steps=true", "schedule.steps must be a whole number, not True"),
+        ("schedule.steps=2.5", "schedule.steps must be a whole number or null, not 2.5"),
+        ("schedule.steps=true", "schedule.steps must be a whole number or null, not True"),
         ("data.keep_empty=1", "data.keep_empty must be true or false, not 1"),
         ("optimizer.name=adam", "optimizer.name must be one of sgd, adamw, not 'adam'"),
         ("model.trainable_layers=all", "must be a whole number or null, not 'all'"),
@@ -101,6 +101,8 @@ def test_the_last_of_equal_overrides_counts():
         ("model=resnet50", "model must be a section with keys, not 'resnet50'"),
         ("seed.x=1", "seed must be a whole number"),
         ("optimizer.lr=0", r"optimizer\.lr must be greater than 0"),
+        ("schedule.epochs=0", r"schedule\.epochs must be greater than 0"),
+        ("schedule.milestones=[2.5]", r"schedule\.milestones must be whole steps"),
         ("schedule.steps=0", r"schedule\.steps must be at least 1"),
         ("data.classes=[]", r"data\.classes must be null or a list of distinct names"),
         ("data.classes=[a, a]", r"data\.classes must be null or a list of distinct names"),
@@ -187,6 +189,56 @@ def test_steps_in_all():
         assert (cut.schedule.steps, cut.refine and cut.refine.schedule.steps) == phases
     assert (two.schedule.steps, two.refine.schedule.steps) == (first, second)
     assert with_steps(load_recipe("localizer_csv"), 123_456).schedule.steps == 123_456
+
+
+@pytest.mark.parametrize(
+    ("overrides", "phases"),
+    [
+        (["schedule.steps=20"], (20, None)),
+        (["schedule.steps=40007"], (40_000, 7)),
+        (["schedule.epochs=2"], (None, None)),
+        (["schedule.steps=20", "refine.optimizer.lr=0.1"], (20, None)),
+        (["schedule.steps=20", "refine.schedule.steps=5"], (20, 5)),
+        (["refine.schedule.steps=5"], (40_000, 5)),
+        (["schedule.warmup_steps=5"], (40_000, 10_000)),
+    ],
+)
+def test_a_length_alone_is_that_of_both_phases(overrides, phases):
+    said = []
+    recipe = load_recipe("fast_rcnn_voc", overrides, log=said.append)
+    assert (recipe.schedule.steps, recipe.refine and recipe.refine.schedule.steps) == phases
+    alone = not any(override.startswith("refine.schedule") for override in overrides)
+    if alone and "warmup" not in overrides[0]:
+        (line,) = said
+        assert f"{overrides[0]} is the whole length" in line
+        assert ("left out" in line) == (phases[1] is None)
+    else:
+        assert said == []
+
+
+def test_steps_or_epochs_and_milestones_in_their_unit(write):
+    epochs = load_recipe("faster_rcnn_coco", ["schedule.epochs=12"])
+    assert (epochs.schedule.steps, epochs.schedule.epochs) == (None, 12)
+    assert epochs.schedule.milestones == [8, 10.666667], "at the same fractions of the whole"
+    own = ["schedule.epochs=12", "schedule.milestones=[8, 11]"]
+    assert load_recipe("faster_rcnn_coco", own).schedule.milestones == [8, 11]
+    path = write("schedule: {epochs: 1.5, milestones: [1]}\n")
+    assert load_recipe(path).schedule.epochs == 1.5
+    steps = load_recipe(path, ["schedule.steps=30"]).schedule
+    assert (steps.steps, steps.epochs, steps.milestones) == (30, None, [20])
+    limited = load_recipe(path, max_steps=3).schedule
+    assert (limited.steps, limited.epochs, limited.milestones) == (3, None, [2])
+    later = load_recipe(path, ["refine.schedule.epochs=2"]).refine.schedule
+    assert (later.steps, later.epochs) == (None, 2)
+    both = ["schedule.epochs=1", "schedule.steps=1"]
+    with pytest.raises(UserError, match=r"schedule\.epochs must be null where steps is a number"):
+        load_recipe("faster_rcnn_coco", both)
+    with pytest.raises(UserError, match=r":1: schedule\.epochs must be null where steps"):
+        load_recipe(write("schedule: {epochs: 1, steps: 5}\n"))
+    with pytest.raises(ValueError, match="no number of steps before it sees the data"):
+        epochs.schedule.num_steps  # noqa: B018
+    shown = load_recipe(write(recipe_to_yaml(epochs)))
+    assert shown == epochs
 
 
 def test_recipes_that_do_not_exist():

@@ -34,7 +34,7 @@ _SMALL = (
     "evaluation.val_every=0",
     "evaluation.batch_size=4",
     "runtime.device=cpu",
-    "runtime.log_every=4",
+    "runtime.log_every=1",
     "runtime.loggers=[csv]",
 )
 _DETECTOR = (

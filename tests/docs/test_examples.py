@@ -181,6 +181,9 @@ def small_sizes(arguments: list[str]) -> list[str]:
         return ["--quick", "--only", "generalized_box_iou/500x50", "--threads", "1"]
     if arguments[0] != "train" or "--show" in arguments:
         return []
+    if arguments[1].startswith("--"):
+        assert "--resume" in arguments, "only a resumed run has a recipe of its own"
+        return []
     recipe = Path(arguments[1]).stem
     small = [*_SMALL]
     if recipe != "localizer_csv":

@@ -71,6 +71,48 @@ def test_same_detections(build, channels_last, make_batch):
         torch.testing.assert_close(mine["boxes"], other["boxes"], rtol=1e-3, atol=1e-2)
 
 
+def _first_linear(head: nn.Module) -> nn.Module:
+    return next(layer for layer in head.modules() if isinstance(layer, nn.Linear))
+
+
+@pytest.mark.parametrize("build", [make, lambda: make(neck="c5"), make_v2], ids=["fpn", "c5", "v2"])
+def test_linear_layers_read_channels_last_features_where_they_are(build, make_batch):
+    """A copy of a thousand RoIs costs more than channels last gain in a small backbone."""
+    images, _ = make_batch([(96, 120)], [0], 4)
+    model = build().prepare_for_inference(dtype=None)
+    head = model.roi_heads.box_head
+    # The features come from the pooler or, in v2, from the last of its convolutions.
+    source = head[3] if isinstance(head, nn.Sequential) else model.roi_heads.box_roi_pool
+    places = []
+    source.register_forward_hook(lambda *call: places.append(call[-1].data_ptr()))
+    _first_linear(head).register_forward_pre_hook(
+        lambda _, inputs: places.append(inputs[0].data_ptr())
+    )
+    model(images)
+    assert len(places) == 2
+    assert places[0] == places[1]
+
+
+def test_features_of_an_unknown_pooler_are_flattened_as_before(make_batch):
+    """Their channels need not be those of the backbone."""
+    images, _ = make_batch([(96, 120)], [0], 4)
+    model = make()
+
+    class Halves(nn.Module):
+        def __init__(self, pooler: nn.Module) -> None:
+            super().__init__()
+            self.pooler = pooler
+
+        def forward(self, *inputs):
+            return self.pooler(*inputs).unflatten(1, (2, -1)).flatten(2, 3)
+
+    model.roi_heads.box_roi_pool = Halves(model.roi_heads.box_roi_pool)
+    with torch.no_grad():
+        (expected,) = model(images)
+    (found,) = model.prepare_for_inference(dtype=None)(images)
+    torch.testing.assert_close(found["scores"], expected["scores"], rtol=1e-3, atol=1e-5)
+
+
 def assert_similar(found, expected, *, score, overlap):
     """Each expected detection has a partner of its class."""
     for mine, other in zip(found, expected, strict=True):

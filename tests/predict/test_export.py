@@ -8,9 +8,14 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 from rcnn_ext.cli.main import main
+from rcnn_ext.config import ModelConfig, Recipe
+from rcnn_ext.data.annotations import ClassList
 from rcnn_ext.models import fast_rcnn, localizer
+from rcnn_ext.models.from_config import build_model
+from rcnn_ext.predict.checkpoint import SavedDetector
 from rcnn_ext.predict.export import _OneImage, export
 from rcnn_ext.predict.load import load_saved
 
@@ -112,6 +117,35 @@ def test_other_models_become_programs_too(kind):
         for other in (arguments, *others):
             for value, expected in zip(program.module()(*other), one(*other), strict=True):
                 torch.testing.assert_close(value, expected)
+
+
+@pytest.mark.parametrize("detector", ["fast_rcnn", "faster_rcnn"])
+def test_live_batch_norm_on_each_roi_is_exported_for_any_number_of_rois(detector, tmp_path):
+    named = {"detector": detector, "backbone": "resnet18", "neck": "c4", "norm_layer": "batch"}
+    sizes = {"min_size": 64, "max_size": 64, "box_score_thresh": 0.0}
+    recipe = Recipe(model=ModelConfig(**named, **sizes, weights_backbone=None))
+    model = build_model(recipe.model, 4, pretrained=False)
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.running_mean.normal_(std=0.1)
+                layer.running_var.uniform_(0.5, 2)
+    classes = ClassList(("a", "b", "c"), (1, 2, 3))
+    saved = SavedDetector(tmp_path, recipe, classes, 0, {}, model.state_dict())
+    export(saved, tmp_path / "c4.pt2")
+    program, model = load_saved(tmp_path / "c4.pt2").build(CPU), saved.build(CPU)
+    image = torch.rand(3, 64, 64)
+    boxes = torch.tensor([[1.0, 2, 30, 40], [10, 10, 60, 50], [0, 30, 40, 64]]).repeat(5, 1)
+    calls = [([image],)]
+    if detector == "fast_rcnn":
+        calls = [([image], [boxes[:count]]) for count in (0, 1, 2, 15)]
+    with torch.inference_mode():
+        for call in calls:
+            (expected,), (found,) = model(*call), program(*call)
+            assert len(expected["boxes"]) > 0 or len(call[1][0]) == 0
+            assert torch.equal(found["labels"], expected["labels"])
+            torch.testing.assert_close(found["boxes"], expected["boxes"], atol=1e-2, rtol=1e-3)
+            torch.testing.assert_close(found["scores"], expected["scores"], atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights as Weig
 
 from rcnn_ext.errors import UserError
 from rcnn_ext.models import Detector, presets
-from rcnn_ext.predict.checkpoint import ModelFormatError, ModelNotFoundError
-from rcnn_ext.predict.export import export
+from rcnn_ext.predict.checkpoint import ModelFormatError, ModelNotFoundError, load_checkpoint
+from rcnn_ext.predict.detect import detect_to_folder
+from rcnn_ext.predict.export import export, load_exported
 from rcnn_ext.predict.load import load, load_saved
 
 CLASSES = ("circle", "square", "triangle")
@@ -54,6 +55,18 @@ def test_a_run_gives_its_best_checkpoint(tiny_run, tmp_path, expected):
     weights = model.state_dict()
     assert best.keys() == weights.keys()
     assert all(torch.equal(best[name], weights[name]) for name in best)
+
+
+def test_paths_may_be_text(tiny_run, tmp_path):
+    expected = load_saved(tiny_run.out)
+    saved = load_checkpoint(str(tiny_run.out))
+    assert (saved.path, saved.step) == (expected.path, expected.step)
+    assert load_saved(str(tiny_run.out)).path == expected.path
+    export(saved, str(tmp_path / "model.safetensors"))
+    assert load_exported(str(tmp_path / "model.safetensors")).step == expected.step
+    picture = str(tiny_run.data / "val" / "000001.png")
+    detect_to_folder(str(tiny_run.out), [picture], str(tmp_path / "found"), draw_score=None)
+    assert (tmp_path / "found" / "detections.json").is_file()
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt2"])

@@ -90,7 +90,7 @@ def test_ctrl_c_saves_and_a_resumed_run_is_as_if_it_had_not_stopped(
         patch.setattr(logs.Logs, "on_train_batch_end", press_ctrl_c)
         assert train(tiny_run, tmp_path / "out") == 130
     assert signal.getsignal(signal.SIGINT) is handler
-    assert "--resume continues from there" in capsys.readouterr().err
+    assert "; continue with: rcnn-ext train --data " in capsys.readouterr().err
     # A signal between two steps is heard of in the next.
     assert load_checkpoint(tmp_path / "out" / "last.ckpt").step in (1, 2)
     assert not (tmp_path / "out" / "best.ckpt").exists()
@@ -187,10 +187,14 @@ def test_progress_of_another_version_cannot_be_resumed(tiny_run, tmp_path, capsy
 def test_an_earlier_run_is_not_overwritten_by_accident(tiny_run, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
-    (out / "losses.csv").write_text("step,loss\n")
+    (out / "losses.csv").write_text("step,loss\n1,0.5\n")
     assert train(tiny_run, out) == 2
+    message = capsys.readouterr().err
+    assert "holds a training run; replace it with --overwrite" in message
+    assert "--resume" not in message, "there is no checkpoint"
+    assert (out / "losses.csv").read_text() == "step,loss\n1,0.5\n"
+    assert train(tiny_run, tiny_run.out) == 2
     assert "holds a training run; continue it with --resume" in capsys.readouterr().err
-    assert (out / "losses.csv").read_text() == "step,loss\n"
     assert train(tiny_run, out, "--resume") == 2
     assert "nothing to resume" in capsys.readouterr().err
     assert train(tiny_run, out, "--overwrite", steps=1) == 0

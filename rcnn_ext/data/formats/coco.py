@@ -5,24 +5,31 @@ Format: https://cocodataset.org/#format-data. Segmentations are not read.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.data.builder import RawObject, ReadOptions, SetBuilder
+from rcnn_ext.data.formats.split_names import SPLIT_NAMES, splits_in_name
 from rcnn_ext.data.json_places import JsonPlaces
 from rcnn_ext.data.problems import Report
 from rcnn_ext.errors import UserError
 from rcnn_ext.files import read_json
 
+# How many of the images are tried where one is enough to know their folder: some may be missing.
+_MAX_TRIED = 20
 
-def list_annotations(root: Path, split: str) -> list[Path]:
+
+def list_annotations(root: Path | str, split: str) -> list[Path]:
     """List the annotation files of a split, which should be one.
 
     ``instances_<split>*.json`` in ``root/annotations`` or ``root`` (COCO's own layout has a year
     after the split), ``<split>.json`` in the same places, or ``_annotations.coco.json`` in
-    ``root/<split>`` (the layout of some annotation tools); the first of these that there is.
+    ``root/<split>`` (the layout of some annotation tools); the first of these that there is. For
+    training, where there are none for any split, all COCO files in ``root/annotations``, or else
+    in ``root``, whose names have no split in them.
 
     Args:
         root: Folder of the data set.
@@ -31,10 +38,24 @@ def list_annotations(root: Path, split: str) -> list[Path]:
     Raises:
         UserError: There is no such folder.
     """
+    root = Path(root)
     if not root.is_dir():
         raise UserError(f"the data folder {root} does not exist")
-    spellings = (split, "valid") if split == "val" else (split,)
-    for spelling in spellings:
+    found = _named_annotations(root, split)
+    if found or split != "train":
+        return found
+    if _named_annotations(root, "val") or _named_annotations(root, "test"):
+        return []
+    for folder in (root / "annotations", root):
+        unnamed = (path for path in folder.glob("*.json") if not splits_in_name(path.stem))
+        found = sorted(path for path in unnamed if _has_coco_sections(path))
+        if found:
+            return found
+    return []
+
+
+def _named_annotations(root: Path, split: str) -> list[Path]:
+    for spelling in SPLIT_NAMES[split]:
         patterns = (
             f"annotations/instances_{spelling}*.json",
             f"instances_{spelling}*.json",
@@ -49,12 +70,23 @@ def list_annotations(root: Path, split: str) -> list[Path]:
     return []
 
 
-def find_annotations(root: Path, split: str) -> Path:
+def _has_coco_sections(path: Path) -> bool:
+    """Return whether the words of a detection file are in it, without reading it as JSON."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            sections = (b'"images"', b'"annotations"', b'"categories"')
+            return all(text.find(section) >= 0 for section in sections)
+    except (OSError, ValueError):  # An empty file cannot be mapped.
+        return False
+
+
+def find_annotations(root: Path | str, split: str) -> Path:
     """Find the annotation file of a split where :func:`list_annotations` looks.
 
     Raises:
         UserError: There is none, or there are several.
     """
+    root = Path(root)
     found = list_annotations(root, split)
     if len(found) == 1:
         return found[0]
@@ -71,7 +103,7 @@ def find_annotations(root: Path, split: str) -> Path:
     )
 
 
-def find_images_folder(root: Path, annotations: Path, first_file: str) -> Path:
+def find_images_folder(root: Path | str, annotations: Path | str, first_file: str) -> Path:
     """Find the folder that the file names of an annotation file start from.
 
     Args:
@@ -82,25 +114,50 @@ def find_images_folder(root: Path, annotations: Path, first_file: str) -> Path:
     Raises:
         UserError: No candidate holds that image.
     """
-    stem = annotations.stem.removeprefix("instances_")
-    split = stem.rstrip("0123456789")
-    names = [stem, f"images/{stem}", split, f"images/{split}", "images", ""]
-    candidates = [root / name for name in names] + [annotations.parent]
+    candidates = _image_folders(Path(root), Path(annotations))
     for candidate in candidates:
         if (candidate / first_file).is_file():
             return candidate
-    tried = ", ".join(dict.fromkeys(str(candidate) for candidate in candidates))
+    tried = ", ".join(map(str, candidates))
     raise UserError(
         f"the images of {annotations} are in none of {tried} (looked for {first_file}); name "
         "their folder with data.train_images=PATH, data.val_images=PATH or data.test_images=PATH"
     )
 
 
+def _image_folders(root: Path, annotations: Path) -> list[Path]:
+    stem = annotations.stem.removeprefix("instances_")
+    split = stem.rstrip("0123456789")
+    names = [stem, f"images/{stem}", split, f"images/{split}", "images", "data", ""]
+    candidates = [root / name for name in names]
+    candidates += [annotations.parent, annotations.parent / "images"]
+    return list(dict.fromkeys(candidates))
+
+
+def _find_images(root: Path, annotations: Path, files: Sequence[str]) -> tuple[Path, bool]:
+    """Return the folder of the images, and whether only the last parts of their names count.
+
+    Tools write names as on the machine that they ran on: ``/data/upload/1/a.jpg``.
+    """
+    for last_part in (False, True):
+        for file in files[:_MAX_TRIED]:
+            try:
+                name = _last_part(file) if last_part else file
+                return find_images_folder(root, annotations, name), last_part
+            except UserError:
+                continue
+    return find_images_folder(root, annotations, files[0]), False
+
+
+def _last_part(name: str) -> str:
+    return PurePosixPath(name.replace("\\", "/")).name
+
+
 def read_coco(
-    annotations: Path,
-    images: Path | None = None,
+    annotations: Path | str,
+    images: Path | str | None = None,
     *,
-    root: Path | None = None,
+    root: Path | str | None = None,
     classes: Sequence[str] | None = None,
     missing_classes_ok: bool = False,
     report: Report | None = None,
@@ -125,7 +182,8 @@ def read_coco(
         UserError: The file is missing or wrong, or images are missing; what and where is named.
     """
     options = ReadOptions(classes, missing_classes_ok, report=report)
-    return read_coco_with(annotations, images, root, options)
+    folder, top = (None if given is None else Path(given) for given in (images, root))
+    return read_coco_with(Path(annotations), folder, top, options)
 
 
 def read_coco_with(
@@ -152,14 +210,15 @@ def read_coco_with(
     objects, broken = scanner.objects(document.get("annotations", []), entries, names)
     if not entries or (annotated and not names):
         builder.report.raise_if_errors(annotations)
+    last_part = False
     if images is None:
-        first = next(iter(entries.values()))[1]["file_name"]
-        images = find_images_folder(root or annotations.parent, annotations, first)
+        files = [entry["file_name"] for _, entry in entries.values()]
+        images, last_part = _find_images(root or annotations.parent, annotations, files)
     for image_id, (index, entry) in entries.items():
         width: Any = entry.get("width")
         height: Any = entry.get("height")
         known = _is_int(width) and _is_int(height) and width > 0 and height > 0
-        path = images / entry["file_name"]
+        path = images / (_last_part(entry["file_name"]) if last_part else entry["file_name"])
         bad = image_id in broken
         wanted = options.lines or not builder.exists(path)
         line = places.line("images", index) if wanted else None
@@ -167,7 +226,7 @@ def read_coco_with(
         builder.add(
             image_id, path, size, objects.get(image_id, []), (annotations, line), broken=bad
         )
-    return builder.finish(annotated=annotated)
+    return builder.finish(annotated=annotated, looked_for=f"a list 'annotations' in {annotations}")
 
 
 class _Scanner:

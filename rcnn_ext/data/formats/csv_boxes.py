@@ -4,45 +4,87 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rcnn_ext.config.data import CSV_COLUMN_NAMES, CsvConfig
 from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.data.builder import RawObject, ReadOptions, SetBuilder
+from rcnn_ext.data.formats.split_names import SPLIT_NAMES, splits_in_name
 from rcnn_ext.data.images import image_size, numeric_ids
 from rcnn_ext.data.problems import Report
 from rcnn_ext.errors import UserError
 
 _BOX_COLUMNS = (("x1", "y1", "x2", "y2"), ("x", "y", "w", "h"), ("cx", "cy", "w", "h"))
 
+# The columns of files without a header, as those that RetinaNet trains on.
+_WITHOUT_HEADER = ("image", "x1", "y1", "x2", "y2", "class")
+
+# Columns that hold annotations in a form that is not read, so that a file with one is no mere list
+# of images: Kaggle's bbox, VIA's region_shape_attributes, and the like.
+_ANNOTATION_NAME = re.compile(
+    r"box|region|shape|polygon|segment|mask|annot|label|class|categor|object|predict|point|coord"
+    r"|^[xy][12]?$|[xy]_?(min|max)|(min|max)_?[xy]$"
+)
+
 
 def find_csv(root: Path, split: str) -> Path | None:
-    """``<split>.csv`` or ``<split>_labels.csv`` in ``root``; for training also a lone CSV file."""
-    names = (split, "valid", "validation") if split == "val" else (split,)
-    for name in names:
-        for path in (root / f"{name}.csv", root / f"{name}_labels.csv"):
+    """Return the file of a split: :func:`list_csv` where it finds one; None if it finds none.
+
+    Raises:
+        UserError: There are several.
+    """
+    found = list_csv(root, split)
+    if len(found) > 1:
+        raise UserError(
+            f"{root} has several CSV files: {', '.join(path.name for path in found)}; name that "
+            f"of the {split} split with data.{split}_annotations=PATH"
+        )
+    return found[0] if found else None
+
+
+def list_csv(root: Path, split: str) -> list[Path]:
+    """List the files of a split, which should be one.
+
+    ``<split>.csv`` or ``<split>_labels.csv`` in ``root``, or ``_annotations.csv`` in
+    ``root/<split>``, the first of these that there is. For training, where the folder has none of
+    these for any split, all CSV files whose names have no split in them.
+    """
+    named = _named_csv(root, split)
+    if named is not None or split != "train":
+        return [] if named is None else [named]
+    if any(_named_csv(root, other) is not None for other in ("val", "test")):
+        return []
+    return [path for path in sorted(root.glob("*.csv")) if not splits_in_name(path.stem)]
+
+
+def _named_csv(root: Path, split: str) -> Path | None:
+    for name in SPLIT_NAMES[split]:
+        for path in (
+            root / f"{name}.csv",
+            root / f"{name}_labels.csv",
+            root / name / "_annotations.csv",
+        ):
             if path.is_file():
                 return path
-    if split == "train":
-        lone = sorted(root.glob("*.csv"))
-        return lone[0] if len(lone) == 1 else None
     return None
 
 
 def read_csv_boxes(
-    path: Path,
-    images: Path | None = None,
+    path: Path | str,
+    images: Path | str | None = None,
     *,
     config: CsvConfig | None = None,
     classes: Sequence[str] | None = None,
     report: Report | None = None,
 ) -> AnnotationSet:
-    """Read a CSV file with a header.
+    """Read a CSV file.
 
     Args:
-        path: The file. A row without class and box is an image without objects. A file with neither
-            such columns lists images of which nothing is known.
+        path: The file; without a header, its columns are image, x1, y1, x2, y2 and class. A row
+            without class and box is an image without objects. A file with neither such columns, nor
+            others that may hold boxes in another form, lists images of which nothing is known.
         images: Folder that its image names start from; None looks for ``images`` beside the file,
             then the folder of the file.
         config: How to read it.
@@ -57,7 +99,8 @@ def read_csv_boxes(
         UserError: The file is missing or wrong; what and where is named.
     """
     options = ReadOptions(classes, True, report=report)
-    return read_csv_boxes_with(path, images, config or CsvConfig(), options)
+    folder = None if images is None else Path(images)
+    return read_csv_boxes_with(Path(path), folder, config or CsvConfig(), options)
 
 
 def listed_images(
@@ -99,7 +142,7 @@ def read_csv_boxes_with(
 ) -> AnnotationSet:
     """:func:`read_csv_boxes` with the options that all formats share."""
     header, rows = _read_rows(path, config.delimiter)
-    columns, box = _choose_columns(path, header, config.columns)
+    columns, box = _choose_columns(path, header, rows, config.columns)
     builder = SetBuilder(path, options)
     by_image: dict[str, list[tuple[int, list[str]]]] = {}
     broken: set[str] = set()
@@ -123,7 +166,15 @@ def read_csv_boxes_with(
     for image_id, (name, own) in zip(ids, by_image.items(), strict=True):
         reader.add(image_id, files[name], own, name in broken)
     reader.require_pixels()
-    return builder.finish(annotated=box is not None)
+    looked_for = f"columns of a box ({_box_names()}) among {', '.join(header)}"
+    return builder.finish(annotated=box is not None, looked_for=looked_for)
+
+
+def _box_names() -> str:
+    """Return the first of the usual names of the columns of a box, in each notation."""
+    return ", or ".join(
+        " ".join(CSV_COLUMN_NAMES[role][0] for role in roles) for roles in _BOX_COLUMNS
+    )
 
 
 def _read_rows(path: Path, delimiter: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -140,7 +191,17 @@ def _read_rows(path: Path, delimiter: str) -> tuple[list[str], list[tuple[int, l
         raise UserError(f"{path} cannot be read as CSV: {error}") from error
     if not any(header):
         raise UserError(f"{path} is empty: it needs a header")
+    if _is_row_of_boxes(header):
+        return list(_WITHOUT_HEADER), [(1, header), *rows]
     return header, rows
+
+
+def _is_row_of_boxes(values: list[str]) -> bool:
+    """Return whether a first line is no header: six values, of which four are numbers."""
+    if len(values) != len(_WITHOUT_HEADER) or not values[0]:
+        return False
+    box = values[1:5]
+    return all(re.fullmatch(r"-?[0-9.]+", value) for value in box) or not any(values[1:])
 
 
 def _find_columns(path: Path, header: list[str], given: dict[str, str]) -> dict[str, int]:
@@ -168,9 +229,12 @@ def _find_columns(path: Path, header: list[str], given: dict[str, str]) -> dict[
 
 
 def _choose_columns(
-    path: Path, header: list[str], given: dict[str, str]
+    path: Path,
+    header: list[str],
+    rows: list[tuple[int, list[str]]],
+    given: dict[str, str],
 ) -> tuple[dict[str, int], tuple[str, ...] | None]:
-    """Return the index of each column, and those of the box; None for a file without boxes."""
+    """Return the index of each column, and those of the box; None for a list of images."""
     columns = _find_columns(path, header, given)
     choices = [names for names in _BOX_COLUMNS if all(name in columns for name in names)]
     # What the recipe names counts more than what is found: `width` may be that of the image.
@@ -183,12 +247,32 @@ def _choose_columns(
             )
         return columns, choices[0]
     partial = [name for names in _BOX_COLUMNS[:1] for name in names if name not in columns]
-    if len(partial) == 4 and "class" not in columns:
+    unread = _unread_annotations(header, rows, columns)
+    if len(partial) == 4 and "class" not in columns and not unread:
         return columns, None
+    several = f"; {', '.join(unread)} cannot be read as one" if unread else ""
     raise UserError(
         f"{path}:1: no columns for a box among {', '.join(header)}: missing "
-        f"{', '.join(partial)}; name them with data.csv.columns={{{partial[0]}: NAME, ...}}"
+        f"{', '.join(partial)}; looked for {_box_names()}, one number in each{several}; name them "
+        f"with data.csv.columns={{{partial[0]}: NAME, ...}}"
     )
+
+
+def _unread_annotations(
+    header: list[str], rows: list[tuple[int, list[str]]], columns: dict[str, int]
+) -> list[str]:
+    """Return the columns that seem to hold annotations, by their names or as lists of values."""
+    # Width and height are those of the image in a file without boxes.
+    taken = {columns[role] for role in ("image", "w", "h") if role in columns}
+    return [
+        name
+        for index, name in enumerate(header)
+        if index not in taken
+        and (
+            _ANNOTATION_NAME.search(name.lower())
+            or any(index < len(row) and row[index].lstrip()[:1] in ("[", "{") for _, row in rows)
+        )
+    ]
 
 
 def _images_folder(path: Path, first: str) -> Path:

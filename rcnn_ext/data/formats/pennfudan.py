@@ -30,7 +30,7 @@ def mask_folders(root: Path) -> tuple[Path, Path] | None:
 
 
 def read_pennfudan(
-    root: Path, *, classes: Sequence[str] | None = None, report: Report | None = None
+    root: Path | str, *, classes: Sequence[str] | None = None, report: Report | None = None
 ) -> AnnotationSet:
     """Read all images, sorted by name, and the box and area of each instance of their masks.
 
@@ -42,7 +42,7 @@ def read_pennfudan(
     Raises:
         UserError: Files are missing or wrong; what and where is named.
     """
-    return read_pennfudan_with(root, ReadOptions(classes, report=report))
+    return read_pennfudan_with(Path(root), ReadOptions(classes, report=report))
 
 
 def read_pennfudan_with(root: Path, options: ReadOptions) -> AnnotationSet:

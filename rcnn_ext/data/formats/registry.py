@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +15,29 @@ from rcnn_ext.config.data import DataConfig, FormatName
 from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.data.builder import ReadOptions
 from rcnn_ext.data.formats.coco import find_annotations, list_annotations, read_coco_with
-from rcnn_ext.data.formats.csv_boxes import find_csv, read_csv_boxes_with
+from rcnn_ext.data.formats.csv_boxes import find_csv, list_csv, read_csv_boxes_with
 from rcnn_ext.data.formats.pennfudan import mask_folders, read_pennfudan_with
+from rcnn_ext.data.formats.split_names import SPLITS
 from rcnn_ext.data.formats.synthetic import make_synthetic
-from rcnn_ext.data.formats.voc import read_voc_with, voc_folders, voc_set_name
-from rcnn_ext.data.formats.yolo import find_yolo_split, read_yolo_with
+from rcnn_ext.data.formats.voc import read_voc_split
+from rcnn_ext.data.formats.voc_layout import find_voc_split, looks_like_voc
+from rcnn_ext.data.formats.yolo import read_yolo_with
+from rcnn_ext.data.formats.yolo_layout import find_yolo_split, looks_like_yolo
 from rcnn_ext.data.partition import one_object_each, partition
 from rcnn_ext.data.problems import Report
 from rcnn_ext.errors import UserError
 from rcnn_ext.progress import tracked
 
-SPLITS = ("train", "val", "test")
+__all__ = [
+    "FORMATS",
+    "SPLITS",
+    "Format",
+    "detect_format",
+    "has_split",
+    "named_annotations",
+    "open_split",
+    "resolve_format",
+]
 
 
 @dataclass(frozen=True)
@@ -32,11 +45,13 @@ class Format:
     """The functions that find and read one format.
 
     Attributes:
+        looked_for: What a folder of this format has, for messages.
         looks_like: Whether a folder is of this format.
         has_split: Whether the data have a split of their own, without what the recipe may name.
         read: Reads a split.
     """
 
+    looked_for: str
     looks_like: Callable[[Path], bool]
     has_split: Callable[[DataConfig, Path, str], bool]
     read: Callable[[DataConfig, Path, str, ReadOptions], AnnotationSet]
@@ -53,7 +68,7 @@ def named_annotations(config: DataConfig, split: str) -> str | None:
 
 def open_split(
     config: DataConfig,
-    root: Path,
+    root: Path | str,
     split: str,
     classes: Sequence[str] | None = None,
     report: Report | None = None,
@@ -74,11 +89,14 @@ def open_split(
             says.
 
     Returns:
-        The images. ``annotated`` is false where the data only list them, as test sets may.
+        The images. ``annotated`` is false where the data only list them, as test sets may, and
+        only these.
 
     Raises:
         UserError: The split does not exist, or files are missing or wrong.
     """
+    root = Path(root)
+    config = resolve_format(config, root, split)
     if not root.exists() and config.format != "synthetic":
         raise UserError(f"the data folder {root} does not exist")
     kind = _format(config.format)
@@ -96,7 +114,10 @@ def open_split(
         other_classes=config.other_classes,
         report=found,
         lines=report is not None,
+        require_annotations=split != "test" or not own,
     )
+    if not own and not kind.looks_like(root) and config.format != "synthetic":
+        _hint_at_other_format(config.format, root)
     annotations = kind.read(config, root, split if own else "train", options)
     if config.objects != "many" and annotations.annotated:
         largest = config.objects == "largest"
@@ -117,27 +138,65 @@ def open_split(
     )
 
 
-def has_split(config: DataConfig, root: Path, split: str) -> bool:
+def has_split(config: DataConfig, root: Path | str, split: str) -> bool:
     """Return whether :func:`open_split` can give a split: named, found, or cut from training."""
+    root = Path(root)
     named = named_annotations(config, split) is not None
+    config = resolve_format(config, root, split)
     found = named or _format(config.format).has_split(config, root, split)
     return found or split in _cut_fractions(config, root)
 
 
-def detect_format(root: Path) -> FormatName:
+def resolve_format(config: DataConfig, root: Path | str, split: str = "train") -> DataConfig:
+    """Replace ``format: auto`` by the format of the data; other formats stay as they are.
+
+    Args:
+        config: The data section of a recipe.
+        root: The data folder.
+        split: The split that is wanted. Where the recipe names a JSON or CSV file for it, that
+            decides; else the folder does, as in :func:`detect_format`.
+
+    Raises:
+        UserError: The folder does not exist, or looks like no format.
+    """
+    if config.format != "auto":
+        return config
+    named = named_annotations(config, split)
+    by_suffix: dict[str, FormatName] = {".json": "coco", ".csv": "csv"}
+    found = by_suffix.get(Path(named).suffix.lower()) if named is not None else None
+    return dataclasses.replace(config, format=found or detect_format(root))
+
+
+def detect_format(root: Path | str) -> FormatName:
     """Return the format that a data folder looks like.
 
     Raises:
         UserError: It does not exist, or looks like none.
     """
+    root = Path(root)
     if not root.is_dir():
-        raise UserError(f"the data folder {root} does not exist")
+        hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(root)) and not root.exists()
+        hint = "; a name of the Hugging Face Hub needs data.format=hf" if hub else ""
+        raise UserError(f"the data folder {root} does not exist{hint}")
     for name, kind in FORMATS.items():
         if kind.looks_like(root):
             return name
+    found = [name for name in FORMATS if name != "synthetic"]
+    marks = "; ".join(f"{name}: {FORMATS[name].looked_for}" for name in found)
     raise UserError(
-        f"{root} looks like none of {', '.join(FORMATS)}; name its format with --format"
+        f"{root} looks like none of {', '.join(found)}; name its format with data.format=NAME "
+        f"(check: --format NAME). Looked for {marks}"
     )
+
+
+def _hint_at_other_format(name: FormatName, root: Path) -> None:
+    """Stop where a folder has no data of the format that the recipe names, but of another."""
+    other = next((other for other, kind in FORMATS.items() if kind.looks_like(root)), None)
+    if other is not None:
+        raise UserError(
+            f"{root} has no data in the format {name}: looked for {FORMATS[name].looked_for}; it "
+            f"looks like {other}: data.format={other}, or data.format=auto"
+        )
 
 
 def _format(name: FormatName) -> Format:
@@ -181,8 +240,7 @@ def _read_synthetic(
 
 
 def _read_voc(config: DataConfig, root: Path, split: str, options: ReadOptions) -> AnnotationSet:
-    name = named_annotations(config, split) or voc_set_name(root, split, config.voc.years)
-    return read_voc_with(root, name, config.voc, options)
+    return read_voc_split(root, split, named_annotations(config, split), config.voc, options)
 
 
 def _read_csv(config: DataConfig, root: Path, split: str, options: ReadOptions) -> AnnotationSet:
@@ -190,45 +248,52 @@ def _read_csv(config: DataConfig, root: Path, split: str, options: ReadOptions) 
     path = root / named if named else find_csv(root, split)
     if path is None:
         raise UserError(
-            f"no CSV file for {split} in {root}: looked for {split}.csv and {split}_labels.csv; "
-            f"name one with data.{split}_annotations=PATH"
+            f"no CSV file for {split} in {root}: looked for {split}.csv, {split}_labels.csv and "
+            f"{split}/_annotations.csv; name one with data.{split}_annotations=PATH"
         )
     return read_csv_boxes_with(path, _folder(config, root, split), config.csv, options)
 
 
 def _read_yolo(config: DataConfig, root: Path, split: str, options: ReadOptions) -> AnnotationSet:
     named = named_annotations(config, split)
-    return read_yolo_with(root, split, [root / named] if named else None, options)
+    images = [root / named] if named else None
+    return read_yolo_with(root, split, images, config.yolo, options)
 
 
 # In the order in which a folder is compared with them: the plainest marks come first.
 FORMATS: dict[FormatName, Format] = {
     "voc": Format(
-        lambda root: bool(voc_folders(root)),
-        lambda config, root, split: voc_set_name(root, split, config.voc.years) is not None,
+        "Annotations or other folders with VOC's XML files",
+        looks_like_voc,
+        lambda config, root, split: bool(find_voc_split(root, split, config.voc.years)),
         _read_voc,
     ),
     "pennfudan": Format(
+        "PNGImages and PedMasks",
         lambda root: mask_folders(root) is not None,
         lambda config, root, split: split == "train",
         lambda config, root, split, options: read_pennfudan_with(root, options),
     ),
     "coco": Format(
+        "instances_train*.json, train.json, train/_annotations.coco.json or a single COCO file",
         lambda root: any(list_annotations(root, split) for split in SPLITS),
         lambda config, root, split: bool(list_annotations(root, split)),
         _read_coco,
     ),
     "yolo": Format(
-        lambda root: bool(find_yolo_split(root, "train")),
-        lambda config, root, split: bool(find_yolo_split(root, split)),
+        "a YAML file with train: or val:, or pictures with text files in labels or beside them",
+        looks_like_yolo,
+        lambda config, root, split: bool(find_yolo_split(root, split, config.yolo.description)),
         _read_yolo,
     ),
     "csv": Format(
-        lambda root: any(find_csv(root, split) for split in SPLITS),
-        lambda config, root, split: find_csv(root, split) is not None,
+        "train.csv, train_labels.csv or a single CSV file",
+        lambda root: any(list_csv(root, split) for split in SPLITS),
+        lambda config, root, split: bool(list_csv(root, split)),
         _read_csv,
     ),
     "synthetic": Format(
+        "nothing, it is made",
         lambda root: False,  # On disk it is COCO.
         lambda config, root, split: split in ("train", "val"),
         _read_synthetic,

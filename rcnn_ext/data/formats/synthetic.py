@@ -31,7 +31,7 @@ _SUPERSAMPLING = 4
 
 
 def make_synthetic(
-    root: Path,
+    root: Path | str,
     config: SyntheticConfig | None = None,
     progress: Callable[[Iterable[int]], Iterable[int]] = lambda items: items,
 ) -> Path:
@@ -51,6 +51,7 @@ def make_synthetic(
     Raises:
         UserError: ``root`` holds anything else.
     """
+    root = Path(root)
     config = config or SyntheticConfig()
     if root.exists() and not root.is_dir():
         raise UserError(f"{root} is a file; a synthetic data set needs a folder")

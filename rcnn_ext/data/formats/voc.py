@@ -1,4 +1,4 @@
-"""PASCAL VOC detection data: image sets and one XML file per image.
+"""PASCAL VOC detection data: one XML file per image, and perhaps image sets.
 
 Format: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/devkit_doc.html
 """
@@ -14,120 +14,127 @@ from rcnn_ext.config.data import VocConfig
 from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.data.builder import RawObject, ReadOptions, SetBuilder
 from rcnn_ext.data.formats.safe_xml import XmlError, read_xml, text_of
+from rcnn_ext.data.formats.voc_layout import (
+    VocSource,
+    all_voc_annotations,
+    describe_search,
+    find_voc_split,
+)
 from rcnn_ext.data.images import IMAGE_SUFFIXES, numeric_ids
 from rcnn_ext.data.problems import Report
+from rcnn_ext.data.text_files import read_lines
 from rcnn_ext.errors import UserError
 
 
-def voc_folders(root: Path, years: Sequence[int] | None = None) -> list[Path]:
-    """Return the folders with ``Annotations`` and images: ``root``, or VOC<year> below it."""
-    for parent in (root, root / "VOCdevkit"):
-        found = sorted(path for path in parent.glob("VOC*") if (path / "Annotations").is_dir())
-        if years is not None:
-            found = [path for path in found if path.name in {f"VOC{year}" for year in years}]
-        if found:
-            return found
-    return [root] if (root / "Annotations").is_dir() else []
-
-
-def voc_image_sets(root: Path, name: str, years: Sequence[int] | None = None) -> list[Path]:
-    """Return the lists ``ImageSets/Main/<name>.txt``, at most one per year."""
-    lists = [folder / "ImageSets" / "Main" / f"{name}.txt" for folder in voc_folders(root, years)]
-    return [path for path in lists if path.is_file()]
-
-
-def voc_set_name(root: Path, split: str, years: Sequence[int] | None = None) -> str | None:
-    """Return the image set of a split where the recipe names none; None if there is none.
-
-    Training is ``train`` where there is a ``val`` to go with it, else ``trainval``.
-    """
-    if split != "train":
-        return split if voc_image_sets(root, split, years) else None
-    paired = voc_image_sets(root, "val", years)
-    order = ("train", "trainval") if paired else ("trainval", "train")
-    return next((name for name in order if voc_image_sets(root, name, years)), None)
-
-
 def read_voc(
-    root: Path,
+    root: Path | str,
     image_set: str | None = None,
     *,
     config: VocConfig | None = None,
     classes: Sequence[str] | None = None,
     report: Report | None = None,
 ) -> AnnotationSet:
-    """Read an image set of a VOC devkit.
+    """Read VOC annotations: an image set of a devkit, or all XML files of a folder.
 
     Args:
-        root: The devkit, its parent, or one year of it.
-        image_set: Name of a list in ``ImageSets/Main``; None takes every XML file.
+        root: The devkit, its parent, or one year of it; or any folder with XML files, in
+            ``Annotations`` or a folder of a similar name, or beside the pictures.
+        image_set: Name of a list in ``ImageSets/Main``, or a folder of XML files in ``root``; None
+            takes every XML file.
         config: How to read it.
         classes: Names of the classes; objects of others are left out. None takes those that occur,
             sorted.
         report: Where problems go; broken images are then left out. None raises for errors.
 
     Returns:
-        The images in the order of the list. Boxes are (x1, y1, x2, y2) with x2 and y2 beyond the
-        last pixel. A list without any XML file gives images without annotations.
+        The images in the order of the list, or of the names of the XML files. Boxes are (x1, y1,
+        x2, y2) with x2 and y2 beyond the last pixel. A list without any XML file gives images
+        without annotations.
 
     Raises:
         UserError: Files are missing or wrong; what and where is named.
     """
-    return read_voc_with(
-        root, image_set, config or VocConfig(), ReadOptions(classes, True, report=report)
+    config = config or VocConfig()
+    root = Path(root)
+    sources = (
+        all_voc_annotations(root, config.years)
+        if image_set is None
+        else find_voc_split(root, "train", config.years, image_set)
     )
-
-
-def read_voc_with(
-    root: Path, image_set: str | None, config: VocConfig, options: ReadOptions
-) -> AnnotationSet:
-    """:func:`read_voc` with the options that all formats share."""
-    folders = voc_folders(root, config.years)
-    if not folders:
+    if not sources and image_set is not None and all_voc_annotations(root, config.years):
+        raise UserError(f"{root} has no image set ImageSets/Main/{image_set}.txt")
+    if not sources:
         years = "" if config.years is None else f" of the years {config.years}"
         raise UserError(
             f"no VOC data{years} in {root}: looked for a folder Annotations in it, in VOC<year> "
-            "and in VOCdevkit/VOC<year>"
+            "and in VOCdevkit/VOC<year>, and for XML files"
         )
-    source = root
-    lists: list[Path | None] = [None] * len(folders)
-    if image_set is not None:
-        found = voc_image_sets(root, image_set, config.years)
-        if not found:
-            raise UserError(f"{root} has no image set ImageSets/Main/{image_set}.txt")
-        folders = [path.parents[2] for path in found]
-        lists = list(found)
-        source = found[0] if len(found) == 1 else root
-    builder = SetBuilder(source, options)
-    names: list[tuple[Path, str, tuple[Path, int | None]]] = []  # folder, name, where it is listed
-    for folder, listing in zip(folders, lists, strict=True):
-        names += _listed(folder, listing, builder)
+    return _read_sources(root, sources, config, ReadOptions(classes, True, report=report))
+
+
+def read_voc_split(
+    root: Path, split: str, named: str | None, config: VocConfig, options: ReadOptions
+) -> AnnotationSet:
+    """Read a split with the options that all formats share.
+
+    Args:
+        root: The folder of the data set.
+        split: ``train``, ``val`` or ``test``.
+        named: Its image set or folder of XML files; None looks for it.
+        config: How to read it.
+        options: The options that all formats share.
+
+    Raises:
+        UserError: Files are missing or wrong; what and where is named.
+    """
+    sources = find_voc_split(root, split, config.years, named)
+    if not sources and named is not None:
+        raise UserError(
+            f"{root} has no image set ImageSets/Main/{named}.txt, nor XML files in {root / named}"
+        )
+    if not sources:
+        raise UserError(
+            f"no VOC annotations for {split} in {root}: "
+            f"{describe_search(root, split, config.years)}; name an image set or a folder with "
+            f"data.{split}_annotations=NAME"
+        )
+    return _read_sources(root, sources, config, options)
+
+
+def _read_sources(
+    root: Path, sources: Sequence[VocSource], config: VocConfig, options: ReadOptions
+) -> AnnotationSet:
+    only = sources[0]
+    origin = root if len(sources) > 1 or only.listing is None else only.listing
+    builder = SetBuilder(origin, options)
+    names: list[tuple[VocSource, str, tuple[Path, int | None]]] = []  # and where it is listed
+    for source in sources:
+        names += [(source, name, where) for name, where in _listed(source, builder)]
     if not names:
-        raise UserError(f"{source} lists no images")
+        raise UserError(f"{origin} lists no images")
     ids = numeric_ids([name for _, name, _ in names])
-    annotated = any(
-        builder.exists(folder / "Annotations" / f"{name}.xml") for folder, name, _ in names
-    )
-    for image_id, (folder, name, listed) in zip(ids, names, strict=True):
-        xml = folder / "Annotations" / f"{name}.xml"
+    annotated = any(builder.exists(source.annotations / f"{name}.xml") for source, name, _ in names)
+    for image_id, (source, name, listed) in zip(ids, names, strict=True):
+        xml = source.annotations / f"{name}.xml"
         if not annotated:
-            builder.add(image_id, _picture(folder, name, None, builder), None, [], listed)
+            builder.add(image_id, _picture(source, name, None, builder), None, [], listed)
         elif not builder.exists(xml):
             builder.report.error(*listed, f"{xml} does not exist")
             builder.skip()
         else:
-            _add(builder, image_id, folder, name, xml, config)
-    return builder.finish(annotated=annotated)
+            _add(builder, image_id, source, name, xml, config)
+    looked_for = str(names[0][0].annotations / f"{names[0][1]}.xml")
+    return builder.finish(annotated=annotated, looked_for=looked_for)
 
 
-def _listed(
-    folder: Path, listing: Path | None, builder: SetBuilder
-) -> list[tuple[Path, str, tuple[Path, int | None]]]:
+def _listed(source: VocSource, builder: SetBuilder) -> list[tuple[str, tuple[Path, int | None]]]:
+    """Return the names of a source's images, and where each is listed."""
+    listing = source.listing
     if listing is None:
-        files = sorted((folder / "Annotations").glob("*.xml"))
-        return [(folder, file.stem, (file, None)) for file in files]
+        files = sorted(source.annotations.glob("*.xml"))
+        return [(file.stem, (file, None)) for file in files]
     found: dict[str, int] = {}
-    for number, text in enumerate(listing.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, text in enumerate(read_lines(listing), start=1):
         words = text.split()
         # The list of a class has a flag beside each name; -1 means that no such object is there.
         if not words or words[1:2] == ["-1"]:
@@ -139,24 +146,19 @@ def _listed(
             )
             continue
         found[words[0]] = number
-    return [(folder, name, (listing, number)) for name, number in found.items()]
+    return [(name, (listing, number)) for name, number in found.items()]
 
 
-def _picture(folder: Path, name: str, named: str | None, builder: SetBuilder) -> Path:
-    images = folder / "JPEGImages"
-    if not images.is_dir():
-        # Tools that borrow the format often keep the pictures elsewhere.
-        images = next(
-            (f for f in (folder / "images", folder / "Annotations") if f.is_dir()), folder
-        )
-    candidates = [images / f"{name}{suffix}" for suffix in IMAGE_SUFFIXES]
+def _picture(source: VocSource, name: str, named: str | None, builder: SetBuilder) -> Path:
+    files = [f"{name}{suffix}" for suffix in IMAGE_SUFFIXES]
     if named:
-        candidates.insert(1, images / Path(named.replace("\\", "/")).name)
+        files.insert(1, Path(named.replace("\\", "/")).name)
+    candidates = [folder / file for folder in source.images for file in files]
     return next((path for path in candidates if builder.exists(path)), candidates[0])
 
 
 def _add(
-    builder: SetBuilder, image_id: int, folder: Path, name: str, xml: Path, config: VocConfig
+    builder: SetBuilder, image_id: int, source: VocSource, name: str, xml: Path, config: VocConfig
 ) -> None:
     report = builder.report
     try:
@@ -165,14 +167,19 @@ def _add(
         report.error(xml, getattr(error, "line", None), str(error))
         builder.skip()
         return
-    path = _picture(folder, name, text_of(node, "filename"), builder)
+    if node.tag != "annotation":
+        found = f"<{node.tag}> instead of <annotation>"
+        report.error(xml, node.sourceline, f"no annotation of VOC's kind: it begins with {found}")
+        builder.skip()
+        return
+    path = _picture(source, name, text_of(node, "filename"), builder)
     before = len(report.errors())
     size, size_line = _size(node, xml, report)
     objects = []
     for item in node.findall("object"):
-        found = _object(item, xml, config.one_based, report)
-        if found is not None:
-            objects.append(found)
+        one = _object(item, xml, config.one_based, report)
+        if one is not None:
+            objects.append(one)
     broken = len(report.errors()) > before
     builder.add(image_id, path, size, objects, (xml, size_line), broken=broken, verify_size=True)
 

@@ -26,7 +26,7 @@ _ANNOTATIONS, _IMAGES = "annotations.json", "images"
 
 def copy_split(
     split: HubSplit,
-    folder: Path,
+    folder: Path | str,
     max_images: int | None = None,
 ) -> AnnotationSet:
     """Keep the rows of a split in COCO's layout, and open that.
@@ -43,6 +43,7 @@ def copy_split(
         UserError: A row is broken and ``data.on_error`` is ``stop``, no row is usable, or
             ``folder`` holds something else.
     """
+    folder = Path(folder)
     made_from = _description(split, max_images)
     if not _holds(folder, made_from):
         if folder.exists() and any(folder.iterdir()):

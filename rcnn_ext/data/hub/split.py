@@ -64,7 +64,7 @@ class HubSplit:
 
 
 def open_stream(
-    config: DataConfig, root: Path, split: str, classes: Sequence[str] | None = None
+    config: DataConfig, root: Path | str, split: str, classes: Sequence[str] | None = None
 ) -> HubSplit:
     """Open a split for streaming.
 
@@ -117,7 +117,7 @@ def open_stream(
     return HubSplit(Path(source), name, rows, numbered, config, class_names, images)
 
 
-def stream_splits(config: DataConfig, root: Path) -> tuple[str, ...]:
+def stream_splits(config: DataConfig, root: Path | str) -> tuple[str, ...]:
     """Return which of ``train``, ``val`` and ``test`` a data set has.
 
     Raises:
@@ -156,7 +156,7 @@ def _cannot_open(what: str, error: Exception) -> UserError:
     return UserError(f"cannot open {what}: {reason}")
 
 
-def _source(hub: HubConfig, root: Path) -> str:
+def _source(hub: HubConfig, root: Path | str) -> str:
     """Return the folder as an absolute path, or the name on the Hub."""
     source = hub.path or str(root)
     if Path(source).is_dir():

@@ -80,6 +80,52 @@ def test_files_that_only_list_images(write):
     assert found.images[0].width == 40
 
 
+def test_files_without_a_header(write):
+    path = write("a.jpg,10,4,30,16,cat\na.jpg,1,2,3,4,dog\nb.jpg,,,,,\n")
+    found = read_csv_boxes(path)
+    np.testing.assert_array_equal(found.images[0].boxes, [[10, 4, 30, 16], [1, 2, 3, 4]])
+    assert found.images[0].labels.tolist() == [1, 2]
+    assert found.images[0].origin == (path, 1)
+    assert [len(record.boxes) for record in found.images] == [2, 0]
+
+
+def test_columns_of_open_images(write):
+    text = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax\na,x,/m/01,1,.25,.75,.2,.8\n"
+    found = read_csv_boxes(write(text), config=CsvConfig(normalized=True))
+    np.testing.assert_allclose(found.images[0].boxes, [[10, 4, 30, 16]], atol=1e-5)
+
+
+def test_lists_may_say_more_of_the_images(write):
+    text = "id,filename,width,height,source\n1,a.jpg,40,20,site\n2,b.jpg,40,20,site\n"
+    found = read_csv_boxes(write(text, "test.csv"))
+    assert not found.annotated
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "unread"),
+    [
+        # Kaggle's wheat, VIA, and a box as one column of any name.
+        ("image_id,width,height,bbox,source", 'a,40,20,"[834.0, 22.0, 56.0, 36.0]",x', "bbox"),
+        (
+            "filename,file_size,region_count,region_id,region_shape_attributes",
+            'a.jpg,5,1,0,"{""name"":""rect"",""x"":1}"',
+            "region_count, region_id, region_shape_attributes",
+        ),
+        ("filename,where", 'a.jpg,"[1, 2, 3, 4]"', "where"),
+        ("filename,x,y", "a.jpg,1,2", "x, y"),
+    ],
+)
+def test_boxes_in_another_form_are_no_list_of_images(write, header, row, unread):
+    message = (
+        f"no columns for a box among .*looked for xmin ymin xmax ymax, or x y w h, or cx cy w h, "
+        f"one number in each; {unread} cannot be read as one"
+    )
+    for name in ("train.csv", "test.csv"):
+        with pytest.raises(UserError, match=message):
+            read_csv_boxes(write(f"{header}\n{row}\n", name))
+
+
 @pytest.mark.parametrize(
     ("text", "line", "message"),
     [

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rcnn_ext.data.formats.voc import VocConfig, read_voc, voc_set_name
+from rcnn_ext.data.formats.voc import VocConfig, read_voc
+from rcnn_ext.data.formats.voc_layout import voc_set_name
 from rcnn_ext.data.problems import Report
 from rcnn_ext.errors import UserError
 from tests.helpers.real_data import REAL, needs_real_data

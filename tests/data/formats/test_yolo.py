@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rcnn_ext.data.formats.yolo import find_yolo_split, read_yolo
+from rcnn_ext.config.data import YoloConfig
+from rcnn_ext.data import DataConfig, open_split
+from rcnn_ext.data.formats.yolo import read_yolo
+from rcnn_ext.data.formats.yolo_layout import find_yolo_split
 from rcnn_ext.data.problems import Report
 from rcnn_ext.errors import UserError
 
@@ -106,3 +109,61 @@ def test_pictures_that_are_none_are_named(make):
 def test_descriptions_that_are_wrong(make, names, message):
     with pytest.raises(UserError, match=message):
         read_yolo(make({"a": None}, names=names))
+
+
+def test_splits_in_folders_are_never_merged(make):
+    root = make({"a": "0 .5 .5 .5 .5"}, "images/val", "labels/val", names=None)
+    make({"b": "0 .5 .5 .5 .5"}, "images/others", "labels/others", names=None)
+    assert find_yolo_split(root, "train") == []
+    with pytest.raises(UserError, match=r"no images for train .*splits images/val are not merged"):
+        read_yolo(root)
+    # A list, or a YAML file, says as much as a folder does.
+    (root / "images" / "val").rename(root / "images" / "more")
+    assert find_yolo_split(root, "train") == [root / "images"]
+    (root / "val.txt").write_text("images/more/a.png\n")
+    assert find_yolo_split(root, "train") == []
+    (root / "val.txt").unlink()
+    (root / "mine.yaml").write_text("val: images/more\n")
+    assert find_yolo_split(root, "train") == []
+    (root / "mine.yaml").write_text("train: images\nval: images/more\n")
+    with pytest.raises(UserError, match="the training images .*images contain those for val"):
+        read_yolo(root)
+    assert len(read_yolo(root, "val")) == 1
+
+
+def test_yaml_files_of_any_name_are_read_unless_they_differ(make):
+    root = make({"a": "1 .5 .5 .5 .5"}, names=None)
+    (root / "recipe.yml").write_text("data:\n  train: 3\nmodel: {names: x}\n")
+    (root / ".hidden.yaml").write_text("names: [x]\n")
+    (root / "animals.YML").write_text("train: images/train\nnames: [cat, dog]\n")
+    assert read_yolo(root).classes.names == ("cat", "dog")
+    (root / "copy.yaml").write_text("# a copy\nnames: [cat, dog]\ntrain: images/train\n")
+    assert read_yolo(root).classes.names == ("cat", "dog")
+    (root / "copy.yaml").write_text("names: [dog, cat]\ntrain: images/train\n")
+    message = r"several YAML files .*animals\.YML, copy\.yaml; choose .*data\.yolo\.description"
+    with pytest.raises(UserError, match=message):
+        read_yolo(root)
+    chosen = YoloConfig(description="copy.yaml")
+    assert read_yolo(root, config=chosen).classes.names == ("dog", "cat")
+    with pytest.raises(UserError, match=r"other\.yaml \(data\.yolo\.description\) does not exist"):
+        read_yolo(root, config=YoloConfig(description="other.yaml"))
+
+
+def test_pictures_without_text_files_are_an_error_where_some_are_needed(make):
+    root = make({"a": None, "b": None})
+    found = read_yolo(root)
+    assert not found.annotated
+    config = DataConfig(format="yolo")
+    message = r"2 images, but no annotations: looked for .*labels/train/a\.txt or .*train/a\.txt"
+    with pytest.raises(UserError, match=message):
+        open_split(config, root, "train")
+    report = Report()
+    with pytest.raises(UserError, match="no annotations"):
+        open_split(config, root, "train", report=report)
+    assert len(report.errors()) == 1
+    # A test split may be without, but not with files that fit no picture.
+    make({"c": None}, "images/test", "labels/test")
+    assert not open_split(config, root, "test", ["cat", "dog"]).annotated
+    (root / "labels" / "test" / "image_c.txt").write_text("0 .5 .5 .5 .5\n")
+    with pytest.raises(UserError, match=r"no annotations: looked for .*labels/test/c\.txt"):
+        open_split(config, root, "test", ["cat", "dog"])

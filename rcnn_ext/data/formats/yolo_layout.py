@@ -1,0 +1,268 @@
+"""Finding the images, label files and class names of YOLO data.
+
+A YAML file of any name may say where they are (https://docs.ultralytics.com/datasets/detect/);
+without one they are in folders and lists with the usual names.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from rcnn_ext.data.formats.split_names import SPLIT_NAMES, SPLITS, mixed_splits, split_folders
+from rcnn_ext.data.images import IMAGE_SUFFIXES
+from rcnn_ext.data.text_files import read_lines
+from rcnn_ext.errors import UserError
+
+# What is called so is meant, even where it is broken.
+_USUAL_DESCRIPTIONS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+_NAME_FILES = ("classes.txt", "obj.names", "labels.txt")
+_SPLIT_KEYS = tuple(name for split in SPLITS for name in SPLIT_NAMES[split])
+_ANY_KEY = re.compile(rf"\b({'|'.join((*_SPLIT_KEYS, 'names'))})\b['\"]?\s*:")
+
+
+def find_description(root: Path, named: str | None = None) -> Path | None:
+    """Return the YAML file that says what is where, whatever it is called.
+
+    Args:
+        root: The folder of the data set.
+        named: The file that the recipe names, relative to ``root``; None looks for one with
+            ``names``, or with ``train`` or ``val`` that are paths.
+
+    Raises:
+        UserError: It cannot be read, or several files say different things.
+    """
+    if named is not None:
+        if not (root / named).is_file():
+            raise UserError(f"{root / named} (data.yolo.description) does not exist")
+        return root / named
+    found: list[tuple[Path, dict[str, Any]]] = []
+    for path in sorted(root.iterdir()) if root.is_dir() else []:
+        hidden = path.name.startswith(".")
+        if hidden or path.suffix.lower() not in (".yaml", ".yml") or not path.is_file():
+            continue
+        content = _relevant_content(path)
+        if content is not None:
+            found.append((path, content))
+    if any(content != found[0][1] for _, content in found[1:]):
+        names = ", ".join(path.name for path, _ in found)
+        raise UserError(
+            f"{root} has several YAML files that name splits or classes: {names}; choose one with "
+            "data.yolo.description=NAME"
+        )
+    return found[0][0] if found else None
+
+
+def _relevant_content(path: Path) -> dict[str, Any] | None:
+    """Return what a file says of splits and classes; None if it is about something else."""
+    usual = path.name in _USUAL_DESCRIPTIONS
+    try:
+        # In an encoding that is not read its keys can be told, and the file is not passed over.
+        text = path.read_bytes().decode("utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if not usual and not _ANY_KEY.search(text):
+        return None
+    content = read_description(path)
+    relevant = {key: content[key] for key in ("path", "names", *_SPLIT_KEYS) if content.get(key)}
+    names = isinstance(relevant.get("names"), (list, dict))
+    paths = any(
+        _is_paths(relevant.get(name)) for split in ("train", "val") for name in SPLIT_NAMES[split]
+    )
+    return relevant if usual or names or paths else None
+
+
+def _is_paths(value: object) -> bool:
+    items = value if isinstance(value, list) else [value]
+    return bool(items) and all(isinstance(item, str) for item in items)
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """Return the content of a YAML file.
+
+    Raises:
+        UserError: It cannot be read, or has no keys.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} has no keys")
+    return content
+
+
+def find_yolo_split(root: Path, split: str, description: str | None = None) -> list[Path]:
+    """Return the image folders, or lists of images, of a split.
+
+    They are those that a YAML file names, or the usual ones: ``images/<split>``,
+    ``<split>/images``, the list ``<split>.txt``, or ``<split>`` with label files beside the
+    pictures. Where nothing says which images are for what, all of ``images``, or of ``root``, are
+    for training.
+
+    Args:
+        root: The folder of the data set.
+        split: ``train``, ``val`` or ``test``.
+        description: The YAML file, relative to ``root``; None looks for it.
+
+    Raises:
+        UserError: A YAML file cannot be read, or there are several.
+    """
+    path = find_description(root, description)
+    named = _named_split(root, split, read_description(path)) if path is not None else []
+    found = named or _usual_split(root, split)
+    if found or split != "train":
+        return found
+    if find_yolo_split(root, "val", description) or find_yolo_split(root, "test", description):
+        return []
+    images = root / "images"
+    if mixed_splits(root) or mixed_splits(images):
+        return []
+    if images.is_dir() and ((root / "labels").is_dir() or _has_labels_beside(images)):
+        return [images]
+    return [root] if _has_labels_beside(root) else []
+
+
+def looks_like_yolo(root: Path) -> bool:
+    """Return whether a YAML file names splits, or pictures in the usual places have label files.
+
+    Raises:
+        UserError: A YAML file cannot be read, or there are several.
+    """
+    path = find_description(root)
+    content = read_description(path) if path is not None else {}
+    if any(_named_split(root, split, content) for split in SPLITS):
+        return True
+    return any(_has_labels(source) for split in SPLITS for source in find_yolo_split(root, split))
+
+
+def _has_labels(source: Path) -> bool:
+    if source.is_file():
+        return any(path.suffix.lower() in IMAGE_SUFFIXES for path in images_of(source)[:1])
+    labels = _in_labels(source / "any.txt").parent
+    return (labels != source and labels.is_dir()) or _has_labels_beside(source)
+
+
+def describe_search(root: Path, split: str) -> str:
+    """Return where :func:`find_yolo_split` looks, for messages."""
+    looked = (
+        f"a YAML file with {split}:, images/{split}, {split}/images, {split}.txt and pictures with "
+        f"text files in {split}"
+    )
+    others = [
+        f"{folder.name}/{name}" if folder != root else name
+        for folder in (root, root / "images")
+        for name in mixed_splits(folder)
+    ]
+    mixed = f"; the splits {', '.join(others)} are not merged" if others else ""
+    return f"looked for {looked}{mixed}"
+
+
+def _named_split(root: Path, split: str, description: dict[str, Any]) -> list[Path]:
+    base = root / str(description.get("path") or "")
+    if not base.is_dir():
+        # Such files name absolute paths of the machine they were made on.
+        base = root
+    named = next((description[s] for s in SPLIT_NAMES[split] if description.get(s)), None)
+    if named is None:
+        return []
+    names = named if isinstance(named, list) else [named]
+    # Some tools write the path as seen from a folder below.
+    found = [(base / str(n), root / str(n).removeprefix("../")) for n in names]
+    return [next((p for p in pair if p.exists()), pair[0]) for pair in found]
+
+
+def _usual_split(root: Path, split: str) -> list[Path]:
+    folders = split_folders(root / "images", split)
+    if folders:
+        return folders
+    for folder in split_folders(root, split):
+        if (folder / "images").is_dir():
+            return [folder / "images"]
+        if _has_labels_beside(folder):
+            return [folder]
+    lists = (root / f"{name}.txt" for name in SPLIT_NAMES[split])
+    return next(([path] for path in lists if path.is_file()), [])
+
+
+def _has_labels_beside(folder: Path) -> bool:
+    """Return whether pictures in a folder have text files beside them."""
+    if not folder.is_dir():
+        return False
+    names = set(os.listdir(folder))
+    stems = {Path(name).stem for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES}
+    return any(f"{stem}.txt" in names for stem in stems)
+
+
+def yolo_names(root: Path, description: str | None = None) -> list[str] | None:
+    """Return the names of the classes in a YAML file, ``classes.txt`` or ``obj.names``.
+
+    Args:
+        root: The folder of the data set.
+        description: The YAML file, relative to ``root``; None looks for it.
+
+    Raises:
+        UserError: A file is there but wrong.
+    """
+    path = find_description(root, description)
+    names = read_description(path).get("names") if path is not None else None
+    if path is not None and isinstance(names, dict):
+        if sorted(names, key=str) != sorted(range(len(names)), key=str):
+            raise UserError(f"{root}: the names in {path.name} must be numbered 0, 1, 2, ...")
+        names = [names[index] for index in range(len(names))]
+    if isinstance(names, list):
+        return [str(name) for name in names]
+    inner = [folder for split in SPLITS for folder in split_folders(root / "labels", split)]
+    for folder in (root, root / "labels", root / "images", *inner):
+        for name in _NAME_FILES:
+            if (folder / name).is_file():
+                lines = read_lines(folder / name)
+                return [line.strip() for line in lines if line.strip()]
+    return None
+
+
+def images_of(source: Path) -> list[Path]:
+    """Return the pictures in a folder and those below it, or those that a list names.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    if source.is_dir():
+        return sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    names = [Path(line.strip()) for line in read_lines(source) if line.strip()]
+    # Darknet's lists may start above the folder of the list: data/obj_train_data/1.jpg.
+    first = names[0].parts if names and not names[0].is_absolute() else ()
+    starts = range(len(first))
+    above = next((n for n in starts if source.parent.joinpath(*first[n:]).is_file()), 0)
+    return [
+        source.parent.joinpath(*name.parts[above:]) if above else source.parent / name
+        for name in names
+    ]
+
+
+def label_files(images: list[Path]) -> tuple[list[Path], list[Path]]:
+    """Return the two places of each picture's text file: in ``labels``, and beside it.
+
+    The first has ``labels`` for the last ``images`` in the picture's path.
+    """
+    return [_in_labels(path) for path in images], [path.with_suffix(".txt") for path in images]
+
+
+def has_label_files(labels: list[Path]) -> bool:
+    """Return whether the folders of label files have any, whatever their names."""
+    folders = {label.parent for label in labels}
+    found = (path for folder in folders if folder.is_dir() for path in folder.glob("*.txt"))
+    return any(path.name not in _NAME_FILES for path in found)
+
+
+def _in_labels(image: Path) -> Path:
+    parts = list(image.parts)
+    for index in range(len(parts) - 2, -1, -1):
+        if parts[index] == "images":
+            parts[index] = "labels"
+            break
+    return Path(*parts).with_suffix(".txt")
