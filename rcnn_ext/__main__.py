@@ -2,6 +2,6 @@
 
 import sys
 
-from rcnn_ext.cli.main import main
+from rcnn_ext.cli import main
 
 sys.exit(main())

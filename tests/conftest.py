@@ -66,7 +66,7 @@ class TinyRun:
 def tiny_run(tmp_path_factory, one_thread):
     """A detector trained for some steps through the command line, with a validation half way."""
     pytest.importorskip("lightning", reason="lightning comes with the extra train")
-    from rcnn_ext.cli.main import main
+    from rcnn_ext.cli import main
 
     folder = tmp_path_factory.mktemp("tiny")
     run = TinyRun(folder / "data", folder / "out", (*TINY, "evaluation.val_every=2"), 4)

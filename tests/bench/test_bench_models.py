@@ -12,7 +12,7 @@ from rcnn_ext.bench.contenders import OURS, TORCHVISION
 from rcnn_ext.bench.model_pair import SMALL, make_image, make_pair
 from rcnn_ext.bench.models import ModelCase, detection_error, loss_error, run_case
 from rcnn_ext.bench.timing import TimingConfig
-from rcnn_ext.cli.main import main
+from rcnn_ext.cli import main
 
 CPU = torch.device("cpu")
 TIMING = TimingConfig(min_run_time=0.0, budget=0.0, max_runs=1)

@@ -7,7 +7,7 @@ import json
 import pytest
 from PIL import Image
 
-from rcnn_ext.cli.main import main
+from rcnn_ext.cli import main
 
 pytest.importorskip("lightning", reason="lightning comes with the extra train")
 

@@ -12,7 +12,7 @@ pytest.importorskip("lightning", reason="lightning comes with the extra train")
 
 from PIL import Image
 
-from rcnn_ext.cli.main import main
+from rcnn_ext.cli import main
 from rcnn_ext.config import recipe_names
 from rcnn_ext.train.loggers import LOSSES, read_csv
 from tests.helpers.made_data import as_coco, as_csv, as_pennfudan, as_voc

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rcnn_ext.cli.main import main
+from rcnn_ext.cli import main
 from rcnn_ext.data import DataConfig, open_split
 from rcnn_ext.data.statistics import channel_statistics
 from rcnn_ext.errors import UserError

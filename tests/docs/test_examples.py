@@ -25,7 +25,7 @@ pytest.importorskip("lightning", reason="lightning comes with the extra train")
 
 import yaml
 
-from rcnn_ext.cli.main import main
+from rcnn_ext.cli import main
 from rcnn_ext.config import Recipe, recipe_from_dict
 from tests.docs.page_data import make_page_data
 

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("lightning", reason="lightning comes with the extra train")
 pytest.importorskip("lxml", reason="lxml comes with the extra train")
 
-from rcnn_ext.cli.main import main
+from rcnn_ext.cli import main
 from rcnn_ext.config import load_recipe
 from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.train.training_data import open_source

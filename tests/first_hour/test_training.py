@@ -14,7 +14,7 @@ import yaml
 
 pytest.importorskip("lightning", reason="lightning comes with the extra train")
 
-from rcnn_ext.cli.main import main
+from rcnn_ext.cli import main
 from rcnn_ext.distributed import Processes
 from rcnn_ext.predict.checkpoint import load_checkpoint
 from rcnn_ext.selective_search import from_config

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rcnn_ext.cli.main import main
+from rcnn_ext.cli import main
 from rcnn_ext.data import ClassList
 from rcnn_ext.metrics.confusion import confusion_matrix, image_quality
 from rcnn_ext.metrics.localization import localization_metrics

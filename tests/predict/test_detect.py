@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from rcnn_ext.cli.main import main
+from rcnn_ext.cli import main
 from rcnn_ext.data import ClassList
 from rcnn_ext.errors import UserError
 from rcnn_ext.predict.detect import Detections, coco_results, detect, distinct_names, image_ids

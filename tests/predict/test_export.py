@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from rcnn_ext.cli.main import main
+from rcnn_ext.cli import main
 from rcnn_ext.config import ModelConfig, Recipe
 from rcnn_ext.data.annotations import ClassList
 from rcnn_ext.models import fast_rcnn, localizer

@@ -100,7 +100,7 @@ def test_second_run_computes_what_is_missing(images: list[Path], cache: Proposal
 def test_missing_proposals_name_all_settings_and_the_command(
     images: list[Path], tmp_path: Path
 ) -> None:
-    from rcnn_ext.cli.main import main
+    from rcnn_ext.cli import main
 
     settings = SearchSettings(mode="fast", scale=(60.0, 90.0), min_size=30)
     cache = ProposalCache(tmp_path / "with space", settings)

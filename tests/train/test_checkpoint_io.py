@@ -13,7 +13,7 @@ import torch
 
 pytest.importorskip("lightning", reason="lightning comes with the extra train")
 
-from rcnn_ext.cli.main import main
+from rcnn_ext.cli import main
 from rcnn_ext.train.checkpoint_io import AtomicCheckpointIO
 
 ROOT = Path(__file__).parents[2]

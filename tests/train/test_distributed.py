@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rcnn_ext.cli.main import main
+from rcnn_ext.cli import main
 from tests.conftest import TINY
 
 pytest.importorskip("lightning", reason="lightning comes with the extra train")

@@ -13,7 +13,7 @@ pytest.importorskip("lightning", reason="lightning comes with the extra train")
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from rcnn_ext.cli.main import main
+from rcnn_ext.cli import main
 from rcnn_ext.config import RuntimeConfig, load_recipe
 from rcnn_ext.errors import UserError
 from rcnn_ext.predict.checkpoint import load_checkpoint

@@ -15,7 +15,7 @@ pytest.importorskip("datasets", reason="datasets comes with the extra hf")
 
 import datasets
 
-from rcnn_ext.cli.main import main
+from rcnn_ext.cli import main
 from rcnn_ext.data.formats.coco import read_coco
 from rcnn_ext.data.formats.synthetic import SHAPES, SyntheticConfig, make_synthetic
 from rcnn_ext.predict.checkpoint import load_checkpoint

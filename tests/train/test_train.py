@@ -14,7 +14,7 @@ import torch
 
 pytest.importorskip("lightning", reason="lightning comes with the extra train")
 
-from rcnn_ext.cli.main import main
+from rcnn_ext.cli import main
 from rcnn_ext.config import load_recipe
 from rcnn_ext.metrics.coco import SUMMARY
 from rcnn_ext.predict.checkpoint import load_checkpoint

@@ -14,7 +14,7 @@ import torch
 
 pytest.importorskip("lightning", reason="lightning comes with the extra train")
 
-from rcnn_ext.cli.main import main
+from rcnn_ext.cli import main
 from rcnn_ext.predict.checkpoint import load_checkpoint
 from rcnn_ext.train import logs, module
 from rcnn_ext.train.phases import RunState

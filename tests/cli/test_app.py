@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 import rcnn_ext
+from rcnn_ext.cli import app as cli
 from rcnn_ext.cli import eval as eval_command
-from rcnn_ext.cli import main as cli
 from rcnn_ext.config import recipe_names
 from rcnn_ext.errors import UserError
 
@@ -53,7 +53,7 @@ def help_without_heavy_imports(*command):
     script = textwrap.dedent(
         f"""
         import sys
-        from rcnn_ext.cli.main import main
+        from rcnn_ext.cli import main
         try:
             main([*sys.argv[1:], "--help"])
         except SystemExit as stop:
@@ -302,7 +302,7 @@ def test_detect_runs_on_the_base_installation(tiny_run, tmp_path):
         import sys
         for name in {EXTRA!r}:
             sys.modules[name] = None  # Importing it raises ModuleNotFoundError.
-        from rcnn_ext.cli.main import main
+        from rcnn_ext.cli import main
         sys.exit(main(sys.argv[1:]))
         """
     )
