@@ -22,8 +22,8 @@ EPILOG = """\
 Try it without any data:
   rcnn-ext demo --out demo-out
 
-With your own data in COCO format:
-  rcnn-ext train faster_rcnn_coco --data DATA --out runs/first
+With your own data, COCO, VOC, YOLO or CSV:
+  rcnn-ext train faster_rcnn_coco_small --data DATA --out runs/first
   rcnn-ext eval runs/first --data DATA
   rcnn-ext detect runs/first photo.jpg folder/ --out found
 

@@ -70,7 +70,7 @@ def test_help_names_every_command_and_imports_nothing_heavy():
     assert finished.returncode == 0, finished.stderr
     for command in cli.COMMANDS:
         assert re.search(rf"^    {command}( |$)", finished.stdout, re.MULTILINE), command
-    assert "rcnn-ext train faster_rcnn_coco --data DATA" in finished.stdout
+    assert "rcnn-ext train faster_rcnn_coco_small --data DATA" in finished.stdout
 
 
 @pytest.mark.parametrize(
