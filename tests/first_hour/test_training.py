@@ -87,10 +87,10 @@ def test_resume_needs_neither_recipe_nor_overrides(tiny_run, tmp_path, capsys):
     assert train(tiny_run.data, out, "--resume", "model.dropout=0.5", recipe=()) == 2
     assert "a resumed run cannot change model.dropout" in capsys.readouterr().err
     assert train(tiny_run.data, out, "--resume", "seed=0", recipe=()) == 2
-    assert "a larger schedule.steps than 6 goes on from there" in capsys.readouterr().err
+    assert "a larger schedule.steps than 6 continues it" in capsys.readouterr().err
 
 
-def test_a_demo_that_was_stopped_tells_how_it_goes_on(tiny_run, tmp_path, monkeypatch, capsys):
+def test_a_demo_that_was_stopped_tells_how_to_continue(tiny_run, tmp_path, monkeypatch, capsys):
     step_end = logs.Logs.on_train_batch_end
 
     def press_ctrl_c(self, trainer, module, *arguments):
@@ -102,7 +102,7 @@ def test_a_demo_that_was_stopped_tells_how_it_goes_on(tiny_run, tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(logs.Logs, "on_train_batch_end", press_ctrl_c)
         assert main(["demo", "--out", str(tmp_path / "out"), *options]) == 130
-    command = capsys.readouterr().err.rpartition("go on from there with: ")[2]
+    command = capsys.readouterr().err.rpartition("continue with: ")[2]
     program, *arguments = shlex.split(command)
     assert program == "rcnn-ext"
     assert main(arguments) == 0

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("lightning", reason="lightning comes with the extra train")
 
 from rcnn_ext.errors import UserError
-from rcnn_ext.train.resume import prepare_folder
+from rcnn_ext.train.resume import check_folder, clear_folder
 
 FILES = ("last.ckpt", "best.ckpt", "losses.csv", "validation.csv", "recipe.yaml", "losses.png")
 
@@ -28,16 +28,17 @@ def run(tmp_path: Path) -> Path:
 def test_a_run_is_kept_unless_it_is_to_be_replaced(run: Path) -> None:
     before = sorted(os.listdir(run))
     with pytest.raises(UserError, match="--overwrite"):
-        prepare_folder(run, False, False)
+        check_folder(run, resume=False, overwrite=False)
     assert sorted(os.listdir(run)) == before
 
 
 def test_overwriting_leaves_nothing_of_the_run(run: Path) -> None:
-    prepare_folder(run, False, True)
+    check_folder(run, resume=False, overwrite=True)
+    clear_folder(run)
     assert os.listdir(run) == ["notes.txt"]
 
 
 def test_resuming_removes_only_what_a_kill_left_behind(run: Path) -> None:
     before = set(os.listdir(run))
-    prepare_folder(run, True, False)
+    check_folder(run, resume=True, overwrite=False)
     assert before - set(os.listdir(run)) == {".last-abcd1234.ckpt", ".best-abcd1234.ckpt"}
