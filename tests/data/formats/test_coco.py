@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +11,9 @@ from PIL import Image
 from rcnn_ext.data import find_annotations, find_images_folder, read_coco
 from rcnn_ext.data.problems import Report
 from rcnn_ext.errors import UserError
+from tests.helpers import real_data
 
-REAL = Path(__file__).parents[3] / "shared" / "data" / "coco"
+REAL = real_data.REAL / "coco"
 
 
 def document():
