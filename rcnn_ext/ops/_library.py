@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.autograd import forward_ad
@@ -31,6 +31,15 @@ def detached(tensor: torch.Tensor) -> torch.Tensor:
     the backward pass only.
     """
     return tensor.detach() if tensor.requires_grad else tensor
+
+
+def refuse_vmap(reason: str) -> Callable[..., NoReturn]:
+    """Return the batching rule of an operator that has none: it raises ``NotImplementedError``."""
+
+    def rule(*args: Any) -> NoReturn:
+        raise NotImplementedError(reason)
+
+    return rule
 
 
 def _outside_autocast(reference: Callable[..., Any]) -> Callable[..., Any]:

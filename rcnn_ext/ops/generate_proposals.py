@@ -8,13 +8,13 @@ CUDA: ``csrc/generate_proposals/generate_proposals_cuda.cu``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rcnn_ext import reference
-from rcnn_ext.ops._library import define_operator, detached
+from rcnn_ext.ops._library import define_operator, detached, refuse_vmap
 from rcnn_ext.reference.box_coding import MAX_LOG_RATIO
 from rcnn_ext.reference.generate_proposals import check_generate_proposals
 
@@ -137,10 +137,7 @@ def _fake(
     )
 
 
-def _no_vmap(*args: Any) -> NoReturn:
-    raise NotImplementedError(
-        "generate_proposals: vmap is not supported; it takes a batch in one call"
-    )
+_no_vmap = refuse_vmap("generate_proposals: vmap is not supported; it takes a batch in one call")
 
 
 _generate_proposals = define_operator(

@@ -9,13 +9,12 @@ CUDA: ``csrc/match_boxes/match_boxes_cuda.cu``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from rcnn_ext import reference
-from rcnn_ext.ops._library import define_operator
+from rcnn_ext.ops._library import define_operator, refuse_vmap
 from rcnn_ext.reference.match_boxes import check_match_boxes
 
 
@@ -182,10 +181,9 @@ def _fake(
     return boxes.new_empty(count, dtype=torch.int64), boxes.new_empty(count, dtype=dtype)
 
 
-def _no_vmap(*args: Any) -> NoReturn:
-    raise NotImplementedError(
-        "match_boxes: vmap is not supported; batched_match_boxes takes a batch in one call"
-    )
+_no_vmap = refuse_vmap(
+    "match_boxes: vmap is not supported; batched_match_boxes takes a batch in one call"
+)
 
 
 _match_boxes = define_operator(

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import Tensor, nn
 
 from rcnn_ext import reference
 from rcnn_ext._memory_format import empty_map, is_channels_last
-from rcnn_ext.ops._library import define_operator
+from rcnn_ext.ops._library import define_operator, refuse_vmap
 from rcnn_ext.ops._rois import pair, to_rois
 from rcnn_ext.ops.roi_align import roi_align
 from rcnn_ext.reference.multiscale_roi_align import (
@@ -284,10 +284,9 @@ def _double_backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...
     return _multiscale_roi_align(maps, rois, *ctx.options), *[None] * 13
 
 
-def _no_vmap(*args: Any) -> NoReturn:
-    raise NotImplementedError(
-        "multiscale_roi_align: vmap is not supported; boxes of several images go in one call"
-    )
+_no_vmap = refuse_vmap(
+    "multiscale_roi_align: vmap is not supported; boxes of several images go in one call"
+)
 
 
 _multiscale_roi_align_backward = define_operator(

@@ -9,13 +9,13 @@ CUDA: ``csrc/nms/nms_cuda.cu``, kernels in
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rcnn_ext import reference
-from rcnn_ext.ops._library import define_operator
+from rcnn_ext.ops._library import define_operator, refuse_vmap
 from rcnn_ext.reference.checks import name_of
 from rcnn_ext.reference.nms import check_batched_nms, check_max_output, check_nms
 
@@ -209,12 +209,11 @@ def _vmap_padded(operator: Callable[..., tuple[Tensor, Tensor]]) -> Callable[...
     return rule
 
 
-def _no_vmap(*args: Any) -> NoReturn:
-    raise NotImplementedError(
-        "nms: vmap can't stack results of different sizes; "
-        "flatten the batch and give batched_nms the position in the batch as idxs, "
-        "or take nms_padded"
-    )
+_no_vmap = refuse_vmap(
+    "nms: vmap can't stack results of different sizes; "
+    "flatten the batch and give batched_nms the position in the batch as idxs, "
+    "or take nms_padded"
+)
 
 
 _nms = define_operator(

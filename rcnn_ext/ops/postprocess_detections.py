@@ -8,13 +8,13 @@ CUDA: ``csrc/postprocess_detections/postprocess_detections_cuda.cu``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rcnn_ext import reference
-from rcnn_ext.ops._library import define_operator, detached
+from rcnn_ext.ops._library import define_operator, detached, refuse_vmap
 from rcnn_ext.reference.box_coding import MAX_LOG_RATIO, clip, decode
 from rcnn_ext.reference.postprocess_detections import check_postprocess_detections
 
@@ -181,10 +181,9 @@ def _fake(
     )
 
 
-def _no_vmap(*args: Any) -> NoReturn:
-    raise NotImplementedError(
-        "postprocess_detections: vmap is not supported; it takes a batch in one call"
-    )
+_no_vmap = refuse_vmap(
+    "postprocess_detections: vmap is not supported; it takes a batch in one call"
+)
 
 
 _postprocess_detections = define_operator(

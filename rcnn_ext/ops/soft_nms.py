@@ -6,13 +6,13 @@ CUDA: ``csrc/soft_nms/soft_nms_cuda.cu``.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NoReturn
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from rcnn_ext import reference
-from rcnn_ext.ops._library import define_operator, detached
+from rcnn_ext.ops._library import define_operator, detached, refuse_vmap
 from rcnn_ext.ops.nms import _integers
 from rcnn_ext.reference.nms import check_segments
 from rcnn_ext.reference.soft_nms import GAUSSIAN, LINEAR, check_soft_nms
@@ -147,11 +147,10 @@ def _fake_batched_soft_nms(
     return _fake_results(boxes, scores)
 
 
-def _no_vmap(*args: Any) -> NoReturn:
-    raise NotImplementedError(
-        "soft_nms: vmap can't stack results of different sizes; "
-        "flatten the batch and give batched_soft_nms the position in the batch as idxs"
-    )
+_no_vmap = refuse_vmap(
+    "soft_nms: vmap can't stack results of different sizes; "
+    "flatten the batch and give batched_soft_nms the position in the batch as idxs"
+)
 
 
 _NUMBERS = "float iou_threshold, float sigma, float score_threshold, int method"
