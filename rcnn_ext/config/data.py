@@ -7,7 +7,19 @@ from typing import Annotated, Literal
 
 from rcnn_ext.config.values import DOTTED_KEYS, Bool, Float, Int, require
 
-FormatName = Literal["auto", "coco", "voc", "pennfudan", "csv", "yolo", "hf", "synthetic"]
+FormatName = Literal[
+    "auto",
+    "hf",
+    "synthetic",
+    "voc",
+    "pennfudan",
+    # JSON and XML.
+    "coco",
+    # Text files, one per image.
+    "yolo",
+    # Tables and lists.
+    "csv",
+]
 
 # What columns are called where the recipe does not say; the first that a file has.
 CSV_COLUMN_NAMES: dict[str, tuple[str, ...]] = {

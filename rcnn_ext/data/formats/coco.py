@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from rcnn_ext.config.data import DataConfig
 from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.data.builder import RawObject, ReadOptions, SetBuilder
-from rcnn_ext.data.formats.split_names import SPLIT_NAMES, splits_in_name
+from rcnn_ext.data.formats.format import Format, named_annotations, named_images
+from rcnn_ext.data.formats.split_names import SPLIT_NAMES, SPLITS, splits_in_name
 from rcnn_ext.data.json_places import JsonPlaces
 from rcnn_ext.data.problems import Report
 from rcnn_ext.errors import UserError
@@ -337,3 +339,17 @@ def _is_int(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _read_split(config: DataConfig, root: Path, split: str, options: ReadOptions) -> AnnotationSet:
+    named = named_annotations(config, split)
+    path = root / named if named else find_annotations(root, split)
+    return read_coco_with(path, named_images(config, root, split), root, options)
+
+
+FORMAT = Format(
+    "instances_train*.json, train.json, train/_annotations.coco.json or a single COCO file",
+    lambda root: any(list_annotations(root, split) for split in SPLITS),
+    lambda config, root, split: bool(list_annotations(root, split)),
+    _read_split,
+)

@@ -8,10 +8,11 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rcnn_ext.config.data import CSV_COLUMN_NAMES, CsvConfig
+from rcnn_ext.config.data import CSV_COLUMN_NAMES, CsvConfig, DataConfig
 from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.data.builder import RawObject, ReadOptions, SetBuilder
-from rcnn_ext.data.formats.split_names import SPLIT_NAMES, splits_in_name
+from rcnn_ext.data.formats.format import Format, named_annotations, named_images
+from rcnn_ext.data.formats.split_names import SPLIT_NAMES, SPLITS, splits_in_name
 from rcnn_ext.data.images import image_size, numeric_ids
 from rcnn_ext.data.problems import Report
 from rcnn_ext.errors import UserError
@@ -381,3 +382,22 @@ class _RowReader:
                 f"a coordinate in {self.path} is {self._largest:g}, but data.csv.normalized says "
                 "that they are parts of the image's sides"
             )
+
+
+def _read_split(config: DataConfig, root: Path, split: str, options: ReadOptions) -> AnnotationSet:
+    named = named_annotations(config, split)
+    path = root / named if named else find_csv(root, split)
+    if path is None:
+        raise UserError(
+            f"no CSV file for {split} in {root}: looked for {split}.csv, {split}_labels.csv and "
+            f"{split}/_annotations.csv; name one with data.{split}_annotations=PATH"
+        )
+    return read_csv_boxes_with(path, named_images(config, root, split), config.csv, options)
+
+
+FORMAT = Format(
+    "train.csv, train_labels.csv or a single CSV file",
+    lambda root: any(list_csv(root, split) for split in SPLITS),
+    lambda config, root, split: bool(list_csv(root, split)),
+    _read_split,
+)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.data.builder import RawObject, ReadOptions, SetBuilder
+from rcnn_ext.data.formats.format import Format
 from rcnn_ext.data.images import IMAGE_SUFFIXES, numeric_ids
 from rcnn_ext.data.problems import Report
 from rcnn_ext.errors import UserError
@@ -117,3 +118,11 @@ def _objects(path: Path, name: str) -> tuple[tuple[int, int], list[RawObject]]:
         for (x1, y1, x2, y2), area in zip(boxes, areas, strict=True)
     ]
     return (mask.shape[1], mask.shape[0]), objects
+
+
+FORMAT = Format(
+    "PNGImages and PedMasks",
+    lambda root: mask_folders(root) is not None,
+    lambda config, root, split: split == "train",
+    lambda config, root, split, options: read_pennfudan_with(root, options),
+)

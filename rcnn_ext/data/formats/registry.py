@@ -7,26 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from rcnn_ext.config.data import DataConfig, FormatName
 from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.data.builder import ReadOptions
-from rcnn_ext.data.formats.coco import find_annotations, list_annotations, read_coco_with
-from rcnn_ext.data.formats.csv_boxes import find_csv, list_csv, read_csv_boxes_with
-from rcnn_ext.data.formats.pennfudan import mask_folders, read_pennfudan_with
+from rcnn_ext.data.formats.format import Format, named_annotations
 from rcnn_ext.data.formats.split_names import SPLITS
-from rcnn_ext.data.formats.synthetic import make_synthetic
-from rcnn_ext.data.formats.voc import read_voc_split
-from rcnn_ext.data.formats.voc_layout import find_voc_split, looks_like_voc
-from rcnn_ext.data.formats.yolo import read_yolo_with
-from rcnn_ext.data.formats.yolo_layout import find_yolo_split, looks_like_yolo
+from rcnn_ext.data.formats.table import FORMATS
 from rcnn_ext.data.partition import one_object_each, partition
 from rcnn_ext.data.problems import Report
 from rcnn_ext.errors import UserError
-from rcnn_ext.progress import tracked
 
 __all__ = [
     "FORMATS",
@@ -38,32 +30,6 @@ __all__ = [
     "open_split",
     "resolve_format",
 ]
-
-
-@dataclass(frozen=True)
-class Format:
-    """The functions that find and read one format.
-
-    Attributes:
-        looked_for: What a folder of this format has, for messages.
-        looks_like: Whether a folder is of this format.
-        has_split: Whether the data have a split of their own, without what the recipe may name.
-        read: Reads a split.
-    """
-
-    looked_for: str
-    looks_like: Callable[[Path], bool]
-    has_split: Callable[[DataConfig, Path, str], bool]
-    read: Callable[[DataConfig, Path, str, ReadOptions], AnnotationSet]
-
-
-def named_annotations(config: DataConfig, split: str) -> str | None:
-    """Return the file that the recipe names for the annotations of a split, if any."""
-    return {
-        "train": config.train_annotations,
-        "val": config.val_annotations,
-        "test": config.test_annotations,
-    }[split]
 
 
 def open_split(
@@ -216,86 +182,3 @@ def _cut_fractions(config: DataConfig, root: Path) -> dict[str, float]:
         for split, fraction in wanted.items()
         if fraction and named_annotations(config, split) is None and not has(config, root, split)
     }
-
-
-def _folder(config: DataConfig, root: Path, split: str) -> Path | None:
-    folders = {"train": config.train_images, "val": config.val_images, "test": config.test_images}
-    named = folders[split]
-    # Joining an absolute path gives that path.
-    return root / named if named else None
-
-
-def _read_coco(config: DataConfig, root: Path, split: str, options: ReadOptions) -> AnnotationSet:
-    named = named_annotations(config, split)
-    path = root / named if named else find_annotations(root, split)
-    return read_coco_with(path, _folder(config, root, split), root, options)
-
-
-def _read_synthetic(
-    config: DataConfig, root: Path, split: str, options: ReadOptions
-) -> AnnotationSet:
-    images = config.synthetic.train + config.synthetic.val
-    make_synthetic(root, config.synthetic, lambda items: tracked(items, "Drawing", images))
-    return _read_coco(config, root, split, options)
-
-
-def _read_voc(config: DataConfig, root: Path, split: str, options: ReadOptions) -> AnnotationSet:
-    return read_voc_split(root, split, named_annotations(config, split), config.voc, options)
-
-
-def _read_csv(config: DataConfig, root: Path, split: str, options: ReadOptions) -> AnnotationSet:
-    named = named_annotations(config, split)
-    path = root / named if named else find_csv(root, split)
-    if path is None:
-        raise UserError(
-            f"no CSV file for {split} in {root}: looked for {split}.csv, {split}_labels.csv and "
-            f"{split}/_annotations.csv; name one with data.{split}_annotations=PATH"
-        )
-    return read_csv_boxes_with(path, _folder(config, root, split), config.csv, options)
-
-
-def _read_yolo(config: DataConfig, root: Path, split: str, options: ReadOptions) -> AnnotationSet:
-    named = named_annotations(config, split)
-    images = [root / named] if named else None
-    return read_yolo_with(root, split, images, config.yolo, options)
-
-
-# In the order in which a folder is compared with them: the plainest marks come first.
-FORMATS: dict[FormatName, Format] = {
-    "voc": Format(
-        "Annotations or other folders with VOC's XML files",
-        looks_like_voc,
-        lambda config, root, split: bool(find_voc_split(root, split, config.voc.years)),
-        _read_voc,
-    ),
-    "pennfudan": Format(
-        "PNGImages and PedMasks",
-        lambda root: mask_folders(root) is not None,
-        lambda config, root, split: split == "train",
-        lambda config, root, split, options: read_pennfudan_with(root, options),
-    ),
-    "coco": Format(
-        "instances_train*.json, train.json, train/_annotations.coco.json or a single COCO file",
-        lambda root: any(list_annotations(root, split) for split in SPLITS),
-        lambda config, root, split: bool(list_annotations(root, split)),
-        _read_coco,
-    ),
-    "yolo": Format(
-        "a YAML file with train: or val:, or pictures with text files in labels or beside them",
-        looks_like_yolo,
-        lambda config, root, split: bool(find_yolo_split(root, split, config.yolo.description)),
-        _read_yolo,
-    ),
-    "csv": Format(
-        "train.csv, train_labels.csv or a single CSV file",
-        lambda root: any(list_csv(root, split) for split in SPLITS),
-        lambda config, root, split: bool(list_csv(root, split)),
-        _read_csv,
-    ),
-    "synthetic": Format(
-        "nothing, it is made",
-        lambda root: False,  # On disk it is COCO.
-        lambda config, root, split: split in ("train", "val"),
-        _read_synthetic,
-    ),
-}

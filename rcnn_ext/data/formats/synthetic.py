@@ -17,9 +17,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from rcnn_ext.config.data import SyntheticConfig
+from rcnn_ext.config.data import DataConfig, SyntheticConfig
+from rcnn_ext.data.annotations import AnnotationSet
+from rcnn_ext.data.builder import ReadOptions
+from rcnn_ext.data.formats import coco
+from rcnn_ext.data.formats.format import Format
 from rcnn_ext.errors import UserError
 from rcnn_ext.files import read_json, replacing_folder
+from rcnn_ext.progress import tracked
 
 SHAPES = ("circle", "square", "triangle")
 
@@ -267,3 +272,17 @@ def _made_from(root: Path) -> dict[str, Any] | None:
     document = read_json(path)
     info = document.get("info") if isinstance(document, dict) else None
     return info.get("made_from") if isinstance(info, dict) else None
+
+
+def _read_split(config: DataConfig, root: Path, split: str, options: ReadOptions) -> AnnotationSet:
+    images = config.synthetic.train + config.synthetic.val
+    make_synthetic(root, config.synthetic, lambda items: tracked(items, "Drawing", images))
+    return coco.FORMAT.read(config, root, split, options)
+
+
+FORMAT = Format(
+    "nothing, it is made",
+    lambda root: False,  # On disk it is COCO.
+    lambda config, root, split: split in ("train", "val"),
+    _read_split,
+)

@@ -13,12 +13,14 @@ from typing import Any
 from rcnn_ext.config.data import VocConfig
 from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.data.builder import RawObject, ReadOptions, SetBuilder
+from rcnn_ext.data.formats.format import Format, named_annotations
 from rcnn_ext.data.formats.safe_xml import XmlError, read_xml, text_of
 from rcnn_ext.data.formats.voc_layout import (
     VocSource,
     all_voc_annotations,
     describe_search,
     find_voc_split,
+    looks_like_voc,
 )
 from rcnn_ext.data.images import IMAGE_SUFFIXES, numeric_ids
 from rcnn_ext.data.problems import Report
@@ -230,3 +232,13 @@ def _number(text: str | None) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) else None
+
+
+FORMAT = Format(
+    "Annotations or other folders with VOC's XML files",
+    looks_like_voc,
+    lambda config, root, split: bool(find_voc_split(root, split, config.voc.years)),
+    lambda config, root, split, options: read_voc_split(
+        root, split, named_annotations(config, split), config.voc, options
+    ),
+)

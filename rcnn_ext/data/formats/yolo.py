@@ -12,15 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-from rcnn_ext.config.data import YoloConfig
+from rcnn_ext.config.data import DataConfig, YoloConfig
 from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.data.builder import RawObject, ReadOptions, SetBuilder
+from rcnn_ext.data.formats.format import Format, named_annotations
 from rcnn_ext.data.formats.yolo_layout import (
     describe_search,
     find_yolo_split,
     has_label_files,
     images_of,
     label_files,
+    looks_like_yolo,
     yolo_names,
 )
 from rcnn_ext.data.images import image_size, numeric_ids
@@ -176,3 +178,17 @@ def _object(text: str, number: int, size: tuple[int, int], names: list[str] | No
         str(index) if names is None else names[index],
         number,
     )
+
+
+def _read_split(config: DataConfig, root: Path, split: str, options: ReadOptions) -> AnnotationSet:
+    named = named_annotations(config, split)
+    images = [root / named] if named else None
+    return read_yolo_with(root, split, images, config.yolo, options)
+
+
+FORMAT = Format(
+    "a YAML file with train: or val:, or pictures with text files in labels or beside them",
+    looks_like_yolo,
+    lambda config, root, split: bool(find_yolo_split(root, split, config.yolo.description)),
+    _read_split,
+)
