@@ -83,3 +83,21 @@ def offline_hub(monkeypatch, tmp_path):
     monkeypatch.setattr(config, "HF_HUB_OFFLINE", True)
     # Newer versions wait seconds for the threads of an epoch that has ended.
     monkeypatch.setattr(config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1, raising=False)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hugging Face Hub on this machine, with a cache and a token of the test's own."""
+    constants = pytest.importorskip(
+        "huggingface_hub.constants", reason="huggingface_hub comes with the extra hf"
+    )
+    from tests.helpers.hub_server import TOKEN, running_hub
+
+    with running_hub() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub_cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield server

@@ -25,6 +25,7 @@ LAYERS = (
     "files",
     "progress",
     "distributed",
+    "hub",
     "data",
     "viz",
     "selective_search",

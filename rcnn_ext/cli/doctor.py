@@ -31,7 +31,7 @@ EXTRAS = {
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
     "mlflow": ("mlflow",),
-    "hf": ("datasets",),
+    "hf": ("datasets", "huggingface_hub"),
     "selective-search": ("selectivesearch", "scikit-image"),
     "opencv": ("opencv-contrib-python-headless",),
 }
