@@ -237,6 +237,8 @@ class DataConfig:
             instance masks; ``csv``: a table of boxes; ``yolo``: text files; ``hf``: streamed from
             the Hugging Face Hub; ``synthetic``: made shapes, written to the data folder when it is
             empty.
+        encoding: Encoding of text files that are not in one of Unicode's, such as ``gbk`` or
+            ``cp1252``; null: they are. Files with a byte-order mark are read by that.
         train_annotations: Source of the training annotations: the annotation file (coco, csv), the
             image set, such as ``trainval``, or the folder of XML files (voc), or the folder or list
             of images (yolo); null looks for it.
@@ -275,6 +277,7 @@ class DataConfig:
     """
 
     format: FormatName = "auto"
+    encoding: str | None = None
     train_annotations: str | None = None
     train_images: str | None = None
     val_annotations: str | None = None
@@ -303,6 +306,8 @@ class DataConfig:
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
+        if self.encoding is not None:
+            require(_is_text_encoding(self.encoding), "encoding", "null or a name such as cp1252")
         require(self.batch_size >= 1, "batch_size", "at least 1")
         require(self.workers >= 0, "workers", "0 or more")
         require(self.split_seed >= 0, "split_seed", "0 or more")
@@ -318,3 +323,14 @@ class DataConfig:
         if self.classes is not None:
             distinct = len(set(self.classes)) == len(self.classes)
             require(bool(self.classes) and distinct, "classes", "null or a list of distinct names")
+
+
+def _is_text_encoding(name: str) -> bool:
+    """Return whether bytes can be text in it, unlike in base64, for instance."""
+    try:
+        b"a".decode(name)
+    except UnicodeDecodeError:
+        return True
+    except (LookupError, ValueError):
+        return False
+    return True

@@ -36,6 +36,7 @@ class ReadOptions:
         report: Where problems go, and broken images are left out; None raises for errors.
         lines: Whether every record is to have its line, even where that costs a second reading.
         require_annotations: Whether data that only list images are an error.
+        encoding: See :class:`rcnn_ext.config.data.DataConfig`.
     """
 
     classes: Sequence[str] | None = None
@@ -44,6 +45,7 @@ class ReadOptions:
     report: Report | None = None
     lines: bool = False
     require_annotations: bool = False
+    encoding: str | None = None
 
 
 class RawObject(NamedTuple):
@@ -111,7 +113,11 @@ class SetBuilder:
         """Return whether there is such a file, by one listing of a folder of perhaps 100,000."""
         folder = path.parent
         if folder not in self._listings:
-            self._listings[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
+            try:
+                self._listings[folder] = set(os.listdir(folder))
+            except (OSError, ValueError):
+                # There is none, it cannot be read, or no folder can have such a name.
+                self._listings[folder] = set()
         return path.name in self._listings[folder]
 
     def skip(self) -> None:

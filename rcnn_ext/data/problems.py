@@ -17,13 +17,14 @@ class Problem:
     """One thing that is wrong.
 
     Attributes:
-        severity: ``error``: the image, or the entry, cannot be used; ``warning``: it was corrected.
+        severity: ``error``: the image, or the entry, cannot be used; ``warning``: it was corrected
+            or left out; ``note``: how the data were understood where that could be otherwise.
         file: The file to look at.
         line: Its line, from 1; None where the file has no lines, or all of it is meant.
         message: What is wrong.
     """
 
-    severity: Literal["error", "warning"]
+    severity: Literal["error", "warning", "note"]
     file: Path
     line: int | None
     message: str
@@ -54,6 +55,10 @@ class Report:
     def warning(self, file: Path, line: int | None, message: str) -> None:
         """Add something that was corrected."""
         self.problems.append(Problem("warning", file, line, message))
+
+    def note(self, file: Path, line: int | None, message: str) -> None:
+        """Add how something was understood, which is no problem."""
+        self.problems.append(Problem("note", file, line, message))
 
     def errors(self) -> list[Problem]:
         """Return the problems that were not corrected."""

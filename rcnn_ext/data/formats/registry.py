@@ -81,6 +81,7 @@ def open_split(
         report=found,
         lines=report is not None,
         require_annotations=split != "test" or not own,
+        encoding=config.encoding,
     )
     if not own and not kind.looks_like(root) and config.format != "synthetic":
         _hint_at_other_format(config.format, root)

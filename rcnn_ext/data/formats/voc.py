@@ -136,7 +136,7 @@ def _listed(source: VocSource, builder: SetBuilder) -> list[tuple[str, tuple[Pat
         files = sorted(source.annotations.glob("*.xml"))
         return [(file.stem, (file, None)) for file in files]
     found: dict[str, int] = {}
-    for number, text in enumerate(read_lines(listing), start=1):
+    for number, text in enumerate(read_lines(listing, builder.options.encoding), start=1):
         words = text.split()
         # The list of a class has a flag beside each name; -1 means that no such object is there.
         if not words or words[1:2] == ["-1"]:
