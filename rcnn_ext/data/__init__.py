@@ -5,7 +5,7 @@ one format without a recipe.
 """
 
 from rcnn_ext.config.data import DataConfig
-from rcnn_ext.data.annotations import AnnotationSet, ClassList, ImageRecord
+from rcnn_ext.data.annotations import AnnotationSet, ClassList, ImageRecord, PackedImages
 from rcnn_ext.data.dataset import (
     DetectionDataset,
     TrainingStream,
@@ -33,6 +33,7 @@ from rcnn_ext.data.images import find_images, image_size, load_image
 from rcnn_ext.data.partition import partition
 from rcnn_ext.data.problems import Problem, Report
 from rcnn_ext.data.samples import ProposalSource
+from rcnn_ext.data.segmentation import Segmentation
 from rcnn_ext.data.statistics import channel_statistics
 from rcnn_ext.data.transforms import AugmentConfig, build_augmentation
 
@@ -46,9 +47,11 @@ __all__ = [
     "HubSplit",
     "HubStream",
     "ImageRecord",
+    "PackedImages",
     "Problem",
     "ProposalSource",
     "Report",
+    "Segmentation",
     "SyntheticConfig",
     "TrainingStream",
     "VocConfig",

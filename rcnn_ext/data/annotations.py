@@ -6,13 +6,23 @@ metrics and pictures know only that.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from rcnn_ext.data.packed import PackedImages
 from rcnn_ext.data.problems import Problem
+from rcnn_ext.data.records import ImageRecord
+
+__all__ = [
+    "MIN_BOX_SIDE",
+    "AnnotationSet",
+    "ClassList",
+    "ImageRecord",
+    "PackedImages",
+    "clean_boxes",
+]
 
 # float32 resolves 5e-4 at coordinate 4096, so that a thinner box could vanish in later
 # arithmetic; and nothing is to be seen in a tenth of a pixel.
@@ -62,52 +72,6 @@ class ClassList:
         return self.category_ids[label - 1]
 
 
-@dataclass(frozen=True, eq=False)
-class ImageRecord:
-    """One image and what is in it.
-
-    Attributes:
-        image_id: Its id in annotation and result files.
-        path: The picture.
-        width: Width in pixels.
-        height: Height in pixels.
-        boxes: float32 [N, 4] (x1, y1, x2, y2), image pixels, inside the image.
-        labels: int64 [N], from 1.
-        areas: float32 [N], of the object itself where the file has it, else of its box; decides
-            whether COCO calls it small, medium or large.
-        crowd: bool [N]; such a box covers a group and is neither trained on nor counted as missed.
-        difficult: bool [N]; VOC's mark of objects that evaluation passes over. None means none.
-        truncated: bool [N]; VOC's mark of objects that go on beyond their box. None means none.
-        origin: The file and line that describe the image, for messages.
-    """
-
-    image_id: int
-    path: Path
-    width: int
-    height: int
-    boxes: np.ndarray
-    labels: np.ndarray
-    areas: np.ndarray
-    crowd: np.ndarray
-    difficult: np.ndarray = None  # type: ignore[assignment]
-    truncated: np.ndarray = None  # type: ignore[assignment]
-    origin: tuple[Path, int | None] | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("difficult", "truncated"):
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, np.zeros(len(self.boxes), dtype=bool))
-
-    def select(self, keep: np.ndarray) -> ImageRecord:
-        """Return the image with some of its objects.
-
-        Args:
-            keep: bool [N], or int64 indices [K].
-        """
-        names = ("boxes", "labels", "areas", "crowd", "difficult", "truncated")
-        return dataclasses.replace(self, **{name: getattr(self, name)[keep] for name in names})
-
-
 @dataclass(frozen=True)
 class AnnotationSet:
     """The images of one split.
@@ -115,7 +79,8 @@ class AnnotationSet:
     Attributes:
         source: The file or folder they come from, for messages.
         classes: The classes of the labels.
-        images: One record per image.
+        images: One record per image, packed so that processes share them; any sequence of records
+            is packed when it is given here.
         clipped: Boxes that reached more than a pixel out of their image and were cut.
         dropped: Boxes that were left out since nothing of them was inside, or they had no area.
         other: Boxes that were left out since their class is none of ``classes``.
@@ -126,13 +91,16 @@ class AnnotationSet:
 
     source: Path
     classes: ClassList
-    images: tuple[ImageRecord, ...]
+    images: PackedImages
     clipped: int = 0
     dropped: int = 0
     other: int = 0
     skipped: int = 0
     annotated: bool = True
     problems: tuple[Problem, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "images", PackedImages.pack(self.images))
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -142,16 +110,16 @@ class AnnotationSet:
         """Return one line about what is there and what was corrected."""
         if not self.annotated:
             return f"{len(self.images)} images without annotations"
-        objects = sum(len(record.boxes) for record in self.images)
-        crowds = sum(int(record.crowd.sum()) for record in self.images)
-        empty = sum(len(record.boxes) == 0 for record in self.images)
+        objects = len(self.images.boxes)
+        crowds = int(self.images.crowd.sum())
+        empty = int((self.images.counts == 0).sum())
         parts = [f"{len(self.images)} images"]
         if empty:
             parts[0] += f" ({empty} without objects)"
         parts.append(f"{objects} objects of {len(self.classes)} classes")
         if crowds:
             parts.append(f"{crowds} of them crowds")
-        difficult = sum(int(record.difficult.sum()) for record in self.images)
+        difficult = int(self.images.difficult.sum())
         if difficult:
             parts.append(f"{difficult} of them difficult")
         if self.clipped:

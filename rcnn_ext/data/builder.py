@@ -15,7 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rcnn_ext.data.annotations import AnnotationSet, ClassList, ImageRecord, clean_boxes
+from rcnn_ext.data.annotations import (
+    AnnotationSet,
+    ClassList,
+    ImageRecord,
+    PackedImages,
+    clean_boxes,
+)
 from rcnn_ext.data.images import image_size
 from rcnn_ext.data.problems import Report
 from rcnn_ext.errors import UserError
@@ -243,7 +249,7 @@ class SetBuilder:
         return AnnotationSet(
             self.source,
             classes,
-            tuple(record for record, _ in self._records),
+            PackedImages.pack(record for record, _ in self._records),
             self._clipped,
             self._dropped,
             self._other,

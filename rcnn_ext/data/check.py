@@ -59,7 +59,7 @@ def check_split(
     except UserError as error:
         _add_unless_named(report, root, error)
         return CheckedSplit(split, None, report)
-    if split == "train" and not any(len(record.boxes) for record in annotations.images):
+    if split == "train" and len(annotations.images.boxes) == 0:
         report.error(
             annotations.source, None, f"no objects in any of {len(annotations)} images to train on"
         )
@@ -78,7 +78,8 @@ def _add_unless_named(report: Report, root: Path, error: UserError) -> None:
 def _warn_of_shared(
     annotations: AnnotationSet, split: str, report: Report, seen: dict[Path, str]
 ) -> None:
-    shared = [record.path for record in annotations.images if record.path in seen]
+    paths = list(annotations.images.paths())
+    shared = [path for path in paths if path in seen]
     if shared:
         report.warning(
             annotations.source,
@@ -86,7 +87,7 @@ def _warn_of_shared(
             f"{len(shared)} of the {len(annotations)} images for {split} are also for "
             f"{seen[shared[0]]}, the first is {shared[0]}",
         )
-    seen.update((record.path, split) for record in annotations.images if record.path not in seen)
+    seen.update((path, split) for path in paths if path not in seen)
 
 
 def check_stream_split(

@@ -87,15 +87,17 @@ class TrainingStream(Dataset[Sample]):
         mosaic: float = 0.0,
         proposals: ProposalSource | None = None,
     ) -> None:
-        self.records = []
-        for record in annotations.images:
-            learned = ~record.crowd if keep_difficult else ~(record.crowd | record.difficult)
-            if learned.any() or (keep_empty and len(record.boxes) == 0):
-                self.records.append(record if learned.all() else record.select(learned))
+        images = annotations.images
+        learned = ~images.crowd if keep_difficult else ~(images.crowd | images.difficult)
+        chosen = images.keep_objects(learned)
+        used = chosen.counts > 0
+        if keep_empty:
+            used |= images.counts == 0
+        self.records = chosen if used.all() else chosen.take(np.flatnonzero(used))
         self.on_error = on_error
         self.mosaic = mosaic
         self.proposals = proposals
-        if not any(len(record.boxes) for record in self.records):
+        if len(self.records.boxes) == 0:
             raise UserError(f"{annotations.source} has no objects to train on")
         self.augmentation = augmentation
         self.seed = seed

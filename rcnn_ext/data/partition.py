@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from rcnn_ext.data.annotations import AnnotationSet, ImageRecord
+from rcnn_ext.data.annotations import AnnotationSet, ImageRecord, PackedImages
 from rcnn_ext.data.problems import Report
 
 
@@ -44,7 +44,7 @@ def partition(
         left -= fraction
     taken["train"] = np.sort(order)
     return {
-        name: dataclasses.replace(annotations, images=tuple(annotations.images[i] for i in indices))
+        name: dataclasses.replace(annotations, images=annotations.images.take(indices))
         for name, indices in taken.items()
     }
 
@@ -55,14 +55,15 @@ def _stratified_order(
     order = rng.permutation(len(annotations))
     if not stratify:
         return order
-    images_with = np.zeros(len(annotations.classes) + 1, dtype=np.int64)
-    for record in annotations.images:
-        images_with[np.unique(record.labels)] += 1
+    labels, images = annotations.images.labels, annotations.images.object_images()
+    # Each class of each image once, in the order of labels within an image.
+    pairs = np.unique(np.stack([images, labels.astype(np.int64)], axis=1), axis=0)  # [P, 2]
+    images_with = np.bincount(pairs[:, 1], minlength=len(annotations.classes) + 1)
     strata = np.zeros(len(annotations), dtype=np.int64)
-    for index, record in enumerate(annotations.images):
-        labels = np.unique(record.labels)
-        if len(labels):
-            strata[index] = labels[np.argmin(images_with[labels])]
+    # The rarest class of each image first, of those the first label.
+    pairs = pairs[np.lexsort((pairs[:, 1], images_with[pairs[:, 1]], pairs[:, 0]))]
+    first = np.diff(pairs[:, 0], prepend=-1) > 0
+    strata[pairs[first, 0]] = pairs[first, 1]
     return order[np.argsort(strata[order], kind="stable")]
 
 
@@ -88,5 +89,7 @@ def one_object_each(annotations: AnnotationSet, report: Report, *, largest: bool
             report.error(file, line, f"{record.path.name} has {count} objects instead of one")
     skipped = annotations.skipped + len(annotations) - len(images)
     return dataclasses.replace(
-        annotations, images=tuple(images), skipped=annotations.skipped if largest else skipped
+        annotations,
+        images=PackedImages.pack(images),
+        skipped=annotations.skipped if largest else skipped,
     )

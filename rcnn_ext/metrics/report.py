@@ -168,7 +168,7 @@ def _as_coco_results(
 ) -> list[dict[str, Any]]:
     return [
         {
-            "image_id": record.image_id,
+            "image_id": record.file_id,
             "file_name": record.path.name,
             "category_id": classes.category_id(label),
             "category_name": classes.name(label),

@@ -120,8 +120,7 @@ def with_balanced_classes(recipe: Recipe, annotations: AnnotationSet) -> Recipe:
     Raises:
         UserError: A class has no objects.
     """
-    labels = np.concatenate([record.labels for record in annotations.images])
-    counts = np.bincount(labels, minlength=annotations.classes.num_classes)[1:]
+    counts = np.bincount(annotations.images.labels, minlength=annotations.classes.num_classes)[1:]
     for name, count in zip(annotations.classes.names, counts, strict=True):
         if count == 0:
             raise UserError(
