@@ -46,7 +46,7 @@ COMMANDS = (
 _RENAMED_COMMANDS = {"proposals": "selective-search"}
 
 # The modules of distributions that have another name.
-_MODULE_NAMES = {"pyyaml": "yaml"}
+_MODULE_NAMES = {"pyyaml": "yaml", "faster-coco-eval": "faster_coco_eval"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,7 +21,7 @@ SUMMARY = "show versions, what is compiled and what is not, and why"
 EXTRAS = {
     "train": (
         "lightning",
-        "pycocotools",
+        "faster-coco-eval",
         "matplotlib",
         "pyyaml",
         "tqdm",

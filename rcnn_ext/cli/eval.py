@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rcnn_ext.cli.arguments import add_checkpoint, add_inference
+from rcnn_ext.cli.arguments import add_checkpoint, add_inference, positive_int
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SUMMARY = "compute the metrics of a trained model"
 EPILOG = """\
@@ -14,6 +18,7 @@ examples:
   rcnn-ext eval runs/first --data DATA
   rcnn-ext eval runs/first/last.ckpt --data DATA --annotations other.json --images pictures
   rcnn-ext eval runs/first --data DATA data.format=voc data.on_error=skip
+  rcnn-ext eval runs/first --data DATA --max-detections 400
 
 The data are read as in training, unless data.key=value says otherwise.
 """
@@ -49,6 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="folder for metrics, detections, curves and pictures (default: the run's)",
     )
+    parser.add_argument(
+        "--max-detections",
+        metavar="N",
+        type=positive_int,
+        help="detections of a class in an image that COCO's metrics count, for images with more "
+        "than 100 objects (default: the recipe's evaluation.max_detections, else 100)",
+    )
     add_inference(parser)
 
 
@@ -68,9 +80,11 @@ def run(options: argparse.Namespace) -> int:
     from rcnn_ext.data.dataset import DetectionDataset
     from rcnn_ext.data.splits import STREAMED, open_evaluation
     from rcnn_ext.distributed import Processes, choose_device
+    from rcnn_ext.errors import UserError
+    from rcnn_ext.metrics.coco import DEFAULT_MAX_DETECTIONS, crowded_images
     from rcnn_ext.metrics.evaluate import evaluate
     from rcnn_ext.metrics.report import write_evaluation
-    from rcnn_ext.metrics.tasks import compute_metrics
+    from rcnn_ext.metrics.tasks import compute_metrics, is_localizer
     from rcnn_ext.predict.load import load_saved
     from rcnn_ext.selective_search.from_config import open_proposals
 
@@ -97,21 +111,37 @@ def run(options: argparse.Namespace) -> int:
         if proposals is not None:
             proposals.prepare([annotations], processes)
         model = saved.build(device)
+        if options.max_detections and is_localizer(model):
+            raise UserError(
+                f"--max-detections is for detectors, and {saved.path} is a localizer, which finds "
+                "one object per image; leave the option out"
+            )
+        max_detections = options.max_detections or saved.recipe.evaluation.max_detections
+        if max_detections:
+            processes.print_once(_limit_note(model, max_detections))
         images = evaluate(
             model,
             DetectionDataset(annotations, proposals),
             device=device,
             batch_size=options.batch_size or saved.recipe.evaluation.batch_size,
             workers=config.workers,
+            max_detections=max_detections,
             processes=processes,
         )
     if not processes.is_main_process:
         return 0
-    result = compute_metrics(model, images, saved.classes)
+    result = compute_metrics(model, images, saved.classes, max_detections)
     seconds = time.monotonic() - started
     print(result.class_table())
     print()
     print(result.table())
+    counted = max_detections or DEFAULT_MAX_DETECTIONS
+    crowded = 0 if is_localizer(model) else crowded_images(images, counted)
+    if crowded:
+        print(
+            f"note: {crowded} of {len(images)} images have more than {counted} objects of a class, "
+            f"and COCO's metrics count {counted} detections of it; --max-detections counts more"
+        )
     written = write_evaluation(
         out,
         annotations,
@@ -126,3 +156,19 @@ def run(options: argparse.Namespace) -> int:
     for path in written:
         print(f"wrote {path}")
     return 0
+
+
+def _limit_note(model: nn.Module, max_detections: int) -> str:
+    """Say how many detections per image are counted, and how many the model gives."""
+    from rcnn_ext.metrics.evaluate import detections_limit
+    from rcnn_ext.metrics.tasks import is_localizer
+
+    counted = f"counting up to {max_detections} detections of a class in an image"
+    limit = detections_limit(model)
+    if limit is None:
+        if is_localizer(model):
+            return "a localizer finds one object per image: evaluation.max_detections has no use"
+        return f"{counted}; this exported program gives as many as when it was exported"
+    if limit < max_detections:
+        return f"{counted}; the model's limit of {limit} per image is raised for this evaluation"
+    return f"{counted}; the model gives up to {limit} per image"

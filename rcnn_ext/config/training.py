@@ -157,13 +157,16 @@ class RefineConfig:
 
 @dataclass
 class EvaluationConfig:
-    """Validation during training, and the batches of any evaluation.
+    """Validation during training; ``batch_size`` and ``max_detections`` are for any evaluation.
 
     Attributes:
         val_every: Steps from one validation to the next; 0 validates at the end only.
         batch_size: Images in a batch of a process.
         max_images: Maximum number of images, the first ones, that validations during training look
             at; null means all.
+        max_detections: Maximum number of detections of a class in an image that COCO's metrics
+            count; null means 100, as COCO's table. For images with more objects: evaluations raise
+            a lower ``model.box_detections_per_img`` to it, ``rcnn-ext detect`` does not.
         monitor: The metric that decides what is the best, such as ``AP50`` or ``VOC_AP``; null
             means ``AP``, or for a localizer ``score``. Higher is better.
         min_delta: How much better than the best before a validation must be.
@@ -174,6 +177,7 @@ class EvaluationConfig:
     val_every: Int = 5_000
     batch_size: Int = 4
     max_images: Int | None = None
+    max_detections: Int | None = None
     monitor: str | None = None
     min_delta: Float = 0.0
     patience: Int | None = None
@@ -182,6 +186,11 @@ class EvaluationConfig:
         require(self.val_every >= 0, "val_every", "0 or more")
         require(self.batch_size >= 1, "batch_size", "at least 1")
         require(self.max_images is None or self.max_images >= 1, "max_images", "null or at least 1")
+        require(
+            self.max_detections is None or self.max_detections >= 1,
+            "max_detections",
+            "null or at least 1",
+        )
         require(self.min_delta >= 0, "min_delta", "0 or more")
         require(self.patience is None or self.patience >= 1, "patience", "null or at least 1")
 

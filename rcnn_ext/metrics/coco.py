@@ -1,13 +1,11 @@
-"""COCO's detection metrics, computed by pycocotools, and the result of any evaluation.
+"""COCO's detection metrics, computed by faster-coco-eval, and the result of any evaluation.
 
-pycocotools is used directly: it is the definition of the twelve metrics, and its arrays hold the
-values per class and the precision-recall curves too.
+faster-coco-eval computes the arrays of pycocotools, which defines the twelve metrics, in a fraction
+of its time. They hold the values per class and the precision-recall curves too.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +16,10 @@ import numpy as np
 from rcnn_ext.data.annotations import ClassList
 from rcnn_ext.metrics.results import ImageResult
 from rcnn_ext.metrics.voc import VOC_SUMMARY, voc_curves
+
+# COCO counts the best detections of a class in an image, up to these numbers.
+COCO_LIMITS = (1, 10, 100)
+DEFAULT_MAX_DETECTIONS = COCO_LIMITS[-1]
 
 # In the order of pycocotools' `stats`.
 COCO_SUMMARY = {
@@ -36,21 +38,18 @@ COCO_SUMMARY = {
 }
 SUMMARY = {**COCO_SUMMARY, **VOC_SUMMARY}
 
-# Position of each metric in pycocotools' arrays: index of the IoU (None for all), of the object
-# size (all, small, medium, large), and of the maximum number of detections (1, 10, 100).
-_POSITIONS: dict[str, tuple[int | None, int, int]] = {
-    "AP": (None, 0, 2),
-    "AP50": (0, 0, 2),
-    "AP75": (5, 0, 2),
-    "AP_small": (None, 1, 2),
-    "AP_medium": (None, 2, 2),
-    "AP_large": (None, 3, 2),
-    "AR1": (None, 0, 0),
-    "AR10": (None, 0, 1),
-    "AR100": (None, 0, 2),
-    "AR_small": (None, 1, 2),
-    "AR_medium": (None, 2, 2),
-    "AR_large": (None, 3, 2),
+# Index of each metric in the arrays: of the IoU (None for all) and of the object size (all, small,
+# medium, large). The recalls AR1, AR10, ... are at numbers of detections, all others at the limit.
+_POSITIONS: dict[str, tuple[int | None, int]] = {
+    "AP": (None, 0),
+    "AP50": (0, 0),
+    "AP75": (5, 0),
+    "AP_small": (None, 1),
+    "AP_medium": (None, 2),
+    "AP_large": (None, 3),
+    "AR_small": (None, 1),
+    "AR_medium": (None, 2),
+    "AR_large": (None, 3),
 }
 
 Row = dict[str, "float | int | None"]
@@ -111,7 +110,11 @@ class EvaluationResult:
         return "\n".join(lines)
 
 
-def detection_metrics(results: Sequence[ImageResult], classes: ClassList) -> EvaluationResult:
+def detection_metrics(
+    results: Sequence[ImageResult],
+    classes: ClassList,
+    max_detections: int = DEFAULT_MAX_DETECTIONS,
+) -> EvaluationResult:
     """Compute the metrics of COCO and of VOC.
 
     COCO's metrics count difficult objects like any other and ignore crowds; VOC's ignore both.
@@ -119,23 +122,20 @@ def detection_metrics(results: Sequence[ImageResult], classes: ClassList) -> Eva
     Args:
         results: Images with their detections.
         classes: The classes of the detector.
+        max_detections: Maximum number of detections of a class in an image that COCO's metrics
+            count, those with the best scores. With another number than 1, 10 and 100 the summary
+            also has the recall at it, such as ``AR400``. VOC's metrics count all detections.
     """
-    from pycocotools.cocoeval import COCOeval
-
+    limits = sorted({*COCO_LIMITS, max_detections})
     truth, found = _annotations(results)
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does.
-        run = COCOeval(
-            _as_coco(truth, len(results), classes), _as_coco(found, len(results), classes), "bbox"
-        )
-        run.evaluate()
-        run.accumulate()
+    arrays = _coco_arrays(truth, found, len(results), classes, limits)
     curves = voc_curves(results, len(classes))
     rows: list[Row] = []
     for index, curve in enumerate(curves):
-        row: Row = dict(_coco_numbers(run.eval, slice(index, index + 1)))
+        row: Row = dict(_coco_numbers(arrays, slice(index, index + 1), limits, max_detections))
         row |= {"VOC_AP": curve.area(), "VOC_AP11": curve.eleven_points()}
         rows.append(row)
-    summary = _coco_numbers(run.eval, slice(None))
+    summary = _coco_numbers(arrays, slice(None), limits, max_detections)
     for name in VOC_SUMMARY:
         summary[name] = mean_of(row[name] for row in rows)
     labels = [label for result in results for label in result.labels[~result.crowd]]
@@ -144,14 +144,22 @@ def detection_metrics(results: Sequence[ImageResult], classes: ClassList) -> Eva
         row["objects"] = int(count)
     return EvaluationResult(
         summary=summary,
-        meanings=SUMMARY,
+        meanings=_meanings(max_detections),
         monitor="AP",
-        headline=("AP", "AP50", "AP75", "AR100"),
+        headline=("AP", "AP50", "AP75", f"AR{max(max_detections, DEFAULT_MAX_DETECTIONS)}"),
         per_class=dict(zip(classes.names, rows, strict=True)),
         images=len(results),
         objects=int(counts.sum()),
         detections=len(found),
-        precision=run.eval["precision"][0, :, :, 0, 2],
+        precision=arrays["precision"][0, :, :, 0, limits.index(max_detections)],
+    )
+
+
+def crowded_images(results: Sequence[ImageResult], max_detections: int) -> int:
+    """Return how many images have more objects of a class than COCO's metrics count detections."""
+    return sum(
+        int(np.bincount(result.labels[~result.crowd], minlength=1).max()) > max_detections
+        for result in results
     )
 
 
@@ -161,14 +169,32 @@ def mean_of(values: Any) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _coco_numbers(arrays: dict[str, Any], classes: slice) -> dict[str, float | None]:
-    """Return the twelve metrics over some classes."""
+def _meanings(max_detections: int) -> dict[str, str]:
+    """Return the explanations of the metrics, in their order."""
+    meanings: dict[str, str] = {}
+    for name, meaning in SUMMARY.items():
+        if name.startswith("AR_"):
+            meaning = meaning.replace(f"{DEFAULT_MAX_DETECTIONS}", f"{max_detections}", 1)
+        meanings[name] = meaning
+        if name == f"AR{DEFAULT_MAX_DETECTIONS}" and max_detections not in COCO_LIMITS:
+            meanings[f"AR{max_detections}"] = f"recall with {max_detections}"
+    return meanings
+
+
+def _coco_numbers(
+    arrays: dict[str, Any], classes: slice, limits: list[int], max_detections: int
+) -> dict[str, float | None]:
+    """Return COCO's metrics over some classes, in the order of their explanations."""
     numbers: dict[str, float | None] = {}
-    for name, (iou, size, max_detections) in _POSITIONS.items():
+    for name in _meanings(max_detections):
+        if name in VOC_SUMMARY:
+            continue
+        iou, size = _POSITIONS.get(name, (None, 0))
+        limit = max_detections if name in _POSITIONS else int(name.removeprefix("AR"))
         if name.startswith("AP"):
-            values = arrays["precision"][:, :, classes, size, max_detections]  # [10, 101, k]
+            values = arrays["precision"][:, :, classes, size, limits.index(limit)]  # [10, 101, k]
         else:
-            values = arrays["recall"][:, classes, size, max_detections]  # [10, k]
+            values = arrays["recall"][:, classes, size, limits.index(limit)]  # [10, k]
         values = values if iou is None else values[iou]
         defined = values[values > -1]  # -1 marks undefined values.
         numbers[name] = float(defined.mean()) if defined.size else None
@@ -188,7 +214,7 @@ def _annotations(
             result.crowd.tolist(),
             strict=True,
         ):
-            # An id of zero would mean "unmatched" to pycocotools.
+            # An id of zero would mean "unmatched" to COCO's matching.
             entry |= {"iscrowd": int(crowd), "area": area, "id": len(truth) + 1}
             truth.append(entry)
         for entry, score in zip(
@@ -210,18 +236,41 @@ def _entries(image: int, boxes: np.ndarray, labels: np.ndarray) -> list[dict[str
     ]
 
 
-def _as_coco(annotations: list[dict[str, Any]], images: int, classes: ClassList) -> Any:
-    from pycocotools.coco import COCO
+def _coco_arrays(
+    truth: list[dict[str, Any]],
+    found: list[dict[str, Any]],
+    images: int,
+    classes: ClassList,
+    limits: list[int],
+) -> dict[str, np.ndarray]:
+    """Compute COCO's arrays.
 
-    coco = COCO()
-    coco.dataset = {
+    Returns:
+        ``precision`` [10, 101, K, 4, L] at ten IoUs and 101 recalls, and ``recall`` [10, K, 4, L];
+        for K classes, four object sizes and L maximum numbers of detections.
+    """
+    from faster_coco_eval.core.coco import COCO
+    from faster_coco_eval.core.faster_eval_api import COCOeval_faster
+
+    # Indices stand for images and labels for classes, so ids of a data set may be anything.
+    common = {
         "info": {},
-        "images": [{"id": i + 1} for i in range(images)],
+        "images": [{"id": index + 1} for index in range(images)],
         "categories": [{"id": i + 1, "name": name} for i, name in enumerate(classes.names)],
-        "annotations": annotations,
     }
-    coco.createIndex()
-    return coco
+    run = COCOeval_faster(
+        *(COCO({**common, "annotations": annotations}) for annotations in (truth, found)),
+        iouType="bbox",
+        print_function=_print_nothing,
+    )
+    run.params.maxDets = limits
+    run.evaluate()
+    run.accumulate()
+    return run.eval
+
+
+def _print_nothing(*_: object) -> None:
+    """Take the messages of faster-coco-eval, which say what it does."""
 
 
 def _shown(value: float | int | None) -> str:

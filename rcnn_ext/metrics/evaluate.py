@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ def evaluate(
     device: torch.device,
     batch_size: int,
     workers: int,
+    max_detections: int | None = None,
     processes: Processes | None = None,
     after_batch: Callable[[], None] = lambda: None,
 ) -> list[ImageResult]:
@@ -35,6 +36,8 @@ def evaluate(
         device: The device of the model.
         batch_size: Number of images per batch.
         workers: Number of worker processes that read images.
+        max_detections: Number of detections per image that the model may give at least; where
+            its own limit is lower, it is raised for this evaluation. None keeps its limit.
         processes: The processes that divide the images among themselves; None means this one
             alone.
         after_batch: Called after every batch.
@@ -57,7 +60,7 @@ def evaluate(
     progress: AbstractContextManager[Progress | None] = (
         Progress("Evaluating", len(loader), "batch") if processes.is_main_process else nullcontext()
     )
-    with torch.inference_mode(), progress as bar:
+    with torch.inference_mode(), _at_least(model, max_detections), progress as bar:
         for images, targets in loader:
             found = call_model(
                 model,
@@ -70,6 +73,30 @@ def evaluate(
             if bar is not None:
                 bar.advance()
     return results.all_gather(processes, device)
+
+
+def detections_limit(model: nn.Module) -> int | None:
+    """Return the maximum number of detections per image of a model, or None where it is fixed.
+
+    Exported programs cannot be changed, and a localizer gives one detection per image.
+    """
+    heads = getattr(model, "roi_heads", None)
+    return getattr(heads, "detections_per_img", None)
+
+
+@contextmanager
+def _at_least(model: nn.Module, max_detections: int | None) -> Iterator[None]:
+    """Raise the maximum number of detections per image of a model for a while."""
+    limit = detections_limit(model)
+    if limit is None or max_detections is None or limit >= max_detections:
+        yield
+        return
+    heads: Any = model.roi_heads
+    heads.detections_per_img = max_detections
+    try:
+        yield
+    finally:
+        heads.detections_per_img = limit
 
 
 def _to_device(target: dict[str, Any], device: torch.device) -> dict[str, Any]:

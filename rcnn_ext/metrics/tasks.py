@@ -10,7 +10,7 @@ from torch import nn
 
 from rcnn_ext.data.annotations import ClassList
 from rcnn_ext.errors import UserError
-from rcnn_ext.metrics.coco import EvaluationResult, detection_metrics
+from rcnn_ext.metrics.coco import DEFAULT_MAX_DETECTIONS, EvaluationResult, detection_metrics
 from rcnn_ext.metrics.results import ImageResult
 from rcnn_ext.models import Localizer
 from rcnn_ext.models.fast_rcnn import needs_proposals
@@ -53,7 +53,10 @@ def call_model(
 
 
 def compute_metrics(
-    model: nn.Module, results: Sequence[ImageResult], classes: ClassList
+    model: nn.Module,
+    results: Sequence[ImageResult],
+    classes: ClassList,
+    max_detections: int | None = None,
 ) -> EvaluationResult:
     """Compute the metrics of a kind of model.
 
@@ -61,9 +64,16 @@ def compute_metrics(
         model: A detector or a localizer, or a program of one.
         results: Images with their detections.
         classes: The classes of the model.
+        max_detections: Maximum number of detections of a class in an image that COCO's metrics
+            count; None means 100. Localizers have none of these metrics.
     """
-    if isinstance(model, Localizer) or getattr(model, "localizes", False):
+    if is_localizer(model):
         from rcnn_ext.metrics.localization import localization_metrics
 
         return localization_metrics(results, classes)
-    return detection_metrics(results, classes)
+    return detection_metrics(results, classes, max_detections or DEFAULT_MAX_DETECTIONS)
+
+
+def is_localizer(model: nn.Module) -> bool:
+    """Return whether a model, or the program of one, finds one object per image."""
+    return isinstance(model, Localizer) or bool(getattr(model, "localizes", False))

@@ -85,12 +85,13 @@ class Validation:
             device=self.device,
             batch_size=self.recipe.evaluation.batch_size,
             workers=self.recipe.data.workers,
+            max_detections=self.recipe.evaluation.max_detections,
             processes=self.processes,
             after_batch=after_batch,
         )
         if not self.processes.is_main_process:
             return None
-        return compute_metrics(model, results, self.classes)
+        return compute_metrics(model, results, self.classes, self.recipe.evaluation.max_detections)
 
 
 def _check_no_validation_needed(recipe: Recipe) -> None:

@@ -24,7 +24,7 @@ from rcnn_ext.errors import UserError
 ROOT = Path(rcnn_ext.__file__).parents[1]
 REAL = ROOT.parent / "shared" / "data" / "coco"
 HEAVY = ("torch", "numpy", "PIL", "lightning", "yaml", "matplotlib")
-EXTRA = ("lightning", "pycocotools", "matplotlib", "yaml", "tqdm", "safetensors", "lxml")
+EXTRA = ("lightning", "faster_coco_eval", "matplotlib", "yaml", "tqdm", "safetensors", "lxml")
 
 
 def python(*arguments, **options):

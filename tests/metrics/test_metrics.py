@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-pytest.importorskip("pycocotools", reason="pycocotools comes with the extra train")
+pytest.importorskip("faster_coco_eval", reason="faster-coco-eval comes with the extra train")
 
 from rcnn_ext.data import ClassList
 from rcnn_ext.distributed import Processes
@@ -149,6 +149,7 @@ def test_images_count_in_the_order_of_the_data_set():
 
 
 def test_agrees_with_torchmetrics_on_random_scenes():
+    pytest.importorskip("pycocotools", reason="pycocotools comes with the extra test")
     detection = pytest.importorskip("torchmetrics.detection")
     generator = torch.Generator().manual_seed(0)
 
