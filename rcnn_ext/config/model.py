@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from rcnn_ext.config.values import Bool, Float, Int, require
 
 NeckName = Literal["c4", "c5", "fpn"]
-HeadName = Literal["res5", "mlp"]
+HeadName = Literal["res5", "mlp", "conv"]
 PoolerName = Literal["align", "pool"]
 
 
@@ -50,15 +50,18 @@ class PartsConfig:
 
     Attributes:
         backbone: The network that makes features: ``resnet18``, ``resnet34``, ``resnet50``,
-            ``resnet101`` or ``mobilenet_v3_large``; for a localizer also ``cnn``, and any with
-            ``_fpn`` at its end. A module maps images [N, 3, H, W] to a feature map or a dict of
+            ``resnet101`` or ``mobilenet_v3_large``, or any of timm that gives feature maps, such as
+            ``timm:convnext_tiny``; for a localizer also ``cnn``, and any with ``_fpn`` at its end.
+            A module maps images [N, 3, H, W] to a feature map or a dict of
             them, finest first; its channels and strides are measured.
         neck: Layers between backbone and heads: ``fpn``, a feature pyramid; ``c4`` or ``c5``, the
             map of stride 16 or 32 as it is. null means ``fpn`` for Faster R-CNN and ``c4`` for
             Fast R-CNN, and takes a module as it is.
         head: ``res5``, the last stage of the backbone (layer4 of a ResNet) run on each RoI and
-            averaged, which keeps its pretrained weights; or ``mlp``, two fully connected layers of
-            1024. null means ``res5`` where the neck leaves that stage.
+            averaged, which keeps its pretrained weights; ``mlp``, two fully connected layers of
+            1024; or ``conv``, four 3x3 convolutions of 256 with batch norm and one fully connected
+            layer of 1024, as in torchvision's ``fasterrcnn_resnet50_fpn_v2``. null means ``res5``
+            where the neck leaves that stage, else ``mlp``.
         pooler: RoIAlign (``align``), or RoIPool (``pool``) for a single map.
         pool_size: Height and width of a pooled RoI; null means 7. In ``res5`` the last stage has
             stride 1 on 7x7, and keeps its stride of 2 from 14x14 on (He et al.), so that it works
@@ -67,8 +70,22 @@ class PartsConfig:
             null means 2.
         class_agnostic: Whether a RoI has one box instead of one for each class.
         dropout: Probability of dropping an output of the head in training.
+        fpn_batch_norm: Whether each convolution of the pyramid is followed by a batch norm, as in
+            torchvision's v2.
+        rpn_conv_depth: Number of 3x3 convolutions in the head of the RPN of Faster R-CNN; 2 in
+            torchvision's v2.
+        stride_in_1x1: Whether the blocks of a ResNet have their stride in the first 1x1 convolution
+            rather than the 3x3, as the Caffe ones of detectron2; null means false, and with
+            ``model.weights`` what those were trained with.
+        conventions: ``detectron2``: anchors of fractions of a pixel, RoIAlign in pyramids with the
+            half-pixel offset and by default ``sampling_ratio`` 0; ``torchvision``: neither. null
+            means torchvision's, and with ``model.weights`` those of the weights.
+        in_channels: Channels of the images, from 1 to 12. Published weights are adapted: the first
+            convolution is summed over red, green and blue for one channel; for others the three
+            take turns, times 3 / ``in_channels``.
         weights_backbone: Published weights the backbone starts from (``DEFAULT``), or null for
-            random ones.
+            random ones. For a network of timm also the tag of others, such as
+            ``in12k_ft_in1k``.
         norm_layer: ``frozen`` or ``batch`` normalization; ``auto`` is frozen with weights.
         trainable_layers: Number of trainable stages of the backbone, counted from the last, the one
             in a ``res5`` head included. null means 3 with weights, else all. In a recipe without
@@ -93,6 +110,11 @@ class PartsConfig:
     sampling_ratio: Int | None = None
     class_agnostic: Bool = False
     dropout: Float = 0.0
+    fpn_batch_norm: Bool = False
+    rpn_conv_depth: Int = 1
+    stride_in_1x1: Bool | None = None
+    conventions: Literal["torchvision", "detectron2"] | None = None
+    in_channels: Int = 3
     weights_backbone: str | None = None
     norm_layer: Literal["auto", "frozen", "batch"] = "auto"
     trainable_layers: Int | None = None
@@ -111,6 +133,8 @@ class PartsConfig:
                 names = ", ".join(map(repr, filter(None, known)))
                 raise ValueError(f"{name} must be one of {names}, got {getattr(self, name)!r}")
         require(0 <= self.dropout < 1, "dropout", "from 0 to below 1")
+        require(self.rpn_conv_depth >= 1, "rpn_conv_depth", "at least 1")
+        require(1 <= self.in_channels <= 12, "in_channels", "from 1 to 12")
 
 
 @dataclass

@@ -6,16 +6,18 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.resnet import Bottleneck
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from rcnn_ext.models.channels import in_channels_of, replace_first_convolution
+from rcnn_ext.models.feature_maps import FeatureMap, measure_feature_maps
 from rcnn_ext.models.folding import fold_frozen_norms
-from rcnn_ext.models.inputs import backbone_features
+from rcnn_ext.models.timm_backbones import PREFIX, build_timm_backbone
 from rcnn_ext.models.weights import fetch_state_dict, resolve_weights
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v3_large")
@@ -23,14 +25,6 @@ BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v3_larg
 FPN_CHANNELS = 256
 
 NormLayer = str | Callable[..., nn.Module]
-
-
-class FeatureMap(NamedTuple):
-    """A feature map of a backbone."""
-
-    channels: int
-    # Image pixels from one position to the next.
-    stride: float
 
 
 class _Stage(NamedTuple):
@@ -47,15 +41,17 @@ class SingleMapBackbone(nn.Module):
 
     Args:
         layers: Layers by their names in the network, so that its weights load by name.
+        in_channels: Channels of the images.
     """
 
-    def __init__(self, layers: OrderedDict[str, nn.Module]) -> None:
+    def __init__(self, layers: OrderedDict[str, nn.Module], in_channels: int = 3) -> None:
         super().__init__()
+        self.in_channels = in_channels
         self.body = nn.Sequential(layers)
         self.out_channels = measure_feature_maps(self)["0"].channels
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the feature map [N, C, H / stride, W / stride] of images [N, 3, H, W]."""
+        """Return the map [N, C, H / stride, W / stride] of images [N, in_channels, H, W]."""
         return self.body(images)
 
 
@@ -65,15 +61,23 @@ class PyramidBackbone(nn.Module):
     Args:
         body: Module from images [N, 3, H, W] to a dict of maps, finest first.
         feature_maps: Maps of the body, from ``measure_feature_maps``.
+        norm_layer: Function from channels to a layer after each convolution of the pyramid.
     """
 
-    def __init__(self, body: nn.Module, feature_maps: OrderedDict[str, FeatureMap]) -> None:
+    def __init__(
+        self,
+        body: nn.Module,
+        feature_maps: OrderedDict[str, FeatureMap],
+        norm_layer: Callable[..., nn.Module] | None = None,
+    ) -> None:
         super().__init__()
+        self.in_channels = in_channels_of(body) or 3
         self.body = body
         self.fpn = FeaturePyramidNetwork(
             [feature_map.channels for feature_map in feature_maps.values()],
             FPN_CHANNELS,
             extra_blocks=LastLevelMaxPool(),
+            norm_layer=norm_layer,
         )
         self.out_channels = FPN_CHANNELS
 
@@ -90,12 +94,13 @@ def build_fpn_backbone(
     trainable_layers: int | None = None,
     returned_layers: Sequence[int] | None = None,
     pyramid_norm_layer: Callable[..., nn.Module] | None = None,
+    in_channels: int = 3,
     progress: bool = True,
-) -> BackboneWithFPN:
+) -> nn.Module:
     """Make a backbone with a feature pyramid.
 
     Args:
-        name: One of ``BACKBONES``.
+        name: One of ``BACKBONES``, or ``timm:`` and the name of a network of timm.
         weights: Published ImageNet weights of the network, their name, or None.
         norm_layer: See ``resolve_norm_layer``. A batch norm in a frozen stage still updates its
             statistics in training; a frozen one does not.
@@ -105,6 +110,8 @@ def build_fpn_backbone(
             torchvision's choice: 1 to 4 of a ResNet (strides 4 to 32), the last two of
             MobileNetV3-Large (both of stride 32; for small objects take (2, 3, 4, 5)).
         pyramid_norm_layer: Function from channels to a layer after each convolution of the pyramid.
+        in_channels: Channels of the images. Published weights of the first convolution are adapted
+            to other than three, see ``adapt_channels``.
         progress: Show a progress bar while downloading.
 
     Returns:
@@ -116,7 +123,21 @@ def build_fpn_backbone(
         ValueError: An unknown name, norm layer or stage, or too many trainable layers.
         UserError: The weights do not exist or cannot be downloaded.
     """
-    stages, is_resnet = _load_stages(name, weights, norm_layer, trainable_layers, progress)
+    if name.startswith(PREFIX):
+        return build_timm_backbone(
+            name,
+            "fpn",
+            weights=weights,
+            norm_layer=norm_layer,
+            trainable_layers=trainable_layers,
+            returned_layers=returned_layers,
+            pyramid_norm_layer=pyramid_norm_layer,
+            in_channels=in_channels,
+            pyramid_channels=FPN_CHANNELS,
+        )
+    stages, is_resnet = _load_stages(
+        name, weights, norm_layer, trainable_layers, in_channels, progress
+    )
     if returned_layers is None:
         returned_layers = (1, 2, 3, 4) if is_resnet else (4, 5)
     first = 1 if is_resnet else 0  # The stem of a ResNet has the stride of its layer1.
@@ -137,6 +158,7 @@ def build_fpn_backbone(
         out_channels=FPN_CHANNELS,
         norm_layer=pyramid_norm_layer,
     )
+    backbone.in_channels = in_channels
     fold_frozen_norms(backbone)
     return backbone
 
@@ -147,8 +169,9 @@ def build_c4_backbone(
     weights: WeightsEnum | str | None = None,
     norm_layer: NormLayer = "auto",
     trainable_layers: int | None = None,
+    in_channels: int = 3,
     progress: bool = True,
-) -> tuple[SingleMapBackbone, nn.Sequential]:
+) -> tuple[nn.Module, nn.Sequential | None]:
     """Cut a network at stride 16.
 
     Args:
@@ -157,19 +180,30 @@ def build_c4_backbone(
         norm_layer: As for ``build_fpn_backbone``.
         trainable_layers: As for ``build_fpn_backbone``; the last stage, which is returned apart,
             counts.
+        in_channels: As for ``build_fpn_backbone``.
         progress: Show a progress bar while downloading.
 
     Returns:
         The network up to stride 16 (layer3 of a ResNet), and the rest of its convolutions (layer4),
-        for ``Res5Head``.
+        for ``Res5Head``; None for a network of timm.
 
     Raises:
         ValueError: An unknown name or norm layer, or too many trainable layers.
         UserError: The weights do not exist or cannot be downloaded.
     """
-    stages, _ = _load_stages(name, weights, norm_layer, trainable_layers, progress)
+    if name.startswith(PREFIX):
+        timm_backbone = build_timm_backbone(
+            name,
+            "c4",
+            weights=weights,
+            norm_layer=norm_layer,
+            trainable_layers=trainable_layers,
+            in_channels=in_channels,
+        )
+        return timm_backbone, None
+    stages, _ = _load_stages(name, weights, norm_layer, trainable_layers, in_channels, progress)
     # ResNet: stem, layer1, layer2, layer3. MobileNetV3: the stages of strides 2, 4, 8 and 16.
-    backbone = SingleMapBackbone(_join_layers(stages[:4]))
+    backbone = SingleMapBackbone(_join_layers(stages[:4]), in_channels)
     last_stage = nn.Sequential(_join_layers(stages[4:]))
     for part in (backbone, last_stage):
         fold_frozen_norms(part)
@@ -182,8 +216,9 @@ def build_c5_backbone(
     weights: WeightsEnum | str | None = None,
     norm_layer: NormLayer = "auto",
     trainable_layers: int | None = None,
+    in_channels: int = 3,
     progress: bool = True,
-) -> SingleMapBackbone:
+) -> nn.Module:
     """Take all convolutions of a network: one map of stride 32.
 
     Args:
@@ -191,14 +226,24 @@ def build_c5_backbone(
         weights: As for ``build_fpn_backbone``.
         norm_layer: As for ``build_fpn_backbone``.
         trainable_layers: As for ``build_fpn_backbone``.
+        in_channels: As for ``build_fpn_backbone``.
         progress: Show a progress bar while downloading.
 
     Raises:
         ValueError: An unknown name or norm layer, or too many trainable layers.
         UserError: The weights do not exist or cannot be downloaded.
     """
-    stages, _ = _load_stages(name, weights, norm_layer, trainable_layers, progress)
-    backbone = SingleMapBackbone(_join_layers(stages))
+    if name.startswith(PREFIX):
+        return build_timm_backbone(
+            name,
+            "c5",
+            weights=weights,
+            norm_layer=norm_layer,
+            trainable_layers=trainable_layers,
+            in_channels=in_channels,
+        )
+    stages, _ = _load_stages(name, weights, norm_layer, trainable_layers, in_channels, progress)
+    backbone = SingleMapBackbone(_join_layers(stages), in_channels)
     fold_frozen_norms(backbone)
     return backbone
 
@@ -210,60 +255,14 @@ def remove_strides(module: nn.Module) -> None:
             layer.stride = (1, 1)
 
 
-def out_channels_of(backbone: nn.Module) -> int:
-    """Return the channels of the maps of a backbone.
+def move_strides(module: nn.Module | None) -> None:
+    """Move the stride of each bottleneck block from its 3x3 convolution to the 1x1 before it.
 
-    Raises:
-        ValueError: The backbone has no such attribute.
+    In place; None has none.
     """
-    channels = getattr(backbone, "out_channels", None)
-    if not isinstance(channels, int):
-        raise ValueError(
-            f"the backbone ({type(backbone).__name__}) needs an attribute out_channels, the number "
-            "of channels of each feature map"
-        )
-    return channels
-
-
-def measure_feature_maps(backbone: nn.Module) -> OrderedDict[str, FeatureMap]:
-    """Measure the channels and the stride of each feature map of a backbone.
-
-    It runs the backbone on two sizes of black image. The stride is how much the image grew for
-    each added position, which is exact also for networks whose border positions are special.
-
-    Args:
-        backbone: Module from [N, 3, H, W] to a map or a dict of maps.
-
-    Returns:
-        Name of each level ("0" if there is only one) to its measures.
-
-    Raises:
-        ValueError: A map does not grow with the image, or not alike in height and width.
-    """
-    parameter = next(backbone.parameters())
-    small, large = 128, 256
-    was_training = backbone.training
-    backbone.eval()  # Black images must not enter the statistics of a batch norm.
-    try:
-        with torch.no_grad():
-            first, second = (
-                backbone_features(backbone, parameter.new_zeros(1, 3, side, side))
-                for side in (small, large)
-            )
-    finally:
-        backbone.train(was_training)
-    maps = OrderedDict()
-    for name, feature in first.items():
-        rows = second[name].shape[2] - feature.shape[2]
-        columns = second[name].shape[3] - feature.shape[3]
-        if rows < 1 or rows != columns:
-            raise ValueError(
-                f"feature map {name!r} of the backbone is {list(feature.shape)} for an image of "
-                f"{small}x{small} and {list(second[name].shape)} for {large}x{large}: it has no "
-                "stride"
-            )
-        maps[name] = FeatureMap(feature.shape[1], (large - small) / rows)
-    return maps
+    for block in module.modules() if module is not None else ():
+        if isinstance(block, Bottleneck) and block.conv2.stride != (1, 1):
+            block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
 
 
 def resolve_norm_layer(norm_layer: NormLayer, pretrained: bool) -> Callable[..., nn.Module]:
@@ -299,11 +298,14 @@ def _load_stages(
     weights: WeightsEnum | str | None,
     norm_layer: NormLayer,
     trainable_layers: int | None,
+    in_channels: int,
     progress: bool,
 ) -> tuple[list[_Stage], bool]:
     """Make a network with weights and frozen stages; return these and whether it is a ResNet."""
     if name not in BACKBONES:
-        raise ValueError(f"there is no backbone {name!r}; there are {', '.join(BACKBONES)}")
+        raise ValueError(
+            f"there is no backbone {name!r}; there are {', '.join(BACKBONES)}, and timm:NAME"
+        )
     weights = resolve_weights(weights, torchvision.models.get_model_weights(name))
     network = torchvision.models.get_model(
         name, norm_layer=resolve_norm_layer(norm_layer, pretrained=weights is not None)
@@ -312,6 +314,8 @@ def _load_stages(
         network.load_state_dict(
             fetch_state_dict(weights, progress=progress, instead="weights_backbone=None")
         )
+    if in_channels != 3:
+        replace_first_convolution(network, in_channels, pretrained=weights is not None)
     is_resnet = isinstance(network, torchvision.models.ResNet)
     stages = _resnet_stages(network) if is_resnet else _mobilenet_stages(network.features)
 

@@ -16,15 +16,12 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torchvision.models.resnet import Bottleneck
+from torch import Tensor
 
-from rcnn_ext import ops
 from rcnn_ext.errors import UserError
-from rcnn_ext.models.anchors import AnchorGenerator
 from rcnn_ext.models.builder import fast_rcnn, faster_rcnn
 from rcnn_ext.models.fast_rcnn import FastRCNN
 from rcnn_ext.models.faster_rcnn import ANCHOR_SIZES, FasterRCNN
@@ -109,7 +106,7 @@ def load_detectron2(
         mean, std = mean[::-1], std[::-1]
     # Without memory: all that a detector consists of is in the checkpoint.
     with torch.device("meta"):
-        model = _build(weights, mean, std, options)
+        model = _build(weights, mean, std, options, stride_in_1x1)
     try:
         model.load_state_dict(
             {name: value.to(torch.float32, copy=True) for name, value in weights.items()},
@@ -120,8 +117,6 @@ def load_detectron2(
             "the checkpoint is no Faster or Fast R-CNN with ResNet-50 of detectron2: "
             + " ".join(str(error).split())
         ) from error
-    if stride_in_1x1:
-        _move_strides(model)
     return model.eval()
 
 
@@ -175,6 +170,7 @@ def _build(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     options: dict[str, Any],
+    stride_in_1x1: bool,
 ) -> FasterRCNN | FastRCNN:
     """Build the detector that converted weights belong to."""
     scores = weights.get("roi_heads.box_predictor.cls_score.weight")
@@ -191,7 +187,8 @@ def _build(
         "class_agnostic": len(boxes) == 4,
         "neck": "fpn" if pyramid else "c4",
         "pool_size": 7 if pyramid else 14,
-        "sampling_ratio": 0,
+        "conventions": "detectron2",
+        "stride_in_1x1": stride_in_1x1,
         "norm_layer": "frozen",
         "image_mean": [value / 255 for value in mean],
         "image_std": [value / 255 for value in std],
@@ -200,7 +197,7 @@ def _build(
         "box_nms_thresh": 0.5,
     }
     if not has_rpn:
-        return _align(fast_rcnn("resnet50", **{**common, **options}))
+        return fast_rcnn("resnet50", **{**common, **options})
     if not pyramid:
         common |= {
             "rpn_pre_nms_top_n_train": 12000,
@@ -208,23 +205,7 @@ def _build(
             "rpn_post_nms_top_n_train": 2000,
             "rpn_post_nms_top_n_test": 1000,
         }
-    model = faster_rcnn("resnet50", **{**common, **options})
-    cast(AnchorGenerator, model.rpn.anchor_generator).whole_pixels = False
-    return _align(model)
-
-
-def _align(model: Any) -> Any:
-    """Let a pyramid's pooler sample with the half-pixel offset, as a single map's does."""
-    if isinstance(model.roi_heads.box_roi_pool, ops.MultiScaleRoIAlign):
-        model.roi_heads.box_roi_pool.aligned = True
-    return model
-
-
-def _move_strides(model: nn.Module) -> None:
-    """Move the stride of each block from its 3x3 convolution to the 1x1 before it."""
-    for block in model.modules():
-        if isinstance(block, Bottleneck) and block.conv2.stride != (1, 1):
-            block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
+    return faster_rcnn("resnet50", **{**common, **options})
 
 
 def _state_dict(checkpoint: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:

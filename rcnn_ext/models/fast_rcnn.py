@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import resize_boxes
 
-from rcnn_ext.models.backbones import out_channels_of
 from rcnn_ext.models.box_heads import default_box_branch
 from rcnn_ext.models.box_utils import first_bad_box, image_size_tensor
+from rcnn_ext.models.channels import in_channels_of
 from rcnn_ext.models.detector import Detector
+from rcnn_ext.models.feature_maps import out_channels_of
 from rcnn_ext.models.inputs import (
     backbone_features,
     build_transform,
@@ -31,7 +32,7 @@ class FastRCNN(Detector):
 
     Args:
         backbone: Module from images [N, 3, H, W] to a map or a dict of maps [N, C, H_l, W_l], with
-            an attribute ``out_channels``, C.
+            an attribute ``out_channels``, C, and ``in_channels`` where images have not three.
         num_classes: Number of classes, background (class 0) included; None if ``box_predictor`` is
             given.
         min_size: Length of the shorter side of an image after resizing; of several, one is drawn
@@ -100,7 +101,9 @@ class FastRCNN(Detector):
         box_head, box_predictor = default_box_branch(
             channels, num_classes, box_roi_pool, box_head, box_predictor
         )
-        self.transform = build_transform(min_size, max_size, image_mean, image_std, kwargs)
+        self.transform = build_transform(
+            min_size, max_size, image_mean, image_std, kwargs, in_channels_of(backbone)
+        )
         self.backbone = backbone
         self.roi_heads = RoIHeads(
             box_roi_pool,

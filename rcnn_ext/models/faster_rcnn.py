@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from rcnn_ext import ops
 from rcnn_ext.models.anchors import AnchorGenerator
-from rcnn_ext.models.backbones import out_channels_of
 from rcnn_ext.models.box_heads import default_box_branch
+from rcnn_ext.models.channels import in_channels_of
 from rcnn_ext.models.detector import Detector
+from rcnn_ext.models.feature_maps import out_channels_of
 from rcnn_ext.models.inputs import backbone_features, build_transform, prepare_batch
 from rcnn_ext.models.loss_normalizer import LossNormalizer, own_samples
 from rcnn_ext.models.roi_heads import RoIHeads
@@ -26,7 +27,7 @@ class FasterRCNN(Detector):
 
     Args:
         backbone: Module from images [N, 3, H, W] to a map or a dict of maps [N, C, H_l, W_l], with
-            an attribute ``out_channels``, C.
+            an attribute ``out_channels``, C, and ``in_channels`` where images have not three.
         num_classes: Number of classes, background (class 0) included; None if ``box_predictor`` is
             given.
         min_size: Length of the shorter side of an image after resizing; of several, one is drawn
@@ -122,7 +123,7 @@ class FasterRCNN(Detector):
         if rpn_anchor_generator is None:
             rpn_anchor_generator = AnchorGenerator(ANCHOR_SIZES, (0.5, 1.0, 2.0))
         if rpn_head is None:
-            rpn_head = RPNHead(channels, _anchors_per_position(rpn_anchor_generator))
+            rpn_head = RPNHead(channels, anchors_per_position(rpn_anchor_generator))
         if box_roi_pool is None:
             box_roi_pool = ops.MultiScaleRoIAlign(
                 featmap_names=["0", "1", "2", "3"], output_size=7, sampling_ratio=2
@@ -132,7 +133,9 @@ class FasterRCNN(Detector):
         )
 
         # In torchvision's order, since optimizers store state by the position of a parameter.
-        self.transform = build_transform(min_size, max_size, image_mean, image_std, kwargs)
+        self.transform = build_transform(
+            min_size, max_size, image_mean, image_std, kwargs, in_channels_of(backbone)
+        )
         self.backbone = backbone
         self.rpn = RegionProposalNetwork(
             rpn_anchor_generator,
@@ -207,7 +210,12 @@ class FasterRCNN(Detector):
         return self.transform.postprocess(detections, batch.image_sizes, original_sizes)
 
 
-def _anchors_per_position(generator: nn.Module) -> int:
+def anchors_per_position(generator: nn.Module) -> int:
+    """Return the number of anchors at a position, which all levels share.
+
+    Raises:
+        ValueError: Levels differ in it.
+    """
     counts: list[int] = cast(Any, generator).num_anchors_per_location()
     if len(set(counts)) != 1:
         raise ValueError(

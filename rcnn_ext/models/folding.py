@@ -77,6 +77,10 @@ class FoldedFrozenBatchNorm2d(FrozenBatchNorm2d):
         return super().forward(x)
 
 
+# Layers that are a scale and a shift of each channel, and nothing else.
+_NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d, FoldedFrozenBatchNorm2d)
+
+
 def fold_frozen_norms(model: nn.Module) -> None:
     """Make convolutions apply the frozen batch norm after them through their weights, in place.
 
@@ -129,7 +133,11 @@ def _find_pairs(model: nn.Module) -> Iterator[_Pair]:
     positions = Counter(id(child) for parent in model.modules() for child in parent.children())
     for parent in model.modules():
         names = [name for name, _ in parent.named_children()]
-        if isinstance(parent, nn.Sequential | IntermediateLayerGetter):
+        sequential = type(parent).forward in (
+            nn.Sequential.forward,
+            IntermediateLayerGetter.forward,
+        )
+        if sequential:
             candidates = list(zip(names, names[1:], strict=False))
         elif isinstance(parent, BasicBlock | Bottleneck | ResNet):
             candidates = [(f"conv{i}", f"bn{i}") for i in (1, 2, 3) if f"conv{i}" in names]
@@ -141,7 +149,8 @@ def _find_pairs(model: nn.Module) -> Iterator[_Pair]:
             pair = _Pair(parent, conv_name, norm_name)
             if (
                 type(pair.conv) in (nn.Conv2d, FoldedConv2d)
-                and isinstance(pair.norm, nn.BatchNorm2d | FrozenBatchNorm2d)
+                # Derived ones may do more: timm's have the activation after them inside.
+                and type(pair.norm) in _NORMS
                 and pair.norm.running_var is not None
                 and pair.conv.out_channels == pair.norm.running_var.numel()
                 and conv_name not in outputs

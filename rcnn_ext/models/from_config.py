@@ -19,6 +19,7 @@ _OWN_FIELDS = ("detector", "checkpoint_stages", "channels_last", "weights_backbo
 # Fields that a localizer shares with detectors.
 _LOCALIZER_FIELDS = (
     "backbone",
+    "in_channels",
     "trainable_layers",
     "norm_layer",
     "image_mean",

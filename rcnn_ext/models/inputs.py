@@ -12,10 +12,8 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from rcnn_ext.models.box_utils import at_least_float32, first_bad_box
+from rcnn_ext.models.channels import imagenet_statistics
 from rcnn_ext.models.sampler import SEED
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _TRANSFORM_OPTIONS = ("size_divisible", "fixed_size", "_skip_resize")
 
@@ -26,6 +24,7 @@ def build_transform(
     image_mean: Sequence[float] | None,
     image_std: Sequence[float] | None,
     options: dict[str, Any],
+    channels: int | None = None,
 ) -> GeneralizedRCNNTransform:
     """Make the transform that resizes, normalizes and batches images.
 
@@ -36,8 +35,11 @@ def build_transform(
         image_mean: Mean of each channel; None means ImageNet's.
         image_std: Standard deviation of each channel; None means ImageNet's.
         options: Further arguments of torchvision's ``GeneralizedRCNNTransform``.
+        channels: Channels of the images; None takes as many as ``image_mean`` and ``image_std``
+            have, else three. ``imagenet_statistics`` has the defaults of other than three.
 
     Raises:
+        ValueError: Means and deviations are not equally many, or not as many as the channels.
         TypeError: Unknown option. torchvision ignores those, so that a misspelled option of a model
             would have no effect.
     """
@@ -48,11 +50,23 @@ def build_transform(
             )
         if name not in _TRANSFORM_OPTIONS:
             raise TypeError(f"the model has no option {name!r}")
+    if channels is None:
+        # A backbone of one's own need not say its channels: the statistics do.
+        channels = len(image_mean) if image_mean is not None and image_std is not None else 3
+    mean, std = imagenet_statistics(channels)
+    mean = mean if image_mean is None else list(image_mean)
+    std = std if image_std is None else list(image_std)
+    for name, values in (("image_mean", mean), ("image_std", std)):
+        if len(values) != channels:
+            raise ValueError(
+                f"{name} has {len(values)} numbers, and images have {channels} channels "
+                "(in_channels)"
+            )
     return GeneralizedRCNNTransform(
         min_size,
         max_size,
-        list(IMAGENET_MEAN if image_mean is None else image_mean),
-        list(IMAGENET_STD if image_std is None else image_std),
+        mean,
+        std,
         **options,
     )
 

@@ -11,16 +11,12 @@ from torch.nn import functional as F
 from torchvision.models._api import WeightsEnum
 
 from rcnn_ext import ops
-from rcnn_ext.models.backbones import (
-    BACKBONES,
-    NormLayer,
-    build_c5_backbone,
-    build_fpn_backbone,
-    measure_feature_maps,
-)
+from rcnn_ext.models.backbones import BACKBONES, NormLayer, build_c5_backbone, build_fpn_backbone
 from rcnn_ext.models.box_utils import at_least_float32, image_size_tensor
+from rcnn_ext.models.channels import in_channels_of
 from rcnn_ext.models.checkpointing import checkpoint_stages as make_checkpointed
 from rcnn_ext.models.detector import Detector
+from rcnn_ext.models.feature_maps import measure_feature_maps
 from rcnn_ext.models.inputs import (
     backbone_features,
     build_transform,
@@ -29,6 +25,7 @@ from rcnn_ext.models.inputs import (
 )
 from rcnn_ext.models.localizer_layers import ConvBackbone, LocalizerHead, check_activation
 from rcnn_ext.models.loss_normalizer import LossNormalizer, own_samples
+from rcnn_ext.models.timm_backbones import PREFIX
 from rcnn_ext.reference.box_coding import clip
 
 LOCALIZER_BACKBONES = ("cnn", *BACKBONES, *(f"{name}_fpn" for name in BACKBONES))
@@ -103,6 +100,7 @@ class Localizer(Detector):
             image_std,
             # torchvision takes the width first.
             {"fixed_size": (width, height), "size_divisible": 1},
+            in_channels_of(backbone),
         )
         self.backbone = backbone
         channels = sum(
@@ -257,6 +255,7 @@ def localizer(
     trainable_layers: int | None = None,
     checkpoint_stages: Sequence[str] = (),
     activation: str = "silu",
+    in_channels: int = 3,
     progress: bool = True,
     **kwargs: Any,
 ) -> Localizer:
@@ -264,14 +263,15 @@ def localizer(
 
     Args:
         backbone: "cnn" (four blocks, He initialization); "resnet18", "resnet34", "resnet50",
-            "resnet101" or "mobilenet_v3_large"; one of these with "_fpn"; or a module from images
-            to a feature map or a dict of them.
+            "resnet101" or "mobilenet_v3_large", or "timm:NAME"; one of these with "_fpn"; or a
+            module from images to a feature map or a dict of them.
         num_classes: Number of classes, background (class 0) included.
         weights_backbone: Published ImageNet weights, their name ("DEFAULT"), or None.
         norm_layer: As for ``fast_rcnn``.
         trainable_layers: As for ``fast_rcnn``.
         checkpoint_stages: As for ``fast_rcnn``.
         activation: "silu" or "relu", in the heads and in "cnn".
+        in_channels: As for ``fast_rcnn``.
         progress: Show a progress bar while downloading.
         **kwargs: Further options of ``Localizer``.
 
@@ -290,8 +290,8 @@ def localizer(
                 "weights_backbone, norm_layer and trainable_layers are for the networks of "
                 f"torchvision; this backbone is {backbone if isinstance(backbone, str) else 'own'}"
             )
-        network = ConvBackbone(activation) if isinstance(backbone, str) else backbone
-    elif backbone not in LOCALIZER_BACKBONES:
+        network = ConvBackbone(activation, in_channels) if isinstance(backbone, str) else backbone
+    elif backbone not in LOCALIZER_BACKBONES and not backbone.startswith(PREFIX):
         raise ValueError(
             f"there is no backbone {backbone!r}; there are {', '.join(LOCALIZER_BACKBONES)}"
         )
@@ -303,6 +303,7 @@ def localizer(
             weights=weights_backbone,
             norm_layer=norm_layer,
             trainable_layers=trainable_layers,
+            in_channels=in_channels,
             progress=progress,
         )
     make_checkpointed([getattr(network, "body", network)], checkpoint_stages)

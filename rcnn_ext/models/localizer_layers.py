@@ -16,11 +16,12 @@ class ConvBackbone(nn.Sequential):
 
     Args:
         activation: "relu" or "silu".
+        in_channels: Channels of the images.
     """
 
-    def __init__(self, activation: str = "relu") -> None:
+    def __init__(self, activation: str = "relu", in_channels: int = 3) -> None:
         blocks: OrderedDict[str, nn.Module] = OrderedDict()
-        before = 3
+        before = in_channels
         for index, channels in enumerate(_CNN_CHANNELS, start=1):
             blocks[f"block{index}"] = nn.Sequential(
                 nn.Conv2d(before, channels, kernel_size=3, padding=1, bias=False),
@@ -30,6 +31,7 @@ class ConvBackbone(nn.Sequential):
             )
             before = channels
         super().__init__(blocks)
+        self.in_channels = in_channels
         self.out_channels = before
         self.apply(_he_init)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from rcnn_ext import ops
-from rcnn_ext.models.backbones import measure_feature_maps
+from rcnn_ext.models.feature_maps import measure_feature_maps
 
 POOLERS = ("align", "pool")
 

@@ -14,12 +14,11 @@ from torchvision.models.detection import (
     FasterRCNN_ResNet50_FPN_V2_Weights,
     FasterRCNN_ResNet50_FPN_Weights,
 )
-from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 from torchvision.ops import FrozenBatchNorm2d
 
 from rcnn_ext.models.anchors import AnchorGenerator
 from rcnn_ext.models.backbones import FPN_CHANNELS, build_fpn_backbone
-from rcnn_ext.models.builder import ASPECT_RATIOS, fast_rcnn, faster_rcnn
+from rcnn_ext.models.builder import ASPECT_RATIOS, conv_box_head, fast_rcnn, faster_rcnn
 from rcnn_ext.models.fast_rcnn import FastRCNN
 from rcnn_ext.models.faster_rcnn import ANCHOR_SIZES, FasterRCNN
 from rcnn_ext.models.rpn import RPNHead
@@ -139,9 +138,7 @@ def fasterrcnn_resnet50_fpn_v2(
         progress=progress,
     )
     rpn_head = RPNHead(FPN_CHANNELS, len(ASPECT_RATIOS), conv_depth=2)
-    box_head = FastRCNNConvFCHead(
-        (FPN_CHANNELS, 7, 7), [FPN_CHANNELS] * 4, [1024], norm_layer=nn.BatchNorm2d
-    )
+    box_head = conv_box_head(FPN_CHANNELS, 7)
     model = FasterRCNN(backbone, start.num_classes, rpn_head=rpn_head, box_head=box_head, **kwargs)
     start.load(model, progress)
     return model

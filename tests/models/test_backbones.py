@@ -8,11 +8,8 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from rcnn_ext import models
-from rcnn_ext.models.backbones import (
-    build_c4_backbone,
-    build_fpn_backbone,
-    measure_feature_maps,
-)
+from rcnn_ext.models.backbones import build_c4_backbone, build_fpn_backbone
+from rcnn_ext.models.feature_maps import measure_feature_maps
 from rcnn_ext.models.folding import FoldedFrozenBatchNorm2d
 
 # Channels of the map of stride 16 and of the last stage.

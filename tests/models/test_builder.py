@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from rcnn_ext import models
-from rcnn_ext.models import BoxCoder
-from rcnn_ext.models.backbones import build_c5_backbone, measure_feature_maps
+from rcnn_ext.models import BoxCoder, presets
+from rcnn_ext.models.backbones import build_c5_backbone
+from rcnn_ext.models.feature_maps import measure_feature_maps
 
 SIZES = {"min_size": 96, "max_size": 160}
 PROPOSALS = {
@@ -206,3 +207,27 @@ class TestCheckpointing:
             self.run(other, make_batch, make_boxes)
             assert all(p.grad is not None for p in other.parameters())
         assert all(p.grad is None for p in model.parameters())
+
+
+def test_options_make_torchvisions_second_version():
+    options = {"weights_backbone": None, "num_classes": 91}
+    preset = presets.fasterrcnn_resnet50_fpn_v2(**options)
+    built = models.faster_rcnn(
+        "resnet50",
+        **options,
+        norm_layer="batch",
+        head="conv",
+        fpn_batch_norm=True,
+        rpn_conv_depth=2,
+    )
+    expected = {name: value.shape for name, value in preset.state_dict().items()}
+    assert {name: value.shape for name, value in built.state_dict().items()} == expected
+
+
+def test_heads_refuse_what_they_have_not():
+    with pytest.raises(ValueError, match="head='conv' has no dropout"):
+        models.faster_rcnn("resnet18", num_classes=2, head="conv", dropout=0.5)
+    with pytest.raises(ValueError, match="fpn_batch_norm is for neck='fpn'"):
+        models.faster_rcnn("resnet18", num_classes=2, neck="c4", fpn_batch_norm=True)
+    with pytest.raises(TypeError, match="has no anchors, got rpn_conv_depth"):
+        models.fast_rcnn("resnet18", num_classes=2, rpn_conv_depth=2)

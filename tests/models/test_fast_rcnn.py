@@ -352,7 +352,7 @@ def test_dropout_only_in_training():
     ("options", "error", "message"),
     [
         ({"neck": "c3"}, ValueError, "neck must be one of 'c4', 'c5', 'fpn', got 'c3'"),
-        ({"head": "conv"}, ValueError, "head must be one of 'res5', 'mlp', got 'conv'"),
+        ({"head": "convs"}, ValueError, "'res5', 'mlp', 'conv', got 'convs'"),
         ({"pooler": "max"}, ValueError, "pooler must be one of 'align', 'pool', got 'max'"),
         ({"neck": "fpn", "pooler": "pool"}, ValueError, "pooler='pool'"),
         ({"neck": "fpn", "head": "res5"}, ValueError, "head='res5'"),
