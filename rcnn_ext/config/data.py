@@ -15,6 +15,14 @@ FormatName = Literal[
     "pennfudan",
     # JSON and XML.
     "coco",
+    "createml",
+    "cvat",
+    "datumaro",
+    "imagefolder",
+    "label_studio",
+    "labelme",
+    "supervisely",
+    "via",
     # Text files, one per image.
     "yolo",
     # Tables and lists.

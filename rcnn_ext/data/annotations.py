@@ -6,7 +6,8 @@ metrics and pictures know only that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,7 @@ class AnnotationSet:
         skipped: Images that were left out since they, or their annotations, are broken.
         annotated: Whether the file says what is in the images; a test set may only list them.
         problems: What was corrected or left out, with file and line.
+        outlines: How many boxes were taken around other shapes, by shape.
     """
 
     source: Path
@@ -98,6 +100,7 @@ class AnnotationSet:
     skipped: int = 0
     annotated: bool = True
     problems: tuple[Problem, ...] = ()
+    outlines: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", PackedImages.pack(self.images))
@@ -122,6 +125,9 @@ class AnnotationSet:
         difficult = int(self.images.difficult.sum())
         if difficult:
             parts.append(f"{difficult} of them difficult")
+        if self.outlines:
+            shapes = ", ".join(f"{n} of shape {shape}" for shape, n in self.outlines.items())
+            parts.append(f"boxes taken around outlines: {shapes}")
         if self.clipped:
             parts.append(f"{self.clipped} boxes clipped to their image")
         if self.dropped:

@@ -66,6 +66,8 @@ class RawObject(NamedTuple):
         crowd: See :class:`ImageRecord`.
         difficult: See :class:`ImageRecord`.
         truncated: See :class:`ImageRecord`.
+        outline: The shape that the box was taken around, such as ``polygon``; empty where the data
+            have the box itself.
     """
 
     box: tuple[float, float, float, float]
@@ -76,6 +78,7 @@ class RawObject(NamedTuple):
     crowd: bool = False
     difficult: bool = False
     truncated: bool = False
+    outline: str = ""
 
 
 class SetBuilder:
@@ -107,6 +110,7 @@ class SetBuilder:
         self._strangers: Counter[str] = Counter()
         self._first_seen: dict[str, tuple[Path, int | None]] = {}
         self._clipped = self._dropped = self._skipped = self._other = 0
+        self._outlines: Counter[str] = Counter()
 
     def declare(self, names: Sequence[tuple[str, int]]) -> None:
         """Names and category ids that the format declares, in the order of their labels.
@@ -189,6 +193,7 @@ class SetBuilder:
         boxes, keep, _ = clean_boxes(corners, *size)
         kept = [item for item, good in zip(objects, keep, strict=True) if good]
         self._report_corrected(objects, corners, boxes, keep, size, file)
+        self._outlines.update(item.outline for item in kept if item.outline)
         boxes = boxes[keep]
         sides = boxes[:, 2:] - boxes[:, :2]  # [N, 2]
         areas = [
@@ -256,6 +261,7 @@ class SetBuilder:
             self._skipped,
             annotated,
             tuple(self.report.problems[self._before :]),
+            dict(self._outlines),
         )
 
     def _of_wanted_classes(

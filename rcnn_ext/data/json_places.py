@@ -1,4 +1,4 @@
-"""Lines of the entries of a JSON file, for messages."""
+"""Lines of the values in a JSON file, for messages."""
 
 from __future__ import annotations
 
@@ -8,58 +8,67 @@ import re
 from pathlib import Path
 
 _SPACE = re.compile(r"[ \t\r\n]*")
+_DECODE = json.JSONDecoder().raw_decode
 
 
 class JsonPlaces:
-    """The lines of the entries of the lists in a JSON object.
+    """The lines of the values in a JSON file.
 
     The standard library's parser keeps no lines. The file is scanned a second time, but only when a
     problem asks for the first line.
 
     Args:
-        path: A file that has been parsed, so that it is known to be valid.
+        path: A file that has been parsed, so that it is known to be valid. In UTF-8, UTF-16 or
+            UTF-32, with or without a byte-order mark, as JSON may be.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._starts: dict[str, list[int]] | None = None
+        self._text: str | None = None
         self._newlines: list[int] = []
+        self._children: dict[int, dict[str | int, int]] = {}
 
-    def line(self, section: str, index: int) -> int | None:
-        """Return the line, from 1, of entry ``index`` of the top-level list ``section``."""
-        if self._starts is None:
-            text = self.path.read_text(encoding="utf-8-sig")
-            self._newlines = [match.start() for match in re.finditer("\n", text)]
-            self._starts = _starts_of_entries(text)
-        starts = self._starts.get(section, [])
-        return bisect.bisect(self._newlines, starts[index]) + 1 if index < len(starts) else None
+    def line(self, *steps: str | int) -> int | None:
+        """Return the line, from 1, of a value; None if there is no such value.
+
+        Args:
+            steps: The keys and indices that lead to it: ``"annotations", 3``.
+        """
+        if self._text is None:
+            content = self.path.read_bytes()
+            self._text = content.decode(json.detect_encoding(content)).removeprefix("\ufeff")
+            self._newlines = [match.start() for match in re.finditer("\n", self._text)]
+        at = _after_space(self._text, 0)
+        for step in steps:
+            if at not in self._children:
+                self._children[at] = _starts_of_children(self._text, at)
+            found = self._children[at].get(step)
+            if found is None:
+                return None
+            at = found
+        return bisect.bisect(self._newlines, at) + 1
 
 
-def _starts_of_entries(text: str) -> dict[str, list[int]]:
-    """Offsets of the entries of each list in the object that ``text`` is."""
-    decode = json.JSONDecoder().raw_decode
-
-    def after_space(at: int) -> int:
-        match = _SPACE.match(text, at)
-        assert match is not None
-        return match.end()
-
-    def after_comma(at: int) -> int:
-        at = after_space(at)
-        return after_space(at + 1) if text[at] == "," else at
-
-    starts: dict[str, list[int]] = {}
-    at = after_space(after_space(0) + 1)
-    while text[at] != "}":
-        key, at = decode(text, at)
-        at = after_space(after_space(at) + 1)
-        if text[at] == "[":
-            starts[key] = []
-            at = after_space(at + 1)
-            while text[at] != "]":
-                starts[key].append(at)
-                at = after_comma(decode(text, at)[1])
-            at = after_comma(at + 1)
-        else:
-            at = after_comma(decode(text, at)[1])
+def _starts_of_children(text: str, at: int) -> dict[str | int, int]:
+    """Offsets of the values in the object or list at an offset, by key or index."""
+    starts: dict[str | int, int] = {}
+    kind = text[at]
+    if kind not in "{[":
+        return starts
+    at = _after_space(text, at + 1)
+    while text[at] not in "}]":
+        key: str | int = len(starts)
+        if kind == "{":
+            key, at = _DECODE(text, at)
+            at = _after_space(text, _after_space(text, at) + 1)
+        starts[key] = at
+        at = _after_space(text, _DECODE(text, at)[1])
+        if text[at] == ",":
+            at = _after_space(text, at + 1)
     return starts
+
+
+def _after_space(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    assert match is not None
+    return match.end()

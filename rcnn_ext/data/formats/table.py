@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 from rcnn_ext.config.data import FormatName
-from rcnn_ext.data.formats import coco, csv_boxes, pennfudan, synthetic, voc, yolo
+from rcnn_ext.data.formats import (
+    coco,
+    createml,
+    csv_boxes,
+    cvat,
+    datumaro,
+    imagefolder,
+    label_studio,
+    labelme,
+    pennfudan,
+    supervisely,
+    synthetic,
+    via,
+    voc,
+    yolo,
+)
 from rcnn_ext.data.formats.format import Format
 
 # In the order in which a folder is compared with them: the plainest marks come first.
 FORMATS: dict[FormatName, Format] = {
     "voc": voc.FORMAT,
     "pennfudan": pennfudan.FORMAT,
-    # JSON and XML.
+    # JSON and XML. All but COCO's files are told by their content, not their names.
+    "cvat": cvat.FORMAT,
+    "label_studio": label_studio.FORMAT,
+    "labelme": labelme.FORMAT,
+    "via": via.FORMAT,
+    "supervisely": supervisely.FORMAT,
+    "createml": createml.FORMAT,
+    "datumaro": datumaro.FORMAT,
+    "imagefolder": imagefolder.FORMAT,
     "coco": coco.FORMAT,
     # Text files, one per image.
     "yolo": yolo.FORMAT,

@@ -1,0 +1,50 @@
+"""The JSON and XML layouts of annotation tools, from ``rcnn-ext check`` to a step of training."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from rcnn_ext.cli import main
+from rcnn_ext.data import DataConfig, detect_format, has_split, open_split
+from tests.helpers import layouts, tool_layouts
+
+pytest.importorskip("lxml", reason="lxml comes with the extra train")
+
+
+@pytest.mark.parametrize("name", tool_layouts.TOOLS)
+def test_layouts_of_tools_are_read_with_their_splits_and_classes(tmp_path, name):
+    make, kind, counts = tool_layouts.TOOLS[name]
+    make(tmp_path)
+    assert detect_format(tmp_path) == kind
+    config = DataConfig()
+    seen = []
+    for split in ("train", "val", "test"):
+        assert has_split(config, tmp_path, split) == (split in counts)
+        if split not in counts:
+            continue
+        found = open_split(config, tmp_path, split, layouts.CLASSES)
+        assert not found.problems
+        assert len(found) == counts[split]
+        for record in found.images:
+            number = int(re.search(r"(\d+)$", record.path.stem)[1])
+            np.testing.assert_allclose(record.boxes, [layouts.BOX], atol=1e-4)
+            assert record.labels.tolist() == [number % 2 + 1]
+            assert (record.width, record.height) == (40, 20)
+            seen.append(number)
+    assert open_split(config, tmp_path, "train").classes.names == layouts.CLASSES
+    assert sorted(seen) == list(range(layouts.COUNT))
+
+
+@pytest.mark.parametrize("name", tool_layouts.TOOLS)
+def test_check_says_which_format_it_took_the_data_for(tmp_path, name, capsys):
+    make, kind, counts = tool_layouts.TOOLS[name]
+    make(tmp_path)
+    assert main(["check", str(tmp_path), "--strict"]) == 0
+    said = capsys.readouterr().out
+    assert f"{tmp_path}: format {kind}" in said
+    for split, count in counts.items():
+        assert f"{split}: {count} images, {count} objects of 2 classes" in said
+    assert "0 errors, 0 warnings" in said
