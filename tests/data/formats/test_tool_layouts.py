@@ -9,6 +9,7 @@ import pytest
 
 from rcnn_ext.cli import main
 from rcnn_ext.data import DataConfig, detect_format, has_split, open_split
+from tests.conftest import TINY
 from tests.helpers import layouts, tool_layouts
 
 pytest.importorskip("lxml", reason="lxml comes with the extra train")
@@ -48,3 +49,27 @@ def test_check_says_which_format_it_took_the_data_for(tmp_path, name, capsys):
     for split, count in counts.items():
         assert f"{split}: {count} images, {count} objects of 2 classes" in said
     assert "0 errors, 0 warnings" in said
+
+
+# One layout of each format; the others differ in what comes before the images.
+@pytest.mark.parametrize(
+    "name",
+    [
+        "LabelImg CreateML",
+        "labelme",
+        "VIA export",
+        "Supervisely",
+        "Label Studio JSON",
+        "CVAT for images",
+        "ImageFolder CSV",
+        "Datumaro",
+    ],
+)
+def test_each_format_trains(tmp_path, name, one_thread, capsys):
+    pytest.importorskip("lightning", reason="lightning comes with the extra train")
+    make, kind, _ = tool_layouts.TOOLS[name]
+    make(tmp_path / "data")
+    arguments = ["faster_rcnn_synthetic", "--data", str(tmp_path / "data")]
+    arguments += ["--out", str(tmp_path / "out"), "--max-steps", "1", *TINY]
+    assert main(["train", *arguments, "data.format=auto", "data.workers=0"]) == 0
+    assert (tmp_path / "out" / "last.ckpt").is_file()
