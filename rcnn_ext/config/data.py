@@ -41,8 +41,16 @@ CSV_COLUMN_NAMES: dict[str, tuple[str, ...]] = {
         "img",
         "image_id",
         "imageid",
+        "image_name",
+        "img_name",
+        "filepath",
+        "file_path",
+        "img_path",
+        "image_filename",
     ),
     "class": ("class", "label", "class_name", "category", "name", "class_id", "labelname"),
+    "split": ("split", "subset", "partition"),
+    "box": ("bbox", "box", "boxes", "bounding_box", "bboxes"),
     "x1": ("xmin", "x1", "x_min", "left"),
     "y1": ("ymin", "y1", "y_min", "top"),
     "x2": ("xmax", "x2", "x_max", "right"),
@@ -108,16 +116,28 @@ class CsvConfig:
     """Options for reading a CSV file.
 
     Attributes:
-        columns: Names of the columns by their meaning: ``image``, ``class``, and the box as
-            ``x1 y1 x2 y2``, ``x y w h`` (corner and sides) or ``cx cy w h`` (center and sides).
-            Those left out are found by their usual names, such as ``filename`` and ``xmin``.
-        normalized: Whether coordinates are parts of the image's sides rather than pixels.
-        delimiter: Separator of values.
+        columns: Names of the columns by their meaning: ``image``, ``class``, ``split``, and the box
+            as ``x1 y1 x2 y2``, ``x y w h`` (corner and sides), ``cx cy w h`` (center and sides), or
+            in one column as ``box``. Those left out are found by their usual names, such as
+            ``filename`` and ``xmin``.
+        box_format: Meaning of the four numbers of a box in one column.
+        one_class: Name of the class of all boxes, in place of a column of classes; null: the file
+            has such a column, or nothing that could be one, and then it is ``object``.
+        normalized: Whether coordinates are parts of the image's sides rather than pixels; null
+            tells it from the numbers.
+        delimiter: Separator of values; null takes the one of ``, ; tab |`` that divides the first
+            line.
+        unlisted: What pictures are that lie beside those of the file, and in none of its rows:
+            ``leave_out`` counts them in a warning, ``background`` takes them for images without
+            objects.
     """
 
     columns: Annotated[dict[str, str], DOTTED_KEYS] = field(default_factory=dict)
-    normalized: Bool = False
-    delimiter: str = ","
+    box_format: Literal["xywh", "xyxy", "cxcywh"] = "xywh"
+    one_class: str | None = None
+    normalized: Bool | None = None
+    delimiter: str | None = None
+    unlisted: Literal["leave_out", "background"] = "leave_out"
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.columns if name not in CSV_COLUMN_NAMES]
@@ -125,7 +145,7 @@ class CsvConfig:
             raise ValueError(
                 f"columns has {unknown[0]!r}; what a column can be is {', '.join(CSV_COLUMN_NAMES)}"
             )
-        if len(self.delimiter) != 1:
+        if self.delimiter is not None and len(self.delimiter) != 1:
             raise ValueError(f"delimiter must be one character, not {self.delimiter!r}")
 
 

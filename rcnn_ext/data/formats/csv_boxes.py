@@ -2,74 +2,31 @@
 
 from __future__ import annotations
 
-import csv
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from rcnn_ext.config.data import CSV_COLUMN_NAMES, CsvConfig, DataConfig
+from rcnn_ext.config.data import CsvConfig, DataConfig
 from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.data.builder import RawObject, ReadOptions, SetBuilder
+from rcnn_ext.data.formats.csv_columns import (
+    Columns,
+    box_names,
+    choose_columns,
+    find_columns,
+    with_header,
+)
+from rcnn_ext.data.formats.csv_layout import find_csv, list_csv, read_class_list
+from rcnn_ext.data.formats.csv_rows import Table, read_table
+from rcnn_ext.data.formats.csv_values import corners, is_empty, number, parse_boxes
 from rcnn_ext.data.formats.format import Format, named_annotations, named_images
-from rcnn_ext.data.formats.split_names import SPLIT_NAMES, SPLITS, splits_in_name
-from rcnn_ext.data.images import image_size, numeric_ids
+from rcnn_ext.data.formats.listed_objects import ListedImage, add_listed, warn_of_unlisted
+from rcnn_ext.data.formats.picture_names import AmbiguousNameError, PictureFinder, image_folders
+from rcnn_ext.data.formats.split_names import SPLIT_NAMES, SPLITS, split_of, splits_in_name
 from rcnn_ext.data.problems import Report
 from rcnn_ext.errors import UserError
 
-_BOX_COLUMNS = (("x1", "y1", "x2", "y2"), ("x", "y", "w", "h"), ("cx", "cy", "w", "h"))
-
-# The columns of files without a header, as those that RetinaNet trains on.
-_WITHOUT_HEADER = ("image", "x1", "y1", "x2", "y2", "class")
-
-# Columns that hold annotations in a form that is not read, so that a file with one is no mere list
-# of images: Kaggle's bbox, VIA's region_shape_attributes, and the like.
-_ANNOTATION_NAME = re.compile(
-    r"box|region|shape|polygon|segment|mask|annot|label|class|categor|object|predict|point|coord"
-    r"|^[xy][12]?$|[xy]_?(min|max)|(min|max)_?[xy]$"
-)
-
-
-def find_csv(root: Path, split: str) -> Path | None:
-    """Return the file of a split: :func:`list_csv` where it finds one; None if it finds none.
-
-    Raises:
-        UserError: There are several.
-    """
-    found = list_csv(root, split)
-    if len(found) > 1:
-        raise UserError(
-            f"{root} has several CSV files: {', '.join(path.name for path in found)}; name that "
-            f"of the {split} split with data.{split}_annotations=PATH"
-        )
-    return found[0] if found else None
-
-
-def list_csv(root: Path, split: str) -> list[Path]:
-    """List the files of a split, which should be one.
-
-    ``<split>.csv`` or ``<split>_labels.csv`` in ``root``, or ``_annotations.csv`` in
-    ``root/<split>``, the first of these that there is. For training, where the folder has none of
-    these for any split, all CSV files whose names have no split in them.
-    """
-    named = _named_csv(root, split)
-    if named is not None or split != "train":
-        return [] if named is None else [named]
-    if any(_named_csv(root, other) is not None for other in ("val", "test")):
-        return []
-    return [path for path in sorted(root.glob("*.csv")) if not splits_in_name(path.stem)]
-
-
-def _named_csv(root: Path, split: str) -> Path | None:
-    for name in SPLIT_NAMES[split]:
-        for path in (
-            root / f"{name}.csv",
-            root / f"{name}_labels.csv",
-            root / name / "_annotations.csv",
-        ):
-            if path.is_file():
-                return path
-    return None
+_NOTATIONS = {"x1": "xyxy", "x": "xywh", "cx": "cxcywh"}
 
 
 def read_csv_boxes(
@@ -87,10 +44,10 @@ def read_csv_boxes(
             without class and box is an image without objects. A file with neither such columns, nor
             others that may hold boxes in another form, lists images of which nothing is known.
         images: Folder that its image names start from; None looks for ``images`` beside the file,
-            then the folder of the file.
+            a folder of the file's name, the folder of the file, and other usual ones.
         config: How to read it.
         classes: Names of the classes; objects of others are left out. None takes those that occur,
-            sorted.
+            sorted, or those of a file of names and numbers beside it.
         report: Where problems go; broken images are then left out. None raises for errors.
 
     Returns:
@@ -122,16 +79,24 @@ def listed_images(
         UserError: The file is missing, or has no such column or no rows.
     """
     config = config or CsvConfig()
-    header, rows = _read_rows(path, config.delimiter)
+    report = Report()
+    table = read_table(path, report, config.delimiter)
+    report.raise_if_errors(path)
     # What the recipe calls classes and boxes is not to be expected here.
     given = {role: name for role, name in config.columns.items() if role == "image"}
-    column = _find_columns(path, header, given)["image"]
-    names = [row[column].strip() for _, row in rows if column < len(row)]
+    column = find_columns(table, given)["image"]
+    names = [row.values[column] for row in table.rows if column < len(row.values)]
     names = [name for name in dict.fromkeys(names) if name]
     if not names:
         raise UserError(f"{path} lists no images")
-    folder = images or _images_folder(path, names[0])
-    return [(_file_of(folder, name, Path.is_file), _inside(Path(name))) for name in names]
+    finder = PictureFinder([images] if images is not None else image_folders(path))
+    found = []
+    for name in names:
+        try:
+            found.append((finder.find(name) or finder.expected(name), _inside(Path(name))))
+        except AmbiguousNameError as error:
+            raise UserError(f"{path}: {error}") from error
+    return found
 
 
 def _inside(name: Path) -> Path:
@@ -139,248 +104,238 @@ def _inside(name: Path) -> Path:
 
 
 def read_csv_boxes_with(
-    path: Path, images: Path | None, config: CsvConfig, options: ReadOptions
-) -> AnnotationSet:
-    """:func:`read_csv_boxes` with the options that all formats share."""
-    header, rows = _read_rows(path, config.delimiter)
-    columns, box = _choose_columns(path, header, rows, config.columns)
-    builder = SetBuilder(path, options)
-    by_image: dict[str, list[tuple[int, list[str]]]] = {}
-    broken: set[str] = set()
-    for line, row in rows:
-        name = row[columns["image"]].strip() if columns["image"] < len(row) else ""
-        if len(row) != len(header):
-            builder.report.error(
-                path, line, f"{len(row)} values, but the header has {len(header)} columns"
-            )
-            broken.add(name)
-        if not name:
-            builder.report.error(path, line, "no image name")
-            continue
-        by_image.setdefault(name, []).append((line, row))
-    if not by_image:
-        raise UserError(f"{path} lists no images")
-    folder = images or _images_folder(path, next(iter(by_image)))
-    files = {name: _file_of(folder, name, builder.exists) for name in by_image}
-    reader = _RowReader(path, columns, box, config.normalized, builder)
-    ids = numeric_ids([Path(name).stem for name in by_image])
-    for image_id, (name, own) in zip(ids, by_image.items(), strict=True):
-        reader.add(image_id, files[name], own, name in broken)
-    reader.require_pixels()
-    looked_for = f"columns of a box ({_box_names()}) among {', '.join(header)}"
-    return builder.finish(annotated=box is not None, looked_for=looked_for)
-
-
-def _box_names() -> str:
-    """Return the first of the usual names of the columns of a box, in each notation."""
-    return ", or ".join(
-        " ".join(CSV_COLUMN_NAMES[role][0] for role in roles) for roles in _BOX_COLUMNS
-    )
-
-
-def _read_rows(path: Path, delimiter: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Return the header, and the other rows that are not empty, with their lines."""
-    try:
-        # Spreadsheets begin UTF-8 files with a mark.
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=delimiter)
-            header = [name.strip() for name in next(reader, [])]
-            rows = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as CSV: {error}") from error
-    if not any(header):
-        raise UserError(f"{path} is empty: it needs a header")
-    if _is_row_of_boxes(header):
-        return list(_WITHOUT_HEADER), [(1, header), *rows]
-    return header, rows
-
-
-def _is_row_of_boxes(values: list[str]) -> bool:
-    """Return whether a first line is no header: six values, of which four are numbers."""
-    if len(values) != len(_WITHOUT_HEADER) or not values[0]:
-        return False
-    box = values[1:5]
-    return all(re.fullmatch(r"-?[0-9.]+", value) for value in box) or not any(values[1:])
-
-
-def _find_columns(path: Path, header: list[str], given: dict[str, str]) -> dict[str, int]:
-    """Return the index of each column that is there."""
-    lower = [name.lower() for name in header]
-    columns: dict[str, int] = {}
-    for role, names in CSV_COLUMN_NAMES.items():
-        if role in given:
-            if given[role] not in header:
-                raise UserError(
-                    f"{path}:1: no column {given[role]!r} (data.csv.columns names it as the "
-                    f"{role}); it has {', '.join(header)}"
-                )
-            columns[role] = header.index(given[role])
-        else:
-            found = next((lower.index(name) for name in names if name in lower), None)
-            if found is not None and found not in columns.values():
-                columns[role] = found
-    if "image" not in columns:
-        raise UserError(
-            f"{path}:1: no column with the images' names among {', '.join(header)}; name it with "
-            "data.csv.columns={image: NAME}"
-        )
-    return columns
-
-
-def _choose_columns(
     path: Path,
-    header: list[str],
-    rows: list[tuple[int, list[str]]],
-    given: dict[str, str],
-) -> tuple[dict[str, int], tuple[str, ...] | None]:
-    """Return the index of each column, and those of the box; None for a list of images."""
-    columns = _find_columns(path, header, given)
-    choices = [names for names in _BOX_COLUMNS if all(name in columns for name in names)]
-    # What the recipe names counts more than what is found: `width` may be that of the image.
-    choices.sort(key=lambda names: -sum(name in given for name in names))
-    if choices:
-        if "class" not in columns:
-            raise UserError(
-                f"{path}:1: no column with the class among {', '.join(header)}; name it with "
-                "data.csv.columns={class: NAME}"
-            )
-        return columns, choices[0]
-    partial = [name for names in _BOX_COLUMNS[:1] for name in names if name not in columns]
-    unread = _unread_annotations(header, rows, columns)
-    if len(partial) == 4 and "class" not in columns and not unread:
-        return columns, None
-    several = f"; {', '.join(unread)} cannot be read as one" if unread else ""
-    raise UserError(
-        f"{path}:1: no columns for a box among {', '.join(header)}: missing "
-        f"{', '.join(partial)}; looked for {_box_names()}, one number in each{several}; name them "
-        f"with data.csv.columns={{{partial[0]}: NAME, ...}}"
-    )
+    images: Path | None,
+    config: CsvConfig,
+    options: ReadOptions,
+    split: str | None = None,
+    others: Sequence[Path] = (),
+) -> AnnotationSet:
+    """:func:`read_csv_boxes` with the options that all formats share.
 
-
-def _unread_annotations(
-    header: list[str], rows: list[tuple[int, list[str]]], columns: dict[str, int]
-) -> list[str]:
-    """Return the columns that seem to hold annotations, by their names or as lists of values."""
-    # Width and height are those of the image in a file without boxes.
-    taken = {columns[role] for role in ("image", "w", "h") if role in columns}
-    return [
-        name
-        for index, name in enumerate(header)
-        if index not in taken
-        and (
-            _ANNOTATION_NAME.search(name.lower())
-            or any(index < len(row) and row[index].lstrip()[:1] in ("[", "{") for _, row in rows)
-        )
+    Args:
+        path: See :func:`read_csv_boxes`.
+        images: See :func:`read_csv_boxes`.
+        config: See :func:`read_csv_boxes`.
+        options: The options that all formats share.
+        split: The rows to read, where a column says of which split each is; None reads all.
+        others: The files of other splits, whose pictures need not be in this one.
+    """
+    builder = SetBuilder(path, options)
+    table = with_header(read_table(path, builder.report, config.delimiter, options.encoding))
+    columns = choose_columns(table, config)
+    by_name = _by_image(table, columns, split, builder.report)
+    if not by_name:
+        raise UserError(f"{path} lists no images{f' for {split}' if split else ''}")
+    numbers = read_class_list(path, options.encoding) if columns.box is not None else None
+    if numbers is not None and columns.one_class is None:
+        builder.declare(list(numbers.items()))
+    words = SPLIT_NAMES.get(split or "", ()) or [
+        word for found in splits_in_name(path.stem) for word in SPLIT_NAMES[found]
     ]
+    finder = PictureFinder([images] if images is not None else image_folders(path, words))
+    reader = _RowReader(table, columns, config, numbers)
+    unlisted = _unlisted(table, columns, by_name, others, finder)
+    background = unlisted if config.unlisted == "background" and columns.box is not None else []
+    add_listed(
+        builder,
+        path,
+        finder,
+        by_name,
+        reader.parse,
+        needs_size=reader.normalized,
+        background=background,
+    )
+    if not background:
+        advice = "data.csv.unlisted=background trains on them as images without objects"
+        warn_of_unlisted(builder, path, unlisted, advice)
+    reader.say_what_was_taken(builder.report)
+    looked_for = f"columns of a box ({box_names()}) among {', '.join(table.header)}"
+    return builder.finish(annotated=columns.box is not None, looked_for=looked_for)
 
 
-def _images_folder(path: Path, first: str) -> Path:
-    folders = [path.parent / "images", path.parent / path.stem, path.parent]
-    for folder in folders:
-        if (folder / first).is_file() or any(folder.glob(f"{first}.*")):
-            return folder
-    return folders[0] if folders[0].is_dir() else path.parent
+def _by_image(
+    table: Table, columns: Columns, split: str | None, report: Report
+) -> dict[str, ListedImage[list[str]]]:
+    """Return the rows of each image of a split, in the order of the file."""
+    path, index = table.path, columns.index
+    by_name: dict[str, ListedImage[list[str]]] = {}
+    chosen = index.get("split") if split is not None else None
+    if chosen is not None and not any(
+        split_of(row.values[chosen]) for row in table.rows if chosen < len(row.values)
+    ):
+        # Such a column has something else, numbers of folds for instance.
+        chosen = None
+    without: list[int] = []
+    for line, values, broken in table.rows:
+        name = values[index["image"]] if index["image"] < len(values) else ""
+        wrong = len(values) != len(table.header)
+        if wrong and not broken:
+            report.error(
+                path, line, f"{len(values)} values, but the header has {len(table.header)} columns"
+            )
+        if chosen is not None and chosen < len(values):
+            own = split_of(values[chosen])
+            if own is None:
+                without.append(line)
+            if own != split:
+                continue
+        if not name:
+            report.error(path, line, "no image name")
+            continue
+        image = by_name.setdefault(name, ListedImage())
+        image.rows.append((line, values))
+        image.broken |= wrong or broken
+    if without:
+        count = "1 row is" if len(without) == 1 else f"{len(without)} rows are"
+        report.warning(path, without[0], f"{count} of no split, the first here; left out")
+    return by_name
 
 
-def _file_of(folder: Path, name: str, exists: Callable[[Path], bool]) -> Path:
-    """Return the file of an image; some CSV files leave the suffix out."""
-    path = folder / name
-    if not exists(path) and not path.suffix:
-        return next((p for p in sorted(folder.glob(f"{name}.*")) if p.is_file()), path)
-    return path
+def _unlisted(
+    table: Table,
+    columns: Columns,
+    by_name: dict[str, ListedImage[list[str]]],
+    others: Sequence[Path],
+    finder: PictureFinder,
+) -> list[Path]:
+    """Return the pictures beside those of a file that no row of it, or of the others, names."""
+    for name in by_name:
+        _find_quietly(finder, name)
+    for row in table.rows:
+        if columns.index["image"] < len(row.values):
+            _find_quietly(finder, row.values[columns.index["image"]])
+    for other in others:
+        try:
+            rest = with_header(read_table(other, Report()))
+            column = find_columns(rest, {})["image"]
+        except UserError:
+            # It is named where its own split is read.
+            continue
+        for row in rest.rows:
+            if column < len(row.values):
+                _find_quietly(finder, row.values[column])
+    return finder.unlisted()
+
+
+def _find_quietly(finder: PictureFinder, name: str) -> None:
+    try:
+        finder.find(name)
+    except AmbiguousNameError:
+        return
 
 
 class _RowReader:
-    """Read the rows of one image after another."""
+    """Read rows, and remember how they were understood."""
 
     def __init__(
-        self,
-        path: Path,
-        columns: dict[str, int],
-        box: tuple[str, ...] | None,
-        normalized: bool,
-        builder: SetBuilder,
+        self, table: Table, columns: Columns, config: CsvConfig, numbers: dict[str, int] | None
     ) -> None:
-        self.path = path
+        self.table = table
         self.columns = columns
-        self.box = box
-        self.normalized = normalized
-        self.builder = builder
-        self._largest = 0.0
-        self._objects = 0
+        self.config = config
+        self.numbers = numbers
+        self.names = {str(number): name for name, number in (numbers or {}).items()}
+        # Where a comma divides no values it may be a decimal point.
+        self.comma = table.delimiter != ","
+        self.notation = _NOTATIONS.get((columns.box or ("",))[0], config.box_format)
+        self.without_box: list[int] = []
+        self.normalized = self._is_normalized()
 
-    def add(
-        self, image_id: int, file: Path, rows: list[tuple[int, list[str]]], broken: bool
-    ) -> None:
-        """Add an image with all its rows."""
-        report, first = self.builder.report, rows[0][0]
-        size = None
-        if self.normalized and not broken and self.builder.exists(file):
-            try:
-                size = image_size(file)
-            except UserError as error:
-                report.error(self.path, first, str(error))
-                self.builder.skip()
-                return
-        objects: list[RawObject] = []
-        seen: dict[tuple[object, ...], int] = {}
-        for line, row in rows if self.box is not None and not broken else []:
-            try:
-                item = self._object(line, row, size or (1, 1))
-            except ValueError as error:
-                report.error(self.path, line, str(error))
-                broken = True
-                continue
-            key = (item.box, item.name) if item else ("empty",)
-            if key in seen:
-                report.error(
-                    self.path, line, f"repeats line {seen[key]}: the same image, class and box"
-                )
-                broken = True
-            seen.setdefault(key, line)
-            if item is not None:
-                objects.append(item)
-        self.builder.add(image_id, file, size, objects, (self.path, first), broken=broken)
-
-    def _object(self, line: int, row: list[str], size: tuple[int, int]) -> RawObject | None:
-        assert self.box is not None
-        texts = {role: row[self.columns[role]].strip() for role in (*self.box, "class")}
-        if not any(texts.values()):
-            return None
-        empty = [role for role, text in texts.items() if not text]
-        if empty:
-            raise ValueError(f"no value for {empty[0]}")
-        values = []
-        for role in self.box:
-            try:
-                values.append(float(texts[role]))
-            except ValueError:
-                raise ValueError(f"{role} is {texts[role]!r}, not a number") from None
-        self._objects += 1
-        self._largest = max(self._largest, *(v for v in values if math.isfinite(v)), 0.0)
-        a, b, c, d = values
-        if self.box[0] == "x":
-            c, d = a + c, b + d
-        elif self.box[0] == "cx":
-            a, b, c, d = a - c / 2, b - d / 2, a + c / 2, b + d / 2
+    def parse(self, values: list[str], size: tuple[int, int], line: int) -> list[RawObject]:
+        """Return the objects of a row; see :func:`add_listed`."""
+        if self.columns.box is None:
+            return []
+        boxes, name = self._boxes(values), self._class(values)
+        if not boxes:
+            if name and self.columns.one_class is None:
+                self.without_box.append(line)
+            return []
+        if not name:
+            raise ValueError("no value for class")
+        if self.numbers is not None and self.columns.one_class is None:
+            name = self.names.get(name, name)
+            if name not in self.numbers:
+                raise ValueError(f"the class {name!r} is not in the list of classes")
         width, height = size
-        return RawObject((a * width, b * height, c * width, d * height), texts["class"], line)
+        return [
+            RawObject((a * width, b * height, c * width, d * height), name, line)
+            for a, b, c, d in boxes
+        ]
 
-    def require_pixels(self) -> None:
-        """Stop where parts of the image were taken for pixels, or the other way round."""
-        if not self._objects:
-            return
-        if not self.normalized and self._largest <= 1:
+    def _class(self, values: list[str]) -> str:
+        if self.columns.one_class is not None:
+            return self.columns.one_class
+        return values[self.columns.index["class"]]
+
+    def _boxes(self, values: list[str]) -> list[tuple[float, float, float, float]]:
+        """Return the boxes of a row as corners."""
+        roles = self.columns.box or ()
+        texts = [values[self.columns.index[role]] for role in roles]
+        if roles == ("box",):
+            return parse_boxes(texts[0], self.notation)
+        if all(map(is_empty, texts)):
+            return []
+        for role, text in zip(roles, texts, strict=True):
+            if not text:
+                raise ValueError(f"no value for {role}")
+        found = [number(r, t, comma=self.comma) for r, t in zip(roles, texts, strict=True)]
+        return [corners(found, self.notation)]
+
+    def _is_normalized(self) -> bool:
+        """Return whether coordinates are parts of the image's sides.
+
+        Raises:
+            UserError: The recipe says something else than the numbers, or these say nothing.
+        """
+        stated = self.config.normalized
+        largest, whole, count = 0.0, True, 0
+        for row in self.table.rows if self.columns.box is not None else []:
+            try:
+                boxes = self._boxes(row.values)
+            except (ValueError, IndexError):
+                continue
+            for box in boxes:
+                finite = [value for value in box if math.isfinite(value)]
+                largest = max(largest, *finite, 0.0)
+                whole = whole and all(value == int(value) for value in finite)
+                count += 1
+        if not count:
+            return bool(stated)
+        path = self.table.path
+        if stated and largest > 2:
             raise UserError(
-                f"no coordinate in {self.path} is above 1: parts of the image rather than pixels? "
-                "Then data.csv.normalized=true"
+                f"a coordinate in {path} is {largest:g}, but data.csv.normalized says that they "
+                "are parts of the image's sides"
             )
-        if self.normalized and self._largest > 2:
+        if stated is False or stated:
+            return bool(stated)
+        if largest <= 1 and whole:
             raise UserError(
-                f"a coordinate in {self.path} is {self._largest:g}, but data.csv.normalized says "
-                "that they are parts of the image's sides"
+                f"no coordinate in {path} is above 1: parts of the image's sides, or pixels? Say "
+                "which with data.csv.normalized=true or data.csv.normalized=false"
+            )
+        return largest <= 1
+
+    def say_what_was_taken(self, report: Report) -> None:
+        """Add notes on what could have been understood in another way."""
+        path = self.table.path
+        if self.table.delimiter != "," and not self.table.stated:
+            report.note(path, 1, f"values are divided by {self.table.delimiter!r}")
+        if self.normalized and self.config.normalized is None:
+            report.note(path, None, "coordinates are parts of the image's sides")
+        if self.columns.one_class is not None and self.config.one_class is None:
+            report.note(
+                path,
+                1,
+                f"no column of classes: all boxes are of the class {self.columns.one_class!r} "
+                "(data.csv.one_class)",
+            )
+        if self.without_box:
+            count = len(self.without_box)
+            rows = "1 row has" if count == 1 else f"{count} rows have, the first here,"
+            report.warning(
+                path, self.without_box[0], f"{rows} a class but no box, and is no object"
             )
 
 
@@ -392,7 +347,19 @@ def _read_split(config: DataConfig, root: Path, split: str, options: ReadOptions
             f"no CSV file for {split} in {root}: looked for {split}.csv, {split}_labels.csv and "
             f"{split}/_annotations.csv; name one with data.{split}_annotations=PATH"
         )
-    return read_csv_boxes_with(path, named_images(config, root, split), config.csv, options)
+    others = _other_files(config, root, split)
+    images = named_images(config, root, split)
+    return read_csv_boxes_with(path, images, config.csv, options, split, others)
+
+
+def _other_files(config: DataConfig, root: Path, split: str) -> list[Path]:
+    """Return the files of the other splits."""
+    found: list[Path] = []
+    for other in SPLITS:
+        named = named_annotations(config, other)
+        if other != split:
+            found += [root / named] if named else list_csv(root, other)
+    return found
 
 
 FORMAT = Format(

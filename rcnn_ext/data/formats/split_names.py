@@ -21,6 +21,12 @@ def splits_in_name(name: str) -> set[str]:
     return {split for split, names in SPLIT_NAMES.items() if words & set(names)}
 
 
+def split_of(name: str) -> str | None:
+    """Return the split that a word names, in any case; None if it names none."""
+    word = name.strip().lower()
+    return next((split for split, names in SPLIT_NAMES.items() if word in names), None)
+
+
 def split_folders(parent: Path, split: str) -> list[Path]:
     """Return the folders named after a split, such as ``train`` or ``train2017``.
 

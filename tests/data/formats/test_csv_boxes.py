@@ -6,28 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rcnn_ext.data.formats.csv_boxes import CsvConfig, find_csv, listed_images, read_csv_boxes
+from rcnn_ext.config.data import CsvConfig
+from rcnn_ext.data.formats.csv_boxes import listed_images, read_csv_boxes
+from rcnn_ext.data.formats.csv_layout import find_csv
 from rcnn_ext.data.problems import Report
 from rcnn_ext.errors import UserError
 from tests.helpers.real_data import REAL, needs_real_data
 
 
-@pytest.fixture
-def write(tmp_path):
-    (tmp_path / "images").mkdir()
-    for name in ("a", "b", "c"):
-        Image.new("RGB", (40, 20)).save(tmp_path / "images" / f"{name}.jpg")
-
-    def write(text, name="train.csv"):
-        path = tmp_path / name
-        path.write_text(text, encoding="utf-8-sig")
-        return path
-
-    return write
-
-
-def test_several_objects_an_image_and_images_without_any(write):
-    path = write(
+def test_several_objects_an_image_and_images_without_any(write_csv):
+    path = write_csv(
         "filename,xmin,ymin,xmax,ymax,class\n"
         "b.jpg,1,2,10,12,dog\n\n"
         "a.jpg,0,0,40,20,cat\n"
@@ -67,21 +55,21 @@ def test_several_objects_an_image_and_images_without_any(write):
         ),
     ],
 )
-def test_columns_by_name_and_units(write, header, row, config):
-    found = read_csv_boxes(write(f"{header}\n{row}\n"), config=config)
+def test_columns_by_name_and_units(write_csv, header, row, config):
+    found = read_csv_boxes(write_csv(f"{header}\n{row}\n"), config=config)
     np.testing.assert_allclose(found.images[0].boxes, [[10, 4, 30, 16]], atol=1e-5)
     assert found.classes.names == ("d",)
 
 
-def test_files_that_only_list_images(write):
-    found = read_csv_boxes(write("filename\na.jpg\nb.jpg\n", "test.csv"))
+def test_files_that_only_list_images(write_csv):
+    found = read_csv_boxes(write_csv("filename\na.jpg\nb.jpg\n", "test.csv"))
     assert not found.annotated
     assert [r.path.name for r in found.images] == ["a.jpg", "b.jpg"]
     assert found.images[0].width == 40
 
 
-def test_files_without_a_header(write):
-    path = write("a.jpg,10,4,30,16,cat\na.jpg,1,2,3,4,dog\nb.jpg,,,,,\n")
+def test_files_without_a_header(write_csv):
+    path = write_csv("a.jpg,10,4,30,16,cat\na.jpg,1,2,3,4,dog\nb.jpg,,,,,\n")
     found = read_csv_boxes(path)
     np.testing.assert_array_equal(found.images[0].boxes, [[10, 4, 30, 16], [1, 2, 3, 4]])
     assert found.images[0].labels.tolist() == [1, 2]
@@ -89,15 +77,15 @@ def test_files_without_a_header(write):
     assert [len(record.boxes) for record in found.images] == [2, 0]
 
 
-def test_columns_of_open_images(write):
+def test_columns_of_open_images(write_csv):
     text = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax\na,x,/m/01,1,.25,.75,.2,.8\n"
-    found = read_csv_boxes(write(text), config=CsvConfig(normalized=True))
+    found = read_csv_boxes(write_csv(text), config=CsvConfig(normalized=True))
     np.testing.assert_allclose(found.images[0].boxes, [[10, 4, 30, 16]], atol=1e-5)
 
 
-def test_lists_may_say_more_of_the_images(write):
+def test_lists_may_say_more_of_the_images(write_csv):
     text = "id,filename,width,height,source\n1,a.jpg,40,20,site\n2,b.jpg,40,20,site\n"
-    found = read_csv_boxes(write(text, "test.csv"))
+    found = read_csv_boxes(write_csv(text, "test.csv"))
     assert not found.annotated
     assert len(found) == 2
 
@@ -105,8 +93,7 @@ def test_lists_may_say_more_of_the_images(write):
 @pytest.mark.parametrize(
     ("header", "row", "unread"),
     [
-        # Kaggle's wheat, VIA, and a box as one column of any name.
-        ("image_id,width,height,bbox,source", 'a,40,20,"[834.0, 22.0, 56.0, 36.0]",x', "bbox"),
+        # VIA, and a box as one column of any name.
         (
             "filename,file_size,region_count,region_id,region_shape_attributes",
             'a.jpg,5,1,0,"{""name"":""rect"",""x"":1}"',
@@ -116,14 +103,14 @@ def test_lists_may_say_more_of_the_images(write):
         ("filename,x,y", "a.jpg,1,2", "x, y"),
     ],
 )
-def test_boxes_in_another_form_are_no_list_of_images(write, header, row, unread):
+def test_boxes_in_another_form_are_no_list_of_images(write_csv, header, row, unread):
     message = (
         f"no columns for a box among .*looked for xmin ymin xmax ymax, or x y w h, or cx cy w h, "
-        f"one number in each; {unread} cannot be read as one"
+        f"one number in each, or all in bbox; {unread} cannot be read as one"
     )
     for name in ("train.csv", "test.csv"):
         with pytest.raises(UserError, match=message):
-            read_csv_boxes(write(f"{header}\n{row}\n", name))
+            read_csv_boxes(write_csv(f"{header}\n{row}\n", name))
 
 
 @pytest.mark.parametrize(
@@ -138,8 +125,8 @@ def test_boxes_in_another_form_are_no_list_of_images(write, header, row, unread)
         ("nowhere.jpg,1,2,5,9,dog", 3, r"nowhere\.jpg does not exist"),
     ],
 )
-def test_broken_rows_are_named_and_their_images_left_out(write, text, line, message):
-    path = write(f"filename,xmin,ymin,xmax,ymax,class\na.jpg,1,1,9,9,dog\n{text}\n")
+def test_broken_rows_are_named_and_their_images_left_out(write_csv, text, line, message):
+    path = write_csv(f"filename,xmin,ymin,xmax,ymax,class\na.jpg,1,1,9,9,dog\n{text}\n")
     report = Report()
     found = read_csv_boxes(path, report=report)
     assert [r.path.name for r in found.images] == ["a.jpg"]
@@ -167,9 +154,9 @@ def test_broken_rows_are_named_and_their_images_left_out(write, text, line, mess
         ),
     ],
 )
-def test_files_that_are_wrong_as_a_whole(write, text, config, message):
+def test_files_that_are_wrong_as_a_whole(write_csv, text, config, message):
     with pytest.raises(UserError, match=message):
-        read_csv_boxes(write(text), config=config)
+        read_csv_boxes(write_csv(text), config=config)
 
 
 def test_configurations_that_are_wrong():
@@ -179,12 +166,12 @@ def test_configurations_that_are_wrong():
         CsvConfig(delimiter="")
 
 
-def test_usual_names_are_found(write, tmp_path):
+def test_usual_names_are_found(write_csv, tmp_path):
     assert find_csv(tmp_path, "train") is None
-    lone = write("", "boxes.csv")
+    lone = write_csv("", "boxes.csv")
     assert find_csv(tmp_path, "train") == lone
     assert find_csv(tmp_path, "val") is None
-    both = [write("", name) for name in ("train.csv", "val_labels.csv")]
+    both = [write_csv("", name) for name in ("train.csv", "val_labels.csv")]
     assert [find_csv(tmp_path, split) for split in ("train", "val")] == both
 
 

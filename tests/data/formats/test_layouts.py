@@ -5,7 +5,7 @@ import pytest
 
 from rcnn_ext.data import DataConfig, detect_format, has_split, open_split, read_voc
 from rcnn_ext.data.formats.coco import list_annotations
-from rcnn_ext.data.formats.csv_boxes import find_csv
+from rcnn_ext.data.formats.csv_layout import find_csv
 from rcnn_ext.data.formats.split_names import split_folders, splits_in_name
 from rcnn_ext.errors import UserError
 from tests.helpers import layouts
