@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         metavar="OUT",
         type=Path,
-        help="folder for metrics, detections, curves and pictures (default: the run's)",
+        help="folder for metrics, detections, curves, pictures and errors (default: the run's)",
     )
     parser.add_argument(
         "--max-detections",
@@ -82,8 +82,9 @@ def run(options: argparse.Namespace) -> int:
     from rcnn_ext.distributed import Processes, choose_device
     from rcnn_ext.errors import UserError
     from rcnn_ext.metrics.coco import DEFAULT_MAX_DETECTIONS, crowded_images
+    from rcnn_ext.metrics.errors import detection_errors
     from rcnn_ext.metrics.evaluate import evaluate
-    from rcnn_ext.metrics.report import write_evaluation
+    from rcnn_ext.metrics.report import DRAW_SCORE, write_evaluation
     from rcnn_ext.metrics.tasks import compute_metrics, is_localizer
     from rcnn_ext.predict.load import load_saved
     from rcnn_ext.selective_search.from_config import open_proposals
@@ -136,7 +137,14 @@ def run(options: argparse.Namespace) -> int:
     print()
     print(result.table())
     counted = max_detections or DEFAULT_MAX_DETECTIONS
-    crowded = 0 if is_localizer(model) else crowded_images(images, counted)
+    errors = None
+    if not is_localizer(model):
+        errors = detection_errors(
+            images, saved.classes, min_score=DRAW_SCORE, max_detections=counted
+        )
+        print()
+        print(errors.table())
+    crowded = 0 if errors is None else crowded_images(images, counted)
     if crowded:
         print(
             f"note: {crowded} of {len(images)} images have more than {counted} objects of a class, "
@@ -151,6 +159,7 @@ def run(options: argparse.Namespace) -> int:
         checkpoint=saved.path,
         step=saved.step,
         seconds=seconds,
+        errors=errors,
         grid=saved.recipe.model.detector == "localizer",
     )
     for path in written:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rcnn_ext.metrics.results import ImageResult, box_ious
+from rcnn_ext.metrics.results import ImageResult, box_ious, overlap_of_first
 
 IOU_THRESHOLD = 0.5
 
@@ -85,21 +85,12 @@ def _match_without_ignored(
     # A crowd excuses every detection within it, not only the one that matches it.
     if result.ignored.any():
         overlaps = box_ious(result.found_boxes, result.boxes[result.ignored])
-        inside = _inside(result.found_boxes, result.boxes[result.crowd])
-        unmatched &= ~((overlaps >= IOU_THRESHOLD).any(axis=1) | inside)
+        inside = overlap_of_first(result.found_boxes, result.boxes[result.crowd]) >= 0.5
+        unmatched &= ~((overlaps >= IOU_THRESHOLD).any(axis=1) | inside.any(axis=1))
     counts = ~result.ignored[objects]
     missed = ~result.ignored
     missed[objects] = False
     return detections[counts], objects[counts], ious[counts], unmatched, missed
-
-
-def _inside(boxes: np.ndarray, crowds: np.ndarray) -> np.ndarray:
-    """Return bool [D]: whether at least half of a box lies in one of the crowds."""
-    low = np.maximum(boxes[:, None, :2], crowds[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], crowds[None, :, 2:])
-    common = (high - low).clip(0).prod(axis=2)  # [D, C]
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    return (common >= 0.5 * areas[:, None]).any(axis=1) if common.shape[1] else areas < 0
 
 
 def confusion_matrix(

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from rcnn_ext.data.annotations import AnnotationSet, ClassList, ImageRecord
-from rcnn_ext.data.images import load_image
-from rcnn_ext.errors import UserError
 from rcnn_ext.files import write_json
 from rcnn_ext.metrics.coco import EvaluationResult
 from rcnn_ext.metrics.confusion import confusion_matrix, image_quality
+from rcnn_ext.metrics.error_pictures import read_picture, write_error_pictures
+from rcnn_ext.metrics.errors import ErrorReport
 from rcnn_ext.metrics.results import ImageResult, box_ious
 from rcnn_ext.viz import (
     contact_sheet,
@@ -42,6 +42,7 @@ def write_evaluation(
     checkpoint: Path,
     step: int,
     seconds: float,
+    errors: ErrorReport | None = None,
     grid: bool = False,
     draw_score: float = DRAW_SCORE,
 ) -> list[Path]:
@@ -61,15 +62,17 @@ def write_evaluation(
         checkpoint: The file of the model.
         step: Number of training steps of the model.
         seconds: Duration of the evaluation.
+        errors: Errors of a detector; their numbers go into ``metrics.json``, and pictures of the
+            worst into the folder ``errors``.
         grid: Whether to write ``grid.jpg`` too: ground truth and detections of the first images,
             with any score. It suits localizers, which give one detection per image.
         draw_score: Minimum score of detections in the confusion matrix and in pictures.
 
     Returns:
-        The files.
+        The files, and the folders of ``errors``.
     """
     confusion = confusion_matrix(images, len(classes), draw_score)
-    facts = {
+    facts: dict[str, Any] = {
         "confusion": {
             "min_score": draw_score,
             "names": ["background", *classes.names],
@@ -81,6 +84,8 @@ def write_evaluation(
         "seconds": round(seconds, 2),
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+    if errors is not None:
+        facts = {"errors": errors.as_dict(), **facts}
     write_json(out / METRICS, {**result.as_dict(), **facts})
     write_json(out / DETECTIONS, _as_coco_results(annotations, images, classes))
     written = [out / METRICS, out / DETECTIONS]
@@ -106,6 +111,8 @@ def write_evaluation(
             records = [annotations.images[index] for index in chosen]
             draw_pairs(records, [images[index] for index in chosen], classes, sheet, draw_score)
             written.append(sheet)
+    if errors is not None:
+        written += write_error_pictures(out, annotations, images, errors, classes)
     return written
 
 
@@ -145,10 +152,9 @@ def draw_pairs(
     """Draw ground truth (left) and detections (right) of images on one sheet."""
     pictures, captions = [], []
     for record, image in zip(records, images, strict=True):
-        try:
-            picture = load_image(record.path, (record.width, record.height))
-        except UserError:
-            continue  # It was readable during the evaluation; one picture less is no failure.
+        picture = read_picture(record)
+        if picture is None:
+            continue
         keep = image.scores >= min_score
         found = [image.found_boxes[keep], image.found_labels[keep].tolist()]
         scores = image.scores[keep].tolist()

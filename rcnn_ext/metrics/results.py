@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from rcnn_ext import ops
 from rcnn_ext.distributed import Processes
 
 _TRUTH_COLUMNS = 9  # image, x1, y1, x2, y2, label, area, crowd, difficult
@@ -113,12 +114,21 @@ class Results:
 
 def box_ious(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return the IoU of boxes [N, 4] and [M, 4] as float64 [N, M]; 0 where neither has an area."""
+    ious = ops.box_iou(torch.tensor(first), torch.tensor(second)).numpy()
+    ious[np.isnan(ious)] = 0
+    return ious
+
+
+def overlap_of_first(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the fraction of boxes [N, 4] that lies in others [M, 4], as float64 [N, M].
+
+    It is 0 for boxes without an area.
+    """
     low = np.maximum(first[:, None, :2], second[None, :, :2])  # [N, M, 2]
     high = np.minimum(first[:, None, 2:], second[None, :, 2:])  # [N, M, 2]
     common = (high - low).clip(0).prod(axis=2)  # [N, M]
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (first, second)]
-    union = areas[0][:, None] + areas[1][None] - common
-    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+    areas = (first[:, 2:] - first[:, :2]).prod(axis=1)[:, None]
+    return np.divide(common, areas, out=np.zeros_like(common), where=areas > 0)
 
 
 def _rows(image: int, boxes: torch.Tensor, *columns: torch.Tensor) -> np.ndarray:
