@@ -9,6 +9,7 @@ used:
 - :mod:`rcnn_ext.selective_search`: Object proposals without a network.
 - :mod:`rcnn_ext.train`: Training by a recipe.
 - :func:`rcnn_ext.load`: A trained model, ready to detect.
+- :class:`rcnn_ext.Predictor`: A model of your own, run on pictures in any form.
 """
 
 from __future__ import annotations
@@ -18,13 +19,23 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "data", "load", "models", "ops", "selective_search", "train"]
+__all__ = [
+    "Predictor",
+    "__version__",
+    "data",
+    "load",
+    "models",
+    "ops",
+    "selective_search",
+    "train",
+]
 
 _SUBMODULES = ("data", "models", "ops", "selective_search", "train")
 
 if TYPE_CHECKING:
     from rcnn_ext import data, models, ops, selective_search, train
     from rcnn_ext.predict.load import load
+    from rcnn_ext.predict.predictor import Predictor
 else:
     # Hidden from type checkers, which would otherwise accept any name.
     def __getattr__(name: str) -> object:
@@ -32,6 +43,8 @@ else:
             return importlib.import_module(f"{__name__}.{name}")
         if name == "load":
             return importlib.import_module(f"{__name__}.predict.load").load
+        if name == "Predictor":
+            return importlib.import_module(f"{__name__}.predict.predictor").Predictor
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -24,6 +24,8 @@ Box = tuple[float, float, float, float]  # (x1, y1, x2, y2), pixels
 # Tags of objects at one place are stacked; more than these would hide the picture.
 _MAX_TAG_PLACES = 5
 
+_MASK_OPACITY = 0.45
+
 _GOLDEN_RATIO = 0.618033988749895
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
 
@@ -50,8 +52,9 @@ def draw_boxes(
     classes: ClassList,
     scores: Sequence[float] | None = None,
     min_size: int = 384,
+    masks: np.ndarray | None = None,
 ) -> Image.Image:
-    """Draw boxes with the names of their classes on a copy of a picture.
+    """Draw boxes with the names of their classes, and masks, on a copy of a picture.
 
     Args:
         picture: The image; small ones are enlarged so that the text is legible.
@@ -60,12 +63,16 @@ def draw_boxes(
         classes: The names of the labels.
         scores: [N], from 0 to 1; None for ground truth. The best are drawn last, on top.
         min_size: Minimum longer side; smaller pictures are enlarged by an integer factor.
+        masks: bool [N, H, W], or None.
 
     Returns:
         The enlarged copy, RGB.
     """
     scale = max(1, math.ceil(min_size / max(picture.size)))
-    canvas = picture.convert("RGB").resize((picture.width * scale, picture.height * scale))
+    canvas = picture.convert("RGB")
+    if masks is not None:
+        canvas = _tinted(canvas, masks, labels)
+    canvas = canvas.resize((picture.width * scale, picture.height * scale))
     pen = ImageDraw.Draw(canvas)
     width = max(2, round(max(canvas.size) / 300))
     font = _font(max(11, round(max(canvas.size) / 42)))
@@ -221,6 +228,15 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None
         )
     with replacing(path) as temporary:
         figure.savefig(temporary)
+
+
+def _tinted(picture: Image.Image, masks: np.ndarray, labels: Sequence[int]) -> Image.Image:
+    """Blend the color of each label into the pixels of its mask, bool [N, H, W]."""
+    pixels = np.array(picture)
+    for mask, label in zip(masks, labels, strict=True):
+        color = np.array(class_color(int(label)))
+        pixels[mask] = (pixels[mask] * (1 - _MASK_OPACITY) + color * _MASK_OPACITY).round()
+    return Image.fromarray(pixels)
 
 
 def _draw_tag(

@@ -21,15 +21,17 @@ def test_parts_are_attributes(name: str) -> None:
     assert part.__name__ == f"rcnn_ext.{name}"
 
 
-def test_load_is_the_function() -> None:
-    from rcnn_ext import load
+def test_load_is_the_function_and_predictor_the_class() -> None:
+    from rcnn_ext import Predictor, load
     from rcnn_ext.predict.load import load as expected
+    from rcnn_ext.predict.predictor import Predictor as ExpectedPredictor
 
     assert load is rcnn_ext.load is expected
+    assert Predictor is rcnn_ext.Predictor is ExpectedPredictor
 
 
 def test_names() -> None:
-    assert set(rcnn_ext.__all__) == {"__version__", "load", *PARTS}
+    assert set(rcnn_ext.__all__) == {"__version__", "load", "Predictor", *PARTS}
     assert dir(rcnn_ext) == sorted(rcnn_ext.__all__)
     with pytest.raises(AttributeError, match="module 'rcnn_ext' has no attribute 'lod'"):
         rcnn_ext.lod  # noqa: B018

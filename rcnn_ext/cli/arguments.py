@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
@@ -11,8 +10,8 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint",
         metavar="RUN",
-        type=Path,
-        help="the --out of a training run (its best.ckpt, else last.ckpt), or a checkpoint",
+        help="the --out of a training run (its best.ckpt, else last.ckpt), a checkpoint, an "
+        "exported file, or hub:owner/name",
     )
 
 

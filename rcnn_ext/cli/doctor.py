@@ -32,6 +32,7 @@ EXTRAS = {
     "wandb": ("wandb",),
     "mlflow": ("mlflow",),
     "hf": ("datasets", "huggingface_hub"),
+    "results": ("pandas", "supervision"),
     "selective-search": ("selectivesearch", "scikit-image"),
     "opencv": ("opencv-contrib-python-headless",),
 }

@@ -81,6 +81,7 @@ def run(options: argparse.Namespace) -> int:
     from rcnn_ext.data.splits import STREAMED, open_evaluation
     from rcnn_ext.distributed import Processes, choose_device
     from rcnn_ext.errors import UserError
+    from rcnn_ext.hub import is_hub_id
     from rcnn_ext.metrics.coco import DEFAULT_MAX_DETECTIONS, crowded_images
     from rcnn_ext.metrics.errors import detection_errors
     from rcnn_ext.metrics.evaluate import evaluate
@@ -91,6 +92,8 @@ def run(options: argparse.Namespace) -> int:
 
     processes = Processes.from_environment()
     device = choose_device(options.device, processes)
+    if is_hub_id(options.checkpoint) and options.out is None:
+        raise UserError(f"{options.checkpoint} has no folder to write to: add --out FOLDER")
     saved = load_saved(options.checkpoint)
     recipe = with_data_overrides(saved.recipe, options.overrides)
     config = recipe.data

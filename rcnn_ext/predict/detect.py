@@ -1,4 +1,4 @@
-"""Run a trained detector on pictures.
+"""Run a trained detector on pictures and write what it finds to a folder.
 
 That of a checkpoint or a program needs the base installation only; ``.safetensors`` files, and
 proposals that are kept in a folder, need the extra ``train``.
@@ -7,124 +7,24 @@ proposals that are kept in a folder, need the extra ``train``.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
-from torch import nn
-from torchvision.transforms.v2 import functional as F
 
-from rcnn_ext.config import with_data_overrides
-from rcnn_ext.data.annotations import ClassList
+from rcnn_ext.config import Recipe, with_data_overrides
 from rcnn_ext.data.formats.csv_boxes import listed_images
-from rcnn_ext.data.images import find_images, load_image
-from rcnn_ext.distributed import choose_device
+from rcnn_ext.data.images import find_images
 from rcnn_ext.errors import UserError
 from rcnn_ext.files import write_json
-from rcnn_ext.predict.load import load_saved
+from rcnn_ext.predict.load import load
+from rcnn_ext.predict.pictures import PictureFile
 from rcnn_ext.predict.submission import SUBMISSION, submission_row, write_submission
 from rcnn_ext.progress import tracked
-from rcnn_ext.selective_search.from_config import SearchedProposals, open_proposals
-from rcnn_ext.viz import contact_sheet, draw_boxes, save_picture
+from rcnn_ext.viz import contact_sheet, save_picture
 
 _MAX_IN_OVERVIEW = 16
-
-
-@dataclass(frozen=True, eq=False)
-class Detections:
-    """Detections in one picture.
-
-    Attributes:
-        path: The picture's file.
-        name: Path relative to the folder that was given, under which results are stored.
-        picture: The picture, upright, RGB.
-        boxes: float32 [D, 4] (x1, y1, x2, y2), pixels of ``picture``.
-        labels: int64 [D], from 1.
-        scores: float32 [D], descending.
-    """
-
-    path: Path
-    name: Path
-    picture: Image.Image
-    boxes: torch.Tensor
-    labels: torch.Tensor
-    scores: torch.Tensor
-
-
-@torch.inference_mode()
-def detect(
-    model: nn.Module,
-    images: list[tuple[Path, Path]],
-    *,
-    device: torch.device,
-    batch_size: int,
-    min_score: float,
-    proposals: SearchedProposals | None = None,
-) -> Iterator[Detections | UserError]:
-    """Run a detector on batches of pictures.
-
-    Args:
-        model: The detector, in evaluation mode and on ``device``.
-        images: Paths and names, as :func:`rcnn_ext.data.find_images` gives them.
-        device: The device of the model.
-        batch_size: Number of pictures per batch.
-        min_score: Minimum score of a detection.
-        proposals: The source of proposals for a model that needs them.
-
-    Yields:
-        For each picture, in order, its detections, or the error why it cannot be read.
-    """
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
-        pictures = [_load(path) for path, _ in batch]
-        readable = [
-            (path, picture)
-            for (path, _), picture in zip(batch, pictures, strict=True)
-            if isinstance(picture, Image.Image)
-        ]
-        tensors = [_to_tensor(picture).to(device) for _, picture in readable]
-        arguments: list[Any] = [tensors]
-        if proposals is not None:
-            boxes = [proposals.boxes_in(path, picture) for path, picture in readable]
-            arguments.append([torch.from_numpy(in_image).to(device) for in_image in boxes])
-        found = iter(model(*arguments) if readable else [])
-        for (path, name), picture in zip(batch, pictures, strict=True):
-            if isinstance(picture, UserError):
-                yield picture
-                continue
-            detections = {key: value.cpu() for key, value in next(found).items()}
-            keep = detections["scores"] >= min_score
-            yield Detections(
-                path,
-                name,
-                picture,
-                detections["boxes"][keep],
-                detections["labels"][keep],
-                detections["scores"][keep],
-            )
-
-
-def coco_results(found: Detections, image_id: int, classes: ClassList) -> list[dict[str, Any]]:
-    """Return the detections of a picture as entries of a COCO result file.
-
-    https://cocodataset.org/#format-results; ``file_name`` and ``category_name`` are additions that
-    readers of the format ignore.
-    """
-    rows = zip(found.boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True)
-    return [
-        {
-            "image_id": image_id,
-            "file_name": found.name.as_posix(),
-            "category_id": classes.category_id(label),
-            "category_name": classes.name(label),
-            "bbox": [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)],
-            "score": round(score, 5),
-        }
-        for (x1, y1, x2, y2), label, score in rows
-    ]
 
 
 def image_ids(names: list[Path]) -> list[int]:
@@ -167,7 +67,8 @@ def detect_to_folder(
     A localizer gives one detection per picture, with any score; all are in ``submission.csv``.
 
     Args:
-        checkpoint: A checkpoint, an exported file or the folder of a training run.
+        checkpoint: A checkpoint, an exported file, the folder of a training run, the name of a
+            model with published weights, or ``hub:owner/name``.
         sources: Pictures, folders of pictures, patterns, and CSV files that name pictures in a
             column that the recipe names, or that has a usual name.
         out: The folder to write to.
@@ -186,21 +87,19 @@ def detect_to_folder(
             is raised after all others are done.
     """
     out = Path(out)
-    device = choose_device(device_name)
-    saved = load_saved(checkpoint)
-    recipe = with_data_overrides(saved.recipe, overrides)
-    csv = recipe.data.csv
+    model = load(checkpoint, device=device_name)
+    recipe = with_data_overrides(model.recipe or Recipe(), overrides)
+    model.recipe = recipe
     images = find_images(
-        [Path(source) for source in sources], lambda path: listed_images(path, config=csv)
+        [Path(source) for source in sources],
+        lambda path: listed_images(path, config=recipe.data.csv),
     )
-    localizes = saved.recipe.model.detector == "localizer"
-    found = detect(
-        saved.build(device),
-        images,
-        device=device,
-        batch_size=batch_size or saved.recipe.evaluation.batch_size,
+    localizes = model.localizes
+    found = model.stream(
+        [PictureFile(path, name) for path, name in images],
         min_score=0.0 if localizes else min_score,
-        proposals=open_proposals(recipe, saved.path.parent),
+        batch_size=batch_size,
+        keep_pictures=draw_score is not None,
     )
     ids = image_ids([name for _, name in images])
     names = distinct_names([name for _, name in images])
@@ -214,12 +113,12 @@ def detect_to_folder(
         if isinstance(one, UserError):
             unreadable.append(one)
             continue
-        rows = coco_results(one, image_id, saved.classes)
+        rows = one.to_coco(image_id)
         results += [row for row in rows if row["score"] >= min_score] if localizes else rows
         if localizes:
             submission += [submission_row(row) for row in rows]
         if draw_score is not None:
-            drawn = _draw(one, saved.classes, draw_score)
+            drawn = one.draw(draw_score)
             save_picture(drawn, out / "pictures" / name)
             if len(overview) < _MAX_IN_OVERVIEW:
                 overview.append(drawn)
@@ -234,25 +133,3 @@ def detect_to_folder(
         more = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
         raise UserError(f"{unreadable[0]}{more}; the others are done")
     return len(results)
-
-
-def _draw(found: Detections, classes: ClassList, min_score: float) -> Image.Image:
-    keep = found.scores >= min_score
-    return draw_boxes(
-        found.picture,
-        found.boxes[keep],
-        found.labels[keep].tolist(),
-        classes,
-        found.scores[keep].tolist(),
-    )
-
-
-def _load(path: Path) -> Image.Image | UserError:
-    try:
-        return load_image(path)
-    except UserError as error:
-        return error
-
-
-def _to_tensor(picture: Image.Image) -> torch.Tensor:  # [3, H, W], float32 in [0, 1]
-    return F.to_dtype(F.pil_to_tensor(picture), torch.float32, scale=True)

@@ -11,8 +11,10 @@ from torchvision.models import get_model_weights
 from torchvision.models._api import WeightsEnum
 
 from rcnn_ext import models
+from rcnn_ext.data.annotations import ClassList
 from rcnn_ext.distributed import choose_device
 from rcnn_ext.errors import UserError
+from rcnn_ext.hub import fetch_hub_file, is_hub_id
 from rcnn_ext.models import Detector
 from rcnn_ext.models.weights import DownloadError
 from rcnn_ext.predict.checkpoint import (
@@ -22,6 +24,10 @@ from rcnn_ext.predict.checkpoint import (
     load_checkpoint,
 )
 from rcnn_ext.predict.export import PROGRAM_SUFFIX, WEIGHTS_SUFFIX, load_exported
+from rcnn_ext.predict.predictor import Predictor
+
+# The files that a repository on the Hub may hold a model in, the first that exists.
+HUB_FILES = ("model.safetensors", "best.ckpt", "last.ckpt", "model.pt2")
 
 # The models that torchvision publishes detection weights for, under torchvision's names.
 PUBLISHED = (
@@ -38,7 +44,7 @@ def load(
     device: str | torch.device = "auto",
     dtype: torch.dtype | None = None,
     prepare: bool = True,
-) -> nn.Module:
+) -> Predictor:
     """Return a trained model that is ready to detect.
 
     A ``.pt2`` file is a program, and opening it runs code in it: take it from sources that you
@@ -47,8 +53,9 @@ def load(
     Args:
         path_or_name: The folder of a training run (its best, else its last checkpoint), a
             checkpoint (``.ckpt``), what ``rcnn-ext export`` wrote (``.safetensors`` or ``.pt2``),
-            or the name of a model with published weights, such as ``fasterrcnn_resnet50_fpn``,
-            which are downloaded once. A file or folder goes before a name.
+            the name of a model with published weights, such as ``fasterrcnn_resnet50_fpn``, or a
+            model on the Hugging Face Hub (``hub:owner/name``, ``hub:owner/name@revision``); these
+            two are downloaded once. A file or folder goes before a name.
         device: The device to put it on, such as ``cuda:1``; ``auto`` takes a GPU where there is
             one.
         dtype: Floating-point type of weights and feature maps; None keeps float32. Boxes and scores
@@ -57,12 +64,13 @@ def load(
             training impossible. Programs (``.pt2``) are always prepared.
 
     Returns:
-        A model in evaluation mode. ``model(images)`` takes a list of images [3, H_i, W_i], floating
-        point in [0, 1], of any sizes, and gives for each a dict of ``boxes`` [D_i, 4] (x1, y1, x2,
-        y2) in its pixels, ``labels`` [D_i] (int64, from 1) and ``scores`` [D_i], descending. Fast
-        R-CNN takes ``model(images, proposals)`` with boxes [P_i, 4] for each image.
-        ``model.class_names[label - 1]`` is the name of a label, and ``model.recipe`` the recipe
-        that it was trained by, or None for published weights.
+        A model in evaluation mode. ``model.predict(pictures)`` takes paths, Pillow images, arrays
+        and tensors; see :meth:`rcnn_ext.predict.predictor.Predictor.predict`. ``model(images)``
+        takes a list of images [3, H_i, W_i], floating point in [0, 1], of any sizes, and gives for
+        each a dict of ``boxes`` [D_i, 4] (x1, y1, x2, y2) in its pixels, ``labels`` [D_i] (int64,
+        from 1) and ``scores`` [D_i], descending. Fast R-CNN takes ``model(images, proposals)`` with
+        boxes [P_i, 4] for each image. ``model.class_names[label - 1]`` is the name of a label, and
+        ``model.recipe`` the recipe that it was trained by, or None for published weights.
 
     Raises:
         ModelNotFoundError: No such file, folder or name exists. It is a ``FileNotFoundError``.
@@ -77,50 +85,56 @@ def load(
         >>> [model.class_names[label - 1] for label in found["labels"]]
     """
     target = choose_device(device)
-    path = Path(path_or_name)
-    recipe = None
-    if path.exists():
-        saved = load_saved(path)
-        model, class_names, recipe = saved.build(target), saved.classes.names, saved.recipe
+    recipe, path = None, Path(path_or_name)
+    if path.exists() or is_hub_id(os.fspath(path_or_name)):
+        saved = load_saved(path_or_name)
+        detector, classes = saved.build(target), saved.classes
+        recipe, path = saved.recipe, saved.path
     elif str(path_or_name) in PUBLISHED:
-        model, class_names = _load_published(str(path_or_name), target)
+        detector, classes = _load_published(str(path_or_name), target)
     else:
         raise ModelNotFoundError(
             f"{path} is no file, no folder and no model with published weights: those are "
-            f"{', '.join(PUBLISHED)}"
+            f"{', '.join(PUBLISHED)}; models on the Hugging Face Hub are hub:owner/name"
         )
-    if isinstance(model, Detector):
+    if isinstance(detector, Detector):
         if prepare:
-            model.prepare_for_inference(dtype=dtype)
+            detector.prepare_for_inference(dtype=dtype)
         elif dtype is not None:
             raise ValueError("dtype takes prepare=True: a model to train keeps its weights")
     elif dtype is not None:
         raise ValueError(f"{path} is a program, whose dtype was chosen when it was exported")
-    model.class_names = class_names  # type: ignore[assignment]
-    model.recipe = recipe  # type: ignore[assignment]
-    return model
+    return Predictor(detector, classes, recipe=recipe, path=path if recipe is not None else None)
 
 
 def load_saved(path: str | os.PathLike[str]) -> SavedDetector:
     """Read a trained model from a checkpoint or an exported file.
 
     Args:
-        path: The file, or the folder of a training run.
+        path: The file, the folder of a training run, or ``hub:owner/name``.
 
     Raises:
         ModelNotFoundError: There is none.
         ModelFormatError: It is damaged, or was not written by this package.
+        UserError: It cannot be downloaded.
     """
-    path = find_checkpoint(path)
+    text = os.fspath(path)
+    path = fetch_hub_file(text, HUB_FILES) if is_hub_id(text) else find_checkpoint(path)
     if path.suffix in (WEIGHTS_SUFFIX, PROGRAM_SUFFIX):
         return load_exported(path)
     return load_checkpoint(path)
 
 
-def _load_published(name: str, device: torch.device) -> tuple[nn.Module, tuple[str, ...]]:
+def _load_published(name: str, device: torch.device) -> tuple[nn.Module, ClassList]:
     weights: WeightsEnum = get_model_weights(name).DEFAULT
     try:
         model = getattr(models, name)(weights=weights)
     except DownloadError as error:
         raise UserError(f"{error.remedies}, or load a model of your own") from error
-    return model.to(device).eval(), tuple(weights.meta["categories"][1:])  # without the background
+    names = list(weights.meta["categories"])
+    for label, class_name in enumerate(names):
+        if names.index(class_name) != label:
+            # COCO has ids without a class, which torchvision all calls "N/A".
+            names[label] = f"{class_name} ({label})"
+    labels = range(1, len(names))  # without the background
+    return model.to(device).eval(), ClassList(tuple(names[1:]), tuple(labels))

@@ -50,18 +50,17 @@ class SearchedProposals:
         """
         return self.cache.boxes(image)
 
-    def boxes_in(self, image: Path, picture: Image.Image) -> np.ndarray:
+    def boxes_in(self, image: Path | None, picture: Image.Image) -> np.ndarray:
         """Return the proposals for any picture, without keeping those of a new search.
 
         Args:
-            image: Its file.
+            image: Its file, or None for a picture in memory.
             picture: The picture in it, upright.
 
         Returns:
             float32 [P, 4] (x1, y1, x2, y2), pixels of the picture.
         """
-        content = image.read_bytes()
-        if self.cache.has(content):
+        if image is not None and self.cache.has(image.read_bytes()):
             return self.cache.boxes(image)
         found = find_regions(picture, self.cache.settings)
         return self.cache.chosen(CachedRegions(found, picture.height, picture.width))

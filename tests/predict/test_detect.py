@@ -5,51 +5,28 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
-from torch import nn
 
 from rcnn_ext.cli import main
-from rcnn_ext.data import ClassList
 from rcnn_ext.errors import UserError
-from rcnn_ext.predict.detect import Detections, coco_results, detect, distinct_names, image_ids
-
-CLASSES = ClassList(("cat", "dog"), (17, 18))
-
-
-class Corner(nn.Module):
-    """Finds one dog in the lower right quarter of every image, and half a cat."""
-
-    def __init__(self):
-        super().__init__()
-        self.batches = []
-
-    def forward(self, images):
-        self.batches.append(len(images))
-        assert all(image.dtype == torch.float32 and image.max() <= 1 for image in images)
-        return [
-            {
-                "boxes": torch.tensor(
-                    [[w / 2, h / 2, float(w), float(h)], [0.0, 0.0, w / 4, h / 4]]
-                ),
-                "labels": torch.tensor([2, 1]),
-                "scores": torch.tensor([0.9, 0.4]),
-            }
-            for _, h, w in (image.shape for image in images)
-        ]
+from rcnn_ext.predict.detect import distinct_names, image_ids
+from rcnn_ext.predict.detections import Detections
+from rcnn_ext.predict.pictures import PictureFile
+from rcnn_ext.predict.predictor import Predictor
+from tests.helpers.corner_model import CLASSES, Corner
 
 
 def pictures(folder, sizes):
     result = []
     for i, size in enumerate(sizes):
         Image.new("RGB", size, (255, 128, 0)).save(folder / f"{i}.png")
-        result.append((folder / f"{i}.png", Path(f"{i}.png")))
+        result.append(PictureFile(folder / f"{i}.png", Path(f"{i}.png")))
     return result
 
 
 def run(model, images, **options):
-    options = {"device": torch.device("cpu"), "batch_size": 2, "min_score": 0.5, **options}
-    return list(detect(model, images, **options))
+    options = {"batch_size": 2, "min_score": 0.5, **options}
+    return list(Predictor(model, CLASSES).stream(images, **options))
 
 
 def test_batches_scores_and_sizes(tmp_path):
@@ -57,6 +34,7 @@ def test_batches_scores_and_sizes(tmp_path):
     found = run(model, pictures(tmp_path, [(40, 20), (60, 30), (20, 20)]))
     assert model.batches == [2, 1]
     assert [one.picture.size for one in found] == [(40, 20), (60, 30), (20, 20)]
+    assert [one.image_size for one in found] == [(20, 40), (30, 60), (20, 20)]
     assert [one.boxes.tolist() for one in found] == [
         [[20, 10, 40, 20]],
         [[30, 15, 60, 30]],
@@ -68,30 +46,16 @@ def test_batches_scores_and_sizes(tmp_path):
 
 def test_an_unreadable_picture_does_not_stop_the_others(tmp_path):
     images = pictures(tmp_path, [(40, 20), (60, 30), (20, 20)])
-    images[1][0].write_text("no picture")
+    images[1].path.write_text("no picture")
     first, second, third = run(Corner(), images)
     assert isinstance(second, UserError)
     assert isinstance(first, Detections)
     assert third.boxes.tolist() == [[10, 10, 20, 20]]
-    for path, _ in images:
-        path.write_text("no picture")
+    for one in images:
+        one.path.write_text("no picture")
     model = Corner()
     assert all(isinstance(one, UserError) for one in run(model, images))
     assert model.batches == []
-
-
-def test_coco_results_have_category_ids_and_widths(tmp_path):
-    (found,) = run(Corner(), pictures(tmp_path, [(40, 20)]))
-    assert coco_results(found, 139, CLASSES) == [
-        {
-            "image_id": 139,
-            "file_name": "0.png",
-            "category_id": 18,
-            "category_name": "dog",
-            "bbox": [20, 10, 20, 10],
-            "score": 0.9,
-        }
-    ]
 
 
 @pytest.mark.parametrize(

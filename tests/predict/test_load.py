@@ -104,7 +104,7 @@ def test_names_of_torchvision_give_its_weights(monkeypatch):
 
     monkeypatch.setattr(presets, "fetch_state_dict", fetch)
     model = load("fasterrcnn_resnet50_fpn", device="cpu")
-    assert isinstance(model, Detector)
+    assert isinstance(model.detector, Detector)
     assert fetched == [Weights.DEFAULT]
     assert not model.training
     assert model.recipe is None

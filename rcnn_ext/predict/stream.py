@@ -1,0 +1,220 @@
+"""The core of inference: pictures are decoded in threads while the network works on others.
+
+Python's :meth:`rcnn_ext.predict.predictor.Predictor.predict` and the command ``detect`` both run
+on :func:`detect_stream`. Its memory does not grow with the number of pictures.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as F
+
+from rcnn_ext.data.annotations import ClassList
+from rcnn_ext.errors import UserError
+from rcnn_ext.predict.detections import Detections
+from rcnn_ext.predict.pictures import Picture
+
+# Gives the proposals [P, 4] for the picture at an index, counted from 0.
+ProposalsOf = Callable[[int, Picture, Image.Image | None], Tensor]
+
+_MASK_THRESHOLD = 0.5
+# Decoding a photograph takes less time than a network needs for it, on any device that can be
+# expected: more threads than these would only keep more pictures in memory.
+_MAX_THREADS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedPicture:
+    """A picture that is ready for the network.
+
+    Attributes:
+        source: What was given.
+        pixels: [C, H, W], float32 in [0, 1], or uint8 for a device that converts it.
+        picture: The picture, RGB, where it is wanted for drawing.
+        proposals: [P, 4] for a model that takes them, or None.
+    """
+
+    source: Picture
+    pixels: Tensor
+    picture: Image.Image | None
+    proposals: Tensor | None
+
+
+# Gives the raw results of a model for a batch of pictures: dicts of boxes, labels and scores.
+BatchDetector = Callable[[Sequence[DecodedPicture]], list[dict[str, Tensor]]]
+
+
+class Network:
+    """Call a model on decoded pictures.
+
+    Args:
+        model: The model, in evaluation mode.
+        device: Its device.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self.model = model
+        self.device = device
+
+    def __call__(self, pictures: Sequence[DecodedPicture]) -> list[dict[str, Tensor]]:
+        """Return the results of the model, one dict per picture.
+
+        Raises:
+            UserError: The device has not enough memory for the batch.
+        """
+        proposals = [one.proposals for one in pictures if one.proposals is not None]
+        return self.run([one.pixels for one in pictures], proposals or None)
+
+    @torch.inference_mode()
+    def run(
+        self, pixels: Sequence[Tensor], proposals: Sequence[Tensor] | None = None
+    ) -> list[dict[str, Tensor]]:
+        """Return the results of the model for a batch.
+
+        Args:
+            pixels: N images [C, H_i, W_i], float32 in [0, 1] or uint8, on any device.
+            proposals: For each image [P_i, 4], for a model that takes them.
+
+        Returns:
+            For each image ``boxes`` [D_i, 4], ``labels`` [D_i], ``scores`` [D_i], and what else the
+            model gives, on the device of the model.
+
+        Raises:
+            UserError: The device has not enough memory for the batch.
+        """
+        images = [as_float(image.to(self.device, non_blocking=True)) for image in pixels]
+        arguments: list[Any] = [images]
+        if proposals is not None:
+            arguments.append([boxes.to(self.device) for boxes in proposals])
+        try:
+            return self.model(*arguments)
+        except torch.OutOfMemoryError as error:
+            sizes = ", ".join(f"{image.shape[2]}x{image.shape[1]}" for image in images[:4])
+            raise UserError(
+                f"{self.device} has not enough memory for {len(images)} pictures ({sizes}) at "
+                "once: take a smaller batch size or the CPU"
+            ) from error
+
+
+def detect_stream(
+    detector: BatchDetector,
+    pictures: Iterable[Picture | UserError],
+    *,
+    device: torch.device,
+    classes: ClassList,
+    channels: int = 3,
+    batch_size: int = 1,
+    min_score: float = 0.0,
+    proposals: ProposalsOf | None = None,
+    keep_pictures: bool = False,
+    threads: int | None = None,
+) -> Iterator[Detections | UserError]:
+    """Run a detector on pictures, in batches, while the next ones are decoded.
+
+    Args:
+        detector: Gives the results for a batch, such as a :class:`Network`.
+        pictures: The pictures, read as they are needed, or errors in their places.
+        device: The device of the model.
+        classes: The classes of its labels.
+        channels: Number of channels that the model takes.
+        batch_size: Number of pictures per batch.
+        min_score: Minimum score of a detection.
+        proposals: The source of proposals for a model that needs them.
+        keep_pictures: Whether each result holds its decoded picture, which spares reading the file
+            again where it is drawn at once.
+        threads: Number of threads that decode; None means as many as there are cores, at most 4.
+
+    Yields:
+        For each picture, in order, its detections, or the error why it cannot be read.
+
+    Raises:
+        UserError: The device has not enough memory for a batch.
+    """
+
+    def decode(index: int, one: Picture) -> DecodedPicture | UserError:
+        try:
+            pixels, picture = one.decode(channels)
+            boxes = None if proposals is None else proposals(index, one, picture)
+        except UserError as error:
+            return error
+        if device.type == "cpu":
+            pixels = as_float(pixels)
+        elif device.type == "cuda" and not pixels.is_cuda:
+            pixels = pixels.pin_memory()  # A copy to the GPU can then overlap with its work.
+        return DecodedPicture(one, pixels, picture if keep_pictures else None, boxes)
+
+    threads = threads or min(_MAX_THREADS, os.cpu_count() or 1)
+    # One batch for the network, the next one being decoded.
+    capacity = batch_size + max(batch_size, threads)
+    waiting: deque[Future[DecodedPicture | UserError] | UserError] = deque()
+    numbered = enumerate(pictures)
+    executor = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    try:
+        while True:
+            for index, given in itertools.islice(numbered, capacity - len(waiting)):
+                if isinstance(given, UserError):
+                    waiting.append(given)
+                else:
+                    waiting.append(executor.submit(decode, index, given))
+            if not waiting:
+                return
+            batch = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
+            decoded = [one.result() if isinstance(one, Future) else one for one in batch]
+            readable = [one for one in decoded if isinstance(one, DecodedPicture)]
+            found = iter(detector(readable) if readable else [])
+            for one in decoded:
+                if isinstance(one, UserError):
+                    yield one
+                else:
+                    yield _as_detections(one, next(found), classes, min_score)
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+
+
+def as_float(pixels: Tensor) -> Tensor:
+    """Return pixels as float32 in [0, 1]."""
+    return pixels if pixels.is_floating_point() else F.to_dtype(pixels, torch.float32, scale=True)
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """A picture that has been decoded already."""
+
+    image: Image.Image
+
+    def picture(self) -> Image.Image:
+        return self.image
+
+
+def _as_detections(
+    one: DecodedPicture, found: dict[str, Tensor], classes: ClassList, min_score: float
+) -> Detections:
+    found = {name: value.cpu() for name, value in found.items()}
+    keep = found["scores"] >= min_score
+    masks = found.get("masks")
+    if masks is not None:
+        # torchvision's Mask R-CNN gives probabilities [D, 1, H, W].
+        masks = masks[keep].squeeze(1) if masks.dim() == 4 else masks[keep]
+        masks = masks > _MASK_THRESHOLD if masks.is_floating_point() else masks.bool()
+    return Detections(
+        boxes=found["boxes"][keep].float(),
+        labels=found["labels"][keep],
+        scores=found["scores"][keep].float(),
+        masks=masks,
+        classes=classes,
+        height=one.pixels.shape[1],
+        width=one.pixels.shape[2],
+        path=one.source.path,
+        name=one.source.name,
+        source=one.source if one.picture is None else _Held(one.picture),
+    )
