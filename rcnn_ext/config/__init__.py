@@ -25,17 +25,20 @@ from rcnn_ext.config.model import LocalizerConfig, ModelConfig, PartsConfig
 from rcnn_ext.config.recipe import Recipe
 from rcnn_ext.config.selective_search import FilterSettings, SearchSettings, SelectiveSearchConfig
 from rcnn_ext.config.training import (
+    EmaConfig,
     EvaluationConfig,
     OptimizerConfig,
     RefineConfig,
     RuntimeConfig,
     ScheduleConfig,
+    TrainingConfig,
 )
 
 __all__ = [
     "AugmentConfig",
     "CsvConfig",
     "DataConfig",
+    "EmaConfig",
     "EvaluationConfig",
     "FilterSettings",
     "HubConfig",
@@ -50,6 +53,7 @@ __all__ = [
     "SearchSettings",
     "SelectiveSearchConfig",
     "SyntheticConfig",
+    "TrainingConfig",
     "VocConfig",
     "apply_override",
     "load_recipe",

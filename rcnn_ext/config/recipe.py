@@ -18,6 +18,7 @@ from rcnn_ext.config.training import (
     RefineConfig,
     RuntimeConfig,
     ScheduleConfig,
+    TrainingConfig,
 )
 from rcnn_ext.config.values import Int, require
 
@@ -35,6 +36,7 @@ class Recipe:
         optimizer: How weights follow gradients.
         schedule: How long training lasts.
         refine: A second phase of training, or null.
+        training: Weights of the classes, and the average of the weights.
         evaluation: When it validates.
         runtime: How the process runs.
     """
@@ -50,6 +52,7 @@ class Recipe:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     refine: RefineConfig | None = None
+    training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 

@@ -156,6 +156,52 @@ class RefineConfig:
 
 
 @dataclass
+class EmaConfig:
+    """The exponential moving average (EMA) of the weights, batch statistics included.
+
+    Where there is one, validations, ``best.ckpt``, and whatever loads a checkpoint use the average;
+    a resumed run goes on from both.
+
+    Attributes:
+        decay: Part of the average that a step leaves, such as 0.999, which averages over about
+            1,000 steps; null trains without an average.
+        warmup: Whether the decay grows with the steps n as (1 + n) / (10 + n), up to ``decay``, so
+            that the average of a short run does not hang on to the weights it began with.
+    """
+
+    decay: Float | None = None
+    warmup: Bool = True
+
+    def __post_init__(self) -> None:
+        require(self.decay is None or 0 <= self.decay < 1, "decay", "null or from 0 to below 1")
+
+
+@dataclass
+class TrainingConfig:
+    """Training beside optimizer and schedule: weights of the classes, and the average.
+
+    Attributes:
+        class_weights: Weights of the classes in the classification loss of the box head; the
+            background has 1. A list in the order of the classes; keys with values by name, where
+            those left out have 1; ``auto``, inversely proportional to the square root of the number
+            of training objects, at most 10 times the smallest and on average 1 over all objects; or
+            null for 1. Those of a localizer are ``model.localizer.class_weights``.
+        ema: The exponential moving average of the weights.
+    """
+
+    class_weights: (
+        list[Float] | Annotated[dict[str, Float], DOTTED_KEYS] | Literal["auto"] | None
+    ) = None
+    ema: EmaConfig = field(default_factory=EmaConfig)
+
+    def __post_init__(self) -> None:
+        weights = self.class_weights
+        if isinstance(weights, (list, dict)):
+            values = weights.values() if isinstance(weights, dict) else weights
+            require(all(value > 0 for value in values), "class_weights", "greater than 0")
+
+
+@dataclass
 class EvaluationConfig:
     """Validation during training; ``batch_size`` and ``max_detections`` are for any evaluation.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -86,6 +88,9 @@ class RoIHeads(nn.Module):
         self.score_thresh = score_thresh
         self.nms_thresh = nms_thresh
         self.detections_per_img = detections_per_img
+        # Of the loss only, so that it is no part of a checkpoint; see ``set_class_weights``.
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", None, persistent=False)
 
     def forward(
         self,
@@ -216,13 +221,17 @@ class RoIHeads(nn.Module):
             normalizer: As for ``forward``.
 
         Returns:
-            ``loss_classifier`` and ``loss_box_reg``, both divided by R; 0 where R is 0.
+            ``loss_classifier`` and ``loss_box_reg``, both divided by R; 0 where R is 0. The
+            first has each RoI times the weight of its class, where there are such weights.
         """
         num_rois = normalizer(len(labels), logits.device)
         foreground = (labels > 0).nonzero().squeeze(1)  # [F]
         box_of = labels[foreground] if deltas.shape[1] > 1 else torch.zeros_like(foreground)
         return {
-            "loss_classifier": F.cross_entropy(logits, labels, reduction="sum") / num_rois,
+            "loss_classifier": F.cross_entropy(
+                logits, labels, weight=self.class_weights, reduction="sum"
+            )
+            / num_rois,
             "loss_box_reg": F.smooth_l1_loss(
                 deltas[foreground, box_of],  # [F, 4]
                 delta_targets[foreground],
@@ -277,3 +286,21 @@ class RoIHeads(nn.Module):
                 found.counts, found.boxes, found.labels, found.scores
             )
         ]
+
+
+def set_class_weights(model: nn.Module, weights: Sequence[float] | None) -> None:
+    """Weight the classes in the classification loss of a detector's box head, in place.
+
+    Args:
+        model: A detector with ``RoIHeads``; other models take None only.
+        weights: Weights of the classes but the background, which has 1; None means 1 for all.
+
+    Raises:
+        ValueError: The model has no such head, or a weight is not above 0.
+    """
+    if weights is None:
+        return
+    heads = getattr(model, "roi_heads", None)
+    if not isinstance(heads, RoIHeads) or any(not weight > 0 for weight in weights):
+        raise ValueError(f"class weights need a detector and numbers above 0, got {weights}")
+    heads.class_weights = torch.tensor([1.0, *weights])

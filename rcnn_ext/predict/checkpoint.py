@@ -38,8 +38,10 @@ _READ_ERRORS = (
 )
 
 # The Lightning module holds the detector under this name.
-_PREFIX = "model."
+PREFIX = "model."
 ENTRY = "rcnn_ext"
+# What training goes on from, where the weights of the file are an average.
+TRAINING_WEIGHTS = "training_weights"
 _FORMAT = 2
 # Types of the values that describe() stores, by key.
 _TYPES: dict[str, type] = {
@@ -70,7 +72,9 @@ class SavedDetector:
         step: Number of training steps, of all phases.
         state: Progress of the training run, as plain values; see
             :class:`rcnn_ext.train.phases.RunState`.
-        weights: The state dict of the model.
+        weights: The state dict of the model; of the average, where the run keeps one.
+        training_weights: The state dict that training goes on from; None where it is ``weights``.
+        num_averaged: Number of steps that ``weights`` is the average of.
     """
 
     path: Path
@@ -79,6 +83,8 @@ class SavedDetector:
     step: int
     state: dict[str, Any]
     weights: dict[str, torch.Tensor]
+    training_weights: dict[str, torch.Tensor] | None = None
+    num_averaged: int = 0
 
     def build(self, device: torch.device) -> nn.Module:
         """Build the detector in evaluation mode.
@@ -156,12 +162,23 @@ def load_checkpoint(path: str | os.PathLike[str]) -> SavedDetector:
     if not isinstance(entry, dict):
         raise ModelFormatError(f"{path} was not written by rcnn-ext train")
     _check_types(path, content, {"state_dict": dict})
-    weights = {
-        name.removeprefix(_PREFIX): value
-        for name, value in content["state_dict"].items()
-        if name.startswith(_PREFIX)
+    training: dict[str, Any] = {}
+    if TRAINING_WEIGHTS in content:
+        _check_types(path, content, {TRAINING_WEIGHTS: dict})
+        kept = content[TRAINING_WEIGHTS]
+        _check_types(path, kept, {"state_dict": dict, "num_updates": int})
+        training["training_weights"] = _without_prefix(kept["state_dict"])
+        training["num_averaged"] = kept["num_updates"]
+    weights = _without_prefix(content["state_dict"])
+    return SavedDetector(path=path, weights=weights, **training, **read_entry(path, entry))
+
+
+def _without_prefix(weights: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name.removeprefix(PREFIX): value
+        for name, value in weights.items()
+        if name.startswith(PREFIX)
     }
-    return SavedDetector(path=path, weights=weights, **read_entry(path, entry))
 
 
 def read_entry(path: Path, entry: dict[str, Any]) -> dict[str, Any]:

@@ -134,9 +134,9 @@ class Checkpoints(Checkpoint):
             return
         step, state = module.steps_done, module.state
         self.logs.pause()
-        module.model.eval()
+        model = module.evaluated_model.eval()
         with _precision(trainer):
-            result = self.validate(module.model, self._stop_if_alone)
+            result = self.validate(model, self._stop_if_alone)
         train_mode(module.model)
         score = math.nan
         if result is not None:

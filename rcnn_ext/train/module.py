@@ -17,7 +17,8 @@ from rcnn_ext.errors import UserError
 from rcnn_ext.metrics.tasks import call_model
 from rcnn_ext.models.loss_normalizer import mean_over_processes
 from rcnn_ext.models.sampler import SEED
-from rcnn_ext.predict.checkpoint import describe
+from rcnn_ext.predict.checkpoint import PREFIX, describe
+from rcnn_ext.train.ema import WeightAverage, restore_training_weights, save_average
 from rcnn_ext.train.optim import build_optimizer, group_options, set_options, train_mode
 from rcnn_ext.train.phases import Phase, RunState
 
@@ -39,6 +40,7 @@ class DetectionModule(pl.LightningModule):
         phase: The phase to train.
         state: Progress of the run, stored in checkpoints.
         processes: The processes that the images of a step are divided among.
+        average: The average of the weights, or None.
 
     Attributes:
         stop_signal: A signal that asks this process to stop, or 0.
@@ -54,6 +56,7 @@ class DetectionModule(pl.LightningModule):
         phase: Phase,
         state: RunState,
         processes: Processes,
+        average: WeightAverage | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -62,6 +65,7 @@ class DetectionModule(pl.LightningModule):
         self.phase = phase
         self.state = state
         self.processes = processes
+        self.average = average
         self.stop_signal = 0
         self.stopping = 0
         self.step_done = True
@@ -75,6 +79,11 @@ class DetectionModule(pl.LightningModule):
         """Number of steps of the run, those of earlier phases included."""
         return self.phase.start + self.global_step
 
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The model that validations look at: the average, where there is one."""
+        return self.model if self.average is None else self.average.model
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Build the optimizer of the phase."""
         optimizer = build_optimizer(self.model, self.phase.optimizer)
@@ -86,6 +95,12 @@ class DetectionModule(pl.LightningModule):
         checkpoint.update(
             describe(self.recipe, self.classes, self.steps_done, self.state.as_dict())
         )
+        if self.average is not None:
+            save_average(checkpoint, self.average, PREFIX)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continue with the weights of the last step, not with their average."""
+        restore_training_weights(checkpoint)
 
     def on_train_start(self) -> None:
         """Put the model in training mode; Lightning keeps the mode that it finds."""

@@ -15,6 +15,9 @@ from rcnn_ext.data.statistics import channel_statistics
 from rcnn_ext.errors import UserError
 from rcnn_ext.train.training_data import open_training
 
+# Of automatic class weights, the largest to the smallest.
+_MAX_WEIGHT_RATIO = 10.0
+
 
 def resolve_recipe(
     recipe: Recipe, annotations: AnnotationSet | None, log: Callable[[str], None]
@@ -133,6 +136,67 @@ def with_balanced_classes(recipe: Recipe, annotations: AnnotationSet) -> Recipe:
     )
     model = dataclasses.replace(recipe.model, localizer=localizer)
     return dataclasses.replace(recipe, model=model)
+
+
+def with_class_weights(
+    recipe: Recipe, source: AnnotationSet | HubSplit, log: Callable[[str], None]
+) -> Recipe:
+    """Return the recipe with ``training.class_weights`` as a list in the order of the classes.
+
+    Args:
+        recipe: The recipe.
+        source: The training split.
+        log: Called with a line where the weights were computed.
+
+    Raises:
+        UserError: A name is no class, the list has another length, the images of a stream would
+            have to be counted, or the model is a localizer.
+    """
+    given, names = recipe.training.class_weights, source.classes.names
+    if given is None:
+        return recipe
+    if recipe.model.detector == "localizer":
+        raise UserError(
+            "training.class_weights is for detectors; a localizer has model.localizer.class_weights"
+        )
+    if given == "auto":
+        if not isinstance(source, AnnotationSet):
+            raise UserError(
+                "training.class_weights=auto has to count the objects, and data.format=hf is a "
+                "stream; give the weights"
+            )
+        weights = _automatic_class_weights(source)
+        shown = ", ".join(f"{n} {w:g}" for n, w in zip(names, weights, strict=True))
+        log(f"training.class_weights=auto: {shown}")
+    elif isinstance(given, dict):
+        unknown = [name for name in given if name not in names]
+        if unknown:
+            raise UserError(
+                f"training.class_weights has {unknown[0]!r}; the classes are {', '.join(names)}"
+            )
+        weights = [given.get(name, 1.0) for name in names]
+    else:
+        assert isinstance(given, list)
+        weights = given
+        if len(weights) != len(names):
+            raise UserError(
+                f"training.class_weights has {len(weights)} weights for {len(names)} classes: "
+                f"{', '.join(names)}"
+            )
+    training = dataclasses.replace(recipe.training, class_weights=weights)
+    return dataclasses.replace(recipe, training=training)
+
+
+def _automatic_class_weights(annotations: AnnotationSet) -> list[float]:
+    labels = annotations.images.labels
+    counts = np.bincount(labels, minlength=annotations.classes.num_classes)[1:].astype(float)
+    present = counts > 0
+    # A class without objects never enters the loss.
+    weights = np.ones(len(counts))
+    roots = counts[present] ** -0.5
+    roots = np.minimum(roots, _MAX_WEIGHT_RATIO * roots.min(initial=1.0))
+    weights[present] = roots * counts.sum() / (counts[present] * roots).sum()
+    return [round(float(weight), 6) for weight in weights]
 
 
 def check_one_object(recipe: Recipe, annotations: AnnotationSet) -> None:

@@ -20,14 +20,16 @@ from rcnn_ext.errors import UserError
 from rcnn_ext.files import write_text
 from rcnn_ext.metrics.coco import EvaluationResult
 from rcnn_ext.models.from_config import build_model
+from rcnn_ext.models.roi_heads import set_class_weights
 from rcnn_ext.predict.checkpoint import LAST
 from rcnn_ext.selective_search.from_config import open_proposals
 from rcnn_ext.train.callbacks import Checkpoints, StopTraining
+from rcnn_ext.train.ema import UpdateAverage, WeightAverage
 from rcnn_ext.train.loggers import LOSSES, build_loggers, check_loggers, read_csv
 from rcnn_ext.train.logs import Logs
 from rcnn_ext.train.module import DetectionModule
 from rcnn_ext.train.phases import Phase, RunState, all_phases
-from rcnn_ext.train.resolve import resolve_recipe, with_steps_of_epochs
+from rcnn_ext.train.resolve import resolve_recipe, with_class_weights, with_steps_of_epochs
 from rcnn_ext.train.resume import (
     LOSS_CURVE,
     RECIPE,
@@ -167,6 +169,7 @@ class _Run:
         annotations = source if isinstance(source, AnnotationSet) else None
         recipe = resolve_recipe(recipe, annotations, processes.print_once)
         recipe = with_steps_of_epochs(recipe, source, processes.print_once)
+        recipe = with_class_weights(recipe, source, processes.print_once)
         self.recipe = recipe
         saved, self.state = None, RunState()
         if resume:
@@ -176,6 +179,8 @@ class _Run:
         # which takes longest, and before anything of an earlier run is deleted.
         torch.manual_seed(mixed_seed(recipe.seed, 3))
         self.model = build_model(recipe.model, self.classes.num_classes, pretrained=saved is None)
+        weights = recipe.training.class_weights
+        set_class_weights(self.model, weights if isinstance(weights, list) else None)
         with processes.main_process_first():
             found = open_validation(recipe, data, out, self.classes, processes)
         proposals = open_proposals(recipe, out)
@@ -192,9 +197,15 @@ class _Run:
         self.done = 0
         if saved is not None:
             self.done = saved.step
-            self.model.load_state_dict(saved.weights)
+            self.model.load_state_dict(saved.training_weights or saved.weights)
             if annotations is None:
                 report_resume(recipe, self.done, self.state.processes, processes)
+        self.average: WeightAverage | None = None
+        if recipe.training.ema.decay is not None:
+            num_averaged = 0 if saved is None else saved.num_averaged
+            self.average = WeightAverage(self.model, recipe.training.ema, device, num_averaged)
+            if saved is not None and saved.training_weights is not None:
+                self.average.load(saved.weights)
         self.state.processes = processes.count
         self.training = open_training(source, recipe, proposals, self.done)
         self.phases = all_phases(recipe)
@@ -270,7 +281,10 @@ class _Run:
 
     def _fit(self, phase: Phase) -> None:
         recipe, processes = self.recipe, self.processes
-        module = DetectionModule(self.model, recipe, self.classes, phase, self.state, processes)
+        module = DetectionModule(
+            self.model, recipe, self.classes, phase, self.state, processes, self.average
+        )
+        update = [] if self.average is None else [UpdateAverage(self.average)]
         parts = phase.optimizer.accumulate_grad_batches
         batches = self.training.loader(parts, self.done, processes, self.device)
         with quiet_lightning():
@@ -281,7 +295,7 @@ class _Run:
                 processes,
                 self.device,
                 loggers=self.loggers,
-                callbacks=[self.logs, self.checkpoints],
+                callbacks=[*update, self.logs, self.checkpoints],
             )
             try:
                 trainer.fit(
