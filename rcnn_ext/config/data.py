@@ -26,6 +26,9 @@ FormatName = Literal[
     # Text files, one per image.
     "yolo",
     # Tables and lists.
+    "via_csv",
+    "openimages",
+    "global_wheat",
     "csv",
 ]
 

@@ -129,7 +129,7 @@ def via_export(root: Path) -> None:
 
 def via_project(root: Path) -> None:
     pictures(root / "images")
-    options = {name: "" for name in CLASSES}
+    options = dict.fromkeys(CLASSES, "")
     write_json(
         root / "via_project_1Dec2024_10h5m.json",
         {

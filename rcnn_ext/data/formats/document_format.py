@@ -97,6 +97,7 @@ class DocumentFormat:
             lambda root: bool(self.find(root)),
             lambda config, root, split: bool(self.split(root, split)[0]),
             self._read_split,
+            lambda path: path.suffix.lower() in self.suffixes and self.recognize(path),
         )
 
     def _read_split(

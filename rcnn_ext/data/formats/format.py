@@ -20,12 +20,15 @@ class Format:
         looks_like: Whether a folder is of this format.
         has_split: Whether the data have a split of their own, without what the recipe may name.
         read: Reads a split.
+        reads_file: Whether a file that a recipe names for a split is of this format; None where
+            that cannot be told.
     """
 
     looked_for: str
     looks_like: Callable[[Path], bool]
     has_split: Callable[[DataConfig, Path, str], bool]
     read: Callable[[DataConfig, Path, str, ReadOptions], AnnotationSet]
+    reads_file: Callable[[Path], bool] | None = None
 
 
 def named_annotations(config: DataConfig, split: str) -> str | None:

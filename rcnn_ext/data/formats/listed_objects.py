@@ -37,6 +37,7 @@ def add_listed(
     *,
     needs_size: bool = False,
     background: Sequence[Path] = (),
+    repeats_break: bool = True,
 ) -> None:
     """Add images in the order of their first rows.
 
@@ -50,6 +51,7 @@ def add_listed(
             wrong.
         needs_size: Whether ``parse`` needs the size of the picture.
         background: Pictures without objects, which are added behind.
+        repeats_break: Whether an image with a row twice cannot be used; else one row counts.
     """
     by_file: dict[Path, ListedImage[T]] = {}
     for name, image in images.items():
@@ -66,7 +68,7 @@ def add_listed(
             by_file[file] = image
     ids = iter(numeric_ids([file.stem for file in (*by_file, *background)]))
     for file, image in by_file.items():
-        _add(builder, path, next(ids), file, image, parse, needs_size)
+        _add(builder, path, next(ids), file, image, parse, needs_size, repeats_break)
     for file in background:
         builder.add(next(ids), file, None, [], (file, None))
 
@@ -79,6 +81,7 @@ def _add(
     image: ListedImage[T],
     parse: Callable[[T, tuple[int, int], int], Sequence[RawObject]],
     needs_size: bool,
+    repeats_break: bool,
 ) -> None:
     report, first, broken = builder.report, image.rows[0][0], image.broken
     size = None
@@ -98,13 +101,17 @@ def _add(
             report.error(path, line, str(error))
             broken = True
             continue
-        keys: list[tuple[object, ...]] = [(item.box, item.name) for item in found]
-        for key in dict.fromkeys(keys or [("empty",)]):
-            if key in seen:
-                report.error(path, line, f"repeats line {seen[key]}: the same image, class and box")
-                broken = True
-            seen.setdefault(key, line)
-        objects += found
+        # A row without objects says that the image has none, which is to be said once.
+        items: list[RawObject | None] = [*found] or [None]
+        for item in items:
+            key = ("empty",) if item is None else (item.box, item.name)
+            if key not in seen:
+                seen[key] = line
+                objects += [] if item is None else [item]
+                continue
+            add = report.error if repeats_break else report.warning
+            add(path, line, f"repeats line {seen[key]}: the same image, class and box")
+            broken |= repeats_break
     builder.add(image_id, file, size, objects, (path, first), broken=broken)
 
 

@@ -129,9 +129,17 @@ def resolve_format(config: DataConfig, root: Path | str, split: str = "train") -
     if config.format != "auto":
         return config
     named = named_annotations(config, split)
-    by_suffix: dict[str, FormatName] = {".json": "coco", ".csv": "csv"}
-    found = by_suffix.get(Path(named).suffix.lower()) if named is not None else None
+    found = _format_of_file(Path(root) / named) if named is not None else None
     return dataclasses.replace(config, format=found or detect_format(root))
+
+
+def _format_of_file(path: Path) -> FormatName | None:
+    """Return the format of an annotation file; None for what may be of several, as folders."""
+    for name, kind in FORMATS.items():
+        if kind.reads_file is not None and path.is_file() and kind.reads_file(path):
+            return name
+    by_suffix: dict[str, FormatName] = {".json": "coco", ".csv": "csv"}
+    return by_suffix.get(path.suffix.lower())
 
 
 def detect_format(root: Path | str) -> FormatName:

@@ -9,13 +9,16 @@ from rcnn_ext.data.formats import (
     csv_boxes,
     cvat,
     datumaro,
+    global_wheat,
     imagefolder,
     label_studio,
     labelme,
+    openimages,
     pennfudan,
     supervisely,
     synthetic,
     via,
+    via_csv,
     voc,
     yolo,
 )
@@ -38,6 +41,9 @@ FORMATS: dict[FormatName, Format] = {
     # Text files, one per image.
     "yolo": yolo.FORMAT,
     # Tables and lists.
+    "via_csv": via_csv.FORMAT,
+    "openimages": openimages.FORMAT,
+    "global_wheat": global_wheat.FORMAT,
     "csv": csv_boxes.FORMAT,
     # Made, not found.
     "synthetic": synthetic.FORMAT,

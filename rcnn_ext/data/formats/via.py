@@ -14,7 +14,7 @@ from rcnn_ext.data.builder import RawObject
 from rcnn_ext.data.formats.document_format import DocumentFormat
 from rcnn_ext.data.formats.documents import Document, ImageEntry, Scan, load_json
 from rcnn_ext.data.formats.json_kinds import json_kind
-from rcnn_ext.data.formats.via_regions import CLASS_ATTRIBUTES, class_of, region_box
+from rcnn_ext.data.formats.via_regions import choose_attribute, class_of, region_box
 from rcnn_ext.data.json_places import JsonPlaces
 from rcnn_ext.errors import UserError
 
@@ -76,15 +76,7 @@ def _class_attribute(document: Document, images: dict[str, Any]) -> str | None:
         for region in regions.values() if isinstance(regions, dict) else regions or []:
             attributes = region.get("region_attributes") if isinstance(region, dict) else None
             counts.update(attributes if isinstance(attributes, dict) else {})
-    if len(counts) <= 1:
-        return next(iter(counts), None)
-    usual = [name for name in counts if name.lower() in CLASS_ATTRIBUTES]
-    if usual:
-        return min(usual, key=lambda name: CLASS_ATTRIBUTES.index(name.lower()))
-    raise UserError(
-        f"{document.path}: regions have the attributes {', '.join(counts)}, and none is called "
-        f"{', '.join(CLASS_ATTRIBUTES)}: rename the one that is the class"
-    )
+    return choose_attribute(document.path, counts)
 
 
 def _declared(value: dict[str, Any], attribute: str | None) -> list[str]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from rcnn_ext.data.formats.outlines import Box, box_around, box_around_ellipse, numbers
+from rcnn_ext.errors import UserError
 
 # What the attribute with the class is called, the likeliest first, in lower case.
 CLASS_ATTRIBUTES = (
@@ -18,6 +21,27 @@ CLASS_ATTRIBUTES = (
     "object",
     "species",
 )
+
+
+def choose_attribute(path: Path, counts: Counter[str]) -> str | None:
+    """Return the attribute of regions that is the class; None where regions have none.
+
+    Args:
+        path: The file.
+        counts: The number of regions with each attribute.
+
+    Raises:
+        UserError: Several could be.
+    """
+    if len(counts) <= 1:
+        return next(iter(counts), None)
+    usual = [name for name in counts if name.lower() in CLASS_ATTRIBUTES]
+    if usual:
+        return min(usual, key=lambda name: CLASS_ATTRIBUTES.index(name.lower()))
+    raise UserError(
+        f"{path}: regions have the attributes {', '.join(counts)}, and none is called "
+        f"{', '.join(CLASS_ATTRIBUTES)}: rename the one that is the class"
+    )
 
 
 def region_box(shape: Any) -> tuple[Box, str] | str | None:
