@@ -32,6 +32,10 @@ FormatName = Literal[
     "csv",
 ]
 
+# Above it Pillow calls a picture a decompression bomb: at 3 bytes per pixel half a gigabyte.
+DEFAULT_MAX_PIXELS = 178_956_970
+MAX_CHANNELS = 12
+
 # What columns are called where the recipe does not say; the first that a file has.
 CSV_COLUMN_NAMES: dict[str, tuple[str, ...]] = {
     "image": (
@@ -293,6 +297,11 @@ class DataConfig:
             out, and so are images without any.
         keep_difficult: Whether objects marked as difficult are trained on.
         on_error: ``stop``: broken files stop the run; ``skip``: they are left out.
+        channels: Channels of the images that the model takes: 3 is RGB and 1 gray, to which
+            pictures are converted; of another number, up to 12, each picture must have as many.
+        max_pixels: Maximum number of pixels of a picture; larger ones are a problem.
+        max_value: Value of full intensity in pictures with more than 8 bits per channel, such as
+            4095 for a camera of 12 bits; null finds it for each picture.
         measure_mean_std: Whether mean and standard deviation of each channel are computed from the
             training images before the first step, in place of those of ImageNet.
         batch_size: Images in a step, those of all processes together: a recipe means the same on
@@ -325,6 +334,9 @@ class DataConfig:
     objects: Literal["many", "one", "largest"] = "many"
     keep_difficult: Bool = False
     on_error: Literal["stop", "skip"] = "stop"
+    channels: Int = 3
+    max_pixels: Int = DEFAULT_MAX_PIXELS
+    max_value: Float | None = None
     measure_mean_std: Bool = False
     batch_size: Int = 2
     workers: Int = 2
@@ -341,6 +353,14 @@ class DataConfig:
             require(_is_text_encoding(self.encoding), "encoding", "null or a name such as cp1252")
         require(self.batch_size >= 1, "batch_size", "at least 1")
         require(self.workers >= 0, "workers", "0 or more")
+        require(1 <= self.channels <= MAX_CHANNELS, "channels", f"from 1 to {MAX_CHANNELS}")
+        require(self.max_pixels >= 1, "max_pixels", "at least 1")
+        require(self.max_value is None or self.max_value > 0, "max_value", "null or above 0")
+        require(
+            self.channels == 3 or not (self.augment.color or self.augment.hue),
+            "augment.color",
+            "0, and augment.hue too, where channels is not 3: they change RGB colors",
+        )
         require(self.split_seed >= 0, "split_seed", "0 or more")
         require(
             self.max_train_images is None or self.max_train_images >= 1,

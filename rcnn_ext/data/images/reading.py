@@ -1,0 +1,229 @@
+"""The one reader of pictures: for checks, training, evaluation, detection and searches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from rcnn_ext.config.data import DEFAULT_MAX_PIXELS
+from rcnn_ext.data.images.decoding import Stored, UnknownFormatError, decode, is_tiff
+from rcnn_ext.data.images.orientation import (
+    orientation_to_apply,
+    turn_array,
+    turn_picture,
+    turned_size,
+)
+from rcnn_ext.data.images.tiff import read_tiff
+from rcnn_ext.data.images.values import (
+    bytes_of,
+    declared_max,
+    deep_values,
+    picture_to_rgb,
+    unit_values,
+)
+from rcnn_ext.errors import UserError
+
+if TYPE_CHECKING:
+    # Processes that only search do without it.
+    import torch
+
+Source = Path | str | BinaryIO
+
+
+def load_image(
+    path: Source,
+    size: tuple[int, int] | None = None,
+    *,
+    name: str | None = None,
+    channels: int = 3,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    max_value: float | None = None,
+) -> Image.Image:
+    """Read a picture as RGB, upright; of several pages or frames, the first.
+
+    Cameras store a turned picture and say so in its metadata; most annotation tools annotate it
+    upright. Where ``size`` fits only the picture as stored, that is returned.
+
+    Args:
+        path: The file, or its content as a binary stream.
+        size: Width and height the annotations say it has, in pixels.
+        name: What messages call it; None: the path.
+        channels: Channels of the tensors that :func:`load_tensor` makes of it. Where these are
+            neither gray nor RGB, the first three are shown.
+        max_pixels: Maximum number of pixels.
+        max_value: Value of full intensity where there are more than 8 bits per channel; None finds
+            it, see :mod:`rcnn_ext.data.images.values`.
+
+    Raises:
+        UserError: The file is missing, damaged, no picture, too large or of another size.
+    """
+    if channels not in (1, 3):
+        array = load_array(
+            path, size, channels=channels, name=name, max_pixels=max_pixels, max_value=max_value
+        )
+        shown = bytes_of(array[:, :, : 3 if channels > 2 else 1])
+        return Image.fromarray(shown.squeeze(2) if shown.shape[2] == 1 else shown).convert("RGB")
+    called = str(path) if name is None else name
+    try:
+        stored = decode(path, called, max_pixels, load=True)
+    except UnknownFormatError:
+        if not is_tiff(path):
+            raise
+        values = _tiff_values(path, size, called, 3, max_pixels)
+        gray = values.shape[2] == 1
+        if not gray and values.shape[2] not in (3, 4):
+            raise _wrong_channels(called, values.shape[2], 3) from None
+        shown = bytes_of(unit_values(values[:, :, 0] if gray else values[:, :, :3], max_value))
+        return Image.fromarray(shown).convert("RGB")
+    picture, orientation = _oriented(stored, size, called)
+    with_mode = picture_to_rgb(picture, max_value)
+    return turn_picture(with_mode, orientation)
+
+
+def load_array(
+    path: Source,
+    size: tuple[int, int] | None = None,
+    *,
+    channels: int = 3,
+    name: str | None = None,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    max_value: float | None = None,
+) -> np.ndarray:
+    """Read a picture as an array, upright as :func:`load_image` does.
+
+    Args:
+        path: The file, or its content as a binary stream.
+        size: Width and height the annotations say it has, in pixels.
+        channels: 3 converts to RGB and 1 to gray; of another number the picture must have as many:
+            the samples of a TIFF file, or its pages.
+        name: What messages call it; None: the path.
+        max_pixels: Maximum number of pixels.
+        max_value: See :func:`load_image`.
+
+    Returns:
+        [H, W, channels]: uint8 for 3 channels, else float32 in [0, 1].
+
+    Raises:
+        UserError: The file is missing, damaged, no picture, too large, or of another size or number
+            of channels.
+    """
+    if channels == 3:
+        picture = load_image(path, size, name=name, max_pixels=max_pixels, max_value=max_value)
+        return np.asarray(picture)
+    called = str(path) if name is None else name
+    stored: Stored | None = None
+    try:
+        stored = decode(path, called, max_pixels, load=True)
+    except UnknownFormatError:
+        if not is_tiff(path):
+            raise
+    if stored is not None:
+        picture, orientation = _oriented(stored, size, called)
+        deep = deep_values(picture)
+        declared = max_value or declared_max(picture)
+        if channels == 1:
+            gray = deep if deep is not None else np.asarray(_gray(picture))
+            unit = unit_values(gray, declared if deep is not None else None)
+            return turn_array(unit, orientation)[:, :, None]
+        bands = len(picture.getbands()) if picture.mode != "P" else 3
+        if bands == channels and not is_tiff(path):
+            return turn_array(unit_values(np.asarray(picture)), orientation)
+        if not is_tiff(path):
+            raise _wrong_channels(called, bands, channels)
+    values = _tiff_values(path, size, called, channels, max_pixels)
+    if channels == 1 and values.shape[2] in (3, 4):
+        values = values[:, :, :3].mean(axis=2, keepdims=True).astype(values.dtype)
+    if values.shape[2] != channels:
+        raise _wrong_channels(called, values.shape[2], channels)
+    return unit_values(values, max_value)
+
+
+def load_tensor(
+    path: Source,
+    size: tuple[int, int] | None = None,
+    *,
+    channels: int = 3,
+    name: str | None = None,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    max_value: float | None = None,
+) -> torch.Tensor:
+    """Read a picture as a tensor, as :func:`load_array` does.
+
+    Returns:
+        [channels, H, W]: uint8 for 3 channels, else float32 in [0, 1].
+
+    Raises:
+        UserError: The file is missing, damaged, no picture, too large, or of another size or number
+            of channels.
+    """
+    import torch
+
+    array = load_array(
+        path, size, channels=channels, name=name, max_pixels=max_pixels, max_value=max_value
+    )
+    return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))
+
+
+def image_size(
+    path: Source, *, name: str | None = None, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> tuple[int, int]:
+    """Width and height of a picture, upright, from its header.
+
+    Args:
+        path: The file, or its content as a binary stream.
+        name: What messages call it; None: the path.
+        max_pixels: Maximum number of pixels.
+
+    Raises:
+        UserError: The file is missing, damaged, no picture or too large.
+    """
+    called = str(path) if name is None else name
+    try:
+        return decode(path, called, max_pixels, load=False).upright_size
+    except UnknownFormatError:
+        if not is_tiff(path):
+            raise
+    values, orientation = read_tiff(path, called, 0, max_pixels)
+    return turned_size((values.shape[1], values.shape[0]), orientation)
+
+
+def _oriented(stored: Stored, size: tuple[int, int] | None, called: str) -> tuple[Image.Image, int]:
+    """Return the picture as stored and the orientation to apply to it."""
+    orientation = _orientation(stored.size, stored.orientation, size, called)
+    return stored.picture, orientation
+
+
+def _orientation(
+    stored: tuple[int, int], orientation: int, size: tuple[int, int] | None, called: str
+) -> int:
+    chosen = orientation_to_apply(stored, orientation, size)
+    width, height = turned_size(stored, chosen)
+    if size is not None and (width, height) != tuple(size):
+        raise UserError(
+            f"{called} is {width}x{height} pixels, but its annotations say {size[0]}x{size[1]}"
+        )
+    return chosen
+
+
+def _tiff_values(
+    path: Source, size: tuple[int, int] | None, called: str, channels: int, max_pixels: int
+) -> np.ndarray:
+    values, orientation = read_tiff(path, called, channels, max_pixels)
+    stored = (values.shape[1], values.shape[0])
+    return turn_array(values, _orientation(stored, orientation, size, called))
+
+
+def _gray(picture: Image.Image) -> Image.Image:
+    if picture.mode in ("1", "L"):
+        return picture.convert("L")
+    return picture_to_rgb(picture).convert("L")
+
+
+def _wrong_channels(called: str, found: int, wanted: int) -> UserError:
+    return UserError(
+        f"{called} has {found} channels, but {wanted} are expected (data.channels={wanted}); a "
+        f"model for such pictures is trained with data.channels={found}"
+    )
