@@ -148,7 +148,6 @@ def _draw_split(annotations: AnnotationSet, path: Path) -> None:
     Raises:
         UserError: No image can be read.
     """
-    from rcnn_ext.data.images import load_image
     from rcnn_ext.viz import contact_sheet, draw_boxes, save_picture
 
     pictures: list[Any] = []
@@ -157,7 +156,7 @@ def _draw_split(annotations: AnnotationSet, path: Path) -> None:
         if len(pictures) == _MAX_DRAWN:
             break
         try:
-            picture = load_image(record.path, (record.width, record.height))
+            picture = annotations.reader.load_image(record.path, (record.width, record.height))
         except UserError:
             continue
         labels = record.labels.tolist()

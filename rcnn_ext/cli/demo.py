@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     _announce(4, "pictures of truth and detections")
     sheet = out / "truth_and_detections.png"
     records = validation.images[:_PICTURES]
-    draw_pairs(records, images[:_PICTURES], saved.classes, sheet, DRAW_SCORE)
+    draw_pairs(records, images[:_PICTURES], saved.classes, sheet, DRAW_SCORE, validation.reader)
 
     table = None
     if not args.no_bench:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rcnn_ext.data.images import ImageReader
 from rcnn_ext.data.packed import PackedImages
 from rcnn_ext.data.problems import Problem
 from rcnn_ext.data.records import ImageRecord
@@ -89,6 +90,7 @@ class AnnotationSet:
         annotated: Whether the file says what is in the images; a test set may only list them.
         problems: What was corrected or left out, with file and line.
         outlines: How many boxes were taken around other shapes, by shape.
+        reader: Reads the pictures, with the options of the recipe.
     """
 
     source: Path
@@ -101,6 +103,7 @@ class AnnotationSet:
     annotated: bool = True
     problems: tuple[Problem, ...] = ()
     outlines: Mapping[str, int] = field(default_factory=dict)
+    reader: ImageReader = ImageReader()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", PackedImages.pack(self.images))

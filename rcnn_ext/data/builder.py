@@ -22,7 +22,7 @@ from rcnn_ext.data.annotations import (
     PackedImages,
     clean_boxes,
 )
-from rcnn_ext.data.images import image_size
+from rcnn_ext.data.images import ImageReader
 from rcnn_ext.data.problems import Report
 from rcnn_ext.errors import UserError
 
@@ -43,6 +43,7 @@ class ReadOptions:
         lines: Whether every record is to have its line, even where that costs a second reading.
         require_annotations: Whether data that only list images are an error.
         encoding: See :class:`rcnn_ext.config.data.DataConfig`.
+        reader: Reads the pictures.
     """
 
     classes: Sequence[str] | None = None
@@ -52,6 +53,7 @@ class ReadOptions:
     lines: bool = False
     require_annotations: bool = False
     encoding: str | None = None
+    reader: ImageReader = ImageReader()
 
 
 class RawObject(NamedTuple):
@@ -166,7 +168,7 @@ class SetBuilder:
             broken = True
         elif size is None or verify_size:
             try:
-                actual = image_size(path)
+                actual = self.options.reader.image_size(path)
             except UserError as error:
                 self.report.error(file, line, str(error))
                 broken = True
@@ -262,6 +264,7 @@ class SetBuilder:
             annotated,
             tuple(self.report.problems[self._before :]),
             dict(self._outlines),
+            self.options.reader,
         )
 
     def _of_wanted_classes(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from rcnn_ext.config.data import DataConfig
 from rcnn_ext.data.annotations import AnnotationSet, ImageRecord
 from rcnn_ext.data.formats.registry import FORMATS, SPLITS, has_split, open_split
 from rcnn_ext.data.hub import check_stream, open_stream, stream_splits
-from rcnn_ext.data.images import load_image
+from rcnn_ext.data.images import ImageReader
 from rcnn_ext.data.problems import Report
 from rcnn_ext.errors import UserError
 from rcnn_ext.progress import tracked
@@ -65,7 +65,7 @@ def check_split(
         )
     if seen is not None:
         _warn_of_shared(annotations, split, report, seen)
-    check_images(annotations.images, report, workers)
+    check_images(annotations.images, report, workers, annotations.reader)
     return CheckedSplit(split, annotations, report)
 
 
@@ -110,27 +110,38 @@ def check_stream_split(
     return CheckedSplit(split, annotations, report)
 
 
-def check_images(records: Sequence[ImageRecord], report: Report, workers: int = 2) -> None:
+def check_images(
+    records: Sequence[ImageRecord],
+    report: Report,
+    workers: int = 2,
+    reader: ImageReader | None = None,
+) -> None:
     """Read pictures from their first to their last byte, and report those that cannot be used.
 
     Args:
         records: The images.
         report: Where the problems go, in the order of the images.
         workers: Threads that read.
+        reader: Reads the pictures; None reads them as RGB.
     """
+    reader = ImageReader() if reader is None else reader
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        found: Iterable[tuple[Path, int | None, str] | None] = pool.map(_problem_of, records)
+        found: Iterable[tuple[Path, int | None, str] | None] = pool.map(
+            lambda record: _problem_of(record, reader), records
+        )
         for problem in tracked(found, "Reading", len(records)):
             if problem is not None:
                 report.error(*problem)
 
 
-def _problem_of(record: ImageRecord) -> tuple[Path, int | None, str] | None:
+def _problem_of(record: ImageRecord, reader: ImageReader) -> tuple[Path, int | None, str] | None:
+    # Without the detour over torch where the pixels are bytes.
+    load: Callable[..., object] = reader.load_image if reader.channels == 3 else reader.load_tensor
     try:
-        load_image(record.path, (record.width, record.height))
+        load(record.path, (record.width, record.height))
     except UserError as error:
         try:
-            load_image(record.path)
+            load(record.path)
         except UserError:
             return record.path, None, str(error)
         # The picture is whole, so its annotations are wrong.

@@ -46,7 +46,8 @@ class DetectionDataset(Dataset[Sample]):
             UserError: The picture is missing, damaged or of another size than annotated.
         """
         return apply_transform(
-            raw_sample(self.annotations.images[index], self.proposals), v2.Identity()
+            raw_sample(self.annotations.images[index], self.proposals, self.annotations.reader),
+            v2.Identity(),
         )
 
 
@@ -94,6 +95,7 @@ class TrainingStream(Dataset[Sample]):
         if keep_empty:
             used |= images.counts == 0
         self.records = chosen if used.all() else chosen.take(np.flatnonzero(used))
+        self.reader = annotations.reader
         self.on_error = on_error
         self.mosaic = mosaic
         self.proposals = proposals
@@ -127,7 +129,7 @@ class TrainingStream(Dataset[Sample]):
     def _read(self, record: ImageRecord) -> RawSample:
         for _ in range(_MAX_SKIPPED):
             try:
-                return raw_sample(record, self.proposals)
+                return raw_sample(record, self.proposals, self.reader)
             except UserError as error:
                 if self.on_error == "stop":
                     raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,15 +12,16 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from rcnn_ext.data.annotations import ImageRecord, clean_boxes
-from rcnn_ext.data.images import load_image
+from rcnn_ext.data.images import ImageReader, boxes_as_annotated
 from rcnn_ext.errors import UserError
 
-# An image [3, H, W], float32 in [0, 1], and its target: boxes float32 [N, 4] (x1, y1, x2, y2) in
+# An image [C, H, W], float32 in [0, 1], and its target: boxes float32 [N, 4] (x1, y1, x2, y2) in
 # image pixels, labels int64 [N], areas float32 [N], crowd and difficult bool [N],
 # image_id int64 []; and proposals float32 [P, 4], where there is a source of them.
 Sample = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
-# A sample before augmentation: its image and boxes are tv_tensors, the image is uint8.
+# A sample before augmentation: its image and boxes are tv_tensors; an RGB image is uint8, one of
+# other channels float32 in [0, 1].
 RawSample = tuple[tv_tensors.Image, dict[str, Any]]
 
 # The entries of a target that have one value a box.
@@ -38,24 +38,29 @@ class ProposalSource(Protocol):
             image: The file.
 
         Returns:
-            float32 [P, 4] (x1, y1, x2, y2), pixels of the picture as it is annotated.
+            float32 [P, 4] (x1, y1, x2, y2), pixels of the upright picture.
         """
         ...
 
 
-def raw_sample(record: ImageRecord, proposals: ProposalSource | None = None) -> RawSample:
+def raw_sample(
+    record: ImageRecord,
+    proposals: ProposalSource | None = None,
+    reader: ImageReader | None = None,
+) -> RawSample:
     """Read a picture and return it with what is known of it.
 
     Args:
         record: The image.
         proposals: Where its proposals come from; they go through every transform like its boxes.
+        reader: Reads the picture; None reads it as RGB.
 
     Raises:
         UserError: The picture is missing, damaged or of another size than annotated; or its
             proposals are no boxes.
     """
     size = (record.width, record.height)
-    picture = load_image(record.path, size)
+    image = (reader or ImageReader()).load_tensor(record.path, size)
     target = raw_target(record)
     if proposals is not None:
         found = torch.as_tensor(proposals.boxes(record.path), dtype=torch.float32)
@@ -63,9 +68,10 @@ def raw_sample(record: ImageRecord, proposals: ProposalSource | None = None) -> 
             raise UserError(
                 f"the proposals for {record.path} have the shape {tuple(found.shape)}, not [P, 4]"
             )
-        boxes, keep, _ = clean_boxes(found.double().numpy(), *size)
+        placed = boxes_as_annotated(found.double().numpy(), record.path, size)
+        boxes, keep, _ = clean_boxes(placed, *size)
         target["proposals"] = _boxes(boxes[keep], size)
-    return tv_tensors.Image(F.pil_to_tensor(picture)), target
+    return tv_tensors.Image(image), target
 
 
 def raw_target(record: ImageRecord) -> dict[str, Any]:
@@ -102,19 +108,6 @@ def keep_boxes(target: dict[str, Any], keep: torch.Tensor) -> dict[str, Any]:
         **target,
         "boxes": tv_tensors.wrap(target["boxes"][keep], like=target["boxes"]),
     } | chosen
-
-
-def decode_image(content: bytes, name: str) -> tv_tensors.Image:
-    """Decode a picture, RGB and upright, to uint8 [3, H, W].
-
-    Args:
-        content: The bytes.
-        name: What messages call it.
-
-    Raises:
-        UserError: It is damaged, or no picture.
-    """
-    return tv_tensors.Image(F.pil_to_tensor(load_image(io.BytesIO(content), name=name)))
 
 
 def _boxes(boxes: np.ndarray, size: tuple[int, int]) -> tv_tensors.BoundingBoxes:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rcnn_ext.data.annotations import AnnotationSet, ImageRecord
-from rcnn_ext.data.images import load_image
+from rcnn_ext.data.images import ImageReader
 from rcnn_ext.errors import UserError
 
 
@@ -21,10 +21,10 @@ def channel_statistics(
     skip_broken: bool = False,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda items: items,
 ) -> tuple[list[float], list[float]]:
-    """Compute mean and standard deviation of red, green and blue over all pixels.
+    """Compute mean and standard deviation of each channel over all pixels.
 
     The result is the same for any number of workers: sums of 8-bit values and of their squares are
-    whole numbers, and are added as such.
+    whole numbers, and are added as such; others are added in the order of the images.
 
     Args:
         annotations: The images.
@@ -33,39 +33,65 @@ def channel_statistics(
         progress: Wraps the iteration over images, to show it.
 
     Returns:
-        Means [3] and standard deviations [3] of values in [0, 1], as ``model.image_mean`` and
+        Means [C] and standard deviations [C] of values in [0, 1], as ``model.image_mean`` and
         ``model.image_std`` take them.
 
     Raises:
         UserError: An image cannot be read, or none can.
     """
-    pixels, totals, squares = 0, [0, 0, 0], [0, 0, 0]
+    reader = annotations.reader
+    moments = _moments_of_bytes if reader.channels == 3 else _moments_of_floats
+    pixels, totals, squares = 0, [0.0] * reader.channels, [0.0] * reader.channels
+    if reader.channels == 3:
+        totals, squares = [0, 0, 0], [0, 0, 0]
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        found = pool.map(lambda record: _histograms(record, skip_broken), annotations.images)
-        values = np.arange(256, dtype=np.int64)
-        for histograms in progress(found):
-            if histograms is None:
+        found = pool.map(lambda record: moments(record, reader, skip_broken), annotations.images)
+        for in_image in progress(found):
+            if in_image is None:
                 continue
-            pixels += int(histograms[0].sum())
-            for channel, counts in enumerate(histograms):
-                totals[channel] += int((counts * values).sum())
-                squares[channel] += int((counts * values * values).sum())
+            pixels += in_image[0]
+            for channel in range(reader.channels):
+                totals[channel] += in_image[1][channel]
+                squares[channel] += in_image[2][channel]
     if not pixels:
         raise UserError(f"{annotations.source} has no image that can be read")
     means = [total / pixels for total in totals]
-    # Exact until the last division: pixels * squares - total^2 are whole numbers.
+    # Exact until the last division for bytes: pixels * squares - total^2 are whole numbers.
     variances = [
-        (pixels * square - total * total) / (pixels * pixels)
+        max(0.0, (pixels * square - total * total) / (pixels * pixels))
         for square, total in zip(squares, totals, strict=True)
     ]
-    return [mean / 255 for mean in means], [math.sqrt(value) / 255 for value in variances]
+    white = 255 if reader.channels == 3 else 1
+    return [mean / white for mean in means], [math.sqrt(value) / white for value in variances]
 
 
-def _histograms(record: ImageRecord, skip_broken: bool) -> np.ndarray | None:  # int64 [3, 256]
+# The number of pixels of an image; per channel the sums of its values and of their squares.
+_Moments = tuple[int, list[float], list[float]]
+
+
+def _moments_of_bytes(
+    record: ImageRecord, reader: ImageReader, skip_broken: bool
+) -> _Moments | None:
     try:
-        picture = load_image(record.path, (record.width, record.height))
+        picture = reader.load_image(record.path, (record.width, record.height))
     except UserError:
         if skip_broken:
             return None
         raise
-    return np.array(picture.histogram(), dtype=np.int64).reshape(3, 256)
+    counts = np.array(picture.histogram(), dtype=np.int64).reshape(3, 256)
+    values = np.arange(256, dtype=np.int64)
+    totals, squares = (counts @ values).tolist(), (counts @ (values * values)).tolist()
+    return int(counts[0].sum()), totals, squares
+
+
+def _moments_of_floats(
+    record: ImageRecord, reader: ImageReader, skip_broken: bool
+) -> _Moments | None:
+    try:
+        image = reader.load_tensor(record.path, (record.width, record.height))
+    except UserError:
+        if skip_broken:
+            return None
+        raise
+    flat = image.double().flatten(1)  # [C, H * W]
+    return flat.shape[1], flat.sum(1).tolist(), flat.square().sum(1).tolist()

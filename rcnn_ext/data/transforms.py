@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from rcnn_ext.data.samples import RawSample, keep_boxes
 
 # What moves into view around a shrunk or shifted image: the gray of ImageNet's mean.
 _GRAY = (124, 116, 104)
-_FILL: dict[Any, Any] = {tv_tensors.Image: _GRAY, "others": 0}
+# That of images with other channels than RGB, which are floats in [0, 1].
+_GRAY_UNIT = 0.45
 
 # Boxes of which less than this is left after zooming and shifting are no longer recognizable.
 _MIN_SIDE_LEFT = 2.0
@@ -25,20 +27,22 @@ _MIN_SIDE_LEFT = 2.0
 _MIN_PART_LEFT = 0.2
 
 
-def build_augmentation(config: AugmentConfig) -> v2.Transform:
+def build_augmentation(config: AugmentConfig, channels: int = 3) -> v2.Transform:
     """Build the transform of training samples.
 
     ``config.mosaic`` is not part of it, since that takes four samples: see :func:`mosaic`.
 
     Args:
         config: What to vary.
+        channels: Channels of the images.
 
     Returns:
-        A transform of an image (uint8, [3, H, W]) and a target whose ``boxes``, and ``proposals``
-        if it has any, are ``tv_tensors.BoundingBoxes`` [N, 4] (XYXY). It keeps the size of the
-        image, draws from torch's global generator, and drops boxes that leave the image with their
-        labels.
+        A transform of an image (uint8 [3, H, W], or float32 [channels, H, W] in [0, 1]) and a
+        target whose ``boxes``, and ``proposals`` if it has any, are ``tv_tensors.BoundingBoxes``
+        [N, 4] (XYXY). It keeps the size of the image, draws from torch's global generator, and
+        drops boxes that leave the image with their labels.
     """
+    fill = list(_GRAY) if channels == 3 else [_GRAY_UNIT] * channels
     steps: list[nn.Module] = []
     if config.horizontal_flip:
         steps.append(v2.RandomHorizontalFlip(config.horizontal_flip))
@@ -54,11 +58,11 @@ def build_augmentation(config: AugmentConfig) -> v2.Transform:
                 scale=tuple(config.zoom),
                 shear=shear,
                 interpolation=v2.InterpolationMode.BILINEAR,
-                fill=_FILL,
+                fill={tv_tensors.Image: fill, "others": 0},
             )
         )
     if tuple(config.scale_jitter) != (1.0, 1.0):
-        steps.append(ScaleJitter(config.scale_jitter))
+        steps.append(ScaleJitter(config.scale_jitter, fill))
     if len(steps) > moved:
         steps.append(DropLostBoxes())
     if config.color or config.hue:
@@ -74,10 +78,12 @@ class ScaleJitter(v2.Transform):
 
     Args:
         factors: The smallest and the largest factor.
+        fill: Value of each channel around a smaller image.
     """
 
-    def __init__(self, factors: tuple[float, float]) -> None:
+    def __init__(self, factors: tuple[float, float], fill: Sequence[float] = _GRAY) -> None:
         super().__init__()
+        self.fill = list(fill)
         self.factors = factors
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
@@ -114,7 +120,7 @@ class ScaleJitter(v2.Transform):
             width - before - min(width, params["size"][1]),
             height - above - min(height, params["size"][0]),
         ]
-        fill = list(_GRAY) if isinstance(inpt, tv_tensors.Image) else 0
+        fill = self.fill if isinstance(inpt, tv_tensors.Image) else 0
         return self._call_kernel(F.pad, value, padding, fill=fill)
 
 
@@ -145,10 +151,13 @@ def mosaic(samples: list[RawSample]) -> RawSample:
             proposals or none.
 
     Returns:
-        The image, with the boxes of which a fifth or more is still seen, and the proposals.
+        The image, with the boxes of which a fifth or more is still seen, and the proposals. Where
+        the first image has a side of one pixel, it is returned as it is.
     """
     canvas = torch.empty_like(samples[0][0])
     height, width = canvas.shape[-2:]
+    if min(height, width) < 2:
+        return samples[0]  # A line of pixels has no four corners.
     middle = (torch.rand(2) * 0.4 + 0.3).tolist()
     y, x = (max(1, round(part * side)) for part, side in zip(middle, (height, width), strict=True))
     corners = [(0, 0, y, x), (0, x, y, width), (y, 0, height, x), (y, x, height, width)]

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from rcnn_ext.data.annotations import AnnotationSet, ClassList, ImageRecord
-from rcnn_ext.data.images import load_image
+from rcnn_ext.data.images import ImageReader
 from rcnn_ext.errors import UserError
 from rcnn_ext.metrics.errors import DetectionError, ErrorReport
 from rcnn_ext.metrics.results import ImageResult
@@ -53,7 +53,7 @@ def write_error_pictures(
         drawn = 0
         for error in worst:
             record = annotations.images[error.image]
-            picture = read_picture(record)
+            picture = read_picture(record, annotations.reader)
             if picture is None:
                 continue
             drawn += 1
@@ -67,13 +67,13 @@ def write_error_pictures(
     return folders
 
 
-def read_picture(record: ImageRecord) -> Image.Image | None:
-    """Read the picture of a record, or return None where that fails.
+def read_picture(record: ImageRecord, reader: ImageReader) -> Image.Image | None:
+    """Read the picture of a record for a report, or return None where that fails.
 
     It was readable during the evaluation, and one picture less in a report is no failure.
     """
     try:
-        return load_image(record.path, (record.width, record.height))
+        return reader.load_image(record.path, (record.width, record.height))
     except UserError:
         return None
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rcnn_ext.data.annotations import AnnotationSet, ClassList, ImageRecord
+from rcnn_ext.data.images import ImageReader
 from rcnn_ext.files import write_json
 from rcnn_ext.metrics.coco import EvaluationResult
 from rcnn_ext.metrics.confusion import confusion_matrix, image_quality
@@ -101,7 +102,12 @@ def write_evaluation(
         sheet = out / "grid.jpg"
         first = range(min(_IN_GRID, len(images)))
         draw_pairs(
-            [annotations.images[i] for i in first], [images[i] for i in first], classes, sheet, 0
+            [annotations.images[i] for i in first],
+            [images[i] for i in first],
+            classes,
+            sheet,
+            0,
+            annotations.reader,
         )
         written.append(sheet)
     best, worst = extremes(images, draw_score)
@@ -109,7 +115,8 @@ def write_evaluation(
         if chosen:
             sheet = out / f"{name}.jpg"
             records = [annotations.images[index] for index in chosen]
-            draw_pairs(records, [images[index] for index in chosen], classes, sheet, draw_score)
+            shown = [images[index] for index in chosen]
+            draw_pairs(records, shown, classes, sheet, draw_score, annotations.reader)
             written.append(sheet)
     if errors is not None:
         written += write_error_pictures(out, annotations, images, errors, classes)
@@ -148,11 +155,12 @@ def draw_pairs(
     classes: ClassList,
     path: Path,
     min_score: float,
+    reader: ImageReader | None = None,
 ) -> None:
     """Draw ground truth (left) and detections (right) of images on one sheet."""
     pictures, captions = [], []
     for record, image in zip(records, images, strict=True):
-        picture = read_picture(record)
+        picture = read_picture(record, reader or ImageReader())
         if picture is None:
             continue
         keep = image.scores >= min_score

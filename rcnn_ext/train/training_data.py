@@ -72,7 +72,7 @@ class TrainingFiles:
         self.recipe = recipe
         self._stream = TrainingStream(
             annotations,
-            build_augmentation(recipe.data.augment),
+            build_augmentation(recipe.data.augment, recipe.data.channels),
             recipe.seed,
             recipe.data.keep_empty,
             keep_difficult=recipe.data.keep_difficult,
@@ -132,7 +132,7 @@ class TrainingRows:
             seed, start = mixed_seed(seed, self.resumed_at, 6), done - self.resumed_at
         stream = HubStream(
             self.split,
-            build_augmentation(recipe.data.augment),
+            build_augmentation(recipe.data.augment, recipe.data.channels),
             seed,
             mosaic=recipe.data.augment.mosaic,
             batch_size=recipe.data.batch_size // parts // processes.count,

@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.data.builder import RawObject, ReadOptions, SetBuilder
 from rcnn_ext.data.formats.format import Format
-from rcnn_ext.data.images import IMAGE_SUFFIXES, numeric_ids
+from rcnn_ext.data.images import is_picture, load_mask, numeric_ids
 from rcnn_ext.data.problems import Report
 from rcnn_ext.errors import UserError
 
@@ -53,7 +52,7 @@ def read_pennfudan_with(root: Path, options: ReadOptions) -> AnnotationSet:
         raise UserError(f"{root} has no folders PNGImages and PedMasks")
     name = "person" if not options.classes or len(options.classes) != 1 else options.classes[0]
     images, masks = folders
-    files = sorted(path for path in images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(filter(is_picture, images.iterdir()))
     if not files:
         raise UserError(f"{images} has no images")
     builder = SetBuilder(images.parent, options)
@@ -65,7 +64,7 @@ def read_pennfudan_with(root: Path, options: ReadOptions) -> AnnotationSet:
             builder.skip()
             continue
         try:
-            size, objects = _objects(mask, name)
+            size, objects = _objects(mask, name, options.reader.max_pixels)
         except UserError as error:
             builder.report.error(mask, None, str(error))
             builder.skip()
@@ -102,12 +101,8 @@ def boxes_of_masks(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return boxes[numbers != 0], areas[numbers != 0]
 
 
-def _objects(path: Path, name: str) -> tuple[tuple[int, int], list[RawObject]]:
-    try:
-        with Image.open(path) as opened:
-            mask = np.asarray(opened)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"the mask is damaged: {error}") from error
+def _objects(path: Path, name: str, max_pixels: int) -> tuple[tuple[int, int], list[RawObject]]:
+    mask = load_mask(path, name="the mask", max_pixels=max_pixels)
     if mask.ndim != 2:
         raise UserError(
             f"the mask has {mask.shape[2]} channels; one with instance numbers is needed"

@@ -16,6 +16,7 @@ from rcnn_ext.data.builder import ReadOptions
 from rcnn_ext.data.formats.format import Format, named_annotations
 from rcnn_ext.data.formats.split_names import SPLITS
 from rcnn_ext.data.formats.table import FORMATS
+from rcnn_ext.data.images import ImageReader
 from rcnn_ext.data.partition import one_object_each, partition
 from rcnn_ext.data.problems import Report
 from rcnn_ext.errors import UserError
@@ -82,6 +83,7 @@ def open_split(
         lines=report is not None,
         require_annotations=split != "test" or not own,
         encoding=config.encoding,
+        reader=ImageReader.of(config),
     )
     if not own and not kind.looks_like(root) and config.format != "synthetic":
         _hint_at_other_format(config.format, root)

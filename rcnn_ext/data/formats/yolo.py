@@ -25,7 +25,7 @@ from rcnn_ext.data.formats.yolo_layout import (
     looks_like_yolo,
     yolo_names,
 )
-from rcnn_ext.data.images import image_size, numeric_ids
+from rcnn_ext.data.images import numeric_ids
 from rcnn_ext.data.problems import Report
 from rcnn_ext.errors import UserError
 
@@ -118,7 +118,7 @@ def _add(
     size, problem = None, ""
     if builder.exists(path):
         try:
-            size = image_size(path)
+            size = builder.options.reader.image_size(path)
         except UserError as error:
             problem = str(error)
     if problem:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rcnn_ext.data.formats.split_names import SPLIT_NAMES, SPLITS, mixed_splits, split_folders
-from rcnn_ext.data.images import IMAGE_SUFFIXES
+from rcnn_ext.data.images import IMAGE_SUFFIXES, is_picture, pictures_below
 from rcnn_ext.data.text_files import read_lines
 from rcnn_ext.errors import UserError
 
@@ -142,7 +142,7 @@ def looks_like_yolo(root: Path) -> bool:
 
 def _has_labels(source: Path) -> bool:
     if source.is_file():
-        return any(path.suffix.lower() in IMAGE_SUFFIXES for path in images_of(source)[:1])
+        return any(map(is_picture, images_of(source)[:1]))
     labels = _in_labels(source / "any.txt").parent
     return (labels != source and labels.is_dir()) or _has_labels_beside(source)
 
@@ -232,7 +232,7 @@ def images_of(source: Path) -> list[Path]:
         UserError: It cannot be read.
     """
     if source.is_dir():
-        return sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        return sorted(pictures_below(source))
     names = [Path(line.strip()) for line in read_lines(source) if line.strip()]
     # Darknet's lists may start above the folder of the list: data/obj_train_data/1.jpg.
     first = names[0].parts if names and not names[0].is_absolute() else ()

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import itertools
 import shutil
 import warnings
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from rcnn_ext import __version__
 from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.data.formats.coco import read_coco
-from rcnn_ext.data.hub.rows import DecodedRow, RowsBuilder, decode_row, plain_rows
+from rcnn_ext.data.hub.rows import RowsBuilder, decode_row, plain_rows
 from rcnn_ext.data.hub.split import HubSplit
+from rcnn_ext.data.images import ImageReader, image_suffix
 from rcnn_ext.data.problems import Report
 from rcnn_ext.errors import UserError
 from rcnn_ext.files import read_json, replacing_folder, write_json
@@ -57,12 +55,13 @@ def copy_split(
             # Another process of this machine may have been faster.
             if not _holds(folder, made_from):
                 raise
-    return read_coco(
+    found = read_coco(
         folder / _ANNOTATIONS,
         folder / _IMAGES,
         classes=split.classes.names,
         missing_classes_ok=True,
     )
+    return dataclasses.replace(found, reader=ImageReader.of(split.config))
 
 
 def _description(split: HubSplit, max_images: int | None) -> dict[str, Any]:
@@ -108,7 +107,7 @@ def _write(
             warnings.warn(f"skipped: {error}", RuntimeWarning, stacklevel=2)
             continue
         numbers[place] = decoded.image_id
-        path = Path(f"{place:08d}{_suffix(decoded)}")
+        path = Path(f"{place:08d}{image_suffix(decoded.content, decoded.name)}")
         (folder / _IMAGES / path).write_bytes(decoded.content)
         builder.add_row(decoded, place, path, place)
     found = builder.finish()
@@ -150,9 +149,3 @@ def _write(
             "categories": categories,
         },
     )
-
-
-def _suffix(row: DecodedRow) -> str:
-    with Image.open(io.BytesIO(row.content)) as opened:
-        form = opened.format or "PNG"
-    return {"JPEG": ".jpg", "TIFF": ".tif"}.get(form, f".{form.lower()}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,8 @@ from torchvision import tv_tensors
 from rcnn_ext.data.annotations import ImageRecord
 from rcnn_ext.data.builder import RawObject, ReadOptions, SetBuilder
 from rcnn_ext.data.hub.split import HubSplit
+from rcnn_ext.data.images import ImageReader, fitting_size
 from rcnn_ext.data.problems import Report
-from rcnn_ext.data.samples import decode_image
 from rcnn_ext.errors import UserError
 
 Row = Mapping[str, Any]
@@ -28,7 +29,7 @@ class DecodedRow:
         name: What messages call it.
         image_id: Its number; None where the data give none.
         content: The picture as it is stored.
-        image: The picture, uint8 [3, H, W].
+        image: The picture, [C, H, W], as :func:`rcnn_ext.data.images.load_tensor` returns it.
         objects: What is in it.
     """
 
@@ -74,9 +75,16 @@ def decode_row(row: Row, split: HubSplit, number: int | None = None) -> DecodedR
             raise UserError(f"{name} has neither bytes nor a path")
         try:
             content = Path(path).read_bytes()
-        except OSError as error:
-            raise UserError(f"{name} cannot be read: {error}") from error
-    image = decode_image(content, name)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{name} cannot be read from {path}: {reason}") from error
+    reader = ImageReader.of(split.config)
+    # Only a size that fits says whether the picture is meant upright or as stored.
+    width, height = row.get("width"), row.get("height")
+    annotated = None
+    if isinstance(width, (int, np.integer)) and isinstance(height, (int, np.integer)):
+        annotated = fitting_size(io.BytesIO(content), (int(width), int(height)), name)
+    image = tv_tensors.Image(reader.load_tensor(io.BytesIO(content), annotated, name=name))
     return DecodedRow(name, image_id, content, image, objects_of(row, split, name, number))
 
 

@@ -7,22 +7,33 @@ from rcnn_ext.data.images.finding import (
     numeric_ids,
     pictures_below,
 )
-from rcnn_ext.data.images.options import ImageOptions
-from rcnn_ext.data.images.orientation import stored_orientation
-from rcnn_ext.data.images.reading import image_size, load_array, load_image, load_tensor
+from rcnn_ext.data.images.reader import ImageReader
+from rcnn_ext.data.images.reading import (
+    boxes_as_annotated,
+    fitting_size,
+    image_size,
+    image_suffix,
+    load_array,
+    load_image,
+    load_mask,
+    load_tensor,
+)
 from rcnn_ext.data.images.values import picture_to_rgb
 
 __all__ = [
     "IMAGE_SUFFIXES",
-    "ImageOptions",
+    "ImageReader",
+    "boxes_as_annotated",
     "find_images",
+    "fitting_size",
     "image_size",
+    "image_suffix",
     "is_picture",
     "load_array",
     "load_image",
+    "load_mask",
     "load_tensor",
     "numeric_ids",
     "picture_to_rgb",
     "pictures_below",
-    "stored_orientation",
 ]

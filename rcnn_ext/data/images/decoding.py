@@ -136,7 +136,7 @@ def naming_errors(called: str) -> Iterator[None]:
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"the image {called} does not exist") from None
+        raise UserError(f"{called} does not exist") from None
     except UnidentifiedImageError:
         raise UnknownFormatError(
             f"{called} is not an image that Pillow can read; expected a JPEG, PNG, WebP, TIFF, "
@@ -146,12 +146,12 @@ def naming_errors(called: str) -> Iterator[None]:
         raise UserError(f"{called} needs more memory than there is") from None
     except OSError as error:
         if error.strerror is None:
-            raise UserError(f"the image {called} is damaged: {error}") from error
-        raise UserError(f"the image {called} cannot be read: {error.strerror}") from error
+            raise UserError(f"{called} is damaged: {error}") from error
+        raise UserError(f"{called} cannot be read: {error.strerror}") from error
     except Exception as error:
         # Each decoder has exceptions of its own, such as SyntaxError for PNG chunks.
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"the image {called} is damaged: {reason}") from error
+        raise UserError(f"{called} is damaged: {reason}") from error
 
 
 def content_of(source: Source, size: int = -1) -> bytes:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+import io
+import sys
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from rcnn_ext.config.data import DEFAULT_MAX_PIXELS
-from rcnn_ext.data.images.decoding import Stored, UnknownFormatError, decode, is_tiff
+from rcnn_ext.data.images.decoding import Source, Stored, UnknownFormatError, decode, is_tiff
 from rcnn_ext.data.images.orientation import (
+    boxes_as_stored,
     orientation_to_apply,
     turn_array,
     turn_picture,
@@ -29,8 +31,6 @@ from rcnn_ext.errors import UserError
 if TYPE_CHECKING:
     # Processes that only search do without it.
     import torch
-
-Source = Path | str | BinaryIO
 
 
 def load_image(
@@ -167,6 +167,24 @@ def load_tensor(
     return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))
 
 
+def load_mask(path: Source, *, name: str, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
+    """Read a picture whose values are numbers, such as those of instances, upright.
+
+    Args:
+        path: The file, or its content as a binary stream.
+        name: What messages call it.
+        max_pixels: Maximum number of pixels.
+
+    Returns:
+        [H, W] or [H, W, C], values as they are stored; of a palette the indices.
+
+    Raises:
+        UserError: The file is missing, damaged, no picture or too large.
+    """
+    stored = decode(path, name, max_pixels, load=True)
+    return turn_array(np.asarray(stored.picture), stored.orientation)
+
+
 def image_size(
     path: Source, *, name: str | None = None, max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> tuple[int, int]:
@@ -188,6 +206,54 @@ def image_size(
             raise
     values, orientation = read_tiff(path, called, 0, max_pixels)
     return turned_size((values.shape[1], values.shape[0]), orientation)
+
+
+def fitting_size(path: Source, size: tuple[int, int], name: str) -> tuple[int, int] | None:
+    """Return ``size`` if it is that of a picture, upright or as stored; else None.
+
+    Args:
+        path: The file, or its content as a binary stream.
+        size: Width and height in pixels.
+        name: What messages call it.
+
+    Raises:
+        UserError: The picture is missing, damaged or no picture.
+    """
+    try:
+        stored = decode(path, name, sys.maxsize, load=False)
+    except UnknownFormatError:
+        return None
+    return size if size in (stored.size, stored.upright_size) else None
+
+
+def boxes_as_annotated(boxes: np.ndarray, path: Source, size: tuple[int, int]) -> np.ndarray:
+    """Move boxes of the upright picture to the pixels that its annotations mean.
+
+    Args:
+        boxes: [N, 4] (x1, y1, x2, y2), pixels of the upright picture.
+        path: The picture, which can be read.
+        size: Width and height that the annotations say it has.
+
+    Returns:
+        [N, 4] (x1, y1, x2, y2): ``boxes``, but where ``size`` fits only the picture as it is
+        stored, pixels of that.
+    """
+    try:
+        stored = decode(path, str(path), sys.maxsize, load=False)
+    except UnknownFormatError:
+        return boxes
+    if orientation_to_apply(stored.size, stored.orientation, size) == stored.orientation:
+        return boxes
+    return boxes_as_stored(boxes, stored.orientation, stored.size)
+
+
+def image_suffix(content: bytes, name: str) -> str:
+    """Return the suffix for a file with the content of a picture that can be read."""
+    try:
+        form = decode(io.BytesIO(content), name, sys.maxsize, load=False).picture.format or "PNG"
+    except UnknownFormatError:
+        return ".tif"
+    return {"JPEG": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}.get(form, f".{form.lower()}")
 
 
 def _oriented(stored: Stored, size: tuple[int, int] | None, called: str) -> tuple[Image.Image, int]:
