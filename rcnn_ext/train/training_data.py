@@ -23,8 +23,15 @@ def open_source(recipe: Recipe, root: Path) -> AnnotationSet | HubSplit:
     """Open the training split of a recipe: all its annotations, or a stream.
 
     Raises:
-        UserError: It is missing or wrong, or the recipe's model cannot be trained on a stream.
+        UserError: It is missing or wrong, or the recipe's model cannot be trained on a stream, or
+            takes images of other channels.
     """
+    channels, taken = recipe.data.channels, recipe.model.in_channels
+    if channels != taken:
+        raise UserError(
+            f"data.channels={channels}, but model.in_channels={taken}: set both to the number of "
+            "channels of the images"
+        )
     if recipe.data.format != "hf":
         return open_split(recipe.data, root, "train")
     if recipe.model.detector != "faster_rcnn":

@@ -19,7 +19,7 @@ from rcnn_ext.data.formats.folder_tree import walk
 from rcnn_ext.data.formats.format import Format, named_annotations, named_images
 from rcnn_ext.data.formats.image_finder import ImageFinder
 from rcnn_ext.data.formats.split_names import splits_in_name
-from rcnn_ext.data.images import IMAGE_SUFFIXES, image_size, numeric_ids
+from rcnn_ext.data.images import IMAGE_SUFFIXES, is_picture, numeric_ids
 from rcnn_ext.errors import UserError
 
 # In a folder with more files each is about one image, and a few of them tell the format.
@@ -242,7 +242,7 @@ def _add_all(
         size, objects = entry.size, entry.objects
         if entry.resolve is not None:
             try:
-                size = image_size(path)
+                size = builder.options.reader.image_size(path)
             except UserError as error:
                 scan.report.error(*origin, str(error))
                 builder.skip()
@@ -263,7 +263,7 @@ def _name_unused_images(
     """Name images that no annotation speaks of: of the split, where there are several."""
     split = documents[0].split
     for path in finder.all_files():
-        if path in used or path.suffix.lower() not in IMAGE_SUFFIXES:
+        if path in used or not is_picture(path):
             continue
         if split is not None:
             base = finder.base

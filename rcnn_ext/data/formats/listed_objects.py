@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 from rcnn_ext.data.builder import RawObject, SetBuilder
 from rcnn_ext.data.formats.picture_names import AmbiguousNameError, PictureFinder
-from rcnn_ext.data.images import image_size, numeric_ids
+from rcnn_ext.data.images import numeric_ids
 from rcnn_ext.errors import UserError
 
 T = TypeVar("T")
@@ -87,7 +87,7 @@ def _add(
     size = None
     if needs_size and not broken and builder.exists(file):
         try:
-            size = image_size(file)
+            size = builder.options.reader.image_size(file)
         except UserError as error:
             report.error(path, first, str(error))
             builder.skip()
