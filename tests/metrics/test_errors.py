@@ -11,6 +11,7 @@ from PIL import Image
 
 from rcnn_ext.cli import main
 from rcnn_ext.data import ClassList
+from rcnn_ext.data.images import ImageReader
 from rcnn_ext.metrics.error_pictures import write_error_pictures
 from rcnn_ext.metrics.errors import CATEGORIES, detection_errors
 from rcnn_ext.metrics.results import ImageResult
@@ -205,7 +206,7 @@ def test_the_worst_come_first_and_are_drawn(tmp_path):
     assert [error.object for error in report.worst["missed"]] == [2, 1]
     assert report.worst["classification"][0].iou == pytest.approx(0.95)
     record = SimpleNamespace(path=tmp_path / "名前 1.png", width=300, height=200)
-    annotations = SimpleNamespace(images=[record])
+    annotations = SimpleNamespace(images=[record], reader=ImageReader())
     stale = tmp_path / "errors" / "both" / "01_old.jpg"
     stale.parent.mkdir(parents=True)
     stale.write_bytes(b"")
