@@ -38,7 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``rcnn-ext check``."""
     from rcnn_ext.data.formats.registry import FORMATS, SPLITS
 
-    parser.add_argument("dataset", metavar="DATASET", type=Path, help="folder of the data set")
+    parser.add_argument(
+        "dataset",
+        metavar="DATASET",
+        type=Path,
+        help="folder of the data set, or an archive of it (.zip, .tar, .tar.gz)",
+    )
     parser.add_argument("overrides", metavar="data.key=value", nargs="*", help="how to read it")
     parser.add_argument(
         "--format",
@@ -81,8 +86,7 @@ def run(options: argparse.Namespace) -> int:
     from rcnn_ext.data import check
     from rcnn_ext.files import write_json
 
-    config = _config(options)
-    root: Path = options.dataset
+    config, root = _source(options)
     # Otherwise a split cut from training would be read, and its problems listed, twice.
     config = dataclasses.replace(config, val_fraction=0.0, test_fraction=0.0)
     streams = config.format == "hf"
@@ -91,6 +95,8 @@ def run(options: argparse.Namespace) -> int:
     splits = [options.split] if options.split else check.list_splits(config, root)
     if not splits:
         raise UserError(f"{root} has no split in the format {config.format}")
+    if root != options.dataset:
+        print(f"{options.dataset}: unpacked to {root}")
     print(f"{root}: format {config.format}")
     checked: list[check.CheckedSplit] = []
     seen: dict[Path, str] = {}
@@ -126,9 +132,10 @@ def run(options: argparse.Namespace) -> int:
     return 2 if errors or (options.strict and warnings) else 0
 
 
-def _config(options: argparse.Namespace) -> DataConfig:
+def _source(options: argparse.Namespace) -> tuple[DataConfig, Path]:
+    """Return how the data are read, and their folder."""
     from rcnn_ext.config import apply_override, load_recipe, recipe_from_dict
-    from rcnn_ext.data.formats.registry import resolve_format
+    from rcnn_ext.data.formats.registry import resolve_source
 
     if options.recipe is not None:
         config = load_recipe(options.recipe, options.overrides).data
@@ -139,7 +146,7 @@ def _config(options: argparse.Namespace) -> DataConfig:
         config = recipe_from_dict(values).data
     if options.format:
         config = dataclasses.replace(config, format=options.format)
-    return resolve_format(config, options.dataset, options.split or "train")
+    return resolve_source(config, options.dataset, options.split or "train")
 
 
 def _draw_split(annotations: AnnotationSet, path: Path) -> None:

@@ -24,9 +24,6 @@ FormatName = Literal[
     "supervisely",
     "via",
     # Text files, one per image.
-    "visdrone",
-    "kitti",
-    "widerface",
     "yolo",
     # Tables and lists.
     "via_csv",
@@ -277,6 +274,8 @@ class DataConfig:
             empty.
         encoding: Encoding of text files that are not in one of Unicode's, such as ``gbk`` or
             ``cp1252``; null: they are. Files with a byte-order mark are read by that.
+        unpack_to: Folder for the content of an archive that stands for the data folder; null: it
+            is beside the archive, ``data.zip.unpacked`` for ``data.zip``.
         train_annotations: Source of the training annotations: the annotation file (coco, csv), the
             image set, such as ``trainval``, or the folder of XML files (voc), or the folder or list
             of images (yolo); null looks for it.
@@ -320,6 +319,7 @@ class DataConfig:
     """
 
     format: FormatName = "auto"
+    unpack_to: str | None = None
     encoding: str | None = None
     train_annotations: str | None = None
     train_images: str | None = None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rcnn_ext.config.data import DataConfig, HubConfig
 from rcnn_ext.data.annotations import AnnotationSet
-from rcnn_ext.data.formats.registry import has_split, open_split
+from rcnn_ext.data.formats.registry import has_split, open_split, resolve_source
 from rcnn_ext.data.hub import copy_split, open_stream, stream_splits
 from rcnn_ext.errors import UserError
 
@@ -35,7 +35,7 @@ def open_evaluation(
 
     Args:
         config: The data section of its recipe.
-        root: The data folder.
+        root: The data folder, or an archive.
         split: ``train``, ``val`` or ``test``.
         classes: The classes of the detector.
         keep: Folder where the images of a stream are kept, in a folder named after the split; they
@@ -45,6 +45,7 @@ def open_evaluation(
     Raises:
         UserError: The split does not exist, or something in it is wrong.
     """
+    config, root = resolve_source(config, root, split)
     if config.format == "hf":
         return copy_split(open_stream(config, root, split, classes), keep / split, max_images)
     annotations = open_split(config, root, split, classes)
@@ -61,6 +62,7 @@ def has_validation(config: DataConfig, root: Path) -> bool:
 
     They may be those of the data, set aside, or named by the recipe.
     """
+    config, root = resolve_source(config, root, "val")
     if config.format == "hf":
         # A split that the recipe names and the data have not is to be an error.
         named = config.hf.val_split != HubConfig().val_split

@@ -15,6 +15,7 @@ from torch import nn
 from rcnn_ext.config import Recipe, recipe_to_yaml
 from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.data.dataset import mixed_seed
+from rcnn_ext.data.hub import HubSplit
 from rcnn_ext.distributed import Processes, choose_device
 from rcnn_ext.errors import UserError
 from rcnn_ext.files import write_text
@@ -167,6 +168,9 @@ class _Run:
         processes.print_once(f"training: {source.summary()}")
         self.classes = source.classes
         annotations = source if isinstance(source, AnnotationSet) else None
+        if isinstance(source, HubSplit):
+            # With data.format=auto only the folder tells that it is a stream.
+            recipe = dataclasses.replace(recipe, data=source.config)
         recipe = resolve_recipe(recipe, annotations, processes.print_once)
         recipe = with_steps_of_epochs(recipe, source, processes.print_once)
         recipe = with_class_weights(recipe, source, processes.print_once)

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 from rcnn_ext.config import Recipe
 from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.data.dataset import TrainingStream, mixed_seed, training_loader
+from rcnn_ext.data.formats.registry import open_split, resolve_source
 from rcnn_ext.data.hub import HubSplit, HubStream, open_stream, stream_loader
-from rcnn_ext.data.splits import open_split
 from rcnn_ext.data.transforms import build_augmentation
 from rcnn_ext.distributed import Processes
 from rcnn_ext.errors import UserError
@@ -32,14 +32,15 @@ def open_source(recipe: Recipe, root: Path) -> AnnotationSet | HubSplit:
             f"data.channels={channels}, but model.in_channels={taken}: set both to the number of "
             "channels of the images"
         )
-    if recipe.data.format != "hf":
-        return open_split(recipe.data, root, "train")
+    config, root = resolve_source(recipe.data, root)
+    if config.format != "hf":
+        return open_split(config, root, "train")
     if recipe.model.detector != "faster_rcnn":
         raise UserError(
             f"model.detector={recipe.model.detector} has to see all images before the first "
             "step, and data.format=hf is a stream; Faster R-CNN learns from one"
         )
-    return open_stream(recipe.data, root, "train")
+    return open_stream(config, root, "train")
 
 
 def open_training(

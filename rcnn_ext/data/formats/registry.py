@@ -12,7 +12,10 @@ from pathlib import Path
 
 from rcnn_ext.config.data import DataConfig, FormatName
 from rcnn_ext.data.annotations import AnnotationSet
+from rcnn_ext.data.archives import SUFFIXES as ARCHIVE_SUFFIXES
+from rcnn_ext.data.archives import unpacked
 from rcnn_ext.data.builder import ReadOptions
+from rcnn_ext.data.formats.folder_tree import walk
 from rcnn_ext.data.formats.format import Format, named_annotations
 from rcnn_ext.data.formats.split_names import SPLITS
 from rcnn_ext.data.formats.table import FORMATS
@@ -30,6 +33,7 @@ __all__ = [
     "named_annotations",
     "open_split",
     "resolve_format",
+    "resolve_source",
 ]
 
 
@@ -62,8 +66,7 @@ def open_split(
     Raises:
         UserError: The split does not exist, or files are missing or wrong.
     """
-    root = Path(root)
-    config = resolve_format(config, root, split)
+    config, root = resolve_source(config, root, split)
     if not root.exists() and config.format != "synthetic":
         raise UserError(f"the data folder {root} does not exist")
     kind = _format(config.format)
@@ -109,11 +112,31 @@ def open_split(
 
 def has_split(config: DataConfig, root: Path | str, split: str) -> bool:
     """Return whether :func:`open_split` can give a split: named, found, or cut from training."""
-    root = Path(root)
+    config, root = resolve_source(config, root, split)
     named = named_annotations(config, split) is not None
-    config = resolve_format(config, root, split)
     found = named or _format(config.format).has_split(config, root, split)
     return found or split in _cut_fractions(config, root)
+
+
+def resolve_source(
+    config: DataConfig, root: Path | str, split: str = "train"
+) -> tuple[DataConfig, Path]:
+    """Unpack an archive that stands for the data folder, and replace ``format: auto``.
+
+    Args:
+        config: The data section of a recipe.
+        root: The data folder, or an archive.
+        split: The split that is wanted; see :func:`resolve_format`.
+
+    Returns:
+        The data section with the format of the data, and the data folder.
+
+    Raises:
+        UserError: The archive cannot be unpacked, or the folder does not exist or looks like no
+            format.
+    """
+    root = unpacked(root, config.unpack_to)
+    return resolve_format(config, root, split), root
 
 
 def resolve_format(config: DataConfig, root: Path | str, split: str = "train") -> DataConfig:
@@ -122,7 +145,7 @@ def resolve_format(config: DataConfig, root: Path | str, split: str = "train") -
     Args:
         config: The data section of a recipe.
         root: The data folder.
-        split: The split that is wanted. Where the recipe names a JSON or CSV file for it, that
+        split: The split that is wanted. Where the recipe names an annotation file for it, that
             decides; else the folder does, as in :func:`detect_format`.
 
     Raises:
@@ -158,12 +181,40 @@ def detect_format(root: Path | str) -> FormatName:
     for name, kind in FORMATS.items():
         if kind.looks_like(root):
             return name
+    if _first_file(root, (".parquet",)) is not None:
+        return "hf"
+    _name_unreadable(root)
     found = [name for name in FORMATS if name != "synthetic"]
     marks = "; ".join(f"{name}: {FORMATS[name].looked_for}" for name in found)
     raise UserError(
         f"{root} looks like none of {', '.join(found)}; name its format with data.format=NAME "
         f"(check: --format NAME). Looked for {marks}"
     )
+
+
+def _name_unreadable(root: Path) -> None:
+    """Stop at data that are known and not read, with what to do instead."""
+    records = _first_file(root, (".tfrecord", ".tfrecords", ".record"))
+    if records is not None:
+        raise UserError(
+            f"{records} is a TFRecord file (TensorFlow), which is not read: export the data as "
+            "COCO JSON, VOC XML or YOLO instead, which every tool that writes TFRecord has too"
+        )
+    archive = _first_file(root, ARCHIVE_SUFFIXES)
+    if archive is not None:
+        raise UserError(
+            f"{root} has no annotations, but an archive: name {archive} in place of the folder"
+        )
+
+
+def _first_file(root: Path, suffixes: tuple[str, ...]) -> Path | None:
+    """Return the first file below a folder with one of some suffixes, or numbered shards of it."""
+    for folder, files in walk(root):
+        for name in files:
+            # Shards are called train.tfrecord-00000-of-00002.
+            if re.sub(r"-\d+-of-\d+$", "", name.lower()).endswith(suffixes):
+                return folder / name
+    return None
 
 
 def _hint_at_other_format(name: FormatName, root: Path) -> None:
