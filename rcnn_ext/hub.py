@@ -88,12 +88,11 @@ def fetch_hub_file(source: str | HubId, names: Sequence[str]) -> Path:
     hub_id = parse_hub_id(source) if isinstance(source, str) else source
     library = hub_library()
     wanted = [hub_id.file] if hub_id.file is not None else list(names)
-    # The library repeats requests for half a minute per file, which no network makes useless.
-    offline = not _is_reachable(library)
+    offline = not hub_is_reachable(library)
     missing: HubError | None = None
     for name in wanted:
         try:
-            with hub_errors(f"cannot fetch {name} of {hub_id}", _how_to_bring(hub_id, name)):
+            with hub_errors(f"cannot fetch {name} of {hub_id}", how_to_bring(hub_id, name)):
                 return Path(
                     library.hf_hub_download(
                         hub_id.repo, name, revision=hub_id.revision, local_files_only=offline
@@ -182,8 +181,14 @@ def hub_errors(what: str, remedy: str) -> Iterator[None]:
         raise HubError(f"{what}: {_first_line(error)}; {remedy}") from error
 
 
-def _is_reachable(library: ModuleType) -> bool:
-    """Return whether the Hub answers at all, with whatever status."""
+def hub_is_reachable(library: ModuleType) -> bool:
+    """Return whether the Hub answers at all, with whatever status.
+
+    The library repeats requests for half a minute per file, which no network makes useless.
+
+    Args:
+        library: The module of :func:`hub_library`.
+    """
     try:
         library.get_session().head(
             library.constants.ENDPOINT, timeout=_CONNECT_SECONDS, follow_redirects=False
@@ -199,7 +204,8 @@ def _connection_errors(library: ModuleType) -> tuple[type[Exception], ...]:
     return (OSError, *library.errors.HfHubHTTPError.__bases__)
 
 
-def _how_to_bring(hub_id: HubId, name: str) -> str:
+def how_to_bring(hub_id: HubId, name: str) -> str:
+    """Return what to do about a file where there is no network, for messages."""
     words = ["hf", "download", hub_id.repo, name, "--local-dir", "FOLDER"]
     if hub_id.revision is not None:
         words += ["--revision", hub_id.revision]

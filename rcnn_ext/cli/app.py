@@ -36,6 +36,7 @@ COMMANDS = (
     "eval",
     "detect",
     "export",
+    "push",
     "selective-search",
     "bench",
     "doctor",

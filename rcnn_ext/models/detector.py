@@ -34,13 +34,18 @@ class Detector(nn.Module):
         # Chosen by ``prepare_for_inference``; None in a model that can still be trained.
         self._compute: tuple[torch.dtype, torch.memory_format] | None = None
 
+    @property
+    def is_prepared(self) -> bool:
+        """Whether the model was prepared for inference, and has other weights than it learned."""
+        return self._compute is not None
+
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation.
 
         Raises:
             RuntimeError: The model was prepared for inference.
         """
-        if mode and self._compute is not None:
+        if mode and self.is_prepared:
             raise RuntimeError(
                 "this model was prepared for inference: its batch norms are gone and its weights "
                 "may be rounded, so it cannot be trained; build it anew from its checkpoint"

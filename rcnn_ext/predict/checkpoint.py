@@ -24,6 +24,8 @@ from rcnn_ext.errors import UserError
 from rcnn_ext.models.from_config import build_model
 
 BEST, LAST = "best.ckpt", "last.ckpt"
+# The weights in a folder that is, or will be, a repository of the Hugging Face Hub.
+PRETRAINED = "model.safetensors"
 
 # Raised by torch.load for a file that is cut off or changed.
 _READ_ERRORS = (
@@ -126,13 +128,15 @@ def describe(
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     """Return the file itself, or the best, else the last, checkpoint of a run's folder.
 
+    A folder may also be one that was written for the Hugging Face Hub.
+
     Raises:
         ModelNotFoundError: There is none.
     """
     path = Path(path)
     if path.is_file():
         return path
-    for name in (BEST, LAST):
+    for name in (BEST, LAST, PRETRAINED):
         if (path / name).is_file():
             return path / name
     if path.is_dir():

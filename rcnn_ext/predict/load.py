@@ -14,20 +14,11 @@ from rcnn_ext import models
 from rcnn_ext.data.annotations import ClassList
 from rcnn_ext.distributed import choose_device
 from rcnn_ext.errors import UserError
-from rcnn_ext.hub import fetch_hub_file, is_hub_id
-from rcnn_ext.models import Detector
+from rcnn_ext.hub import is_hub_id
 from rcnn_ext.models.weights import DownloadError
-from rcnn_ext.predict.checkpoint import (
-    ModelNotFoundError,
-    SavedDetector,
-    find_checkpoint,
-    load_checkpoint,
-)
-from rcnn_ext.predict.export import PROGRAM_SUFFIX, WEIGHTS_SUFFIX, load_exported
+from rcnn_ext.predict.checkpoint import ModelNotFoundError
 from rcnn_ext.predict.predictor import Predictor
-
-# The files that a repository on the Hub may hold a model in, the first that exists.
-HUB_FILES = ("model.safetensors", "best.ckpt", "last.ckpt", "model.pt2")
+from rcnn_ext.predict.saved import load_saved, prepare_detector
 
 # The models that torchvision publishes detection weights for, under torchvision's names.
 PUBLISHED = (
@@ -85,44 +76,18 @@ def load(
         >>> [model.class_names[label - 1] for label in found["labels"]]
     """
     target = choose_device(device)
-    recipe, path = None, Path(path_or_name)
+    path = Path(path_or_name)
     if path.exists() or is_hub_id(os.fspath(path_or_name)):
         saved = load_saved(path_or_name)
-        detector, classes = saved.build(target), saved.classes
-        recipe, path = saved.recipe, saved.path
-    elif str(path_or_name) in PUBLISHED:
-        detector, classes = _load_published(str(path_or_name), target)
-    else:
+        return Predictor.of_saved(saved, target, dtype=dtype, prepare=prepare)
+    if str(path_or_name) not in PUBLISHED:
         raise ModelNotFoundError(
             f"{path} is no file, no folder and no model with published weights: those are "
             f"{', '.join(PUBLISHED)}; models on the Hugging Face Hub are hub:owner/name"
         )
-    if isinstance(detector, Detector):
-        if prepare:
-            detector.prepare_for_inference(dtype=dtype)
-        elif dtype is not None:
-            raise ValueError("dtype takes prepare=True: a model to train keeps its weights")
-    elif dtype is not None:
-        raise ValueError(f"{path} is a program, whose dtype was chosen when it was exported")
-    return Predictor(detector, classes, recipe=recipe, path=path if recipe is not None else None)
-
-
-def load_saved(path: str | os.PathLike[str]) -> SavedDetector:
-    """Read a trained model from a checkpoint or an exported file.
-
-    Args:
-        path: The file, the folder of a training run, or ``hub:owner/name``.
-
-    Raises:
-        ModelNotFoundError: There is none.
-        ModelFormatError: It is damaged, or was not written by this package.
-        UserError: It cannot be downloaded.
-    """
-    text = os.fspath(path)
-    path = fetch_hub_file(text, HUB_FILES) if is_hub_id(text) else find_checkpoint(path)
-    if path.suffix in (WEIGHTS_SUFFIX, PROGRAM_SUFFIX):
-        return load_exported(path)
-    return load_checkpoint(path)
+    detector, classes = _load_published(str(path_or_name), target)
+    prepare_detector(detector, dtype=dtype, prepare=prepare)
+    return Predictor(detector, classes)
 
 
 def _load_published(name: str, device: torch.device) -> tuple[nn.Module, ClassList]:

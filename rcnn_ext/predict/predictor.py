@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import Self
 
 from rcnn_ext.config import Recipe
 from rcnn_ext.data.annotations import ClassList
 from rcnn_ext.data.formats.csv_boxes import listed_images
+from rcnn_ext.distributed import choose_device
 from rcnn_ext.errors import UserError
-from rcnn_ext.models import Localizer
+from rcnn_ext.models import Detector, Localizer
 from rcnn_ext.models.fast_rcnn import needs_proposals
+from rcnn_ext.predict import publish
+from rcnn_ext.predict.checkpoint import SavedDetector
 from rcnn_ext.predict.detections import Detections
-from rcnn_ext.predict.pictures import Picture, PictureFile
+from rcnn_ext.predict.proposals import given_proposals, searched_proposals
+from rcnn_ext.predict.saved import load_saved, prepare_detector
 from rcnn_ext.predict.sources import open_pictures
 from rcnn_ext.predict.stream import Network, ProposalsOf, detect_stream
-from rcnn_ext.selective_search.from_config import SearchedProposals
 
 MIN_SCORE = 0.05
 _BATCH_SIZE = 4
@@ -73,6 +75,27 @@ class Predictor(nn.Module):
         self.recipe = recipe
         self.path = path
         self.training = detector.training
+
+    @classmethod
+    def of_saved(
+        cls,
+        saved: SavedDetector,
+        device: torch.device,
+        *,
+        dtype: torch.dtype | None = None,
+        prepare: bool = True,
+    ) -> Self:
+        """Build a saved model.
+
+        Args:
+            saved: The model.
+            device: The device to put it on.
+            dtype: As for :func:`rcnn_ext.load`.
+            prepare: As for :func:`rcnn_ext.load`.
+        """
+        detector = saved.build(device)
+        prepare_detector(detector, dtype=dtype, prepare=prepare)
+        return cls(detector, saved.classes, recipe=saved.recipe, path=saved.path)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -148,7 +171,7 @@ class Predictor(nn.Module):
             pictures,
             min_score=min_score,
             batch_size=batch_size,
-            proposals=self._proposals(proposals, kind),
+            proposals=self._proposals_of(proposals, kind),
             threads=threads,
         )
         if on_error == "raise":
@@ -187,7 +210,8 @@ class Predictor(nn.Module):
         if self.training or self.detector.training:
             raise UserError("the model is in training mode: call model.eval() first")
         if proposals is None and needs_proposals(self.detector):
-            proposals = self._search()
+            run = Path() if self.path is None else self.path.parent
+            proposals = searched_proposals(self.recipe or Recipe(), run)
         if min_score is None:
             min_score = 0.0 if self.localizes else MIN_SCORE
         return detect_stream(
@@ -211,6 +235,83 @@ class Predictor(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the detector."""
         return self.detector(*args, **kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_folder: str | os.PathLike[str],
+        *,
+        device: str | torch.device = "auto",
+        dtype: torch.dtype | None = None,
+        prepare: bool = True,
+        **options: Any,
+    ) -> Self:
+        """Load a model from a folder, or from the Hugging Face Hub. Needs the extra ``hf``.
+
+        Args:
+            name_or_folder: What :meth:`save_pretrained` wrote, or ``owner/name``.
+            device: As for :func:`rcnn_ext.load`.
+            dtype: As for :func:`rcnn_ext.load`.
+            prepare: As for :func:`rcnn_ext.load`.
+            **options: ``revision``, ``token``, ``cache_dir``, ``force_download`` and
+                ``local_files_only``, as of ``huggingface_hub``.
+
+        Raises:
+            UserError: It cannot be fetched, or is no model.
+        """
+        saved = publish.from_pretrained(name_or_folder, **options)
+        return cls.of_saved(saved, choose_device(device), dtype=dtype, prepare=prepare)
+
+    def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> list[Path]:
+        """Write the model as a repository of the Hugging Face Hub. Needs the extra ``hf``.
+
+        The folder gets ``model.safetensors`` (weights, recipe and classes), ``recipe.yaml``,
+        ``config.json`` and a model card with the metrics that ``rcnn-ext eval`` wrote.
+
+        Args:
+            folder: The folder; a ``README.md`` in it is kept.
+            **options: ``repo_id`` and ``license``; see
+                :func:`rcnn_ext.predict.publish.save_pretrained`.
+
+        Returns:
+            The files.
+
+        Raises:
+            UserError: The model has no recipe, or the folder cannot be written.
+        """
+        return publish.save_pretrained(self._saved(), folder, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Write the model to a repository of the Hugging Face Hub. Needs the extra ``hf``.
+
+        Args:
+            repo_id: ``owner/name``; it is created where it is missing.
+            **options: ``license``, ``private``, ``revision``, ``commit_message`` and ``token``; see
+                :func:`rcnn_ext.predict.publish.push_to_hub`.
+
+        Returns:
+            The URL of the commit.
+
+        Raises:
+            UserError: The model has no recipe, there is no network, or you may not write there.
+        """
+        return publish.push_to_hub(self._saved(), repo_id, **options)
+
+    def _saved(self) -> SavedDetector:
+        """Return the model with its recipe; with its present weights unless it was prepared.
+
+        Raises:
+            UserError: It was not trained by a recipe.
+        """
+        if self.path is None:
+            raise UserError(
+                "only a model that was trained by a recipe can be published: its recipe says how "
+                "to build it; load the run or its checkpoint"
+            )
+        saved = load_saved(self.path)
+        if isinstance(self.detector, Detector) and not self.detector.is_prepared:
+            saved = publish.with_weights_of(saved, self.detector)
+        return saved
 
     def train(self, mode: bool = True) -> Self:
         """Switch the detector between training and evaluation.
@@ -242,23 +343,11 @@ class Predictor(nn.Module):
     def _read_list(self, path: Path) -> list[tuple[Path, Path]]:
         return listed_images(path, config=None if self.recipe is None else self.recipe.data.csv)
 
-    def _search(self) -> ProposalsOf:
-        """Return the search that the recipe describes, or the default one."""
-        run = Path() if self.path is None else self.path.parent
-        searched = SearchedProposals(self.recipe or Recipe(), run)
-
-        def search(index: int, one: Picture, picture: Image.Image | None) -> Tensor:
-            # Only a file has proposals in a folder: a Pillow image may have been changed.
-            path = one.path if isinstance(one, PictureFile) else None
-            return torch.from_numpy(searched.boxes_in(path, picture or one.picture()))
-
-        return search
-
-    def _proposals(self, given: Any, kind: str) -> ProposalsOf | None:
+    def _proposals_of(self, given: Any, kind: str) -> ProposalsOf | None:
         """Return the source of the proposals that ``predict`` is given; None where it is None.
 
         Raises:
-            UserError: The model takes none, or they are malformed.
+            UserError: The model takes none, or they are for a stream.
         """
         if given is None:
             return None
@@ -266,26 +355,7 @@ class Predictor(nn.Module):
             raise UserError("proposals are for Fast R-CNN; this model finds its own")
         if kind == "stream":
             raise UserError("proposals go with a list of pictures, not with an iterator")
-        boxes = [given] if kind == "one" else list(given)
-
-        def take(index: int, one: Picture, picture: Image.Image | None) -> Tensor:
-            if index >= len(boxes):
-                raise UserError(f"{one.name} has no proposals: there are {len(boxes)}")
-            found = torch.as_tensor(np.asarray(boxes[index], dtype=np.float32))
-            if found.numel() == 0:
-                return found.reshape(0, 4)
-            if found.dim() != 2 or found.shape[1] != 4:
-                raise UserError(
-                    f"the proposals of {one.name} have the shape {list(found.shape)}; expected "
-                    "[number of boxes, 4]"
-                )
-            if not bool(torch.isfinite(found).all() and (found[:, 2:] > found[:, :2]).all()):
-                raise UserError(
-                    f"the proposals of {one.name} need finite coordinates with x1 < x2 and y1 < y2"
-                )
-            return found
-
-        return take
+        return given_proposals([given] if kind == "one" else list(given))
 
 
 def _raising(results: Iterator[Detections | UserError]) -> Iterator[Detections]:

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
 COLUMNS = ("file_name", "x1", "y1", "x2", "y2", "score", "label", "name")
 
-# Either has COCO's encoding of masks.
-_MASK_MODULES = ("faster_coco_eval.core.mask", "pycocotools.mask")
-
 
 def optional_library(name: str, purpose: str) -> Any:
     """Import a library that the extra ``results`` brings.
@@ -63,18 +60,16 @@ def encoded_rle(mask: np.ndarray) -> dict[str, Any]:
         ``size`` (height, width) and ``counts``, plain values for JSON.
 
     Raises:
-        UserError: No library for it is installed.
+        UserError: faster-coco-eval is not installed.
     """
-    for name in _MASK_MODULES:
-        try:
-            module = importlib.import_module(name)
-        except ModuleNotFoundError:
-            continue
-        encoded = module.encode(np.asfortranarray(mask.astype(np.uint8)))
-        counts = encoded["counts"]
-        text = counts.decode("ascii") if isinstance(counts, bytes) else counts
-        return {"size": [int(side) for side in encoded["size"]], "counts": text}
-    raise UserError(
-        "masks in COCO's format need pycocotools, which is not installed: "
-        "pip install 'rcnn-ext[train]'"
-    )
+    try:
+        from faster_coco_eval.core import mask as library
+    except ModuleNotFoundError:
+        raise UserError(
+            "masks in COCO's format need faster-coco-eval, which is not installed: "
+            "pip install 'rcnn-ext[train]'"
+        ) from None
+    encoded = library.encode(np.asfortranarray(mask.astype(np.uint8)))
+    counts = encoded["counts"]
+    text = counts.decode("ascii") if isinstance(counts, bytes) else counts
+    return {"size": [int(side) for side in encoded["size"]], "counts": text}
