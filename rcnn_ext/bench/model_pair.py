@@ -95,6 +95,7 @@ def make_pair(
         num_classes=scale.num_classes,
         norm_layer="frozen",
         trainable_layers=trainable_layers,
+        conventions="torchvision",
         **sizes,
     )
     ours.load_state_dict(state)

@@ -78,8 +78,9 @@ class PartsConfig:
             rather than the 3x3, as the Caffe ones of detectron2; null means false, and with
             ``model.weights`` what those were trained with.
         conventions: ``detectron2``: anchors of fractions of a pixel, RoIAlign in pyramids with the
-            half-pixel offset and by default ``sampling_ratio`` 0; ``torchvision``: neither. null
-            means torchvision's, and with ``model.weights`` those of the weights.
+            half-pixel offset and by default ``sampling_ratio`` 0; ``torchvision``: neither, and
+            anchors whose strides are rounded down. null means neither with exact strides, and with
+            ``model.weights`` the conventions of the weights.
         in_channels: Channels of the images, from 1 to 12. Published weights are adapted: the first
             convolution is summed over red, green and blue for one channel; for others the three
             take turns, times 3 / ``in_channels``.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +26,20 @@ class AnchorGenerator(nn.Module):
             every feature map. An anchor of size s and ratio r has area s * s.
         whole_pixels: Round the corners around the center to whole pixels, as in the code of the
             Faster R-CNN paper and in torchvision; detectron2 does not.
+        strides: Image pixels from one position of each feature map to the next. None finds them
+            from the sizes of image and map: the power of two that explains both sides of the map,
+            else ``floor``. ``floor`` divides the side of the image by that of the map and rounds
+            down, as torchvision does: where the map's side was rounded up, anchors then drift from
+            their positions (stride 61 rather than 64 for P6 of an image 800 pixels high), and
+            detectors trained so expect it.
 
     Raises:
-        ValueError: ``sizes`` and ``aspect_ratios`` are empty, not positive or differ in length.
+        ValueError: ``sizes`` and ``aspect_ratios`` are empty, not positive or differ in length, or
+            ``strides`` do.
 
-    The constructor, the order of the anchors and their coordinates are those of torchvision's
-    ``AnchorGenerator``, except that half-precision features get float32 anchors.
+    The constructor and the order of the anchors are those of torchvision's ``AnchorGenerator``, and
+    with ``strides="floor"`` their coordinates too, except that half-precision features get float32
+    anchors.
 
     Example:
         >>> AnchorGenerator(sizes=(16, 32, 64, 128, 256), aspect_ratios=(0.5, 1.0, 2.0))
@@ -41,6 +50,7 @@ class AnchorGenerator(nn.Module):
         sizes: Sequence[Any] = ((128, 256, 512),),
         aspect_ratios: Sequence[Any] = ((0.5, 1.0, 2.0),),
         whole_pixels: bool = True,
+        strides: Sequence[float] | Literal["floor"] | None = None,
     ) -> None:
         super().__init__()
         if len(sizes) == 0 or len(aspect_ratios) == 0:
@@ -60,6 +70,7 @@ class AnchorGenerator(nn.Module):
             if len(level) == 0 or any(not value > 0 for value in level):
                 raise ValueError(f"anchor sizes and aspect ratios must be positive, got {level}")
         self.whole_pixels = whole_pixels
+        self.strides = _checked_strides(strides, len(self.sizes))
         self._cache: OrderedDict[Any, Tensor] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -94,16 +105,25 @@ class AnchorGenerator(nn.Module):
             )
         height, width = image_list.tensors.shape[-2:]
         grids = tuple((f.shape[-2], f.shape[-1]) for f in feature_maps)
-        # The strides are measured, not configured.
-        strides = tuple((height // rows, width // columns) for rows, columns in grids)
+        strides = self._strides_of((height, width), grids)
         dtype = torch.promote_types(feature_maps[0].dtype, torch.float32)
         anchors = self._cached_anchors(grids, strides, dtype, feature_maps[0])
         return [anchors] * len(image_list.image_sizes)
 
+    def _strides_of(
+        self, image: tuple[int, int], grids: tuple[tuple[int, int], ...]
+    ) -> tuple[tuple[float, float], ...]:
+        """Return the strides (y, x) of each level."""
+        if isinstance(self.strides, tuple):
+            return tuple((stride, stride) for stride in self.strides)
+        if self.strides is None:
+            return tuple(_found_strides(image, grid) for grid in grids)
+        return tuple((image[0] // rows, image[1] // columns) for rows, columns in grids)
+
     def _cached_anchors(
         self,
         grids: tuple[tuple[int, int], ...],
-        strides: tuple[tuple[int, int], ...],
+        strides: tuple[tuple[float, float], ...],
         dtype: torch.dtype,
         feature_map: Tensor,
     ) -> Tensor:
@@ -126,7 +146,7 @@ class AnchorGenerator(nn.Module):
     def _make_anchors(
         self,
         grids: tuple[tuple[int, int], ...],
-        strides: tuple[tuple[int, int], ...],
+        strides: tuple[tuple[float, float], ...],
         dtype: torch.dtype,
         device: torch.device,
     ) -> Tensor:
@@ -150,3 +170,33 @@ class AnchorGenerator(nn.Module):
         heights = (root * sizes).flatten()
         cell = torch.stack((-widths, -heights, widths, heights), dim=1) / 2
         return cell.round() if self.whole_pixels else cell
+
+
+def _checked_strides(
+    strides: Sequence[float] | Literal["floor"] | None, num_levels: int
+) -> tuple[float, ...] | Literal["floor"] | None:
+    """Return the strides with whole numbers as such, so that anchors are made of integers."""
+    if strides is None or strides == "floor":
+        return strides
+    if isinstance(strides, str):
+        raise ValueError(f"strides must be numbers, 'floor' or None, got {strides!r}")
+    if len(strides) != num_levels:
+        raise ValueError(
+            f"anchor sizes are given for {num_levels} feature maps, strides for {len(strides)}"
+        )
+    if any(not 0 < stride < math.inf for stride in strides):
+        raise ValueError(f"strides must be positive, got {tuple(strides)}")
+    return tuple(int(stride) if stride == int(stride) else float(stride) for stride in strides)
+
+
+def _found_strides(image: tuple[int, int], grid: tuple[int, int]) -> tuple[int, int]:
+    """Return the strides (y, x) of a map, from the sizes (height, width) of image and map."""
+    # Networks halve, and round odd sides up or down. The longer side tells two powers apart best.
+    longer = 0 if grid[0] >= grid[1] else 1
+    stride = 2 ** max(0, round(math.log2(max(image[longer] / grid[longer], 1))))
+    if all(
+        side // stride <= cells <= -(-side // stride)
+        for side, cells in zip(image, grid, strict=True)
+    ):
+        return stride, stride
+    return image[0] // grid[0], image[1] // grid[1]

@@ -113,10 +113,12 @@ def faster_rcnn(
     options = {"neck": "fpn" if isinstance(backbone, str) else None, **_without_none(options)}
     parts, others = _split_options(options)
     built = _build_parts(backbone, parts, num_classes=num_classes, progress=progress)
+    strides = [feature_map.stride for feature_map in built.feature_maps.values()]
     anchors = AnchorGenerator(
         _anchor_sizes_per_level(parts.anchor_sizes, built.feature_maps),
         ASPECT_RATIOS if parts.aspect_ratios is None else parts.aspect_ratios,
         whole_pixels=parts.conventions != "detectron2",
+        strides="floor" if parts.conventions == "torchvision" else strides,
     )
     rpn_head = None
     if parts.rpn_conv_depth > 1:

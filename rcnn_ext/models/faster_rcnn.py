@@ -121,7 +121,7 @@ class FasterRCNN(Detector):
         super().__init__()
         channels = out_channels_of(backbone)
         if rpn_anchor_generator is None:
-            rpn_anchor_generator = AnchorGenerator(ANCHOR_SIZES, (0.5, 1.0, 2.0))
+            rpn_anchor_generator = AnchorGenerator(ANCHOR_SIZES, (0.5, 1.0, 2.0), strides="floor")
         if rpn_head is None:
             rpn_head = RPNHead(channels, anchors_per_position(rpn_anchor_generator))
         if box_roi_pool is None:

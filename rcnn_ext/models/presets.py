@@ -304,7 +304,7 @@ def _mobilenet_detector(
         progress=progress,
     )
     # Two levels of stride 32 and the pooled one: all sizes on each.
-    anchors = AnchorGenerator((ANCHOR_SIZES,) * 3, (ASPECT_RATIOS,) * 3)
+    anchors = AnchorGenerator((ANCHOR_SIZES,) * 3, (ASPECT_RATIOS,) * 3, strides="floor")
     model = FasterRCNN(backbone, start.num_classes, rpn_anchor_generator=anchors, **options)
     start.load(model, progress)
     return model

@@ -8,6 +8,7 @@ import torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator as TorchvisionAnchors
 from torchvision.models.detection.image_list import ImageList
 
+from rcnn_ext import models
 from rcnn_ext.models import AnchorGenerator
 
 SIZES = ((32,), (64, 90), (128, 17))
@@ -40,11 +41,69 @@ def test_ratio_is_height_over_width_at_equal_area():
 def test_equals_torchvision(size, dtype):
     images, features = batch(*size, dtype=dtype), maps(*size, dtype=dtype)
     expected = TorchvisionAnchors(SIZES, RATIOS)(images, features)
-    actual = AnchorGenerator(SIZES, RATIOS)(images, features)
+    actual = AnchorGenerator(SIZES, RATIOS, strides="floor")(images, features)
     assert len(actual) == 2
     for ours, theirs in zip(actual, expected, strict=True):
         assert ours.dtype == dtype
         assert torch.equal(ours, theirs)
+
+
+# Strides of a pyramid, the last of which halves the map before it and rounds up.
+PYRAMID = (4, 8, 16, 32, 64)
+
+
+def last_centers(anchors: torch.Tensor, features: list[torch.Tensor]) -> list[list[float]]:
+    """Return the largest center (x, y) of each level's anchors, one per position."""
+    centers = (anchors[:, :2] + anchors[:, 2:]) / 2
+    levels = centers.split([f.shape[2] * f.shape[3] for f in features])
+    return [level.amax(dim=0).tolist() for level in levels]
+
+
+@pytest.mark.parametrize("strides", [None, PYRAMID, tuple(map(float, PYRAMID))])
+@pytest.mark.parametrize(
+    "size", [(800, 1344), (800, 1088), (736, 992), (1344, 800), (96, 96), (1024, 64), (37, 501)]
+)
+def test_anchors_lie_where_their_cells_are(size, strides):
+    features = maps(*size, strides=PYRAMID)
+    generator = AnchorGenerator(tuple((2 * s,) for s in PYRAMID), (1.0,), strides=strides)
+    (anchors,) = generator(batch(*size, count=1), features)
+    expected = [
+        [s * (f.shape[3] - 1), s * (f.shape[2] - 1)] for s, f in zip(PYRAMID, features, strict=True)
+    ]
+    assert last_centers(anchors, features) == expected
+
+
+def test_torchvisions_strides_are_rounded_down():
+    generator = AnchorGenerator((128,), (1.0,), strides="floor")
+    features = [torch.zeros(1, 1, 13, 21)]
+    (anchors,) = generator(batch(800, 1344, count=1), features)
+    assert last_centers(anchors, features) == [[64 * 20, 61 * 12]]
+
+
+@pytest.mark.parametrize(("stride", "cells"), [(14, 16), (20, 9), (10.5, 12)])
+def test_strides_that_are_no_power_of_two(stride, cells):
+    # Found where they divide the image, and always where they are given.
+    side = int(stride * cells)
+    features = [torch.zeros(1, 1, cells, cells)]
+    given = AnchorGenerator((8,), (1.0,), strides=[stride])
+    assert last_centers(given(batch(side, side, 1), features)[0], features) == [
+        [stride * (cells - 1)] * 2
+    ]
+    if stride == int(stride):
+        found = AnchorGenerator((8,), (1.0,))
+        assert torch.equal(
+            found(batch(side, side, 1), features)[0], given(batch(side, side, 1), features)[0]
+        )
+
+
+def test_builders_use_exact_strides_and_torchvisions_presets_its_own():
+    options = {"num_classes": 2, "weights_backbone": None}
+    own = models.faster_rcnn("resnet18", num_classes=2)
+    like = models.faster_rcnn("resnet18", num_classes=2, conventions="torchvision")
+    preset = models.fasterrcnn_resnet50_fpn(**options)
+    mobile = models.fasterrcnn_mobilenet_v3_large_320_fpn(**options)
+    assert own.rpn.anchor_generator.strides == PYRAMID
+    assert [m.rpn.anchor_generator.strides for m in (like, preset, mobile)] == ["floor"] * 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -107,6 +166,20 @@ def test_anchors_made_in_inference_mode_serve_training():
 def test_bad_arguments(sizes, ratios, message):
     with pytest.raises(ValueError, match=message):
         AnchorGenerator(sizes, ratios)
+
+
+@pytest.mark.parametrize(
+    ("strides", "message"),
+    [
+        ((4,), "for 3 feature maps, strides for 1"),
+        ((4, 0, 8), "must be positive"),
+        ((4, float("inf"), 8), "must be positive"),
+        ("ceil", "'floor' or None, got 'ceil'"),
+    ],
+)
+def test_bad_strides(strides, message):
+    with pytest.raises(ValueError, match=message):
+        AnchorGenerator(SIZES, RATIOS, strides=strides)
 
 
 def test_wrong_number_of_feature_maps():

@@ -345,6 +345,13 @@ def test_bad_arguments():
         load_detectron2(checkpoint(fpn=False), pixel_mean=(1.0,))
 
 
+def test_anchors_have_detectron2s_strides():
+    generator = load_detectron2(checkpoint(fpn=True)).rpn.anchor_generator
+    assert generator.strides == (4, 8, 16, 32, 64)
+    generator = load_detectron2(checkpoint(fpn=False)).rpn.anchor_generator
+    assert generator.strides == (16,)
+
+
 def test_anchors_of_fractions_of_a_pixel():
     exact = AnchorGenerator(((32,),), ((0.5,),), whole_pixels=False)
     width = math.sqrt(32 * 32 / 0.5)
