@@ -1,20 +1,22 @@
 """Pictures: boxes on images, contact sheets, loss and precision-recall curves.
 
 Drawing on images needs Pillow only; the curves need matplotlib, which comes with the extra
-``train``.
+``train``. Names in any script are written by the fonts of :mod:`rcnn_ext.fonts`.
 """
 
 from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from rcnn_ext import fonts
 from rcnn_ext.data.annotations import ClassList
 from rcnn_ext.files import replacing
 
@@ -26,6 +28,7 @@ _MAX_TAG_PLACES = 5
 
 _MASK_OPACITY = 0.45
 
+_CAPTION = 14  # pixels
 _GOLDEN_RATIO = 0.618033988749895
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
 
@@ -75,7 +78,7 @@ def draw_boxes(
     canvas = canvas.resize((picture.width * scale, picture.height * scale))
     pen = ImageDraw.Draw(canvas)
     width = max(2, round(max(canvas.size) / 300))
-    font = _font(max(11, round(max(canvas.size) / 42)))
+    text_size = max(11, round(max(canvas.size) / 42))
     rows = [[float(value) * scale for value in box] for box in boxes]
     order = range(len(rows)) if scores is None else np.argsort(np.asarray(scores), kind="stable")
     texts = []
@@ -88,7 +91,8 @@ def draw_boxes(
     # After all boxes, so that no box crosses a name; the best first, so that it gets its place.
     taken: list[Box] = []
     for row, text, color in reversed(texts):
-        taken.append(_draw_tag(pen, canvas.size, row, text, color, font, taken))
+        line = fonts.Line(text, text_size)
+        taken.append(_draw_tag(pen, canvas.size, row, line, color, taken))
     return canvas
 
 
@@ -120,7 +124,6 @@ def contact_sheet(
         "RGB", (columns * (cell + gap) + gap, rows * (cell + text + gap) + gap), _PAPER
     )
     pen = ImageDraw.Draw(sheet)
-    font = _font(14)
     for i, picture in enumerate(pictures):
         x = gap + i % columns * (cell + gap)
         y = gap + i // columns * (cell + text + gap)
@@ -129,7 +132,10 @@ def contact_sheet(
         small = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
         sheet.paste(small, (x + (cell - size[0]) // 2, y + (cell - size[1]) // 2))
         if captions is not None:
-            pen.text((x + cell / 2, y + cell + text / 2), captions[i], _INK, font, anchor="mm")
+            line = fonts.Line(captions[i], _CAPTION)
+            left, _, right, _ = line.box
+            base = y + cell + text / 2 + _CAPTION / 3
+            line.draw(pen, x + (cell - left - right) / 2, base, _INK)
     return sheet
 
 
@@ -181,23 +187,25 @@ def plot_precision_recall(precision: np.ndarray, names: Sequence[str], path: Pat
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    figure, axes = _new_plot("Precision and recall at IoU 0.5", "recall", "precision")
-    recall = np.linspace(0, 1, len(precision))
-    shown = [k for k in range(len(names)) if (precision[:, k] > -1).all()]
-    for k in shown:
-        color = [value / 255 for value in class_color(k + 1)]
-        # Named curves of eighty classes could not be told apart.
-        few = len(shown) <= 12
-        label = f"{names[k]} (AP50 {precision[:, k].mean():.2f})" if few else None
-        axes.plot(recall, precision[:, k], color=color, label=label, alpha=1 if few else 0.35)
-    if shown:
-        mean = precision[:, shown].mean(axis=1)
-        axes.plot(recall, mean, color="black", linewidth=2.2, label=f"mean ({mean.mean():.2f})")
-        axes.legend(frameon=False, loc="lower left")
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1.02)
-    with replacing(path) as temporary:
-        figure.savefig(temporary)
+    with _plain_names(names) as labels:
+        figure, axes = _new_plot("Precision and recall at IoU 0.5", "recall", "precision")
+        recall = np.linspace(0, 1, len(precision))
+        shown = [k for k in range(len(names)) if (precision[:, k] > -1).all()]
+        for k in shown:
+            color = [value / 255 for value in class_color(k + 1)]
+            # Named curves of eighty classes could not be told apart.
+            few = len(shown) <= 12
+            # A blank before the name, since matplotlib leaves out names that begin with "_".
+            label = f" {labels[k]} (AP50 {precision[:, k].mean():.2f})" if few else None
+            axes.plot(recall, precision[:, k], color=color, label=label, alpha=1 if few else 0.35)
+        if shown:
+            mean = precision[:, shown].mean(axis=1)
+            axes.plot(recall, mean, color="black", linewidth=2.2, label=f"mean ({mean.mean():.2f})")
+            axes.legend(frameon=False, loc="lower left")
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1.02)
+        with replacing(path) as temporary:
+            figure.savefig(temporary)
 
 
 def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
@@ -213,21 +221,28 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None
     """
     count = len(names)
     side = min(24.0, 3 + 0.45 * count)
-    figure, axes = _new_plot("Confusion matrix", "predicted", "true", (side + 1, side))
-    rows = matrix.sum(axis=1, keepdims=True)
-    fractions = matrix / np.maximum(rows, 1)
-    axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
-    small = {"fontsize": 8 if count <= 30 else 5}
-    axes.set_xticks(range(count), names, rotation=90, **small)
-    axes.set_yticks(range(count), names, **small)
-    axes.grid(False)
-    for row, column in np.argwhere(matrix > 0):
-        color = "white" if fractions[row, column] > 0.6 else "black"
-        axes.text(
-            column, row, str(matrix[row, column]), ha="center", va="center", color=color, **small
-        )
-    with replacing(path) as temporary:
-        figure.savefig(temporary)
+    with _plain_names(names) as labels:
+        figure, axes = _new_plot("Confusion matrix", "predicted", "true", (side + 1, side))
+        rows = matrix.sum(axis=1, keepdims=True)
+        fractions = matrix / np.maximum(rows, 1)
+        axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
+        small = {"fontsize": 8 if count <= 30 else 5}
+        axes.set_xticks(range(count), labels, rotation=90, **small)
+        axes.set_yticks(range(count), labels, **small)
+        axes.grid(False)
+        for row, column in np.argwhere(matrix > 0):
+            color = "white" if fractions[row, column] > 0.6 else "black"
+            axes.text(
+                column,
+                row,
+                str(matrix[row, column]),
+                ha="center",
+                va="center",
+                color=color,
+                **small,
+            )
+        with replacing(path) as temporary:
+            figure.savefig(temporary)
 
 
 def _tinted(picture: Image.Image, masks: np.ndarray, labels: Sequence[int]) -> Image.Image:
@@ -243,9 +258,8 @@ def _draw_tag(
     pen: ImageDraw.ImageDraw,
     size: tuple[int, int],
     box: Sequence[float],
-    text: str,
+    line: fonts.Line,
     color: Color,
-    font: Any,
     taken: Sequence[Box],
 ) -> Box:
     """Write on a colored tag above the box or, where that is taken or outside, further down.
@@ -253,7 +267,7 @@ def _draw_tag(
     Returns:
         The rectangle of the tag.
     """
-    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+    left, top, right, bottom = line.box
     width, height = right - left + 6, bottom - top + 6
     x = min(max(0.0, box[0]), max(0.0, size[0] - width))
     lowest = max(0.0, size[1] - height)
@@ -265,7 +279,7 @@ def _draw_tag(
     pen.rectangle(tag, fill=color)
     # Perceived brightness, ITU-R BT.601.
     bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
-    pen.text((tag[0] + 3 - left, tag[1] + 3 - top), text, _INK if bright else _PAPER, font)
+    line.draw(pen, tag[0] + 3 - left, tag[1] + 3 - top, _INK if bright else _PAPER)
     return tag
 
 
@@ -278,12 +292,35 @@ def _overlap(first: Box, second: Box) -> bool:
     )
 
 
-def _font(size: int) -> Any:
-    try:
-        return ImageFont.load_default(size)
-    except (TypeError, OSError, ImportError):
-        # A Pillow without FreeType, or before 10.1, has one small bitmap font.
-        return ImageFont.load_default()
+@contextmanager
+def _plain_names(names: Sequence[str]) -> Iterator[list[str]]:
+    """Let matplotlib write names in any script as they are, while plots are made and saved.
+
+    Yields:
+        The names, in which characters that no font has are escaped.
+    """
+    import matplotlib
+    from matplotlib import font_manager
+
+    faces = fonts.plot_fonts()
+    lays_out = tuple(int(part) for part in matplotlib.__version__.split(".")[:2]) >= (3, 11)
+    families = dict.fromkeys(["DejaVu Sans"])
+    added = {entry.fname for entry in font_manager.fontManager.ttflist}
+    labels = []
+    for name in names:
+        parts = fonts.runs(name, faces)
+        for _, face in parts:
+            file = None if face is None else str(face.path)
+            if file is not None and file not in added:
+                font_manager.fontManager.addfont(file)
+                added.add(file)
+            if file is not None:
+                families[font_manager.get_font(file).family_name] = None
+        label = "".join(part for part, _ in parts)
+        labels.append(label if lays_out else fonts.in_visual_order(label))
+    # Dollar signs begin no formula.
+    with matplotlib.rc_context({"font.family": list(families), "text.parse_math": False}):
+        yield labels
 
 
 def _new_plot(title: str, x: str, y: str, size: tuple[float, float] = (8, 5)) -> tuple[Any, Any]:

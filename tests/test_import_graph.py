@@ -27,6 +27,7 @@ LAYERS = (
     "distributed",
     "hub",
     "data",
+    "fonts",
     "viz",
     "selective_search",
     "models",

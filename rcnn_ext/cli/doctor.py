@@ -33,6 +33,7 @@ EXTRAS = {
     "mlflow": ("mlflow",),
     "hf": ("datasets", "huggingface_hub"),
     "results": ("pandas", "supervision"),
+    "fonts": ("noto-cjk-sans-jp-regular", "manimgx-fonts"),
     "selective-search": ("selectivesearch", "scikit-image"),
     "opencv": ("opencv-contrib-python-headless",),
 }
