@@ -4,10 +4,11 @@ from __future__ import annotations
 
 # File -> the operators whose cases run its code; where none are listed, all RoI operators.
 OPERATORS = {
-    "box_iou_cuda.cu": ("box_iou", "generalized", "distance", "complete"),
+    "box_iou_cuda.cu": ("box_iou", "box_ios", "generalized", "distance", "complete"),
     "match_boxes_cuda.cu": ("match_boxes",),
     "nms_chunk_cuda_kernels.cuh": ("nms", "batched_nms"),
     "soft_nms_cuda.cu": ("soft_nms", "batched_soft_nms"),
+    "non_max_merging_cuda.cu": ("non_max_merging",),
     "generate_proposals_cuda.cu": ("generate_proposals",),
     "postprocess_detections_cuda.cu": ("postprocess_detections",),
     "nms_score_order_cuda_kernels.cuh": ("nms", "batched_nms"),

@@ -34,7 +34,13 @@ COUNTS = (65, 0, 1, 31, 33, 64, 127, 129, 257, 1025)
 CHANNELS = (3, 1, 8, 33)
 MAPS = ((13, 17), (1, 1), (1, 40), (9, 8))
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-IOU_FUNCTIONS = ("box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou")
+IOU_FUNCTIONS = (
+    "box_iou",
+    "generalized_box_iou",
+    "distance_box_iou",
+    "complete_box_iou",
+    "box_ios",
+)
 
 
 def iou_calls() -> Iterator[Call]:
@@ -120,6 +126,16 @@ def long_nms_calls() -> Iterator[Call]:
         yield f"nms 9000 classes={classes}", work
 
 
+def _scored_boxes(count: int, classes: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return boxes, some of them NaN, scores with ties, and classes."""
+    random = generator(count)
+    boxes = random_boxes(count, random, (160, 120))
+    boxes[3::40, 0] = math.nan
+    scores = torch.randint(1, 50, (count,), generator=random) / 50
+    labels = torch.randint(classes, (count,), generator=random)
+    return boxes.to(device), scores.to(device), labels.to(device)
+
+
 def soft_nms_calls() -> Iterator[Call]:
     """Soft NMS by both methods, with ties and NaN, plain and by class."""
     for count, classes, method in itertools.product(COUNTS, (0, 7), ("linear", "gaussian")):
@@ -130,18 +146,26 @@ def soft_nms_calls() -> Iterator[Call]:
             classes: int = classes,
             method: str = method,
         ) -> tuple[Tensor, ...]:
-            random = generator(count)
-            boxes = random_boxes(count, random, (160, 120))
-            scores = torch.randint(1, 50, (count,), generator=random) / 50
-            boxes[3::40, 0] = math.nan
-            boxes, scores = boxes.to(device), scores.to(device)
+            boxes, scores, labels = _scored_boxes(count, max(classes, 1), device)
             options = {"score_threshold": 0.01, "method": method}
             if classes == 0:
                 return ops.soft_nms(boxes, scores, **options)
-            labels = torch.randint(classes, (count,), generator=random).to(device)
             return ops.batched_soft_nms(boxes, scores, labels, **options)
 
         yield f"soft_nms {count} classes={classes} {method}", work
+
+
+def merging_calls() -> Iterator[Call]:
+    """Greedy merging by both metrics, with ties and NaN, plain and by class."""
+    for count, classes, metric in itertools.product(COUNTS, (1, 7), ("iou", "ios")):
+
+        def work(
+            device: torch.device, sizes: tuple[int, int] = (count, classes), metric: str = metric
+        ) -> tuple[Tensor, ...]:
+            merged = ops.non_max_merging(*_scored_boxes(*sizes, device), 0.3, metric)
+            return merged.boxes, merged.groups
+
+        yield f"non_max_merging {count} classes={classes} {metric}", work
 
 
 def proposal_calls() -> Iterator[Call]:
@@ -275,6 +299,7 @@ def interleaved() -> list[Call]:
         nms_calls(),
         long_nms_calls(),
         soft_nms_calls(),
+        merging_calls(),
         proposal_calls(),
         detection_calls(),
         roi_calls(),

@@ -8,8 +8,8 @@ namespace rcnn_ext {
 
 inline void check_measure(int64_t measure) {
   RCNN_CHECK(measure >= static_cast<int64_t>(MeasureId::kIou) &&
-                 measure <= static_cast<int64_t>(MeasureId::kComplete),
-             "box_iou: expected measure 0, 1, 2 or 3, got ", measure);
+                 measure <= static_cast<int64_t>(MeasureId::kSmaller),
+             "box_iou: expected measure 0, 1, 2, 3 or 4, got ", measure);
 }
 
 // The measure must have been checked.
@@ -20,6 +20,7 @@ void dispatch_measure(int64_t measure, double eps, Function&& function) {
     case MeasureId::kGeneralized: return function(GeneralizedIou{});
     case MeasureId::kDistance: return function(DistanceIou(eps));
     case MeasureId::kComplete: return function(CompleteIou{eps});
+    case MeasureId::kSmaller: return function(IntersectionOverSmaller{});
   }
 }
 

@@ -25,6 +25,11 @@ template <class T>
 RCNN_HOST_DEVICE T clamp_min_zero(T a) {
   return a > T(0) ? a : T(0);
 }
+// torch.minimum with NaN, too, where one of the two is NaN.
+template <class T>
+RCNN_HOST_DEVICE T minimum_or_nan(T a, T b) {
+  return (a < b) | (a != a) ? a : b;
+}
 template <class T>
 RCNN_HOST_DEVICE T arctan(T a) {
   return std::atan(a);
@@ -64,7 +69,13 @@ RCNN_HOST_DEVICE T iou_with_areas(const Box<T>& a, T area_a, const Box<T>& b, T 
   return intersection / (area_a + area_b - intersection);
 }
 
-// The four pairwise measures of torchvision.ops. A measure has
+// Intersection over the smaller of two areas that the caller has already; 0 / 0 is NaN.
+template <class T>
+RCNN_HOST_DEVICE T ios_with_areas(const Box<T>& a, T area_a, const Box<T>& b, T area_b) {
+  return intersection_area(a, b) / minimum_or_nan(area_a, area_b);
+}
+
+// The pairwise measures: the four of torchvision.ops, and intersection over smaller. A measure has
 //   terms(box)                      what it needs of one box alone, computed once per box,
 //   operator()(a, a_terms, b, b_terms)  the measure of a pair of boxes, computed once per pair.
 template <class T>
@@ -134,8 +145,23 @@ struct CompleteIou {
   }
 };
 
+// 1 where the smaller box lies within the larger one, whatever their sizes.
+struct IntersectionOverSmaller : IntersectionOverUnion {
+  template <class T>
+  RCNN_HOST_DEVICE T operator()(const Box<T>& a, const BoxTerms<T>& a_terms, const Box<T>& b,
+                                const BoxTerms<T>& b_terms) const {
+    return ios_with_areas(a, a_terms.area, b, b_terms.area);
+  }
+};
+
 // The values of the argument `measure` in rcnn_ext/ops/box_iou.py.
-enum class MeasureId : int64_t { kIou = 0, kGeneralized = 1, kDistance = 2, kComplete = 3 };
+enum class MeasureId : int64_t {
+  kIou = 0,
+  kGeneralized = 1,
+  kDistance = 2,
+  kComplete = 3,
+  kSmaller = 4
+};
 
 // The largest T of at most `threshold`. For an IoU x of type T, x > suppression_bound<T>(t)
 // exactly when double(x) > t: torchvision's comparison without leaving T.
@@ -146,6 +172,12 @@ inline T suppression_bound(double threshold) {
     bound = std::nextafter(bound, -static_cast<T>(INFINITY));
   }
   return bound;
+}
+
+// The smallest T of at least `number`: x >= it exactly when double(x) >= number.
+template <class T>
+inline T round_up_to(double number) {
+  return -suppression_bound<T>(-number);
 }
 
 // Whether a kept box removes another one. False for NaN.

@@ -75,6 +75,12 @@ RCNN_HOST_DEVICE Dual<T> maximum(const Dual<T>& a, const Dual<T>& b) {
   return chain_rule(a.value > b.value ? a.value : b.value, share, a, T(1) - share, b);
 }
 template <class T>
+RCNN_HOST_DEVICE Dual<T> minimum_or_nan(const Dual<T>& a, const Dual<T>& b) {
+  Dual<T> result = minimum(a, b);
+  result.value = minimum_or_nan(a.value, b.value);
+  return result;
+}
+template <class T>
 RCNN_HOST_DEVICE Dual<T> clamp_min_zero(const Dual<T>& a) {
   return chain_rule(a.value > T(0) ? a.value : T(0), a.value >= T(0) ? T(1) : T(0), a);
 }

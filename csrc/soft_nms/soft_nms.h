@@ -15,12 +15,6 @@ namespace rcnn_ext {
 // The values of the argument `method` in rcnn_ext/ops/soft_nms.py.
 enum class DecayMethod : int64_t { kLinear = 0, kGaussian = 1 };
 
-// The smallest T of at least `number`: x >= it exactly when double(x) >= number.
-template <class T>
-inline T round_up_to(double number) {
-  return -suppression_bound<T>(-number);
-}
-
 template <class T>
 struct ExpConstants;
 template <>

@@ -6,9 +6,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
-#include <numeric>
 #include <tuple>
 #include <type_traits>
 #include <vector>
@@ -17,18 +15,9 @@
 #include "../core/stable_ops.h"
 #include "../cpu/intrinsics.h"
 #include "../nms/nms_score_order_cpu.h"
+#include "../nms/nms_z_order_cpu.h"
 #include "soft_nms.h"
 #include "soft_nms_boxes_cpu.h"
-
-namespace rcnn_ext {
-namespace {
-
-// From this many pairs of boxes on, other threads should save more than waking them costs: an
-// estimate.
-constexpr double kMinParallelPairs = 1e5;
-
-}  // namespace
-}  // namespace rcnn_ext
 
 #define RCNN_TARGET_INCLUDE "../soft_nms/soft_nms_cpu-inl.h"
 #include "../cpu/foreach_target.h"
@@ -36,51 +25,13 @@ constexpr double kMinParallelPairs = 1e5;
 namespace rcnn_ext {
 namespace {
 
-// The bits of a 16-bit number with a zero before each.
-uint32_t interleave_zeros(uint32_t number) {
-  number = (number | number << 8) & 0x00ff00ffu;
-  number = (number | number << 4) & 0x0f0f0f0fu;
-  number = (number | number << 2) & 0x33333333u;
-  return (number | number << 1) & 0x55555555u;
-}
-
-// The order of a segment's boxes along the Z-order curve through their centers, so that consecutive
-// boxes are neighbors in the image. The result does not depend on the order.
-template <class T>
-Order order_by_z_curve(const Box<T>* boxes, const uint32_t* box_indices, int64_t count) {
-  if (count <= kBoxesPerSoftNmsGroup) {
-    Order order = uninitialized<uint32_t>(count);
-    std::iota(order.get(), order.get() + count, 0u);
-    return order;
-  }
-  double low_x = INFINITY, low_y = INFINITY, high_x = -INFINITY, high_y = -INFINITY;
-  for (int64_t i = 0; i < count; ++i) {
-    const Box<T>& box = boxes[box_indices[i]];
-    if (!is_finite(box)) continue;
-    low_x = std::min(low_x, static_cast<double>(box.x1));
-    low_y = std::min(low_y, static_cast<double>(box.y1));
-    high_x = std::max(high_x, static_cast<double>(box.x2));
-    high_y = std::max(high_y, static_cast<double>(box.y2));
-  }
-  const auto cell = [](double center, double low, double high) {
-    const double at = (center - low) / (high - low) * 65535;
-    return at > 0 ? static_cast<uint32_t>(std::min(at, 65535.0)) : 0u;  // NaN, too
-  };
-  return order_by_key<IndexedKey32>(count, [&](int64_t i) {
-    const Box<T>& box = boxes[box_indices[i]];
-    const double x = box.x1 * 0.5 + box.x2 * 0.5;
-    const double y = box.y1 * 0.5 + box.y2 * 0.5;
-    return interleave_zeros(cell(x, low_x, high_x)) | interleave_zeros(cell(y, low_y, high_y)) << 1;
-  });
-}
-
 // Soft-NMS of one segment. box_indices: [count], of its boxes among all; sets rescored[b] for every
 // box b taken.
 template <class T>
 void soft_nms_segment(const Box<T>* boxes, const T* scores, const uint32_t* box_indices,
                       int64_t count, const SoftNmsRule<T>& rule, DecayMethod method, T* rescored) {
   using Bits = score_bits_t<T>;
-  const Order order = order_by_z_curve(boxes, box_indices, count);
+  const Order order = order_by_z_curve(boxes, box_indices, count, kBoxesPerSoftNmsGroup);
   const int64_t groups = (count + kBoxesPerSoftNmsGroup - 1) / kBoxesPerSoftNmsGroup;
   const int64_t padded = groups * kBoxesPerSoftNmsGroup;
   const auto columns = uninitialized<T>(5 * padded);
@@ -146,19 +97,9 @@ std::tuple<Tensor, Tensor> soft_nms_segments(const Tensor& boxes, const Tensor& 
   const auto rescored = uninitialized<T>(count);
   std::fill_n(rescored.get(), count, kRemovedScore<T>);
 
-  const auto segments = static_cast<int64_t>(starts.size()) - 1;
-  double pairs = 0;
-  for (int64_t s = 0; s < segments; ++s) {
-    const auto size = static_cast<double>(starts[s + 1] - starts[s]);
-    pairs += size * size;
-  }
-  const int64_t threads = pairs < kMinParallelPairs ? 1 : torch::stable::get_num_threads();
-  std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, std::min(threads, segments), 1, [&](int64_t, int64_t) {
-    for (int64_t s = next++; s < segments; s = next++) {
-      soft_nms_segment(box_data, score_data, order + starts[s], starts[s + 1] - starts[s], rule,
-                       method, rescored.get());
-    }
+  parallel_for_segments(starts, [&](int64_t begin, int64_t end) {
+    soft_nms_segment(box_data, score_data, order + begin, end - begin, rule, method,
+                     rescored.get());
   });
 
   int64_t kept = 0;
@@ -192,12 +133,6 @@ std::tuple<Tensor, Tensor> run_soft_nms(const Tensor& boxes, const Tensor& score
 std::tuple<Tensor, Tensor> empty_result(const Tensor& boxes, const Tensor& scores) {
   return {empty_on_device_of(boxes, {0}, ScalarType::Long),
           empty_on_device_of(boxes, {0}, scores.scalar_type())};
-}
-
-Order identity_order(int64_t count) {
-  Order order = uninitialized<uint32_t>(count);
-  std::iota(order.get(), order.get() + count, 0u);
-  return order;
 }
 
 // boxes: [N, 4], scores: [N] -> kept indices, int64, and their scores, by descending score

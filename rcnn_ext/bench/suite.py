@@ -17,6 +17,7 @@ from rcnn_ext.bench.cases import (
     DetectionCase,
     IouCase,
     MatchCase,
+    MergingCase,
     NmsCase,
     ProposalCase,
     PyramidCase,
@@ -31,7 +32,7 @@ _CPU = ("cpu",)
 _CUDA = ("cuda",)
 _BOTH = ("cpu", "cuda")
 _FULL_AND_HALF = (torch.float32, torch.bfloat16)
-_IOU_VARIANTS = ("generalized_box_iou", "distance_box_iou", "complete_box_iou")
+_IOU_VARIANTS = ("generalized_box_iou", "distance_box_iou", "complete_box_iou", "box_ios")
 
 
 def suite(quick: bool) -> list[Case]:
@@ -144,6 +145,7 @@ def _suppression() -> list[Case]:
         *(_nms(count, targets, devices) for count, targets, devices in plain),
         *(_nms(count, targets, devices, 80) for count, targets, devices in by_class),
         *_soft_nms(1_000, 5_000),
+        *_merging(1_000, 5_000),
     ]
 
 
@@ -152,6 +154,14 @@ def _soft_nms(*counts: int) -> list[SoftNmsCase]:
         SoftNmsCase("soft_nms", count=count, method=method)
         for count in counts
         for method in ("linear", "gaussian")
+    ]
+
+
+def _merging(*counts: int) -> list[MergingCase]:
+    return [
+        MergingCase("non_max_merging", count=count, metric=metric)
+        for count in counts
+        for metric in ("iou", "ios")
     ]
 
 
@@ -249,6 +259,7 @@ def _quick() -> list[Case]:
         *(_nms(count) for count in (100, 500, 1_000, 2_000, 5_000)),
         _nms(2_000, classes=80),
         *_soft_nms(500),
+        *_merging(500),
         *(roi("roi_align", rois) for rois in (16, 32, 64, 128)),
         roi("roi_align", sampling_ratio=0),
         roi("roi_align", channels_last=True),
@@ -278,6 +289,7 @@ def tiny() -> list[Case]:
         _nms(300),
         _nms(300, classes=5),
         *_soft_nms(100),
+        *_merging(100),
         roi("roi_align"),
         roi("roi_align", sampling_ratio=0),
         roi("roi_align", channels_last=True),

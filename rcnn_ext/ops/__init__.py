@@ -9,11 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rcnn_ext.ops._backend import has_native_kernel, use_backend
-from rcnn_ext.ops.box_iou import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
+from rcnn_ext.ops.box_iou import (
+    box_ios,
+    box_iou,
+    complete_box_iou,
+    distance_box_iou,
+    generalized_box_iou,
+)
 from rcnn_ext.ops.generate_proposals import Proposals, generate_proposals
 from rcnn_ext.ops.match_boxes import batched_match_boxes, match_boxes
 from rcnn_ext.ops.multiscale_roi_align import MultiScaleRoIAlign, multiscale_roi_align
 from rcnn_ext.ops.nms import batched_nms, batched_nms_padded, nms, nms_padded
+from rcnn_ext.ops.non_max_merging import MergedBoxes, non_max_merging
 from rcnn_ext.ops.postprocess_detections import Detections, postprocess_detections
 from rcnn_ext.ops.roi_align import RoIAlign, roi_align
 from rcnn_ext.ops.roi_pool import RoIPool, roi_pool
@@ -21,6 +28,7 @@ from rcnn_ext.ops.soft_nms import batched_soft_nms, soft_nms
 
 __all__ = [
     "Detections",
+    "MergedBoxes",
     "MultiScaleRoIAlign",
     "Proposals",
     "RoIAlign",
@@ -29,6 +37,7 @@ __all__ = [
     "batched_nms",
     "batched_nms_padded",
     "batched_soft_nms",
+    "box_ios",
     "box_iou",
     "complete_box_iou",
     "distance_box_iou",
@@ -39,6 +48,7 @@ __all__ = [
     "multiscale_roi_align",
     "nms",
     "nms_padded",
+    "non_max_merging",
     "postprocess_detections",
     "roi_align",
     "roi_pool",

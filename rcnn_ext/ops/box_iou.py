@@ -1,4 +1,4 @@
-"""Pairwise IoU.
+"""Pairwise IoU, and intersection over the smaller area.
 
 CPU: ``csrc/box_iou/box_iou_cpu.cpp``, kernels in ``csrc/box_iou/box_iou_cpu-inl.h``.
 CUDA: ``csrc/box_iou/box_iou_cuda.cu``.
@@ -13,7 +13,14 @@ from torch import Tensor
 
 from rcnn_ext import reference
 from rcnn_ext.ops._library import define_operator
-from rcnn_ext.reference.box_iou import COMPLETE, DISTANCE, GENERALIZED, IOU, check_box_iou
+from rcnn_ext.reference.box_iou import (
+    COMPLETE,
+    DISTANCE,
+    GENERALIZED,
+    IOU,
+    SMALLER,
+    check_box_iou,
+)
 
 
 def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
@@ -40,22 +47,53 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
         >>> box_iou(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[1.0, 0, 3, 2]]))
         tensor([[0.3333]])
     """
-    if fmt in ("xywh", "cxcywh"):
-        boxes1, boxes2 = _corners(boxes1, fmt), _corners(boxes2, fmt)
-    elif fmt in ("cxcywhr", "xywhr", "xyxyxyxy"):
+    if fmt in ("cxcywhr", "xywhr", "xyxyxyxy"):
         from torchvision import ops as torchvision_ops
 
         return torchvision_ops.box_iou(boxes1, boxes2, fmt=fmt)
-    elif fmt != "xyxy":
+    if fmt not in _FORMATS:
         raise ValueError(
             "box_iou: expected fmt 'xyxy', 'xywh', 'cxcywh', 'cxcywhr', 'xywhr' or 'xyxyxyxy', "
             f"got {fmt!r}"
         )
-    return _pairwise(boxes1, boxes2, IOU, 0.0)
+    return _pairwise(_corners(boxes1, fmt), _corners(boxes2, fmt), IOU, 0.0)
+
+
+def box_ios(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
+    """Compute the intersection over the smaller area of every pair of boxes; differentiable.
+
+    1 where one box lies within the other, however small it is: the measure by which parts of an
+    object are found in the whole, as in the overlap of two image tiles.
+
+    Args:
+        boxes1: ``[..., N, 4]`` in the format ``fmt``, any unit; floating or integer.
+        boxes2: ``[..., M, 4]``; leading dimensions broadcast against those of boxes1.
+        fmt: ``"xyxy"``, ``"xywh"`` or ``"cxcywh"``.
+
+    Returns:
+        ``[..., N, M]``, float64 for float64 boxes and float32 for every other dtype; NaN where the
+        smaller area is 0.
+
+    Raises:
+        RuntimeError: Wrong shape, dtype or device.
+        ValueError: Unknown format.
+
+    Example:
+        >>> box_ios(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[1.0, 0, 5, 2]]))
+        tensor([[0.5000]])
+    """
+    if fmt not in _FORMATS:
+        raise ValueError(f"box_ios: expected fmt 'xyxy', 'xywh' or 'cxcywh', got {fmt!r}")
+    return _pairwise(_corners(boxes1, fmt), _corners(boxes2, fmt), SMALLER, 0.0)
+
+
+_FORMATS = ("xyxy", "xywh", "cxcywh")
 
 
 def _corners(boxes: Tensor, fmt: str) -> Tensor:
-    """Convert boxes ``[..., 4]`` from "xywh" or "cxcywh" to (x1, y1, x2, y2)."""
+    """Convert boxes ``[..., 4]`` of one of the formats to (x1, y1, x2, y2)."""
+    if fmt == "xyxy":
+        return boxes
     start, size = boxes[..., :2], boxes[..., 2:]
     if fmt == "cxcywh":
         start = start - size / 2

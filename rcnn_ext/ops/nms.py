@@ -148,12 +148,14 @@ _BITS = {
 }
 
 
-def _integers(idxs: Tensor, op: str) -> Tensor:
+def _integers(idxs: Tensor, op: str, argument: str = "idxs") -> Tensor:
     """Return classes as int64 that are equal where the given ones are, whatever their dtype."""
     if idxs.dtype == torch.int64:
         return idxs
     if idxs.is_complex():
-        raise RuntimeError(f"{op}: expected idxs to be real numbers, got {name_of(idxs.dtype)}")
+        raise RuntimeError(
+            f"{op}: expected {argument} to be real numbers, got {name_of(idxs.dtype)}"
+        )
     if idxs.is_floating_point():
         if idxs.dtype not in _BITS:
             idxs = idxs.to(torch.float32)  # the 8-bit types

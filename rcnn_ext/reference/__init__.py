@@ -12,6 +12,7 @@ from rcnn_ext.reference.multiscale_roi_align import (
     multiscale_roi_align_backward,
 )
 from rcnn_ext.reference.nms import batched_nms, batched_nms_padded, nms, nms_padded
+from rcnn_ext.reference.non_max_merging import non_max_merging
 from rcnn_ext.reference.postprocess_detections import postprocess_detections
 from rcnn_ext.reference.roi_align import roi_align, roi_align_backward
 from rcnn_ext.reference.roi_pool import roi_pool, roi_pool_backward
@@ -29,6 +30,7 @@ __all__ = [
     "multiscale_roi_align_backward",
     "nms",
     "nms_padded",
+    "non_max_merging",
     "postprocess_detections",
     "roi_align",
     "roi_align_backward",

@@ -10,7 +10,7 @@ from torch import Tensor
 from rcnn_ext.reference.checks import check, check_floating, check_same_device, name_of
 
 # The numbers of MeasureId in csrc/core/box_math.h.
-IOU, GENERALIZED, DISTANCE, COMPLETE = range(4)
+IOU, GENERALIZED, DISTANCE, COMPLETE, SMALLER = range(5)
 
 
 def check_box_iou(boxes1: Tensor, boxes2: Tensor) -> None:
@@ -44,7 +44,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, measure: int, eps: float) -> Tensor:
     Args:
         boxes1: ``[B, N, 4]`` (x1, y1, x2, y2), floating or int64.
         boxes2: ``[B, M, 4]``, of the dtype of boxes1.
-        measure: IOU, GENERALIZED, DISTANCE or COMPLETE.
+        measure: IOU, GENERALIZED, DISTANCE, COMPLETE or SMALLER.
         eps: Keeps DISTANCE and COMPLETE from dividing by zero; squared pixels.
 
     Returns:
@@ -67,8 +67,8 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, measure: int, eps: float) -> Tensor:
 
 def _check_measure(measure: int) -> None:
     check(
-        measure in (IOU, GENERALIZED, DISTANCE, COMPLETE),
-        f"box_iou: expected measure 0, 1, 2 or 3, got {measure}",
+        IOU <= measure <= SMALLER,
+        f"box_iou: expected measure 0, 1, 2, 3 or 4, got {measure}",
     )
 
 
@@ -80,6 +80,8 @@ def _measure(a: Tensor, b: Tensor, measure: int, eps: float) -> Tensor:
     # [B, N, M, 2]
     overlap = (torch.min(a[..., 2:], b[..., 2:]) - torch.max(a[..., :2], b[..., :2])).clamp(min=0)
     intersection = overlap[..., 0] * overlap[..., 1]  # [B, N, M]
+    if measure == SMALLER:
+        return intersection / torch.min(area_a, area_b)
     union = area_a + area_b - intersection
     iou = intersection / union
     if measure == IOU:
@@ -136,11 +138,12 @@ def box_iou_backward(
     raw_overlap = torch.min(high_a, high_b) - torch.max(low_a, low_b)  # [B, N, M, 2]
     overlap = raw_overlap.clamp(min=0)
     intersection = overlap.prod(dim=-1)  # [B, N, M]
-    union = size_a.prod(dim=-1) + size_b.prod(dim=-1) - intersection
+    area_a, area_b = size_a.prod(dim=-1), size_b.prod(dim=-1)  # [B, N, 1] and [B, 1, M]
+    union = area_a + area_b - intersection
     raw_hull = torch.max(high_a, high_b) - torch.min(low_a, low_b)
     hull = raw_hull.clamp(min=0)
 
-    # From the measure back to the intersection, the union and the sides of the hull.
+    # From the measure back to the intersection, the areas and the sides of the hull.
     grad_union = -grad * intersection / union**2
     grad_hull = torch.zeros_like(overlap)
     grad_offset = torch.zeros_like(overlap)
@@ -164,12 +167,20 @@ def box_iou_backward(
         grad_size_a = grad_angle[..., None] * _angle_derivative(size_a)
         grad_size_b = -grad_angle[..., None] * _angle_derivative(size_b)
 
+    if measure == SMALLER:
+        smaller, first = torch.min(area_a, area_b), _fraction_of_first(area_a, area_b)
+        grad_intersection = grad / smaller
+        grad_smaller = -grad * intersection / smaller**2
+        grad_area_a, grad_area_b = grad_smaller * first, grad_smaller * (1 - first)
+    else:
+        grad_intersection = grad / union - grad_union
+        grad_area_a = grad_area_b = grad_union
+
     # From those back to corners; minimum and maximum share the gradient between equal corners.
-    grad_intersection = grad / union - grad_union
     grad_overlap = grad_intersection[..., None] * overlap.flip(-1) * (raw_overlap >= 0)
     grad_hull = grad_hull * (raw_hull >= 0)
-    grad_size_a = grad_size_a + grad_union[..., None] * size_a.flip(-1)
-    grad_size_b = grad_size_b + grad_union[..., None] * size_b.flip(-1)
+    grad_size_a = grad_size_a + grad_area_a[..., None] * size_a.flip(-1)
+    grad_size_b = grad_size_b + grad_area_b[..., None] * size_b.flip(-1)
     high_a_smaller = _fraction_of_first(high_a, high_b)
     low_a_smaller = _fraction_of_first(low_a, low_b)
     grad_high_a = grad_overlap * high_a_smaller + grad_hull * (1 - high_a_smaller)

@@ -16,6 +16,7 @@ from rcnn_ext.bench.cases import (
     DetectionCase,
     IouCase,
     MatchCase,
+    MergingCase,
     NmsCase,
     ProposalCase,
     RoiCase,
@@ -42,13 +43,13 @@ def test_truth_accepts_torchvision(case: Case) -> None:
     assert check(result) <= case.tolerance(torch.float32, other_library=True)
 
 
+# These let rounding decide, and have tests of their own.
+TOLERANT = (DetectionCase, MatchCase, MergingCase, NmsCase, ProposalCase, SoftNmsCase)
+
+
 @pytest.mark.parametrize(
     "case",
-    [
-        case
-        for case in tiny()
-        if not isinstance(case, (DetectionCase, MatchCase, NmsCase, ProposalCase, SoftNmsCase))
-    ],
+    [case for case in tiny() if not isinstance(case, TOLERANT)],
     ids=lambda case: case.name,
 )
 def test_truth_rejects_a_small_error(case: Case) -> None:
@@ -86,8 +87,9 @@ def test_names_are_unique_in_every_suite() -> None:
 def test_suites_hold_every_operator_on_every_device() -> None:
     every = {
         *("box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou"),
+        "box_ios",
         *("generate_proposals", "postprocess_detections"),
-        *("nms", "batched_nms", "soft_nms"),
+        *("nms", "batched_nms", "soft_nms", "non_max_merging"),
         *("match_boxes", "roi_align", "roi_pool", "multi_scale_roi_align"),
     }
     assert {case.operator for case in tiny()} == every
@@ -279,6 +281,27 @@ def test_share_of_boxes_scored_otherwise(method: str) -> None:
     assert math.isinf(check((kept, lowered.flip(0))))
     assert math.isinf(check((kept.where(kept != kept[0], kept[1]), lowered)))  # one twice
     assert math.isinf(check((kept + 1, lowered[:-1])))
+
+
+@pytest.mark.parametrize("metric", ["iou", "ios"])
+def test_share_of_boxes_merged_otherwise(metric: str) -> None:
+    case = MergingCase("non_max_merging", count=250, metric=metric)
+    inputs = case.make(0, CPU, torch.float32)
+    check = case.check(inputs)
+    boxes, indices, groups = case.bind(ops, inputs)()
+    assert check((boxes, indices, groups)) == 0
+    assert len(boxes) < 250
+    other = groups.clone()
+    other[5] = (groups[5] + 1) % len(boxes)
+    assert check((boxes, indices, other)) == pytest.approx(1 / 250)
+    assert case.tolerance(torch.float32, other_library=False) < 1 / 250
+    (alone,) = (groups.bincount() == 1).nonzero()[:1]
+    unknown = boxes.clone()
+    unknown[alone, 2] = math.nan
+    assert check((unknown, indices, groups)) == pytest.approx(1 / 250)
+    assert math.isinf(check((boxes, indices, groups[1:])))
+    assert math.isinf(check((boxes, indices, groups - 1)))
+    assert math.isinf(check((boxes[1:], indices, groups)))
 
 
 # --- errors --------------------------------------------------------------------------------------

@@ -37,6 +37,8 @@ SCHEDULED = [
         "nms_padded-400-100",
         "batched_nms-400-2",
         "batched_nms_padded-300-9",
+        "non_max_merging-400-7",
+        "non_max_merging-600-ios",
         "generate_proposals",
         "postprocess_detections",
         "postprocess_detections-all",
@@ -83,7 +85,7 @@ def test_every_operator_with_a_cuda_kernel_is_emulated() -> None:
         f"rcnn_ext::{name}"
         for name in (
             "box_iou", "box_iou_backward", "nms", "batched_nms", "nms_padded",
-            "batched_nms_padded", "generate_proposals",
+            "batched_nms_padded", "generate_proposals", "non_max_merging",
             "postprocess_detections", "soft_nms",
             "batched_soft_nms", "roi_align", "roi_align_backward", "roi_pool", "roi_pool_backward",
             "multiscale_roi_align", "multiscale_roi_align_backward",
@@ -97,6 +99,7 @@ def test_empty_inputs_launch_nothing() -> None:
         assert ops.nms(empty, torch.empty(0), 0.5).shape == (0,)
         assert ops.batched_nms(empty, torch.empty(0), torch.empty(0), 0.5).shape == (0,)
         assert ops.soft_nms(empty, torch.empty(0))[1].shape == (0,)
+        assert ops.non_max_merging(empty, torch.empty(0)).boxes.shape == (0, 4)
         assert ops.box_iou(empty, boxes(3)).shape == (0, 3)
         assert ops.roi_align(torch.ones(1, 2, 5, 5), torch.empty(0, 5), 3).shape == (0, 2, 3, 3)
         levels = [torch.ones(1, 2, 5, 5), torch.ones(1, 2, 3, 3)]

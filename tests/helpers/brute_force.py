@@ -32,10 +32,19 @@ def _iou(a: Sequence[Any], b: Sequence[Any]) -> Any:
     return _divide(overlap, union)
 
 
+def _ios(a: Sequence[Any], b: Sequence[Any]) -> Any:
+    width = max(min(a[2], b[2]) - max(a[0], b[0]), type(a[0])(0))
+    height = max(min(a[3], b[3]) - max(a[1], b[1]), type(a[0])(0))
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
+    return _divide(width * height, min(areas))
+
+
 def _measure(name: str, a: Sequence[float], b: Sequence[float], eps: float) -> float:
     iou = _iou(a, b)
     if name == "box_iou":
         return iou
+    if name == "box_ios":
+        return _ios(a, b)
     hull_width = max(a[2], b[2]) - min(a[0], b[0])
     hull_height = max(a[3], b[3]) - min(a[1], b[1])
     if name == "generalized_box_iou":
@@ -57,7 +66,7 @@ def _measure(name: str, a: Sequence[float], b: Sequence[float], eps: float) -> f
 
 
 def pairwise(name: str, boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
-    """``[N, 4]`` and ``[M, 4]`` to ``[N, M]`` by one of the four measures."""
+    """``[N, 4]`` and ``[M, 4]`` to ``[N, M]`` by one of the five measures."""
     rows = [
         [_measure(name, a, b, eps) for b in boxes2.double().tolist()]
         for a in boxes1.double().tolist()
@@ -161,6 +170,55 @@ def soft_nms(
                     del left[i]
     order = sorted(taken, key=lambda i: (-taken[i], i))
     return order, [float(taken[i]) for i in order]
+
+
+def non_max_merging(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    threshold: float,
+    metric: str,
+    segments: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Greedy merging; boxes ``[N, 4]`` in the type to compute in, scores ``[N]``.
+
+    Returns:
+        Merged boxes ``[K, 4]``, the index of the best box of each, and the result of each box.
+    """
+    segments = np.zeros(len(boxes), dtype=np.int64) if segments is None else segments
+    order = np.argsort(-scores, kind="stable")
+    order = order[np.isfinite(boxes[order]).all(axis=1)]
+    merged, kept, groups = [], [], np.full(len(boxes), -1, dtype=np.int64)
+    with np.errstate(all="ignore"):
+        areas = _areas(boxes)
+        while len(order) > 0:
+            best, rest = order[0], order[1:]
+            overlaps = _overlaps(boxes[best], areas[best], boxes[rest], areas[rest], metric)
+            claims = (overlaps.astype(np.float64) >= threshold) & (segments[rest] == segments[best])
+            extent = boxes[best].copy()
+            for i in rest[claims]:
+                row = slice(i, i + 1)
+                overlap = _overlaps(extent, _areas(extent), boxes[row], areas[row], metric)[0]
+                if float(overlap) >= threshold:
+                    extent[:2] = np.minimum(extent[:2], boxes[i, :2])
+                    extent[2:] = np.maximum(extent[2:], boxes[i, 2:])
+            groups[best] = groups[rest[claims]] = len(kept)
+            merged.append(extent)
+            kept.append(best)
+            order = rest[~claims]
+    return np.array(merged, boxes.dtype).reshape(-1, 4), np.array(kept, np.int64), groups
+
+
+def _areas(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def _overlaps(
+    box: np.ndarray, area: np.ndarray, others: np.ndarray, areas: np.ndarray, metric: str
+) -> np.ndarray:
+    """IoU or intersection over the smaller area of one box and others ``[M, 4]``."""
+    sizes = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    overlap = np.maximum(sizes, 0).prod(axis=1)
+    return overlap / (area + areas - overlap if metric == "iou" else np.minimum(area, areas))
 
 
 def _axis_samples(

@@ -25,6 +25,7 @@ OPERATORS = [
     "batched_nms_padded",
     "soft_nms",
     "batched_soft_nms",
+    "non_max_merging",
     "generate_proposals",
     "postprocess_detections",
     "roi_align",
@@ -70,6 +71,7 @@ def _use_all() -> None:
     ops.batched_nms_padded(boxes, make_scores(6), torch.zeros(6), 0.5, 3)
     ops.soft_nms(boxes, make_scores(6))
     ops.batched_soft_nms(boxes, make_scores(6), torch.zeros(6))
+    ops.non_max_merging(boxes, make_scores(6))
     make_pyramid().run(torch.device("cpu"))
     make_heads().run(torch.device("cpu"))
 

@@ -74,6 +74,11 @@ def _samples(device: torch.device) -> dict[str, list[tuple[Any, ...]]]:
             (boxes.half(), scores.double(), 0.3, 0.5, 0.1, 1),
             (boxes[:0], scores[:0], 0.3, 0.5, 0.001, 0),
         ],
+        "non_max_merging": [
+            (boxes, scores, idxs, 0.5, 1),
+            (boxes.half(), scores.double(), idxs, 0.3, 0),
+            (boxes[:0], scores[:0], idxs[:0], 0.5, 0),
+        ],
         "batched_soft_nms": [(boxes, scores, idxs, 0.3, 0.5, 0.001, 1)],
         "generate_proposals": [
             (*maps, anchors, sizes, 20, 10, 0.7, 0.1, 1.0, *decoding),
@@ -136,7 +141,8 @@ def _detector_head(
     aligned = aligned.sum() + levels
     pooled = ops.roi_pool(features, [kept, kept], 3, 0.25)
     iou = ops.box_iou(boxes, truth) + ops.generalized_box_iou(boxes, truth)
-    iou = iou + best.sum()
+    merged = ops.non_max_merging(boxes, scores, idxs, 0.4, "ios")
+    iou = iou + ops.box_ios(boxes, truth) + best.sum() + merged.boxes.sum()
     return keep, aligned, pooled, iou, ops.complete_box_iou(boxes, truth)
 
 

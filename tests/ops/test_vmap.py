@@ -14,6 +14,7 @@ IOU = {
     "box_iou": ops.box_iou,
     "generalized_box_iou": ops.generalized_box_iou,
     "complete_box_iou": ops.complete_box_iou,
+    "box_ios": ops.box_ios,
 }
 
 

@@ -3,6 +3,7 @@
 from rcnn_ext.bench.cases.base import Case, Targets
 from rcnn_ext.bench.cases.boxes import IouCase
 from rcnn_ext.bench.cases.matching import MatchCase
+from rcnn_ext.bench.cases.merging import MergingCase
 from rcnn_ext.bench.cases.pooling import PyramidCase, RoiCase
 from rcnn_ext.bench.cases.proposals import DetectionCase, ProposalCase
 from rcnn_ext.bench.cases.suppression import NmsCase, SoftNmsCase
@@ -12,6 +13,7 @@ __all__ = [
     "DetectionCase",
     "IouCase",
     "MatchCase",
+    "MergingCase",
     "NmsCase",
     "ProposalCase",
     "PyramidCase",

@@ -49,6 +49,11 @@ class IouCase(Case):
         return f"{self.rows:,} x {self.columns:,} boxes{passes}"
 
     @property
+    def has_counterpart(self) -> bool:
+        """Whether torchvision has the measure, as it has those of IoU."""
+        return self.operator != "box_ios"
+
+    @property
     def differentiates(self) -> bool:
         """Whether the timed call runs autograd."""
         return self.backward

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ def _box_iou_cases() -> list[Case]:
         "generalized_box_iou": ops.generalized_box_iou,
         "distance_box_iou": ops.distance_box_iou,
         "complete_box_iou": ops.complete_box_iou,
+        "box_ios": ops.box_ios,
     }
     made = []
     for name, measure in measures.items():
@@ -136,6 +138,36 @@ def _nms_cases() -> list[Case]:
         for count, classes in ((1, 1), (300, 3), (400, 2), (700, 40))
     ]
     return made
+
+
+def _merging_cases() -> list[Case]:
+    def make(count: int, classes: int = 1, dtype: torch.dtype = torch.float32) -> Callable:
+        def call() -> tuple[Tensor, ...]:
+            made = boxes(count, size=20 + count**0.5 * 4, dtype=dtype)
+            made[count // 2, 0] = torch.nan
+            scores = torch.randint(1, count + 1, (count,)) / count  # with ties
+            return made, scores, torch.randint(0, classes, (count,))
+
+        return call
+
+    def merge(metric: Literal["iou", "ios"], threshold: float = 0.3) -> Callable[..., Tensor]:
+        def call(b: Tensor, s: Tensor, c: Tensor) -> Tensor:
+            merged = ops.non_max_merging(b, s, c, threshold, metric)
+            return _together((merged.boxes, merged.indices, merged.groups))
+
+        return call
+
+    # 512 threads claim, 128 merge.
+    made = [
+        Case(f"non_max_merging-{count}-{metric}", make(count), merge(metric), exact=True)
+        for count, metric in ((1, "iou"), (33, "ios"), (129, "iou"), (600, "ios"))
+    ]
+    return [
+        *made,
+        Case("non_max_merging-400-7", make(400, 7), merge("ios"), exact=True),
+        Case("non_max_merging-float64", make(150, 2, torch.float64), merge("iou", 0.1), exact=True),
+        Case("non_max_merging-all", make(150), merge("iou", 0.0), exact=True),
+    ]
 
 
 def _match_cases() -> list[Case]:
@@ -293,6 +325,7 @@ BOX_CASES = [
     *_box_iou_cases(),
     *_match_cases(),
     *_nms_cases(),
+    *_merging_cases(),
     *_proposal_cases(),
     *_detection_cases(),
 ]
