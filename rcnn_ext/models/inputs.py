@@ -9,13 +9,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
 from rcnn_ext.models.box_utils import at_least_float32, first_bad_box
 from rcnn_ext.models.channels import imagenet_statistics
 from rcnn_ext.models.sampler import SEED
 
 _TRANSFORM_OPTIONS = ("size_divisible", "fixed_size", "_skip_resize")
+
+
+class ResizeTransform(GeneralizedRCNNTransform):
+    """torchvision's transform, which here never shrinks the side of an image to nothing.
+
+    An image of 3x4000 pixels brought to a longer side of 1333 has a shorter one below 1, which
+    torchvision rounds down to 0.
+    """
+
+    def resize(
+        self, image: Tensor, target: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """Resize an image [C, H, W] and its boxes; each side keeps at least one pixel."""
+        height, width = image.shape[-2:]
+        scale = self.max_size / max(height, width)
+        # With some room, since the product is rounded.
+        thin = min(height, width) * scale < 1 + 1e-6
+        if not thin or self.fixed_size is not None or (self.training and self._skip_resize):
+            return super().resize(image, target)
+        size = [max(1, round(side * scale)) for side in (height, width)]
+        image = nn.functional.interpolate(
+            image[None], size=size, mode="bilinear", align_corners=False
+        )[0]
+        if target is not None:
+            target["boxes"] = resize_boxes(target["boxes"], [height, width], size)
+        return image, target
 
 
 def build_transform(
@@ -62,7 +88,7 @@ def build_transform(
                 f"{name} has {len(values)} numbers, and images have {channels} channels "
                 "(in_channels)"
             )
-    return GeneralizedRCNNTransform(
+    return ResizeTransform(
         min_size,
         max_size,
         mean,
