@@ -45,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--draw-score", type=fraction, default=0.5, help="minimum score drawn (default: 0.5)"
     )
+    parser.add_argument(
+        "--max-pixels",
+        metavar="N",
+        type=int,
+        help="maximum number of pixels of a picture that is read (default: the recipe's)",
+    )
     parser.add_argument("--no-pictures", action="store_true", help="write JSON only")
     add_inference(parser)
 
@@ -65,6 +71,8 @@ def run(options: argparse.Namespace) -> int:
 
     words = [*options.images, *options.overrides]
     overrides = [word for word in words if _is_override(word)]
+    if options.max_pixels is not None:
+        overrides.append(f"data.max_pixels={options.max_pixels}")
     detect_to_folder(
         options.checkpoint,
         [word for word in words if word not in overrides],

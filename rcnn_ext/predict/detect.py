@@ -96,7 +96,7 @@ def detect_to_folder(
     )
     localizes = model.localizes
     found = model.stream(
-        [PictureFile(path, name) for path, name in images],
+        [PictureFile(path, name, model.reader) for path, name in images],
         min_score=0.0 if localizes else min_score,
         batch_size=batch_size,
         keep_pictures=draw_score is not None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from rcnn_ext.data.images import load_image
+from rcnn_ext.data.images import ImageReader, upright_rgb
 from rcnn_ext.errors import UserError
 
 _RGB = 3
@@ -56,15 +57,15 @@ class PictureFile:
 
     path: Path
     name: Path
+    reader: ImageReader = ImageReader()
 
     def decode(self, channels: int) -> tuple[Tensor, Image.Image | None]:
         """Read the file, upright."""
-        picture = self.picture()
-        return _with_channels(F.pil_to_tensor(picture), channels, str(self.path)), picture
+        return _decode(self.reader, self.path, channels)
 
     def picture(self) -> Image.Image:
         """Read the file, upright, as RGB."""
-        return load_image(self.path)
+        return self.reader.load_image(self.path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,15 +75,15 @@ class EncodedPicture:
     content: bytes
     name: Path
     path: Path | None = None
+    reader: ImageReader = ImageReader()
 
     def decode(self, channels: int) -> tuple[Tensor, Image.Image | None]:
         """Read the content, upright."""
-        picture = self.picture()
-        return _with_channels(F.pil_to_tensor(picture), channels, self.name.as_posix()), picture
+        return _decode(self.reader, io.BytesIO(self.content), channels, self.name.as_posix())
 
     def picture(self) -> Image.Image:
         """Read the content, upright, as RGB."""
-        return load_image(io.BytesIO(self.content), name=self.name.as_posix())
+        return self.reader.load_image(io.BytesIO(self.content), name=self.name.as_posix())
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,11 +101,7 @@ class PillowPicture:
 
     def picture(self) -> Image.Image:
         """Return the image upright, as RGB."""
-        image = self.image
-        if image.mode.startswith("I;16"):
-            # Pillow would cut 16-bit values at 255 instead of scaling them.
-            image = image.convert("I").point(lambda value: value / 257).convert("L")
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return upright_rgb(self.image, self.name.as_posix())
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,6 +180,17 @@ class TensorPicture:
     def picture(self) -> Image.Image:
         """Return the pixels as a Pillow image."""
         return _as_picture(self.decode(_picture_channels(self.tensor.shape[:-2]))[0].cpu())
+
+
+def _decode(
+    reader: ImageReader, source: Path | io.BytesIO, channels: int, name: str | None = None
+) -> tuple[Tensor, Image.Image | None]:
+    """Read a file; the picture is RGB, and None where it is not made on the way."""
+    reader = dataclasses.replace(reader, channels=channels)
+    if channels != _RGB:
+        return reader.load_tensor(source, name=name), None
+    picture = reader.load_image(source, name=name)
+    return F.pil_to_tensor(picture), picture
 
 
 def _allowed(channels: int) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing_extensions import Self
 from rcnn_ext.config import Recipe
 from rcnn_ext.data.annotations import ClassList
 from rcnn_ext.data.formats.csv_boxes import listed_images
+from rcnn_ext.data.images import ImageReader
 from rcnn_ext.distributed import choose_device
 from rcnn_ext.errors import UserError
 from rcnn_ext.models import Detector, Localizer
@@ -109,6 +111,12 @@ class Predictor(nn.Module):
         return torch.device("cpu") if parameter is None else parameter.device
 
     @property
+    def reader(self) -> ImageReader:
+        """Reader of files, with the options of the recipe."""
+        data = (self.recipe or Recipe()).data
+        return dataclasses.replace(ImageReader.of(data), channels=self.channels)
+
+    @property
     def channels(self) -> int:
         """Number of channels of the images that the detector takes."""
         transform = getattr(self.detector, "transform", None)
@@ -166,7 +174,9 @@ class Predictor(nn.Module):
             >>> found.names, found.boxes
         """
         _check_options(min_score, batch_size, on_error, threads)
-        kind, pictures = open_pictures(images, bgr=bgr, read_list=self._read_list)
+        kind, pictures = open_pictures(
+            images, bgr=bgr, read_list=self._read_list, reader=self.reader
+        )
         results = self.stream(
             pictures,
             min_score=min_score,

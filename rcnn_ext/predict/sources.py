@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from rcnn_ext.data.images import find_images
+from rcnn_ext.data.images import ImageReader, find_images, naming_errors
 from rcnn_ext.errors import UserError
 from rcnn_ext.predict.pictures import (
     ArrayPicture,
@@ -34,7 +34,11 @@ _EXPECTED = (
 
 
 def open_pictures(
-    images: Any, *, bgr: bool = False, read_list: ReadList | None = None
+    images: Any,
+    *,
+    bgr: bool = False,
+    read_list: ReadList | None = None,
+    reader: ImageReader | None = None,
 ) -> tuple[Kind, Iterator[Picture | UserError]]:
     """Return the pictures that a value holds.
 
@@ -42,6 +46,7 @@ def open_pictures(
         images: See :meth:`rcnn_ext.predict.predictor.Predictor.predict`.
         bgr: Whether arrays have their channels as blue, green, red.
         read_list: Gives the pictures and names of a list, which a file that ends in ``.csv`` is.
+        reader: Reads files; None reads them with the usual options.
 
     Returns:
         Whether it is one picture, or many, or a stream of unknown length; and the pictures, or the
@@ -50,7 +55,7 @@ def open_pictures(
     Raises:
         UserError: Nothing can be read from such a value.
     """
-    opener = _Opener(bgr, read_list)
+    opener = _Opener(bgr, read_list, reader or ImageReader())
     if isinstance(images, list | tuple) or (
         isinstance(images, Iterable) and not opener.holds_pictures(images)
     ):
@@ -63,7 +68,8 @@ def open_pictures(
 class _Opener:
     """Make pictures of values, and number those that have no name."""
 
-    def __init__(self, bgr: bool, read_list: ReadList | None) -> None:
+    def __init__(self, bgr: bool, read_list: ReadList | None, reader: ImageReader) -> None:
+        self.reader = reader
         self.bgr = bgr
         self.read_list = read_list
         self.count = 0
@@ -110,7 +116,7 @@ class _Opener:
         if isinstance(value, str) or hasattr(value, "__fspath__"):
             for path, name in find_images([_path_of(value)], self.read_list):
                 self.count += 1
-                yield PictureFile(path, name)
+                yield PictureFile(path, name, self.reader)
         elif isinstance(value, np.ndarray | Tensor) and value.ndim == 4:
             for one in value:
                 yield from self.of(one)
@@ -122,23 +128,21 @@ class _Opener:
         if isinstance(value, Image.Image):
             file_name = getattr(value, "filename", "")
             path = Path(file_name) if isinstance(file_name, str) and file_name else None
-            try:
+            with naming_errors(str(path or name)):
                 # Here and not in a thread: Pillow reads a file lazily, and an image may be given
                 # twice.
                 value.load()
-            except (OSError, SyntaxError, ValueError) as error:
-                raise UserError(f"the image {path or name} is damaged: {error}") from error
             return PillowPicture(value, name if path is None else Path(path.name), path)
         if isinstance(value, np.ndarray):
             return ArrayPicture(value, self.bgr, name)
         if isinstance(value, Tensor):
             return TensorPicture(value, name)
         if isinstance(value, bytes | bytearray | memoryview):
-            return EncodedPicture(bytes(value), name)
+            return EncodedPicture(bytes(value), name, reader=self.reader)
         if hasattr(value, "read"):
             content = value.read()
             if isinstance(content, bytes):
-                return EncodedPicture(content, name)
+                return EncodedPicture(content, name, reader=self.reader)
             raise UserError(f"{name} is a file opened as text: open it with mode 'rb'")
         raise UserError(f"cannot take {_shown(value)} as a picture: {_EXPECTED}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 # What a value is multiplied by to bring it to [0, 1], where the segmentation works.
 UNIT = 1.0 / 255.0
@@ -15,8 +16,8 @@ def as_rgb(image: Any) -> np.ndarray:
 
     Args:
         image: [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] array, or what NumPy makes one of, such as
-            a Pillow image: uint8, uint16, or floats in [0, 1]. Gray becomes three equal channels, a
-            fourth channel (alpha) is left out.
+            a Pillow image of any mode: uint8, uint16, or floats in [0, 1]. Gray becomes three equal
+            channels, a fourth channel (alpha) is left out.
 
     Returns:
         [H, W, 3] contiguous array with values from 0 to 255: uint8 as it is, or float64.
@@ -25,6 +26,11 @@ def as_rgb(image: Any) -> np.ndarray:
         TypeError: Another dtype.
         ValueError: Another shape, no pixels, or floats that are NaN or outside [0, 1].
     """
+    if isinstance(image, Image.Image) and image.mode not in ("L", "RGB", "RGBA"):
+        # As arrays, palettes would be indices and CMYK inks.
+        from rcnn_ext.data.images import picture_to_rgb
+
+        image = picture_to_rgb(image)
     array = np.asarray(image)
     if array.ndim == 2:
         array = array[:, :, None]

@@ -1,5 +1,6 @@
 """Reading pictures from disk: one reader and one rule of orientation for the whole package."""
 
+from rcnn_ext.data.images.decoding import naming_errors
 from rcnn_ext.data.images.finding import (
     IMAGE_SUFFIXES,
     find_images,
@@ -17,6 +18,7 @@ from rcnn_ext.data.images.reading import (
     load_image,
     load_mask,
     load_tensor,
+    upright_rgb,
 )
 from rcnn_ext.data.images.values import picture_to_rgb
 
@@ -33,7 +35,9 @@ __all__ = [
     "load_image",
     "load_mask",
     "load_tensor",
+    "naming_errors",
     "numeric_ids",
     "picture_to_rgb",
     "pictures_below",
+    "upright_rgb",
 ]

@@ -10,10 +10,18 @@ import numpy as np
 from PIL import Image
 
 from rcnn_ext.config.data import DEFAULT_MAX_PIXELS
-from rcnn_ext.data.images.decoding import Source, Stored, UnknownFormatError, decode, is_tiff
+from rcnn_ext.data.images.decoding import (
+    Source,
+    Stored,
+    UnknownFormatError,
+    decode,
+    is_tiff,
+    naming_errors,
+)
 from rcnn_ext.data.images.orientation import (
     boxes_as_stored,
     orientation_to_apply,
+    stored_orientation,
     turn_array,
     turn_picture,
     turned_size,
@@ -206,6 +214,22 @@ def image_size(
             raise
     values, orientation = read_tiff(path, called, 0, max_pixels)
     return turned_size((values.shape[1], values.shape[0]), orientation)
+
+
+def upright_rgb(picture: Image.Image, name: str, max_value: float | None = None) -> Image.Image:
+    """Return a Pillow image of any mode upright, as RGB, as :func:`load_image` reads its file.
+
+    Args:
+        picture: The image, which may be opened and not loaded yet.
+        name: What messages call it.
+        max_value: See :func:`load_image`.
+
+    Raises:
+        UserError: Its file is damaged.
+    """
+    with naming_errors(name):
+        picture.load()
+        return turn_picture(picture_to_rgb(picture, max_value), stored_orientation(picture))
 
 
 def fitting_size(path: Source, size: tuple[int, int], name: str) -> tuple[int, int] | None:

@@ -105,7 +105,8 @@ def picture_to_rgb(picture: Image.Image, max_value: float | None = None) -> Imag
         picture = picture.convert("RGBA")
     elif "transparency" in picture.info:
         # A color that counts as transparent; it stays what it is.
-        picture.info.pop("transparency")
+        picture = picture.copy()
+        del picture.info["transparency"]
     colors = picture.convert("RGB")
     if picture.mode in ("LA", "RGBA") and _constant(colors):
         alpha = picture.getchannel("A")
