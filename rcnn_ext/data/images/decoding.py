@@ -138,10 +138,7 @@ def naming_errors(called: str) -> Iterator[None]:
     except FileNotFoundError:
         raise UserError(f"{called} does not exist") from None
     except UnidentifiedImageError:
-        raise UnknownFormatError(
-            f"{called} is not an image that Pillow can read; expected a JPEG, PNG, WebP, TIFF, "
-            "GIF, BMP, AVIF or another common format"
-        ) from None
+        raise UnknownFormatError(f"{called} is not an image that Pillow can read") from None
     except MemoryError:
         raise UserError(f"{called} needs more memory than there is") from None
     except OSError as error:

@@ -77,9 +77,9 @@ def load_image(
     called = str(path) if name is None else name
     try:
         stored = decode(path, called, max_pixels, load=True)
-    except UnknownFormatError:
+    except UnknownFormatError as error:
         if not is_tiff(path):
-            raise
+            raise UserError(str(error)) from None
         values = _tiff_values(path, size, called, 3, max_pixels)
         gray = values.shape[2] == 1
         if not gray and values.shape[2] not in (3, 4):
@@ -125,9 +125,9 @@ def load_array(
     stored: Stored | None = None
     try:
         stored = decode(path, called, max_pixels, load=True)
-    except UnknownFormatError:
+    except UnknownFormatError as error:
         if not is_tiff(path):
-            raise
+            raise UserError(str(error)) from None
     if stored is not None:
         picture, orientation = _oriented(stored, size, called)
         deep = deep_values(picture)
@@ -209,9 +209,9 @@ def image_size(
     called = str(path) if name is None else name
     try:
         return decode(path, called, max_pixels, load=False).upright_size
-    except UnknownFormatError:
+    except UnknownFormatError as error:
         if not is_tiff(path):
-            raise
+            raise UserError(str(error)) from None
     values, orientation = read_tiff(path, called, 0, max_pixels)
     return turned_size((values.shape[1], values.shape[0]), orientation)
 
