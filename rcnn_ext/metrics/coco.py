@@ -7,6 +7,7 @@ of its time. They hold the values per class and the precision-recall curves too.
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,12 +102,13 @@ class EvaluationResult:
 
     def class_table(self) -> str:
         """Return the headline metrics of each class that has objects, as text."""
-        width = max([5, *(len(name) for name in self.per_class)])
+        width = max([5, *(_columns(name) for name in self.per_class)])
         lines = [f"{'class':<{width}} objects" + "".join(f" {n:>8}" for n in self.headline)]
         for name, row in self.per_class.items():
             if row["objects"]:
                 values = "".join(f" {_shown(row[column]):>8}" for column in self.headline)
-                lines.append(f"{name:<{width}} {row['objects']:>7}{values}")
+                padding = " " * (width - _columns(name))
+                lines.append(f"{name}{padding} {row['objects']:>7}{values}")
         return "\n".join(lines)
 
 
@@ -271,6 +273,15 @@ def _coco_arrays(
 
 def _print_nothing(*_: object) -> None:
     """Take the messages of faster-coco-eval, which say what it does."""
+
+
+def _columns(text: str) -> int:
+    """Return how many columns of a terminal a text takes: two per letter of East Asian scripts."""
+    widths = {"W": 2, "F": 2}
+    return sum(
+        0 if unicodedata.combining(one) else widths.get(unicodedata.east_asian_width(one), 1)
+        for one in text
+    )
 
 
 def _shown(value: float | int | None) -> str:

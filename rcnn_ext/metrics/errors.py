@@ -175,13 +175,18 @@ def _judge(result: ImageResult, min_score: float, max_detections: int) -> _Judge
     objects, overlaps = np.full(len(kept), -1), np.zeros(len(kept))
 
     matched = np.zeros(len(result.labels), bool)
-    is_candidate = own >= FOREGROUND_IOU
-    for i in np.flatnonzero(is_candidate.any(axis=1)):
-        free = np.where(is_candidate[i] & ~matched, own[i], 0)
-        best = int(free.argmax())
-        if free[best] > 0:
-            matched[best] = True
-            categories[i], objects[i], overlaps[i] = _CORRECT, best, free[best]
+    # The best detection first, and of its objects the one that it overlaps most.
+    rows, columns = np.nonzero(own >= FOREGROUND_IOU)
+    order = np.lexsort((-own[rows, columns], rows))
+    taken_by: dict[int, int] = {}
+    of_detection: dict[int, int] = {}
+    for row, column in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
+        if row not in of_detection and column not in taken_by:
+            of_detection[row], taken_by[column] = column, row
+    if of_detection:
+        found, best = list(of_detection), list(of_detection.values())
+        matched[best] = True
+        categories[found], objects[found], overlaps[found] = _CORRECT, best, own[found, best]
     is_open = categories != _CORRECT
     if result.crowd.any():
         in_crowd = overlap_of_first(boxes, result.boxes[result.crowd]) >= FOREGROUND_IOU
@@ -197,8 +202,8 @@ def _judge(result: ImageResult, min_score: float, max_detections: int) -> _Judge
         highest = values.max(axis=1, initial=0)
         chosen = is_open & holds(highest)
         categories[chosen] = _NAMES.index(name)
-        found = chosen & (highest > 0)
-        objects[found], overlaps[found] = best[found], highest[found]
+        overlapping = chosen & (highest > 0)
+        objects[overlapping], overlaps[overlapping] = best[overlapping], highest[overlapping]
         is_open = is_open & ~chosen
 
     assign("localization", own, lambda iou: (iou >= BACKGROUND_IOU) & (iou < FOREGROUND_IOU))
@@ -237,22 +242,44 @@ def _count(judged: Sequence[_Judged]) -> dict[str, int]:
 def _worst(
     results: Sequence[ImageResult], judged: Sequence[_Judged], category: int, max_examples: int
 ) -> list[DetectionError]:
-    name = _NAMES[category]
-    errors = []
+    images, items, weights = [], [], []
     for image, (result, one) in enumerate(zip(results, judged, strict=True)):
         if category == _MISSED:
-            errors += [
-                DetectionError(name, image, None, int(i), 0.0, float(result.areas[i]))
-                for i in np.flatnonzero(one.missed)
-            ]
-            continue
-        for i in np.flatnonzero(one.categories == category):
-            detection, item = int(one.kept[i]), int(one.objects[i])
-            iou, score = float(one.ious[i]), float(result.scores[detection])
-            errors.append(
-                DetectionError(name, image, detection, None if item < 0 else item, iou, score)
-            )
-    return sorted(errors, key=lambda error: -error.weight)[:max_examples]
+            of = np.flatnonzero(one.missed)
+            weights.append(result.areas[of])
+        else:
+            of = np.flatnonzero(one.categories == category)
+            weights.append(result.scores[one.kept[of]])
+        images.append(np.full(len(of), image))
+        items.append(of)
+    if not images:
+        return []
+    weight = np.concatenate(weights)
+    worst = np.argsort(-weight, kind="stable")[:max_examples]
+    chosen = zip(
+        np.concatenate(images)[worst].tolist(),
+        np.concatenate(items)[worst].tolist(),
+        weight[worst].tolist(),
+        strict=True,
+    )
+    return [
+        DetectionError(_NAMES[category], image, None, index, 0.0, weight)
+        if category == _MISSED
+        else _error(_NAMES[category], image, judged[image], index, weight)
+        for image, index, weight in chosen
+    ]
+
+
+def _error(name: str, image: int, judged: _Judged, index: int, score: float) -> DetectionError:
+    item = int(judged.objects[index])
+    return DetectionError(
+        name,
+        image,
+        int(judged.kept[index]),
+        None if item < 0 else item,
+        float(judged.ious[index]),
+        score,
+    )
 
 
 def _costs(

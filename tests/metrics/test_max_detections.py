@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from rcnn_ext.cli import eval as eval_command
 from rcnn_ext.cli import main
 from rcnn_ext.config import EvaluationConfig
 from rcnn_ext.data import DetectionDataset, open_split
+from rcnn_ext.metrics import tasks
 from rcnn_ext.metrics.evaluate import detections_limit, evaluate
 from rcnn_ext.predict.load import load_saved
 
@@ -88,3 +90,18 @@ def test_the_recipe_is_read_and_checked(tiny_run, tmp_path, capsys):
     assert "AR130" in capsys.readouterr().err
     assert main(["eval", str(tmp_path), "--data", str(tiny_run.data)]) == 0
     assert "counting up to 130 detections" in capsys.readouterr().out
+
+
+def test_models_whose_limit_is_fixed_are_said():
+    program, localizer = nn.Module(), nn.Module()
+    localizer.localizes = True
+    assert "as many as when it was exported" in eval_command._limit_note(program, 400)
+    assert "one object per image" in eval_command._limit_note(localizer, 400)
+    assert "up to 500 per image" in eval_command._limit_note(Counting(500), 400)
+
+
+def test_localizers_have_no_such_limit(tiny_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tasks, "is_localizer", lambda model: True)
+    arguments = ["eval", str(tiny_run.out), "--data", str(tiny_run.data), "--out", str(tmp_path)]
+    assert main([*arguments, "--max-detections", "9"]) == 2
+    assert "--max-detections is for detectors" in capsys.readouterr().err

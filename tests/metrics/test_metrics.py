@@ -136,6 +136,16 @@ def test_nothing_found_or_nothing_there(targets):
     assert result.class_table().startswith("class")
 
 
+def test_columns_of_the_class_table_are_straight_with_wide_letters():
+    classes = ClassList(("猫猫猫", "cat", "e\u0301"), (1, 2, 3))
+    result = compute(
+        [found([BOX] * 3, [1, 2, 3], [0.9] * 3)], [truth([BOX] * 3, [1, 2, 3])], classes
+    )
+    _, wide, narrow, combined = result.class_table().splitlines()
+    assert wide.index("1") == narrow.index("1") - 3
+    assert combined.index("1") == narrow.index("1") + 1
+
+
 def test_images_count_in_the_order_of_the_data_set():
     one = (found([BOX], [1], [0.9]), truth([BOX], [1]))
     two = (found([[0, 0, 9, 9]], [2], [0.4]), truth([[0, 0, 10, 9]], [2]))
