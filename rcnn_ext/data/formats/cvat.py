@@ -52,7 +52,7 @@ def _split_up(document: Document) -> list[Document]:
 
 def _read(document: Document, scan: Scan) -> Iterator[ImageEntry]:
     try:
-        root = read_xml(document.path)
+        root = read_xml(document.path, scan.config.encoding)
     except XmlError as error:
         place = "" if error.line is None else f"line {error.line}: "
         raise UserError(f"{document.path} {place}{error}") from None

@@ -5,15 +5,15 @@ Format: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/devkit_doc.html
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rcnn_ext.config.data import VocConfig
 from rcnn_ext.data.annotations import AnnotationSet
-from rcnn_ext.data.builder import RawObject, ReadOptions, SetBuilder
+from rcnn_ext.data.builder import ReadOptions, SetBuilder
 from rcnn_ext.data.formats.format import Format, named_annotations
+from rcnn_ext.data.formats.picture_names import AmbiguousNameError, PictureFinder, path_parts
 from rcnn_ext.data.formats.safe_xml import XmlError, read_xml, text_of
 from rcnn_ext.data.formats.voc_layout import (
     VocSource,
@@ -21,7 +21,9 @@ from rcnn_ext.data.formats.voc_layout import (
     describe_search,
     find_voc_split,
     looks_like_voc,
+    xml_files,
 )
+from rcnn_ext.data.formats.voc_objects import is_deleted, object_of, problem_of_root, size_of
 from rcnn_ext.data.images import IMAGE_SUFFIXES, numeric_ids
 from rcnn_ext.data.problems import Report
 from rcnn_ext.data.text_files import read_lines
@@ -109,129 +111,140 @@ def _read_sources(
     only = sources[0]
     origin = root if len(sources) > 1 or only.listing is None else only.listing
     builder = SetBuilder(origin, options)
-    names: list[tuple[VocSource, str, tuple[Path, int | None]]] = []  # and where it is listed
-    for source in sources:
-        names += [(source, name, where) for name, where in _listed(source, builder)]
-    if not names:
+    images = [image for source in sources for image in _listed(source, builder)]
+    if not images:
         raise UserError(f"{origin} lists no images")
-    ids = numeric_ids([name for _, name, _ in names])
-    annotated = any(builder.exists(source.annotations / f"{name}.xml") for source, name, _ in names)
-    for image_id, (source, name, listed) in zip(ids, names, strict=True):
-        xml = source.annotations / f"{name}.xml"
+    ids = numeric_ids([image.xml.stem for image in images])
+    annotated = any(builder.exists(image.xml) for image in images)
+    finders = {source: PictureFinder(source.images) for source in sources}
+    for image_id, image in zip(ids, images, strict=True):
+        finder = finders[image.source]
         if not annotated:
-            builder.add(image_id, _picture(source, name, None, builder), None, [], listed)
-        elif not builder.exists(xml):
-            builder.report.error(*listed, f"{xml} does not exist")
+            path = _picture(image, None, finder)
+            builder.add(image_id, path, None, [], image.where)
+        elif not builder.exists(image.xml):
+            builder.report.error(*image.where, f"{image.xml} does not exist")
             builder.skip()
         else:
-            _add(builder, image_id, source, name, xml, config)
-    looked_for = str(names[0][0].annotations / f"{names[0][1]}.xml")
-    return builder.finish(annotated=annotated, looked_for=looked_for)
+            _add(builder, image_id, image, finder, config)
+    for source, finder in finders.items():
+        if source.listing is None:
+            _name_unlisted(finder, builder.report)
+    return builder.finish(annotated=annotated, looked_for=str(images[0].xml))
 
 
-def _listed(source: VocSource, builder: SetBuilder) -> list[tuple[str, tuple[Path, int | None]]]:
-    """Return the names of a source's images, and where each is listed."""
+@dataclass(frozen=True)
+class _Image:
+    """An image before its annotations are read.
+
+    Attributes:
+        source: Where it is from.
+        xml: The file of its annotations.
+        where: The file and line that name it.
+    """
+
+    source: VocSource
+    xml: Path
+    where: tuple[Path, int | None]
+
+
+def _listed(source: VocSource, builder: SetBuilder) -> list[_Image]:
+    """Return the images of a source."""
     listing = source.listing
     if listing is None:
-        files = sorted(source.annotations.glob("*.xml"))
-        return [(file.stem, (file, None)) for file in files]
-    found: dict[str, int] = {}
+        return [_Image(source, file, (file, None)) for file in xml_files(source.annotations)]
+    found: dict[Path, int] = {}
     for number, text in enumerate(read_lines(listing, builder.options.encoding), start=1):
         words = text.split()
         # The list of a class has a flag beside each name; -1 means that no such object is there.
         if not words or words[1:2] == ["-1"]:
             continue
-        if words[0] in found:
-            first = found[words[0]]
+        xml = _xml_of(source, text.strip(), words[0], builder)
+        if xml in found:
             builder.report.error(
-                listing, number, f"{words[0]} is listed twice, first at line {first}"
+                listing, number, f"{xml.stem} is listed twice, first at line {found[xml]}"
             )
             continue
-        found[words[0]] = number
-    return [(name, (listing, number)) for name, number in found.items()]
+        found[xml] = number
+    return [_Image(source, xml, (listing, number)) for xml, number in found.items()]
 
 
-def _picture(source: VocSource, name: str, named: str | None, builder: SetBuilder) -> Path:
-    files = [f"{name}{suffix}" for suffix in IMAGE_SUFFIXES]
-    if named:
-        files.insert(1, Path(named.replace("\\", "/")).name)
-    candidates = [folder / file for folder in source.images for file in files]
-    return next((path for path in candidates if builder.exists(path)), candidates[0])
+def _xml_of(source: VocSource, line: str, word: str, builder: SetBuilder) -> Path:
+    """Return the annotation file of a line in a list: a name, perhaps with spaces or a suffix."""
+    for name in (word, line, *(Path(name).stem for name in (word, line) if _is_image(name))):
+        for suffix in (".xml", ".XML"):
+            path = source.annotations / f"{name}{suffix}"
+            if builder.exists(path):
+                return path
+    return source.annotations / f"{Path(word).stem if _is_image(word) else word}.xml"
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _picture(image: _Image, named: str | None, finder: PictureFinder) -> Path:
+    """Return the picture of an annotation file: of its name, or else as the file calls it."""
+    stem = image.xml.stem
+    last = path_parts(named)[-1:] if named else []
+    # Of a.jpg and a.png the annotation file knows which one it is about.
+    names = [*last, stem] if last and Path(last[0]).stem == stem else [stem, *last]
+    for name in names:
+        try:
+            found = finder.find(name)
+        except AmbiguousNameError:
+            continue
+        if found is not None:
+            return found
+    folder = image.source.images[0]
+    files = [folder / f"{stem}{suffix}" for suffix in IMAGE_SUFFIXES]
+    return next((path for path in files if path.exists()), files[0])
 
 
 def _add(
-    builder: SetBuilder, image_id: int, source: VocSource, name: str, xml: Path, config: VocConfig
+    builder: SetBuilder,
+    image_id: int,
+    image: _Image,
+    finder: PictureFinder,
+    config: VocConfig,
 ) -> None:
-    report = builder.report
+    report, xml = builder.report, image.xml
     try:
-        node = read_xml(xml)
+        node = read_xml(xml, builder.options.encoding)
     except (XmlError, UserError) as error:
         report.error(xml, getattr(error, "line", None), str(error))
         builder.skip()
         return
-    if node.tag != "annotation":
-        found = f"<{node.tag}> instead of <annotation>"
-        report.error(xml, node.sourceline, f"no annotation of VOC's kind: it begins with {found}")
+    problem = problem_of_root(node)
+    if problem is not None:
+        report.error(xml, node.sourceline, f"no annotation of VOC's kind: {problem}")
         builder.skip()
         return
-    path = _picture(source, name, text_of(node, "filename"), builder)
+    path = _picture(image, text_of(node, "filename"), finder)
     before = len(report.errors())
-    size, size_line = _size(node, xml, report)
+    size, size_line = size_of(node, xml, report)
     objects = []
+    deleted = 0
     for item in node.findall("object"):
-        one = _object(item, xml, config.one_based, report)
+        if is_deleted(item):
+            deleted += 1
+            continue
+        one = object_of(item, xml, config.one_based, report)
         if one is not None:
             objects.append(one)
+    if deleted:
+        report.warning(xml, None, f"left out: {deleted} objects that are marked as deleted")
     broken = len(report.errors()) > before
     builder.add(image_id, path, size, objects, (xml, size_line), broken=broken, verify_size=True)
 
 
-def _size(node: Any, xml: Path, report: Report) -> tuple[tuple[int, int] | None, int | None]:
-    size = node.find("size")
-    if size is None:
-        return None, None
-    width, height = (_number(text_of(size, side)) for side in ("width", "height"))
-    if width is None or height is None or min(width, height) < 0:
-        report.error(xml, size.sourceline, "the size is not two numbers, width and height")
-        return None, size.sourceline
-    # Some tools write 0 where they do not know it.
-    known = width > 0 and height > 0
-    return ((int(width), int(height)) if known else None), size.sourceline
-
-
-def _object(item: Any, xml: Path, one_based: bool, report: Report) -> RawObject | None:
-    name, box = text_of(item, "name"), item.find("bndbox")
-    if not name:
-        report.error(xml, item.sourceline, "an object without a name")
-        return None
-    if box is None:
-        report.error(xml, item.sourceline, f"the {name} has no bndbox")
-        return None
-    values = {tag: _number(text_of(box, tag)) for tag in ("xmin", "ymin", "xmax", "ymax")}
-    wrong = [tag for tag, value in values.items() if value is None]
-    if wrong:
-        text = text_of(box, wrong[0])
-        shown = "missing" if text is None else f"{text!r}, not a number"
-        report.error(xml, box.sourceline, f"{wrong[0]} of the {name} is {shown}")
-        return None
-    x1, y1, x2, y2 = (float(value or 0) for value in values.values())
-    shift = 1.0 if one_based else 0.0
-    return RawObject(
-        (x1 - shift, y1 - shift, x2, y2),
-        name,
-        box.sourceline,
-        name,
-        difficult=text_of(item, "difficult") == "1",
-        truncated=text_of(item, "truncated") == "1",
-    )
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        value = float(text) if text is not None else math.nan
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+def _name_unlisted(finder: PictureFinder, report: Report) -> None:
+    """Name the pictures beside those that have annotations, since only these are read."""
+    others = finder.unlisted()
+    if others:
+        what = "1 image that has" if len(others) == 1 else f"{len(others)} images that have"
+        first = "" if len(others) == 1 else ", the first here"
+        report.warning(others[0], None, f"left out: {what} no annotations{first}")
 
 
 FORMAT = Format(

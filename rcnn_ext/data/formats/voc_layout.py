@@ -13,6 +13,9 @@ from rcnn_ext.data.images import IMAGE_SUFFIXES
 _ANNOTATIONS = ("Annotations", "annotations", "xml", "xmls", "labels")
 _IMAGES = ("JPEGImages", "images", "Images", "")
 
+# A few files tell the format of a folder.
+_MAX_COMPARED = 20
+
 
 @dataclass(frozen=True)
 class VocSource:
@@ -180,13 +183,23 @@ def _source(annotations: Path, base: Path, listing: Path | None = None) -> VocSo
     return VocSource(annotations, images or (base / _IMAGES[0],), listing)
 
 
+def xml_files(folder: Path) -> list[Path]:
+    """Return the XML files of a folder, sorted; empty if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".xml")
+
+
 def _has_voc_xml(folder: Path) -> bool:
-    """Return whether the first XML file in a folder is an annotation of VOC's kind."""
-    first = next(folder.glob("*.xml"), None) if folder.is_dir() else None
-    if first is None:
-        return False
+    """Return whether one of the first XML files in a folder is an annotation of VOC's kind."""
+    return any(map(_begins_like_voc, xml_files(folder)[:_MAX_COMPARED]))
+
+
+def _begins_like_voc(path: Path) -> bool:
     try:
-        with first.open("rb") as file:
-            return re.search(rb"<annotation[\s>]", file.read(4096)) is not None
+        with path.open("rb") as file:
+            # UTF-16 has a zero beside each of these letters.
+            head = file.read(4096).replace(b"\0", b"")
     except OSError:
         return False
+    return re.search(rb"<annotation[\s>]", head) is not None
