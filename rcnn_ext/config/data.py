@@ -24,6 +24,9 @@ FormatName = Literal[
     "supervisely",
     "via",
     # Text files, one per image.
+    "visdrone",
+    "kitti",
+    "widerface",
     "yolo",
     # Tables and lists.
     "via_csv",

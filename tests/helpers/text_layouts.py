@@ -145,6 +145,75 @@ def via_csv(root: Path) -> None:
     write_rows(root / "via_project_csv.csv", rows, header)
 
 
+def kitti_lines(number: int) -> str:
+    box = f"{X1:.2f} {Y1:.2f} {X2:.2f} {Y2:.2f}"
+    return f"{CLASSES[number % 2]} 0.00 0 -1.57 {box} 1.65 1.67 3.64 -0.65 1.71 46.70 -1.59\n"
+
+
+def kitti(root: Path) -> None:
+    pictures(root / "training" / "image_2")
+    (root / "training" / "label_2").mkdir()
+    for n in range(COUNT):
+        (root / "training" / "label_2" / f"p{n}.txt").write_text(kitti_lines(n))
+
+
+def global_wheat_2020(root: Path) -> None:
+    pictures(root / "train", range(3))
+    pictures(root / "test", range(3, 5))
+    boxes = [(0, [X1, Y1, X2 - X1, Y2 - Y1]), (0, [1, 2, 4, 7]), (1, [X1, Y1, X2 - X1, Y2 - Y1])]
+    rows = [(f"p{n}", WIDTH, HEIGHT, str([float(v) for v in box]), "usask_1") for n, box in boxes]
+    write_rows(root / "train.csv", rows, "image_id,width,height,bbox,source")
+    write_rows(
+        root / "sample_submission.csv", [("p3", "1.0 0 0 50 50")], "image_id,PredictionString"
+    )
+
+
+def global_wheat_2021(root: Path) -> None:
+    pictures(root / "images", range(5))
+    boxes = f"{X1} {Y1} {X2} {Y2}"
+    rows = [
+        ("p0.png", f"{boxes};1 2 5 9", "Arvalis_1"),
+        ("p1.png", boxes, "Arvalis_1"),
+        ("p2.png", "no_box", "Arvalis_1"),
+    ]
+    write_rows(root / "competition_train.csv", rows, "image_name,BoxesString,domain")
+    for n, name in ((3, "val"), (4, "test")):
+        row = (f"p{n}.png", boxes, "UQ_1")
+        write_rows(root / f"competition_{name}.csv", [row], "image_name,BoxesString,domain")
+
+
+def visdrone(root: Path) -> None:
+    car = f"{X1},{Y1},{X2 - X1},{Y2 - Y1},1,4,0,1"
+    texts = {
+        "train": {
+            0: f"{car}\n1,2,5,5,0,4,0,0\n0,0,8,4,0,0,0,0\n8,9,5,5,0,11,0,0\n",
+            1: "1,2,9,9,1,9,1,0\n",
+        },
+        "val": {2: f"{car},\n"},
+    }
+    for split, files in texts.items():
+        folder = root / f"VisDrone2019-DET-{split}"
+        pictures(folder / "images", list(files))
+        (folder / "annotations").mkdir()
+        for n, text in files.items():
+            (folder / "annotations" / f"p{n}.txt").write_text(text)
+    pictures(root / "VisDrone2019-DET-test-challenge" / "images", [3])
+
+
+def widerface(root: Path) -> None:
+    face = f"{X1} {Y1} {X2 - X1} {Y2 - Y1} 0 0 0 0 0 0"
+    for split, numbers in (("train", range(3)), ("val", [3]), ("test", [4])):
+        pictures(root / f"WIDER_{split}" / "images" / "0--Parade", numbers)
+    folder = root / "wider_face_split"
+    folder.mkdir()
+    (folder / "wider_face_train_bbx_gt.txt").write_text(
+        f"0--Parade/p0.png\n2\n{face} \n1 2 5 5 2 0 0 1 2 1 \n"
+        f"0--Parade/p1.png\n0\n0 0 0 0 0 0 0 0 0 0 \n0--Parade/p2.png\n1\n{face} \n"
+    )
+    (folder / "wider_face_val_bbx_gt.txt").write_text(f"0--Parade/p3.png\n1\n{face} \n")
+    (folder / "wider_face_test_filelist.txt").write_text("0--Parade/p4.png\n")
+
+
 # The format, and how many images each split has.
 TOOLS: dict[str, tuple[Callable[[Path], None], str, dict[str, int]]] = {
     "Kaggle": (kaggle, "csv", {"train": COUNT}),
@@ -156,5 +225,6 @@ TOOLS: dict[str, tuple[Callable[[Path], None], str, dict[str, int]]] = {
     "Open Images": (open_images, "openimages", {"train": 4, "val": 2}),
     "Open Images of FiftyOne": (open_images_fiftyone, "openimages", {"train": 4, "val": 2}),
     "Open Images, one file": (open_images_subset, "openimages", {"train": 4, "val": 2}),
+    "KITTI": (kitti, "kitti", {"train": COUNT}),
     "VIA CSV": (via_csv, "via_csv", {"train": COUNT}),
 }

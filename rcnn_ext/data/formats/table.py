@@ -11,6 +11,7 @@ from rcnn_ext.data.formats import (
     datumaro,
     global_wheat,
     imagefolder,
+    kitti,
     label_studio,
     labelme,
     openimages,
@@ -19,7 +20,9 @@ from rcnn_ext.data.formats import (
     synthetic,
     via,
     via_csv,
+    visdrone,
     voc,
+    widerface,
     yolo,
 )
 from rcnn_ext.data.formats.format import Format
@@ -38,7 +41,10 @@ FORMATS: dict[FormatName, Format] = {
     "datumaro": datumaro.FORMAT,
     "imagefolder": imagefolder.FORMAT,
     "coco": coco.FORMAT,
-    # Text files, one per image.
+    # Text files, one per image. YOLO's come last, as its folders have the plainest names.
+    "visdrone": visdrone.FORMAT,
+    "kitti": kitti.FORMAT,
+    "widerface": widerface.FORMAT,
     "yolo": yolo.FORMAT,
     # Tables and lists.
     "via_csv": via_csv.FORMAT,
