@@ -15,6 +15,7 @@ A recipe is a YAML file. Replace any of its values on the command line:
   rcnn-ext train faster_rcnn_coco --data DATA --out runs/a optimizer.lr=0.01 data.batch_size=4
   rcnn-ext train faster_rcnn_coco --data DATA --out runs/b data.classes='[cat, dog]'
   rcnn-ext train faster_rcnn_coco --data DATA --out runs/c model.weights_backbone=null
+  rcnn-ext train faster_rcnn_finetune --data DATA --out runs/f model.weights=detector.pth
   rcnn-ext train faster_rcnn_synthetic --data shapes --out runs/d --max-steps 100
 The last one generates its own data. --show prints a recipe with all its values.
 

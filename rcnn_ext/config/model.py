@@ -89,8 +89,9 @@ class PartsConfig:
             ``in12k_ft_in1k``.
         norm_layer: ``frozen`` or ``batch`` normalization; ``auto`` is frozen with weights.
         trainable_layers: Number of trainable stages of the backbone, counted from the last, the one
-            in a ``res5`` head included. null means 3 with weights, else all. In a recipe without
-            weights all are trainable, whatever this says: frozen random layers are of no use.
+            in a ``res5`` head included. null means 3 with weights, and all without or of timm.
+            In a recipe without weights all are trainable, whatever this says: frozen random layers
+            are of no use.
         returned_layers: Stages of the backbone that the pyramid is built on.
         checkpoint_stages: Stages (``layer3``) whose activations are computed again in the backward
             pass rather than kept: less memory, more time.
@@ -147,6 +148,12 @@ class ModelConfig(PartsConfig):
     not have is an error.
 
     Attributes:
+        weights: Weights of a whole detector that training starts from, instead of
+            ``weights_backbone``: ``DEFAULT`` or ``COCO_V1`` of torchvision's detector with these
+            layers, the full name of others (``FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1``); a
+            checkpoint file of torchvision (``.pth``) or detectron2 (``.pth``, ``.pkl``); the folder
+            of a run, a ``.ckpt`` or a ``.safetensors``; or ``hub:owner/name`` of the Hugging Face
+            Hub. Layers that do not fit, such as those of other classes, start new.
         detector: The kind of model. ``fast_rcnn`` takes its proposals as the section
             ``selective_search`` says; ``localizer`` finds one object in each image.
         channels_last: Whether weights and images are stored with channels last: faster on most
@@ -164,6 +171,7 @@ class ModelConfig(PartsConfig):
     """
 
     detector: Literal["faster_rcnn", "fast_rcnn", "localizer"] = "faster_rcnn"
+    weights: str | None = None
     channels_last: Bool = False
     min_size: Int | list[Int] = 800
     max_size: Int = 1333

@@ -18,6 +18,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from rcnn_ext.errors import UserError
 from rcnn_ext.models.builder import fast_rcnn, faster_rcnn
 from rcnn_ext.models.fast_rcnn import FastRCNN
 from rcnn_ext.models.faster_rcnn import ANCHOR_SIZES, FasterRCNN
+from rcnn_ext.models.pickles import read_arrays
 
 # Of the "caffe" ResNet-50, detectron2's default: blue, green, red.
 PIXEL_MEAN = (103.53, 116.28, 123.675)
@@ -72,8 +74,8 @@ def load_detectron2(
 
     Args:
         checkpoint: A state dict by detectron2's names, or a ``.pth`` file with one, alone or under
-            "model". detectron2's ``.pkl`` files run code when they are opened and are refused: save
-            them again with ``torch.save({"model": DetectionCheckpointer(m).model.state_dict()})``.
+            "model", or a ``.pkl`` file of its model zoo. Of a pickle, which may run code when it is
+            opened, only arrays, numbers, text and containers are read; others are refused.
         pixel_mean: ``MODEL.PIXEL_MEAN``, in the order of ``input_format``; None means the values
             in the checkpoint, else (103.53, 116.28, 123.675).
         pixel_std: ``MODEL.PIXEL_STD``; None means the values in the checkpoint, else (1, 1, 1).
@@ -96,10 +98,8 @@ def load_detectron2(
     if input_format not in ("BGR", "RGB"):
         raise ValueError(f"input_format must be 'BGR' or 'RGB', got {input_format!r}")
     state = _state_dict(checkpoint)
-    mean = _pixel_values(pixel_mean, state.get("pixel_mean"), PIXEL_MEAN, "pixel_mean")
-    std = _pixel_values(pixel_std, state.get("pixel_std"), PIXEL_STD, "pixel_std")
-    if stride_in_1x1 is None:
-        stride_in_1x1 = std == (1.0, 1.0, 1.0)
+    mean, std, usual = pixel_statistics(state, pixel_mean, pixel_std)
+    stride_in_1x1 = usual if stride_in_1x1 is None else stride_in_1x1
 
     weights = convert_detectron2(state, input_format=input_format)
     if input_format == "BGR":
@@ -118,6 +118,39 @@ def load_detectron2(
             + " ".join(str(error).split())
         ) from error
     return model.eval()
+
+
+def is_detectron2(state: Mapping[str, Any]) -> bool:
+    """Return whether the names in a state dict are detectron2's."""
+    return any(
+        name.startswith(("backbone.bottom_up.", "backbone.fpn_lateral", "proposal_generator."))
+        or ".stem.conv1." in name
+        for name in state
+    )
+
+
+def pixel_statistics(
+    state: Mapping[str, Tensor],
+    pixel_mean: Sequence[float] | None = None,
+    pixel_std: Sequence[float] | None = None,
+) -> tuple[tuple[float, ...], tuple[float, ...], bool]:
+    """Return how detectron2 normalizes the pixels for a checkpoint.
+
+    Args:
+        state: Weights by detectron2's names; old ones hold mean and standard deviation.
+        pixel_mean: ``MODEL.PIXEL_MEAN``; None means that of the checkpoint, else the default.
+        pixel_std: ``MODEL.PIXEL_STD``, likewise.
+
+    Returns:
+        Mean and standard deviation of each channel, of pixels in 0-255 and in the order of the
+        checkpoint, and whether a ResNet trained with these has its strides in the 1x1 convolutions.
+
+    Raises:
+        ValueError: Not one number for each of three channels.
+    """
+    mean = _pixel_values(pixel_mean, state.get("pixel_mean"), PIXEL_MEAN, "pixel_mean")
+    std = _pixel_values(pixel_std, state.get("pixel_std"), PIXEL_STD, "pixel_std")
+    return mean, std, std == (1.0, 1.0, 1.0)
 
 
 def convert_detectron2(
@@ -211,27 +244,26 @@ def _build(
 def _state_dict(checkpoint: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     if isinstance(checkpoint, str | Path):
         path = Path(checkpoint)
-        if path.suffix == ".pkl":
-            raise UserError(
-                f"{path} is a pickle, which runs code when it is opened; load it with detectron2 "
-                'and save it again with torch.save({"model": model.state_dict()}, "model.pth")'
-            )
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-        except (RuntimeError, UnpicklingError, EOFError, ValueError, KeyError) as error:
-            reason = str(error).partition("\n")[0]
-            raise UserError(f"{path} is not a checkpoint, or is damaged: {reason}") from error
+        content = read_arrays(path) if path.suffix == ".pkl" else _read_torch(path)
     else:
         content = checkpoint
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
     if not isinstance(content, Mapping) or not all(
-        isinstance(value, Tensor) for value in content.values()
+        isinstance(value, Tensor | np.ndarray) for value in content.values()
     ):
         raise UserError("the checkpoint holds no state dict of tensors")
-    return dict(content)
+    return {name: torch.as_tensor(value) for name, value in content.items()}
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (RuntimeError, UnpicklingError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} is not a checkpoint, or is damaged: {reason}") from error
 
 
 def _pixel_values(

@@ -14,7 +14,17 @@ from rcnn_ext.config import ModelConfig
 from rcnn_ext.errors import UserError
 
 # Fields of the model section that the builders do not take, or not by this name.
-_OWN_FIELDS = ("detector", "checkpoint_stages", "channels_last", "weights_backbone", "localizer")
+_OWN_FIELDS = (
+    "detector",
+    "weights",
+    "checkpoint_stages",
+    "channels_last",
+    "weights_backbone",
+    "localizer",
+)
+
+# torchvision's choice for pretrained networks.
+_TRAINABLE_WITH_WEIGHTS = 3
 
 # Fields that a localizer shares with detectors.
 _LOCALIZER_FIELDS = (
@@ -41,8 +51,9 @@ def build_model(config: ModelConfig, num_classes: int, *, pretrained: bool = Tru
     Args:
         config: The model section of a recipe.
         num_classes: Number of classes, the background included.
-        pretrained: Whether to fetch the weights that ``config`` names; False where a checkpoint
-            follows that holds all weights.
+        pretrained: Whether to fetch the weights of the backbone that ``config`` names; False where
+            a checkpoint follows that holds all weights. Those of a whole detector (``weights``)
+            take the place of the backbone's, and are left to the caller.
 
     Raises:
         UserError: The options contradict each other, or weights cannot be fetched.
@@ -54,12 +65,15 @@ def build_model(config: ModelConfig, num_classes: int, *, pretrained: bool = Tru
     }
     if config.detector == "localizer":
         options = _localizer_options(config, options)
-    if config.weights_backbone is None:
+    if config.weights_backbone is None and config.weights is None:
         options.pop("trainable_layers", None)
-    elif config.norm_layer == "auto":
+    else:
         # Said outright, since without fetching the builder would choose as for no weights.
-        options["norm_layer"] = "frozen"
-    weights = config.weights_backbone if pretrained else None
+        if config.norm_layer == "auto":
+            options["norm_layer"] = "frozen"
+        if config.backbone.removesuffix("_fpn") in models.BACKBONES:
+            options.setdefault("trainable_layers", _TRAINABLE_WITH_WEIGHTS)
+    weights = config.weights_backbone if pretrained and config.weights is None else None
     try:
         model = _BUILDERS[config.detector](
             num_classes=num_classes,

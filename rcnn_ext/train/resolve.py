@@ -34,7 +34,8 @@ def resolve_recipe(
     """
     if annotations is not None:
         recipe = _resolve_from_images(recipe, annotations, log)
-    if recipe.model.weights_backbone is None and recipe.model.trainable_layers is not None:
+    weights = recipe.model.weights or recipe.model.weights_backbone
+    if weights is None and recipe.model.trainable_layers is not None:
         log("model.weights_backbone=null: the whole backbone is trained")
     return recipe
 

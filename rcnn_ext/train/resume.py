@@ -28,11 +28,12 @@ from rcnn_ext.train.loggers import (
     WANDB,
 )
 from rcnn_ext.train.phases import RunState, all_phases
+from rcnn_ext.train.weights import WEIGHTS_TABLE
 
 RECIPE, LOSS_CURVE = "recipe.yaml", "losses.png"
 
 
-_FILES = (LAST, BEST, LOSSES, VALIDATION, RECIPE, LOSS_CURVE)
+_FILES = (LAST, BEST, LOSSES, VALIDATION, RECIPE, LOSS_CURVE, WEIGHTS_TABLE)
 
 
 def check_folder(out: Path, resume: bool, overwrite: bool) -> None:

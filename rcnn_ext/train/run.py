@@ -44,6 +44,12 @@ from rcnn_ext.train.threads import thread_hint
 from rcnn_ext.train.trainer import build_trainer, quiet_lightning
 from rcnn_ext.train.training_data import open_source, open_training, report_resume
 from rcnn_ext.train.validation import Validation, open_validation
+from rcnn_ext.train.weights import (
+    WEIGHTS_TABLE,
+    load_weights,
+    open_weights,
+    with_options_of,
+)
 
 # Where the recipe leaves it open.
 _LOG_EVERY = 20
@@ -110,8 +116,8 @@ def train(
     """Train a model, in one process or in all that torchrun started.
 
     Writes to ``out``: ``last.ckpt`` and ``best.ckpt``, ``losses.csv`` and ``losses.png``,
-    ``validation.csv``, the files of other loggers, and ``recipe.yaml``, which holds every value
-    that was used.
+    ``validation.csv``, the files of other loggers, ``recipe.yaml``, which holds every value that
+    was used, and with ``model.weights`` the list of its tensors, ``weights.txt``.
 
     Args:
         recipe: The model and how to train it.
@@ -164,9 +170,14 @@ class _Run:
         with processes.main_process_first():
             if processes.is_main_process:
                 check_folder(out, resume, overwrite)
+            # Before anything slow, and before anything of an earlier run is deleted.
+            weights = None if resume else open_weights(recipe.model)
             source = open_source(recipe, data)
         processes.print_once(f"training: {source.summary()}")
         self.classes = source.classes
+        if weights is not None:
+            model = with_options_of(recipe.model, weights)
+            recipe = dataclasses.replace(recipe, model=model)
         annotations = source if isinstance(source, AnnotationSet) else None
         if isinstance(source, HubSplit):
             # With data.format=auto only the folder tells that it is a stream.
@@ -183,8 +194,13 @@ class _Run:
         # which takes longest, and before anything of an earlier run is deleted.
         torch.manual_seed(mixed_seed(recipe.seed, 3))
         self.model = build_model(recipe.model, self.classes.num_classes, pretrained=saved is None)
-        weights = recipe.training.class_weights
-        set_class_weights(self.model, weights if isinstance(weights, list) else None)
+        transfer = None
+        if weights is not None:
+            transfer = load_weights(self.model, weights, self.classes.names)
+            for line in transfer.summary():
+                processes.print_once(f"model.weights: {line}")
+        class_weights = recipe.training.class_weights
+        set_class_weights(self.model, class_weights if isinstance(class_weights, list) else None)
         with processes.main_process_first():
             found = open_validation(recipe, data, out, self.classes, processes)
         proposals = open_proposals(recipe, out)
@@ -195,6 +211,8 @@ class _Run:
             if saved is None:
                 clear_folder(out)
             write_text(out / RECIPE, recipe_to_yaml(recipe))
+            if transfer is not None:
+                write_text(out / WEIGHTS_TABLE, transfer.table())
         hint = thread_hint(processes, device, recipe.data.workers)
         if hint is not None:
             processes.print_once(hint)

@@ -43,6 +43,7 @@ def test_the_recipes_are_there():
         "fast_rcnn_voc",
         "faster_rcnn_coco",
         "faster_rcnn_coco_small",
+        "faster_rcnn_finetune",
         "faster_rcnn_roipool",
         "faster_rcnn_synthetic",
         "localizer_csv",

@@ -73,6 +73,16 @@ CASES = {
         as_coco,
         (*_DETECTOR, *_RPN, "model.anchor_sizes=[16, 32, 48]"),
     ),
+    "faster_rcnn_finetune": (
+        as_coco,
+        (
+            *_DETECTOR,
+            *_RPN,
+            "model.weights=null",
+            "model.anchor_sizes=[8, 16, 32, 48, 64]",
+            "training.ema.decay=0.5",
+        ),
+    ),
     "localizer_csv": (
         as_csv,
         (*_SMALL, "model.backbone=cnn", "model.fixed_size=[64, 64]", "data.val_fraction=0.25"),

@@ -6,10 +6,13 @@ documentation.
 
 from __future__ import annotations
 
+import collections
 import copy
 import functools
 import math
+import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -20,6 +23,7 @@ from rcnn_ext import models
 from rcnn_ext.errors import UserError
 from rcnn_ext.models import convert_detectron2, load_detectron2
 from rcnn_ext.models.anchors import AnchorGenerator
+from rcnn_ext.models.pickles import read_arrays
 
 BLOCKS = {2: 3, 3: 4, 4: 6, 5: 3}
 CLASSES = 5  # without background
@@ -314,10 +318,48 @@ def test_file(tmp_path, nested):
     assert all(torch.equal(model.state_dict()[name], expected[name]) for name in expected)
 
 
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+def test_pickles_of_arrays(tmp_path, protocol):
+    path = tmp_path / "arrays.pkl"
+    small = {
+        "half": np.arange(6, dtype=np.float16).reshape(2, 3),
+        "big-endian, by columns": np.asfortranarray(np.arange(6, dtype=">f4").reshape(2, 3)),
+        "nested": [(np.float64(2.5), np.array(7))],
+    }
+    path.write_bytes(pickle.dumps(collections.OrderedDict(small), protocol))
+    found = read_arrays(path)
+    assert found["nested"][0][0] == 2.5
+    assert found["nested"][0][1] == 7
+    for name in ("half", "big-endian, by columns"):
+        assert found[name].dtype == small[name].dtype
+        np.testing.assert_array_equal(found[name], small[name])
+
+
+def test_files_of_the_model_zoo(tmp_path):
+    state = checkpoint(fpn=False)
+    arrays = {name: np.asarray(value) for name, value in state.items()}
+    path = tmp_path / "model_final.pkl"
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "Model Zoo"}, 2))
+    model = load_detectron2(path)
+    expected = convert_detectron2(state)
+    assert all(torch.equal(model.state_dict()[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("values", [np.array([print]), np.zeros(2, "i4,i4"), np.array(["text"])])
+def test_pickles_of_other_arrays_are_refused(tmp_path, values):
+    path = tmp_path / "model_final.pkl"
+    path.write_bytes(pickle.dumps({"model": {"weight": values}}))
+    with pytest.raises(UserError, match=r"model_final\.pkl is"):
+        load_detectron2(path)
+
+
 def test_bad_checkpoints(tmp_path):
     pickled = tmp_path / "model_final_b275ba.pkl"
     pickled.write_bytes(b"\x80\x04")
-    with pytest.raises(UserError, match="is a pickle, which runs code when it is opened"):
+    with pytest.raises(UserError, match="is not a pickle of arrays, or is damaged"):
+        load_detectron2(pickled)
+    pickled.write_bytes(pickle.dumps({"model": print}))
+    with pytest.raises(UserError, match=r"is a pickle, which runs code .* asks for \S*\.print"):
         load_detectron2(pickled)
     with pytest.raises(UserError, match=r"cannot read .*missing\.pth"):
         load_detectron2(tmp_path / "missing.pth")
