@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from tests.helpers.layouts import BOX, CLASSES, COUNT, pictures
+from tests.helpers.layouts import BOX, CLASSES, COUNT, pictures, yolo_labels
 
 X1, Y1, X2, Y2 = BOX
 WIDTH, HEIGHT = 40, 20
@@ -145,6 +145,72 @@ def via_csv(root: Path) -> None:
     write_rows(root / "via_project_csv.csv", rows, header)
 
 
+def roboflow_yolo(root: Path) -> None:
+    for name, numbers in (("train", range(4)), ("valid", range(4, 6))):
+        pictures(root / name / "images", numbers)
+        yolo_labels(root / name / "labels", numbers)
+    (root / "data.yaml").write_text(
+        "train: ../train/images\nval: ../valid/images\ntest: ../test/images\n\nnc: 2\n"
+        "names: ['cat', 'dog']\n\nroboflow:\n  workspace: x\n  project: y\n  version: 1\n"
+    )
+    (root / "README.roboflow.txt").write_text("2 classes\n")
+
+
+def cvat_ultralytics(root: Path) -> None:
+    for name, numbers in (("train", range(4)), ("val", range(4, 6))):
+        pictures(root / "images" / name, numbers)
+        yolo_labels(root / "labels" / name, numbers)
+        lines = "".join(f"data/images/{name}/p{n}.png\n" for n in numbers)
+        (root / f"{name}.txt").write_text(lines)
+    (root / "data.yaml").write_text(
+        "names:\n  0: cat\n  1: dog\npath: .\ntrain: train.txt\nval: val.txt\n"
+    )
+
+
+def windows_yolo(root: Path) -> None:
+    pictures(root / "images")
+    yolo_labels(root / "labels")
+    lines = "".join(f"D:\\data\\animals\\images\\P{n}.PNG\r\n" for n in range(COUNT))
+    (root / "train.txt").write_bytes(lines.encode("utf-16"))
+    (root / "data.yaml").write_text(
+        "path: D:\\data\\animals\ntrain: train.txt\nnames: [cat, dog]\n"
+    )
+
+
+def colab_yolo(root: Path) -> None:
+    pictures(root / "train" / "images")
+    yolo_labels(root / "train" / "labels")
+    (root / "data.yaml").write_text(
+        "train: /content/drive/animals/train/images\nnames: [cat, dog]\n"
+    )
+
+
+def _yolo_lines(root: Path, line: Callable[[int], str], yaml: str = "") -> None:
+    pictures(root / "images" / "train")
+    (root / "labels" / "train").mkdir(parents=True)
+    for n in range(COUNT):
+        (root / "labels" / "train" / f"p{n}.txt").write_text(line(n))
+    text = f"train: images/train\nnames: [cat, dog]\n{yaml}"
+    (root / "data.yaml").write_text(text)
+
+
+def yolo_segments(root: Path) -> None:
+    _yolo_lines(root, lambda n: f"{n % 2} 0.25 0.2 0.75 0.2 0.75 0.8 0.5 0.7 0.25 0.8\n")
+
+
+def yolo_oriented(root: Path) -> None:
+    _yolo_lines(root, lambda n: f"{n % 2} 0.5 0.2 0.75 0.5 0.5 0.8 0.25 0.5\n")
+
+
+def yolo_pose(root: Path) -> None:
+    line = "0.5 0.5 0.5 0.6 0.3 0.3 2 0.4 0.4 1 0 0 0"
+    _yolo_lines(root, lambda n: f"{n % 2} {line}\n", "kpt_shape: [3, 3]\n")
+
+
+def yolo_pose_flat(root: Path) -> None:
+    _yolo_lines(root, lambda n: f"{n % 2} 0.5 0.5 0.5 0.6 0.3 0.3 0.4 0.4\n", "kpt_shape: [2, 2]\n")
+
+
 def kitti_lines(number: int) -> str:
     box = f"{X1:.2f} {Y1:.2f} {X2:.2f} {Y2:.2f}"
     return f"{CLASSES[number % 2]} 0.00 0 -1.57 {box} 1.65 1.67 3.64 -0.65 1.71 46.70 -1.59\n"
@@ -225,6 +291,14 @@ TOOLS: dict[str, tuple[Callable[[Path], None], str, dict[str, int]]] = {
     "Open Images": (open_images, "openimages", {"train": 4, "val": 2}),
     "Open Images of FiftyOne": (open_images_fiftyone, "openimages", {"train": 4, "val": 2}),
     "Open Images, one file": (open_images_subset, "openimages", {"train": 4, "val": 2}),
+    "Roboflow YOLO": (roboflow_yolo, "yolo", {"train": 4, "val": 2}),
+    "CVAT Ultralytics": (cvat_ultralytics, "yolo", {"train": 4, "val": 2}),
+    "YOLO of Windows": (windows_yolo, "yolo", {"train": COUNT}),
+    "YOLO of another machine": (colab_yolo, "yolo", {"train": COUNT}),
+    "YOLO segmentation": (yolo_segments, "yolo", {"train": COUNT}),
+    "YOLO oriented boxes": (yolo_oriented, "yolo", {"train": COUNT}),
+    "YOLO pose": (yolo_pose, "yolo", {"train": COUNT}),
+    "YOLO pose without visibility": (yolo_pose_flat, "yolo", {"train": COUNT}),
     "KITTI": (kitti, "kitti", {"train": COUNT}),
     "VIA CSV": (via_csv, "via_csv", {"train": COUNT}),
 }

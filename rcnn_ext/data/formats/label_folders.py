@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rcnn_ext.data.builder import RawObject, SetBuilder
-from rcnn_ext.data.images import IMAGE_SUFFIXES, image_size, numeric_ids
+from rcnn_ext.data.images import IMAGE_SUFFIXES, numeric_ids
 from rcnn_ext.data.text_files import read_lines
 from rcnn_ext.errors import UserError
 
@@ -44,7 +44,7 @@ def add_labeled(
         size = None
         if needs_size and builder.exists(path):
             try:
-                size = image_size(path)
+                size = builder.options.reader.image_size(path)
             except UserError as error:
                 builder.report.error(path, None, str(error))
                 builder.skip()

@@ -7,31 +7,16 @@ differ in case or in the form of its accents, as file systems allow that ignore 
 from __future__ import annotations
 
 import os
-import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
+from rcnn_ext.data.formats.image_finder import file_parts
 from rcnn_ext.data.images import IMAGE_SUFFIXES
-
-_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 class AmbiguousNameError(ValueError):
     """Several pictures fit a name."""
-
-
-def path_parts(name: str) -> list[str]:
-    r"""Return the parts of a path of any system, without drive, scheme and root.
-
-    ``C:\data\a.jpg``, ``/data/a.jpg``, ``./data/a.jpg`` and ``gs://data/a.jpg`` have the parts
-    ``data`` and ``a.jpg``.
-    """
-    text = _SCHEME.sub("", name.strip())
-    if _DRIVE.match(text) or "\\" in text:
-        text = _DRIVE.sub("/", text).replace("\\", "/")
-    return [part for part in text.split("/") if part not in ("", ".")]
 
 
 class PictureFinder:
@@ -56,7 +41,7 @@ class PictureFinder:
             AmbiguousNameError: Several pictures fit, or the picture that fits was found by the last
                 parts of another name.
         """
-        parts = path_parts(name)
+        parts = list(file_parts(name.strip()))
         if not parts:
             return None
         found = self._lookup(Path(name.strip()).parent, parts[-1]) if _is_absolute(name) else None
@@ -71,7 +56,7 @@ class PictureFinder:
 
     def expected(self, name: str) -> Path:
         """Return where a picture that was not found would be, for messages."""
-        return self.folders[0].joinpath(*path_parts(name))
+        return self.folders[0].joinpath(*file_parts(name.strip()))
 
     def unlisted(self) -> list[Path]:
         """Return the pictures in the folders of those found that were not found, sorted."""

@@ -1,31 +1,30 @@
 """Boxes from text files as YOLO tools write them: one file per image, one object per line.
 
-A line is ``class cx cy w h`` in parts of the image's sides, or ``class x1 y1 x2 y2 x3 y3 ...`` for
-an outline, of which the box around it is taken. An image without a file has no objects.
+An image without a file has no objects. See :mod:`rcnn_ext.data.formats.yolo_lines` for the lines.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from rcnn_ext.config.data import DataConfig, YoloConfig
 from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.data.builder import RawObject, ReadOptions, SetBuilder
 from rcnn_ext.data.formats.format import Format, named_annotations
+from rcnn_ext.data.formats.label_folders import add_labeled, report_unmatched
 from rcnn_ext.data.formats.yolo_layout import (
+    describe,
     describe_search,
     find_yolo_split,
     has_label_files,
     images_of,
+    is_label_file,
     label_files,
     looks_like_yolo,
     yolo_names,
 )
-from rcnn_ext.data.images import numeric_ids
+from rcnn_ext.data.formats.yolo_lines import keypoint_values, read_line
 from rcnn_ext.data.problems import Report
 from rcnn_ext.errors import UserError
 
@@ -66,26 +65,30 @@ def read_yolo_with(
     options: ReadOptions,
 ) -> AnnotationSet:
     """:func:`read_yolo` with the options that all formats share."""
-    description = config.description
-    sources = list(images) if images is not None else find_yolo_split(root, split, description)
+    description, encoding = config.description, options.encoding
+    sources = (
+        list(images) if images is not None else find_yolo_split(root, split, description, encoding)
+    )
     if not sources:
         raise UserError(
             f"no images for {split} in {root}: {describe_search(root, split)}; name a folder or a "
             f"list with data.{split}_annotations=PATH"
         )
     if images is None and split == "train":
-        _refuse_merged(root, sources, description)
-    files = [path for source in sources for path in images_of(source)]
+        _refuse_merged(root, sources, description, encoding)
+    files = [path for source in sources for path in images_of(source, encoding)]
     if not files:
         raise UserError(f"{', '.join(map(str, sources))} has no images")
     source = sources[0] if len(sources) == 1 else root
     builder = SetBuilder(source, options)
-    names = yolo_names(root, description)
+    names = yolo_names(root, description, encoding)
     if names is not None:
         if len(set(names)) != len(names):
             raise UserError(f"{root}: a class is named twice among {', '.join(names)}")
         builder.declare([(name, index) for index, name in enumerate(names)])
-    labels, beside = label_files(files)
+    labels, beside = (
+        [_with_suffix_as_there(builder, label) for label in each] for each in label_files(files)
+    )
     annotated = any(map(builder.exists, labels))
     if not annotated and any(map(builder.exists, beside)):
         labels, annotated = beside, True
@@ -93,16 +96,30 @@ def read_yolo_with(
     # A test split may have none at all, but not some that fit no picture.
     folders = all(source.is_dir() for source in sources)
     misnamed = not annotated and folders and has_label_files(labels)
-    ids = numeric_ids([path.stem for path in files])
-    for image_id, path, label in zip(ids, files, labels, strict=True):
-        _add(builder, image_id, path, label, names)
+    num_keypoint_values = keypoint_values(describe(root, description, encoding))
+
+    def parse(text: str, size: tuple[int, int], line: int) -> list[RawObject]:
+        return [read_line(text, line, size, names, num_keypoint_values)]
+
+    add_labeled(builder, files, labels, parse, needs_size=True, repeats_break=True)
+    if annotated:
+        # The labels of pictures in a list may lie among those of others.
+        is_label = is_label_file if folders else (lambda path: False)
+        report_unmatched(builder, files, labels, is_label)
     return builder.finish(annotated=annotated, looked_for=looked_for, required=misnamed)
 
 
-def _refuse_merged(root: Path, sources: Sequence[Path], description: str | None) -> None:
+def _with_suffix_as_there(builder: SetBuilder, label: Path) -> Path:
+    upper = label.with_suffix(".TXT")
+    return upper if not builder.exists(label) and builder.exists(upper) else label
+
+
+def _refuse_merged(
+    root: Path, sources: Sequence[Path], description: str | None, encoding: str | None
+) -> None:
     """Stop where a folder of training images contains that of another split."""
     for split in ("val", "test"):
-        for other in find_yolo_split(root, split, description):
+        for other in find_yolo_split(root, split, description, encoding):
             above = other.resolve().parents if other.is_dir() else ()
             around = next((source for source in sources if source.resolve() in above), None)
             if around is not None:
@@ -110,74 +127,6 @@ def _refuse_merged(root: Path, sources: Sequence[Path], description: str | None)
                     f"the training images {around} contain those for {split}, {other}: their "
                     "folders must be apart"
                 )
-
-
-def _add(
-    builder: SetBuilder, image_id: int, path: Path, label: Path, names: list[str] | None
-) -> None:
-    size, problem = None, ""
-    if builder.exists(path):
-        try:
-            size = builder.options.reader.image_size(path)
-        except UserError as error:
-            problem = str(error)
-    if problem:
-        builder.report.error(path, None, problem)
-        builder.skip()
-        return
-    objects: list[RawObject] = []
-    broken = False
-    seen: dict[str, int] = {}
-    present = size is not None and builder.exists(label)
-    for number, text in enumerate(_lines(label) if present else [], start=1):
-        text = " ".join(text.split())
-        if not text:
-            continue
-        try:
-            if text in seen:
-                raise ValueError(f"repeats line {seen[text]}")
-            assert size is not None
-            objects.append(_object(text, number, size, names))
-        except ValueError as error:
-            builder.report.error(label, number, str(error))
-            broken = True
-        seen[text] = number
-    builder.add(image_id, path, size, objects, (label if present else path, None), broken=broken)
-
-
-def _lines(label: Path) -> list[str]:
-    return label.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-
-
-def _object(text: str, number: int, size: tuple[int, int], names: list[str] | None) -> RawObject:
-    words = text.split()
-    if len(words) != 5 and (len(words) < 7 or len(words) % 2 == 0):
-        raise ValueError(f"{len(words)} values; a line is: class cx cy w h")
-    try:
-        index, values = int(words[0]), [float(word) for word in words[1:]]
-    except ValueError:
-        raise ValueError(f"not numbers: {text!r}; a line is: class cx cy w h") from None
-    if index < 0 or (names is not None and index >= len(names)):
-        count = "" if names is None else f"; there are {len(names)}, from 0"
-        raise ValueError(f"no class has the number {index}{count}")
-    finite = [value for value in values if math.isfinite(value)]
-    if max(finite, default=0) > 2:
-        raise ValueError(
-            f"{max(finite):g} is not a part of the image's side; coordinates are from 0 to 1"
-        )
-    if len(values) == 4:
-        cx, cy, w, h = values
-        corners = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
-    else:
-        points = np.array(values).reshape(-1, 2)  # [P, 2] (x, y)
-        corners = (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
-    width, height = size
-    x1, y1, x2, y2 = corners
-    return RawObject(
-        (x1 * width, y1 * height, x2 * width, y2 * height),
-        str(index) if names is None else names[index],
-        number,
-    )
 
 
 def _read_split(config: DataConfig, root: Path, split: str, options: ReadOptions) -> AnnotationSet:
@@ -189,6 +138,8 @@ def _read_split(config: DataConfig, root: Path, split: str, options: ReadOptions
 FORMAT = Format(
     "a YAML file with train: or val:, or pictures with text files in labels or beside them",
     looks_like_yolo,
-    lambda config, root, split: bool(find_yolo_split(root, split, config.yolo.description)),
+    lambda config, root, split: bool(
+        find_yolo_split(root, split, config.yolo.description, config.encoding)
+    ),
     _read_split,
 )

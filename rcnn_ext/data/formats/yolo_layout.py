@@ -11,8 +11,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+from rcnn_ext.data.formats.image_finder import file_parts
+from rcnn_ext.data.formats.label_folders import first_line, folder_texts
+from rcnn_ext.data.formats.picture_names import AmbiguousNameError, PictureFinder
+from rcnn_ext.data.formats.safe_yaml import load_yaml
 from rcnn_ext.data.formats.split_names import SPLIT_NAMES, SPLITS, mixed_splits, split_folders
-from rcnn_ext.data.images import IMAGE_SUFFIXES, is_picture, pictures_below
+from rcnn_ext.data.images import IMAGE_SUFFIXES, is_picture
 from rcnn_ext.data.text_files import read_lines
 from rcnn_ext.errors import UserError
 
@@ -20,6 +24,8 @@ from rcnn_ext.errors import UserError
 _USUAL_DESCRIPTIONS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _NAME_FILES = ("classes.txt", "obj.names", "labels.txt")
 _SPLIT_KEYS = tuple(name for split in SPLITS for name in SPLIT_NAMES[split])
+_NUMBER = re.compile(r"[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?")
+_LABELS_OF = {"images": "labels", "Images": "Labels", "JPEGImages": "labels"}
 _ANY_KEY = re.compile(rf"\b({'|'.join((*_SPLIT_KEYS, 'names'))})\b['\"]?\s*:")
 
 
@@ -56,16 +62,18 @@ def find_description(root: Path, named: str | None = None) -> Path | None:
 
 
 def _relevant_content(path: Path) -> dict[str, Any] | None:
-    """Return what a file says of splits and classes; None if it is about something else."""
-    usual = path.name in _USUAL_DESCRIPTIONS
+    """Return what a file says of splits and classes; None if it is about something else.
+
+    Its encoding does not matter for that: its keys are plain.
+    """
+    usual = path.name.lower() in _USUAL_DESCRIPTIONS
     try:
-        # In an encoding that is not read its keys can be told, and the file is not passed over.
-        text = path.read_bytes().decode("utf-8", errors="replace")
+        content_bytes = path.read_bytes().replace(b"\0", b"")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    if not usual and not _ANY_KEY.search(text):
+    if not usual and not _ANY_KEY.search(content_bytes.decode("utf-8", errors="replace")):
         return None
-    content = read_description(path)
+    content = read_description(path, lenient=True)
     relevant = {key: content[key] for key in ("path", "names", *_SPLIT_KEYS) if content.get(key)}
     names = isinstance(relevant.get("names"), (list, dict))
     paths = any(
@@ -79,24 +87,41 @@ def _is_paths(value: object) -> bool:
     return bool(items) and all(isinstance(item, str) for item in items)
 
 
-def read_description(path: Path) -> dict[str, Any]:
-    """Return the content of a YAML file.
+def read_description(
+    path: Path, encoding: str | None = None, *, lenient: bool = False
+) -> dict[str, Any]:
+    """Return the content of a YAML file; see :func:`load_yaml`.
 
     Raises:
         UserError: It cannot be read, or has no keys.
     """
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    content = load_yaml(path, encoding, lenient=lenient)
     if not isinstance(content, dict):
         raise UserError(f"{path} has no keys")
     return content
 
 
-def find_yolo_split(root: Path, split: str, description: str | None = None) -> list[Path]:
+def describe(
+    root: Path, named: str | None = None, encoding: str | None = None, *, lenient: bool = False
+) -> dict[str, Any]:
+    """Return the content of the YAML file that says what is where; empty where there is none.
+
+    Args:
+        root: The folder of the data set.
+        named: See :func:`find_description`.
+        encoding: See :func:`load_yaml`.
+        lenient: See :func:`load_yaml`.
+
+    Raises:
+        UserError: It cannot be read, or several files say different things.
+    """
+    path = find_description(root, named)
+    return {} if path is None else read_description(path, encoding, lenient=lenient)
+
+
+def find_yolo_split(
+    root: Path, split: str, description: str | None = None, encoding: str | None = None
+) -> list[Path]:
     """Return the image folders, or lists of images, of a split.
 
     They are those that a YAML file names, or the usual ones: ``images/<split>``,
@@ -108,16 +133,19 @@ def find_yolo_split(root: Path, split: str, description: str | None = None) -> l
         root: The folder of the data set.
         split: ``train``, ``val`` or ``test``.
         description: The YAML file, relative to ``root``; None looks for it.
+        encoding: See :func:`load_yaml`.
 
     Raises:
         UserError: A YAML file cannot be read, or there are several.
     """
-    path = find_description(root, description)
-    named = _named_split(root, split, read_description(path)) if path is not None else []
-    found = named or _usual_split(root, split)
+    return _find_split(root, split, describe(root, description, encoding))
+
+
+def _find_split(root: Path, split: str, content: dict[str, Any]) -> list[Path]:
+    found = _named_split(root, split, content) or _usual_split(root, split)
     if found or split != "train":
         return found
-    if find_yolo_split(root, "val", description) or find_yolo_split(root, "test", description):
+    if any(_find_split(root, other, content) for other in ("val", "test")):
         return []
     images = root / "images"
     if mixed_splits(root) or mixed_splits(images):
@@ -133,11 +161,11 @@ def looks_like_yolo(root: Path) -> bool:
     Raises:
         UserError: A YAML file cannot be read, or there are several.
     """
-    path = find_description(root)
-    content = read_description(path) if path is not None else {}
+    content = describe(root, lenient=True)
     if any(_named_split(root, split, content) for split in SPLITS):
         return True
-    return any(_has_labels(source) for split in SPLITS for source in find_yolo_split(root, split))
+    found = (source for split in SPLITS for source in _find_split(root, split, content))
+    return any(map(_has_labels, found))
 
 
 def _has_labels(source: Path) -> bool:
@@ -171,9 +199,23 @@ def _named_split(root: Path, split: str, description: dict[str, Any]) -> list[Pa
     if named is None:
         return []
     names = named if isinstance(named, list) else [named]
-    # Some tools write the path as seen from a folder below.
-    found = [(base / str(n), root / str(n).removeprefix("../")) for n in names]
-    return [next((p for p in pair if p.exists()), pair[0]) for pair in found]
+    found = [_existing(base, root, str(name)) for name in names]
+    if split == "test" and not any(path.exists() for path in found):
+        # Roboflow names one in every export, also of data that have none.
+        return []
+    return found
+
+
+def _existing(base: Path, root: Path, name: str) -> Path:
+    """Return the folder or list of a name, as seen from one of two folders.
+
+    Some tools write a path as seen from a folder below, or an absolute one of their machine, of
+    which as much counts as is there.
+    """
+    parts = file_parts(name)
+    ends = (parts[start:] for start in range(len(parts)) if parts[start] != "..")
+    places = (base / name, root / name, *(root.joinpath(*end) for end in ends))
+    return next((place for place in places if place.exists()), base / name)
 
 
 def _usual_split(root: Path, split: str) -> list[Path]:
@@ -198,50 +240,58 @@ def _has_labels_beside(folder: Path) -> bool:
     return any(f"{stem}.txt" in names for stem in stems)
 
 
-def yolo_names(root: Path, description: str | None = None) -> list[str] | None:
+def yolo_names(
+    root: Path, description: str | None = None, encoding: str | None = None
+) -> list[str] | None:
     """Return the names of the classes in a YAML file, ``classes.txt`` or ``obj.names``.
 
     Args:
         root: The folder of the data set.
         description: The YAML file, relative to ``root``; None looks for it.
+        encoding: See :func:`rcnn_ext.data.text_files.read_text`.
 
     Raises:
         UserError: A file is there but wrong.
     """
     path = find_description(root, description)
-    names = read_description(path).get("names") if path is not None else None
+    names = read_description(path, encoding).get("names") if path is not None else None
     if path is not None and isinstance(names, dict):
         if sorted(names, key=str) != sorted(range(len(names)), key=str):
             raise UserError(f"{root}: the names in {path.name} must be numbered 0, 1, 2, ...")
         names = [names[index] for index in range(len(names))]
     if isinstance(names, list):
+        for index, name in enumerate(names):
+            if isinstance(name, (list, dict)):
+                raise UserError(f"{path}: the name of the class {index} is no text")
         return [str(name) for name in names]
     inner = [folder for split in SPLITS for folder in split_folders(root / "labels", split)]
     for folder in (root, root / "labels", root / "images", *inner):
         for name in _NAME_FILES:
             if (folder / name).is_file():
-                lines = read_lines(folder / name)
+                lines = read_lines(folder / name, encoding)
                 return [line.strip() for line in lines if line.strip()]
     return None
 
 
-def images_of(source: Path) -> list[Path]:
+def images_of(source: Path, encoding: str | None = None) -> list[Path]:
     """Return the pictures in a folder and those below it, or those that a list names.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: It cannot be read, or a name in it fits several pictures.
     """
     if source.is_dir():
-        return sorted(pictures_below(source))
-    names = [Path(line.strip()) for line in read_lines(source) if line.strip()]
+        return sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     # Darknet's lists may start above the folder of the list: data/obj_train_data/1.jpg.
-    first = names[0].parts if names and not names[0].is_absolute() else ()
-    starts = range(len(first))
-    above = next((n for n in starts if source.parent.joinpath(*first[n:]).is_file()), 0)
-    return [
-        source.parent.joinpath(*name.parts[above:]) if above else source.parent / name
-        for name in names
-    ]
+    finder = PictureFinder([source.parent])
+    found = []
+    for line, name in enumerate(read_lines(source, encoding), start=1):
+        if not name.strip():
+            continue
+        try:
+            found.append(finder.find(name) or finder.expected(name))
+        except AmbiguousNameError as error:
+            raise UserError(f"{source}:{line}: {error}") from error
+    return found
 
 
 def label_files(images: list[Path]) -> tuple[list[Path], list[Path]]:
@@ -255,14 +305,20 @@ def label_files(images: list[Path]) -> tuple[list[Path], list[Path]]:
 def has_label_files(labels: list[Path]) -> bool:
     """Return whether the folders of label files have any, whatever their names."""
     folders = {label.parent for label in labels}
-    found = (path for folder in folders if folder.is_dir() for path in folder.glob("*.txt"))
+    found = (path for folder in folders for path in folder_texts(folder))
     return any(path.name not in _NAME_FILES for path in found)
+
+
+def is_label_file(path: Path) -> bool:
+    """Return whether a text file is one of labels: its first line begins with five numbers."""
+    words = first_line(path).split()[:5]
+    return len(words) == 5 and all(_NUMBER.fullmatch(word) for word in words)
 
 
 def _in_labels(image: Path) -> Path:
     parts = list(image.parts)
     for index in range(len(parts) - 2, -1, -1):
-        if parts[index] == "images":
-            parts[index] = "labels"
+        if parts[index] in _LABELS_OF:
+            parts[index] = _LABELS_OF[parts[index]]
             break
     return Path(*parts).with_suffix(".txt")

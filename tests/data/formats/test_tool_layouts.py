@@ -69,6 +69,7 @@ def test_check_says_which_format_it_took_the_data_for(tmp_path, name, capsys):
         "Open Images",
         "VIA CSV",
         "KITTI",
+        "CVAT Ultralytics",
     ],
 )
 def test_each_format_trains(tmp_path, name, one_thread, capsys):
