@@ -13,7 +13,7 @@ from rcnn_ext.config.data import VocConfig
 from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.data.builder import ReadOptions, SetBuilder
 from rcnn_ext.data.formats.format import Format, named_annotations
-from rcnn_ext.data.formats.picture_names import AmbiguousNameError, PictureFinder, path_parts
+from rcnn_ext.data.formats.picture_names import AmbiguousNameError, PictureFinder
 from rcnn_ext.data.formats.safe_xml import XmlError, read_xml, text_of
 from rcnn_ext.data.formats.voc_layout import (
     VocSource,
@@ -186,7 +186,7 @@ def _is_image(name: str) -> bool:
 def _picture(image: _Image, named: str | None, finder: PictureFinder) -> Path:
     """Return the picture of an annotation file: of its name, or else as the file calls it."""
     stem = image.xml.stem
-    last = path_parts(named)[-1:] if named else []
+    last = file_parts(named)[-1:] if named else []
     # Of a.jpg and a.png the annotation file knows which one it is about.
     names = [*last, stem] if last and Path(last[0]).stem == stem else [stem, *last]
     for name in names:
