@@ -148,7 +148,7 @@ def test_python_m_is_the_same_command(tmp_path):
         ),
         (["eval", ".", "--data", "gone"], "has neither best.ckpt nor last.ckpt"),
         (["proposals", "x"], "unknown command proposals; it is called selective-search now"),
-        (["detect", "gone", "gone.jpg", "--out", "x"], "the checkpoint gone does not exist"),
+        (["detect", "gone", "gone.jpg", "--out", "x"], "gone is no file, no folder and no model"),
         (
             ["train", "faster_rcnn_coco", "--data", "file", "--out", "file"],
             "cannot make the folder",
