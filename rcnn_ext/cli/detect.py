@@ -13,6 +13,9 @@ examples:
   rcnn-ext detect runs/first photo.jpg --out found
   rcnn-ext detect runs/first folder/ --out found --draw-score 0.3
   rcnn-ext detect runs/first 'film/frame_*.png' --out found
+  rcnn-ext detect runs/first aerial.tif --tile 640 --overlap 0.2 --out found
+  rcnn-ext detect hub:owner/name photo.jpg --out found
+  rcnn-ext detect fasterrcnn_resnet50_fpn_v2 photo.jpg --out found
   rcnn-ext detect runs/masks csv/test.csv --out found
   rcnn-ext detect runs/masks list.csv 'data.csv.columns={image: photo}' --out found
 
@@ -51,6 +54,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="maximum number of pixels of a picture that is read (default: the recipe's)",
     )
+    parser.add_argument(
+        "--tile",
+        metavar="N",
+        type=int,
+        help="search larger pictures in tiles of NxN pixels and as a whole, and merge the results",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=fraction,
+        default=0.2,
+        help="fraction of a tile that its neighbor has too (default: 0.2)",
+    )
     parser.add_argument("--no-pictures", action="store_true", help="write JSON only")
     add_inference(parser)
 
@@ -68,6 +83,7 @@ def run(options: argparse.Namespace) -> int:
         UserError: The checkpoint or an image is wrong.
     """
     from rcnn_ext.predict.detect import detect_to_folder
+    from rcnn_ext.predict.tiles import Tiling
 
     words = [*options.images, *options.overrides]
     overrides = [word for word in words if _is_override(word)]
@@ -80,6 +96,7 @@ def run(options: argparse.Namespace) -> int:
         overrides=overrides,
         device_name=options.device,
         batch_size=options.batch_size,
+        tiling=None if options.tile is None else Tiling.of(options.tile, options.overlap),
         min_score=options.min_score,
         draw_score=None if options.no_pictures else options.draw_score,
     )

@@ -21,6 +21,7 @@ from rcnn_ext.files import write_json
 from rcnn_ext.predict.load import load
 from rcnn_ext.predict.pictures import PictureFile
 from rcnn_ext.predict.submission import SUBMISSION, submission_row, write_submission
+from rcnn_ext.predict.tiles import Tiling
 from rcnn_ext.progress import tracked
 from rcnn_ext.viz import contact_sheet, save_picture
 
@@ -61,6 +62,7 @@ def detect_to_folder(
     min_score: float = 0.05,
     draw_score: float | None = 0.5,
     overrides: Sequence[str] = (),
+    tiling: Tiling | None = None,
 ) -> int:
     """Run a model on pictures and write ``detections.json``, ``pictures/`` and an overview.
 
@@ -78,6 +80,7 @@ def detect_to_folder(
         draw_score: Minimum score in pictures; None draws none.
         overrides: ``data.key=value`` or ``selective_search.key=value`` each, instead of the values
             in the recipe, such as ``data.csv.columns={image: photo}``.
+        tiling: The division of large pictures into tiles, or None.
 
     Returns:
         The number of detections.
@@ -99,6 +102,7 @@ def detect_to_folder(
         [PictureFile(path, name, model.reader) for path, name in images],
         min_score=0.0 if localizes else min_score,
         batch_size=batch_size,
+        tiling=tiling,
         keep_pictures=draw_score is not None,
     )
     ids = image_ids([name for _, name in images])

@@ -26,7 +26,14 @@ from rcnn_ext.predict.detections import Detections
 from rcnn_ext.predict.proposals import given_proposals, searched_proposals
 from rcnn_ext.predict.saved import load_saved, prepare_detector
 from rcnn_ext.predict.sources import open_pictures
-from rcnn_ext.predict.stream import Network, ProposalsOf, detect_stream
+from rcnn_ext.predict.stream import (
+    BatchDetector,
+    Network,
+    ProposalsOf,
+    check_options,
+    detect_stream,
+)
+from rcnn_ext.predict.tiles import OVERLAP, TiledNetwork, Tiling
 
 MIN_SCORE = 0.05
 _BATCH_SIZE = 4
@@ -101,7 +108,7 @@ class Predictor(nn.Module):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes: ``class_names[label - 1]`` is the name of a label."""
+        """Names of the classes; that of a label is ``class_names[label - 1]``."""
         return self.classes.names
 
     @property
@@ -133,6 +140,9 @@ class Predictor(nn.Module):
         *,
         min_score: float | None = None,
         batch_size: int | None = None,
+        tile: int | tuple[int, int] | None = None,
+        overlap: float = OVERLAP,
+        whole_picture: bool = True,
         proposals: Any = None,
         bgr: bool = False,
         on_error: Literal["raise", "return"] = "raise",
@@ -151,7 +161,14 @@ class Predictor(nn.Module):
                 [N, H, W, C] or [N, C, H, W], or a list of any of these. An iterator, such as a
                 generator of video frames, is read while its results are.
             min_score: Minimum score of a detection; None means 0.05, or 0 for a localizer.
-            batch_size: Number of pictures per batch; None takes that of the recipe's evaluation.
+            batch_size: Number of pictures or tiles per batch; None takes that of the recipe's
+                evaluation.
+            tile: Side of the tiles in pixels, or (width, height), by which larger pictures are
+                searched, since small objects would vanish when such a picture is resized. What is
+                found in several tiles is merged. None means whole pictures.
+            overlap: Fraction of a tile that its neighbor has too; an object up to this size is
+                whole in one of them.
+            whole_picture: Whether to search the whole of a tiled picture too, for large objects.
             proposals: For Fast R-CNN the boxes [P, 4] (x1, y1, x2, y2) of the picture, in its
                 pixels, or a list of such, one per picture; None searches for them as the recipe
                 says.
@@ -173,7 +190,9 @@ class Predictor(nn.Module):
             >>> found = rcnn_ext.load("runs/first").predict("photo.jpg", min_score=0.5)
             >>> found.names, found.boxes
         """
-        _check_options(min_score, batch_size, on_error, threads)
+        check_options(min_score, batch_size, threads)
+        if on_error not in ("raise", "return"):
+            raise UserError(f"on_error must be 'raise' or 'return', not {on_error!r}")
         kind, pictures = open_pictures(
             images, bgr=bgr, read_list=self._read_list, reader=self.reader
         )
@@ -181,6 +200,7 @@ class Predictor(nn.Module):
             pictures,
             min_score=min_score,
             batch_size=batch_size,
+            tiling=None if tile is None else Tiling.of(tile, overlap, whole_picture),
             proposals=self._proposals_of(proposals, kind),
             threads=threads,
         )
@@ -199,6 +219,7 @@ class Predictor(nn.Module):
         *,
         min_score: float | None = None,
         batch_size: int | None = None,
+        tiling: Tiling | None = None,
         proposals: ProposalsOf | None = None,
         keep_pictures: bool = False,
         threads: int | None = None,
@@ -209,6 +230,7 @@ class Predictor(nn.Module):
             pictures: What :func:`rcnn_ext.predict.sources.open_pictures` gives.
             min_score: As for :meth:`predict`.
             batch_size: As for :meth:`predict`.
+            tiling: The division of large pictures into tiles, or None.
             proposals: The source of proposals; None means that of the recipe, where they are
                 needed.
             keep_pictures: Whether results hold the decoded pictures.
@@ -224,23 +246,27 @@ class Predictor(nn.Module):
             proposals = searched_proposals(self.recipe or Recipe(), run)
         if min_score is None:
             min_score = 0.0 if self.localizes else MIN_SCORE
+        batch_size = batch_size or self._usual_batch_size()
+        network = Network(self.detector, self.device)
+        detector: BatchDetector = network
+        if tiling is not None:
+            if self.localizes:
+                raise UserError("a localizer finds one object per picture: leave out tile")
+            detector = TiledNetwork(network, tiling, batch_size=batch_size, min_score=min_score)
         return detect_stream(
-            Network(self.detector, self.device),
+            detector,
             pictures,
             device=self.device,
             classes=self.classes,
             channels=self.channels,
-            batch_size=batch_size or self.usual_batch_size,
+            # Tiles fill the batches.
+            batch_size=batch_size if tiling is None else 1,
             min_score=min_score,
             proposals=proposals,
             keep_pictures=keep_pictures,
+            convert=tiling is None,
             threads=threads,
         )
-
-    @property
-    def usual_batch_size(self) -> int:
-        """Number of pictures per batch where none is given."""
-        return _BATCH_SIZE if self.recipe is None else self.recipe.evaluation.batch_size
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the detector."""
@@ -275,16 +301,13 @@ class Predictor(nn.Module):
     def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> list[Path]:
         """Write the model as a repository of the Hugging Face Hub. Needs the extra ``hf``.
 
-        The folder gets ``model.safetensors`` (weights, recipe and classes), ``recipe.yaml``,
-        ``config.json`` and a model card with the metrics that ``rcnn-ext eval`` wrote.
-
         Args:
             folder: The folder; a ``README.md`` in it is kept.
-            **options: ``repo_id`` and ``license``; see
-                :func:`rcnn_ext.predict.publish.save_pretrained`.
+            **options: See :func:`rcnn_ext.predict.publish.save_pretrained`.
 
         Returns:
-            The files.
+            The files: weights with recipe and classes, ``recipe.yaml``, ``config.json``, and a
+            model card with the metrics that ``rcnn-ext eval`` wrote.
 
         Raises:
             UserError: The model has no recipe, or the folder cannot be written.
@@ -296,8 +319,7 @@ class Predictor(nn.Module):
 
         Args:
             repo_id: ``owner/name``; it is created where it is missing.
-            **options: ``license``, ``private``, ``revision``, ``commit_message`` and ``token``; see
-                :func:`rcnn_ext.predict.publish.push_to_hub`.
+            **options: See :func:`rcnn_ext.predict.publish.push_to_hub`.
 
         Returns:
             The URL of the commit.
@@ -350,6 +372,9 @@ class Predictor(nn.Module):
                 raise
             return getattr(self.detector, name)
 
+    def _usual_batch_size(self) -> int:
+        return _BATCH_SIZE if self.recipe is None else self.recipe.evaluation.batch_size
+
     def _read_list(self, path: Path) -> list[tuple[Path, Path]]:
         return listed_images(path, config=None if self.recipe is None else self.recipe.data.csv)
 
@@ -373,15 +398,3 @@ def _raising(results: Iterator[Detections | UserError]) -> Iterator[Detections]:
         if isinstance(one, UserError):
             raise one
         yield one
-
-
-def _check_options(
-    min_score: float | None, batch_size: int | None, on_error: str, threads: int | None
-) -> None:
-    if min_score is not None and not 0 <= min_score <= 1:
-        raise UserError(f"min_score must be from 0 to 1, not {min_score}")
-    for name, value in (("batch_size", batch_size), ("threads", threads)):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise UserError(f"{name} must be a whole number from 1 on, not {value!r}")
-    if on_error not in ("raise", "return"):
-        raise UserError(f"on_error must be 'raise' or 'return', not {on_error!r}")

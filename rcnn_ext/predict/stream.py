@@ -117,6 +117,7 @@ def detect_stream(
     min_score: float = 0.0,
     proposals: ProposalsOf | None = None,
     keep_pictures: bool = False,
+    convert: bool = True,
     threads: int | None = None,
 ) -> Iterator[Detections | UserError]:
     """Run a detector on pictures, in batches, while the next ones are decoded.
@@ -132,6 +133,8 @@ def detect_stream(
         proposals: The source of proposals for a model that needs them.
         keep_pictures: Whether each result holds its decoded picture, which spares reading the file
             again where it is drawn at once.
+        convert: Whether the threads make floats of the pixels, for a model on the CPU; a large
+            picture takes less memory if the detector does so for each part of it.
         threads: Number of threads that decode; None means as many as there are cores, at most 4.
 
     Yields:
@@ -148,7 +151,7 @@ def detect_stream(
         except UserError as error:
             return error
         if device.type == "cpu":
-            pixels = as_float(pixels)
+            pixels = as_float(pixels) if convert else pixels
         elif device.type == "cuda" and not pixels.is_cuda:
             pixels = pixels.pin_memory()  # A copy to the GPU can then overlap with its work.
         return DecodedPicture(one, pixels, picture if keep_pictures else None, boxes)
@@ -181,9 +184,28 @@ def detect_stream(
         executor.shutdown(wait=False, cancel_futures=True)
 
 
+def check_options(min_score: float | None, batch_size: int | None, threads: int | None) -> None:
+    """Refuse options of :func:`detect_stream` that are out of range.
+
+    Raises:
+        UserError: One is; the message names it.
+    """
+    if min_score is not None and not 0 <= min_score <= 1:
+        raise UserError(f"min_score must be from 0 to 1, not {min_score}")
+    for name, value in (("batch_size", batch_size), ("threads", threads)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise UserError(f"{name} must be a whole number from 1 on, not {value!r}")
+
+
 def as_float(pixels: Tensor) -> Tensor:
     """Return pixels as float32 in [0, 1]."""
     return pixels if pixels.is_floating_point() else F.to_dtype(pixels, torch.float32, scale=True)
+
+
+def as_masks(masks: Tensor) -> Tensor:
+    """Return masks as bool [D, H, W]; torchvision's are probabilities [D, 1, H, W]."""
+    masks = masks.squeeze(1) if masks.dim() == 4 else masks
+    return masks > _MASK_THRESHOLD if masks.is_floating_point() else masks.bool()
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,15 +224,11 @@ def _as_detections(
     found = {name: value.cpu() for name, value in found.items()}
     keep = found["scores"] >= min_score
     masks = found.get("masks")
-    if masks is not None:
-        # torchvision's Mask R-CNN gives probabilities [D, 1, H, W].
-        masks = masks[keep].squeeze(1) if masks.dim() == 4 else masks[keep]
-        masks = masks > _MASK_THRESHOLD if masks.is_floating_point() else masks.bool()
     return Detections(
         boxes=found["boxes"][keep].float(),
         labels=found["labels"][keep],
         scores=found["scores"][keep].float(),
-        masks=masks,
+        masks=None if masks is None else as_masks(masks[keep]),
         classes=classes,
         height=one.pixels.shape[1],
         width=one.pixels.shape[2],
