@@ -262,7 +262,8 @@ def main() -> int:
         for mutant in chosen:
             print(mutant.number, f"{mutant.file}:{mutant.line}", mutant.kind, mutant.text)
         return 0
-    include = ["-include", str(folder / "mutants.h")]
+    # launch.cuh names the emulator relative to its own place in the repository.
+    include = ["-include", str(folder / "mutants.h"), "-I", str(REPOSITORY / "csrc" / "cuda")]
     libraries = {
         sanitize: build("mutants", csrc=folder, address_sanitizer=sanitize, flags=include)
         for sanitize in (False, True)
