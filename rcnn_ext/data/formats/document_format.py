@@ -156,7 +156,7 @@ def read_documents(
     finder = ImageFinder(root, folder)
     entries: list[ImageEntry] = []
     for document in documents:
-        entries += _read_one(kind, document, scan, builder, finder)
+        entries += _read_one(kind, document, scan, finder)
     _declare(builder, scan, entries)
     used = _add_all(builder, scan, entries, finder)
     if everything:
@@ -167,32 +167,21 @@ def read_documents(
 
 
 def _read_one(
-    kind: DocumentFormat,
-    document: Document,
-    scan: Scan,
-    builder: SetBuilder,
-    finder: ImageFinder,
+    kind: DocumentFormat, document: Document, scan: Scan, finder: ImageFinder
 ) -> list[ImageEntry]:
-    if kind.one_per_image and not kind.recognize(document.path):
-        stem = document.path.stem
-        names = [stem] + [stem + suffix for suffix in IMAGE_SUFFIXES]
-        if finder.find(names, document.path.parent) is None:
-            scan.leave_out(f"files that are not {kind.title}'s", document.path)
-            return []
-        try:
-            load_json(document)
-            message = f"is not a {kind.title} file: looked for {kind.looked_for}"
-        except UserError as error:
-            message = str(error).removeprefix(f"{document.path} ")
-        scan.report.error(document.path, None, message)
-        builder.skip()
-        return []
+    path = document.path
+    names = [path.stem, *(path.stem + suffix for suffix in IMAGE_SUFFIXES)]
     try:
+        if kind.one_per_image and not kind.recognize(path):
+            if finder.find(names, path.parent) is None:
+                scan.leave_out(f"files that are not {kind.title}'s", path)
+                return []
+            load_json(document)
+            raise UserError(f"{path} is not a {kind.title} file: looked for {kind.looked_for}")
         return list(kind.read(document, scan))
     except UserError as error:
-        scan.report.error(document.path, None, str(error).removeprefix(f"{document.path} "))
-        builder.skip()
-        return []
+        scan.report.error(path, None, str(error).removeprefix(f"{path} "))
+        return [ImageEntry(names, None, [], path, broken=True)]
 
 
 def _declare(builder: SetBuilder, scan: Scan, entries: Sequence[ImageEntry]) -> None:
@@ -227,6 +216,9 @@ def _add_all(
             scan.leave_out(entry.left_out, *origin)
             if path is not None:
                 used.setdefault(path, entry)
+            continue
+        if path is None and entry.broken:
+            builder.skip()  # What is wrong was reported, and perhaps no image is named.
             continue
         if path is None:
             message = f"the image {entry.names[0]} is nowhere in {finder.base}{entry.hint}"

@@ -76,8 +76,11 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
             reader = csv.DictReader(io.StringIO("\n".join(lines)), strict=True)
             for row in reader:
                 yield reader.line_num, dict(row)
-        except csv.Error as error:
-            raise UserError(f"{path} is not a CSV file: line {reader.line_num}: {error}") from None
+        except csv.Error:
+            raise UserError(
+                f"{path} is not a CSV file: the row that ends at line {reader.line_num} has quotes "
+                "that are not closed, or closed and followed by more"
+            ) from None
         return
     for line, text in enumerate(lines, start=1):
         if not text.strip():
