@@ -11,6 +11,7 @@ import importlib
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 
 from rcnn_ext import __version__
@@ -62,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    # Pillow warns of odd metadata, which are no matter here.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         options = _parse(arguments)
         return int(options.run(options))

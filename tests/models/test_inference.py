@@ -223,3 +223,26 @@ def test_automatic_type_on_the_cpu(monkeypatch, native, expected):
 def test_automatic_type_on_cuda(monkeypatch, native, expected):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: native)
     assert fast_dtype(torch.device("cuda")) == expected
+
+
+@pytest.mark.parametrize("size", [(1, 1000), (1000, 1), (3, 4000), (1, 1), (1, 60000)])
+@pytest.mark.parametrize("training", [False, True])
+def test_thin_images_keep_a_pixel_of_each_side(size, training):
+    model = models.faster_rcnn("resnet18", num_classes=2, min_size=64, max_size=128).train(training)
+    height, width = size
+    boxes = torch.tensor([[0.0, 0.0, width, height]])
+    images = [torch.rand(3, *size), torch.rand(3, 50, 60)]
+    if training:
+        target = {"boxes": boxes, "labels": torch.tensor([1])}
+        losses = model(images, [target, target | {"boxes": torch.tensor([[1.0, 2.0, 30.0, 40.0]])}])
+        assert all(torch.isfinite(loss) for loss in losses.values())
+        return
+    with torch.no_grad():
+        found = model(images)
+    assert len(found) == 2
+    limits = torch.tensor([width, height, width, height])
+    assert (found[0]["boxes"] <= limits).all()
+    resized, target = model.transform.resize(images[0], {"boxes": boxes})
+    new_height, new_width = resized.shape[-2:]
+    assert min(new_height, new_width) >= 1
+    assert target["boxes"].tolist() == [[0, 0, new_width, new_height]]

@@ -102,7 +102,13 @@ def _attempt(source: Source, called: str, max_pixels: int, load: bool) -> Stored
             return Stored(opened, size, orientation)
         if hasattr(opened, "tag_v2"):
             opened.load_end = lambda: None  # type: ignore[method-assign]
-        opened.load()
+        try:
+            opened.load()
+        except ValueError:
+            if hasattr(opened, "tag_v2"):
+                # Pillow knows the header, but not this arrangement of values.
+                raise UnidentifiedImageError from None
+            raise
         picture: Image.Image = opened
         if hasattr(opened, "tag_v2") and orientation >= 5:
             # A copy has the size of the pixels.

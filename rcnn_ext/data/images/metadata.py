@@ -53,8 +53,9 @@ def _plain_jpeg(content: bytes) -> bytes:
         segment = content[place : place + 2 + length]
         if marker == 0xE1 and segment[4:10] == b"Exif\0\0":
             orientation = orientation_in_exif(segment[4:])
-        # APP0 (JFIF) and APP14 (Adobe) say what the colors mean.
-        if not (0xE1 <= marker <= 0xED or marker in (0xEF, 0xFE)):
+        # All comments and applications' segments, but that of Adobe (APP14), which says what the
+        # colors mean.
+        if not (0xE0 <= marker <= 0xEF or marker == 0xFE) or (marker == 0xEE and length >= 14):
             kept.append(segment)
         place += 2 + length
     exif = exif_with(orientation)
@@ -70,7 +71,7 @@ def _plain_png(content: bytes) -> bytes:
         if kind == b"eXIf":
             orientation = orientation_in_exif(chunk[8:-4])
         # Chunks whose names begin with a capital are needed to show the picture.
-        if kind[:1].isupper() or kind == b"tRNS":
+        if kind[:1].isupper():
             kept.append(chunk)
         place += 12 + length
     body = b"eXIf" + exif_with(orientation).removeprefix(b"Exif\0\0")

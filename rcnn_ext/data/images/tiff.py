@@ -48,6 +48,8 @@ def read_tiff(
                 values, axes = series.asarray(), series.axes
             else:
                 values, axes = page.asarray(), page.axes
+    if np.iscomplexobj(values):
+        raise UserError(f"{called} has complex values, which are no intensities")
     return _as_hwc(values, axes), orientation
 
 

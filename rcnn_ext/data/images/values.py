@@ -6,7 +6,8 @@ Values of 8 bits are taken as they are. For deeper ones full intensity (white) i
 2. the maximum that the format states (PGM and PPM);
 3. for floats within 0 and 1: 1;
 4. for whole numbers from 0: the smallest of 1, 8, 10, 12, 14 and 16 bits that holds the largest
-   value of the file, since cameras and microscopes store 12 bits in 16;
+   value of the file, since cameras and microscopes store 12 bits in 16; signed types of 8 and 16
+   bits have one bit less;
 5. for others (negative, larger, fractional): the file's maximum, and black is its minimum.
 
 NaN is black and infinities are the ends of the range.
@@ -14,11 +15,19 @@ NaN is black and infinities are the ends of the range.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from PIL import Image
 
 _BIT_DEPTHS = (1, 8, 10, 12, 14, 16)
 _DEEP = ("I", "F")
+
+# Types of integers by TIFF's tags BitsPerSample and SampleFormat.
+_TIFF_TYPES: dict[object, type[np.integer[Any]]] = {
+    ((16,), (2,)): np.int16,
+    ((32,), (1,)): np.uint32,
+}
 
 
 def unit_values(values: np.ndarray, max_value: float | None = None) -> np.ndarray:
@@ -56,9 +65,10 @@ def _range_of(values: np.ndarray) -> tuple[float, float]:
     if floating and low >= 0 and high <= 1:
         return 0.0, 1.0
     if low >= 0 and (not floating or bool((finite == np.floor(finite)).all())):
+        most = float("inf") if floating else float(np.iinfo(values.dtype).max)
         for bits in _BIT_DEPTHS:
             if high <= 2**bits - 1:
-                return 0.0, float(2**bits - 1)
+                return 0.0, min(float(2**bits - 1), most)
     return low, high
 
 
@@ -73,12 +83,11 @@ def deep_values(picture: Image.Image) -> np.ndarray | None:
         return None
     values = np.asarray(picture)
     tags = getattr(picture, "tag_v2", None)
-    if tags is not None and picture.mode == "I" and tags.get(339, (1,)) == (1,):
-        # Pillow reads unsigned values of 32 bits as signed ones.
-        bits = tags.get(258, (0,))
-        if bits == (32,):
-            values = values.view(np.uint32)
-    return values
+    if tags is None or picture.mode != "I":
+        return values
+    # Pillow reads all integers of a TIFF file as signed ones of 32 bits.
+    stored = _TIFF_TYPES.get((tags.get(258, (0,)), tags.get(339, (1,))))
+    return values if stored is None else values.astype(stored)
 
 
 def declared_max(picture: Image.Image) -> float | None:
