@@ -42,11 +42,12 @@ class ClassList:
 
     Attributes:
         names: Names of the classes.
-        category_ids: Their ids in annotation and result files; need not be contiguous.
+        category_ids: Their ids in annotation and result files: mostly whole numbers, which need not
+            be contiguous; some files have texts.
     """
 
     names: tuple[str, ...]
-    category_ids: tuple[int, ...]
+    category_ids: tuple[int | str | float, ...]
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.category_ids):
@@ -69,7 +70,7 @@ class ClassList:
         """Return the name of a label, which counts from 1."""
         return self.names[label - 1]
 
-    def category_id(self, label: int) -> int:
+    def category_id(self, label: int) -> int | str | float:
         """Return the category id of a label, which counts from 1."""
         return self.category_ids[label - 1]
 
@@ -142,19 +143,21 @@ class AnnotationSet:
         return ", ".join(parts)
 
 
-def clean_boxes(boxes: np.ndarray, width: int, height: int) -> tuple[np.ndarray, np.ndarray, int]:
+def clean_boxes(
+    boxes: np.ndarray, width: int | np.ndarray, height: int | np.ndarray
+) -> tuple[np.ndarray, np.ndarray, int]:
     """Cut boxes to their image and find those that are left with an area.
 
     Args:
         boxes: float64 [N, 4] (x1, y1, x2, y2), image pixels; may hold NaN and infinities.
-        width: Width of the image in pixels.
-        height: Height of the image in pixels.
+        width: Width of the image in pixels, or of each box's image, [N].
+        height: Height of the image in pixels, or of each box's image, [N].
 
     Returns:
         The cut boxes, float32 [N, 4]; which to keep, bool [N]; how many of the kept ones reached
         more than a pixel out of the image.
     """
-    limits = np.array([width, height, width, height], dtype=np.float64)
+    limits = np.array([width, height, width, height], dtype=np.float64).T  # [4] or [N, 4]
     inside = boxes.clip(0, limits)
     with np.errstate(invalid="ignore"):  # infinity - infinity is NaN, which is not kept.
         sides = inside[:, 2:] - inside[:, :2]  # [N, 2]

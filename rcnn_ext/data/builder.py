@@ -44,6 +44,7 @@ class ReadOptions:
         require_annotations: Whether data that only list images are an error.
         encoding: See :class:`rcnn_ext.config.data.DataConfig`.
         reader: Reads the pictures.
+        masks: Whether outlines and masks of objects are kept, where the format has them.
     """
 
     classes: Sequence[str] | None = None
@@ -54,6 +55,7 @@ class ReadOptions:
     require_annotations: bool = False
     encoding: str | None = None
     reader: ImageReader = ImageReader()
+    masks: bool = False
 
 
 class RawObject(NamedTuple):
@@ -108,13 +110,13 @@ class SetBuilder:
         self._listings: dict[Path, set[str]] = {}
         self._missing: list[Path] = []
         self._expected = 0
-        self._declared: dict[str, int] | None = None
+        self._declared: dict[str, int | str | float] | None = None
         self._strangers: Counter[str] = Counter()
         self._first_seen: dict[str, tuple[Path, int | None]] = {}
         self._clipped = self._dropped = self._skipped = self._other = 0
         self._outlines: Counter[str] = Counter()
 
-    def declare(self, names: Sequence[tuple[str, int]]) -> None:
+    def declare(self, names: Sequence[tuple[str, int | str | float]]) -> None:
         """Names and category ids that the format declares, in the order of their labels.
 
         Called before any image is added; without it the names that occur are the classes, sorted.
@@ -246,17 +248,15 @@ class SetBuilder:
         self._name_strangers(classes)
         if self.options.report is None:
             self.report.raise_if_errors(self.source)
-        if not self._records:
+        images = self._packed(classes)
+        if not images:
             found = self.report.errors()
             reason = f" ({found[0]})" if found else ""
             raise UserError(f"{self.source} has no images that can be used{reason}")
-        label_of = {name: label for label, name in enumerate(classes.names, start=1)}
-        for record, objects in self._records:
-            record.labels[:] = [label_of[item.name] for item in objects]
         return AnnotationSet(
             self.source,
             classes,
-            PackedImages.pack(record for record, _ in self._records),
+            images,
             self._clipped,
             self._dropped,
             self._other,
@@ -266,6 +266,13 @@ class SetBuilder:
             dict(self._outlines),
             self.options.reader,
         )
+
+    def _packed(self, classes: ClassList) -> PackedImages:
+        """Return the images added, with the labels of the classes chosen."""
+        label_of = {name: label for label, name in enumerate(classes.names, start=1)}
+        for record, objects in self._records:
+            record.labels[:] = [label_of[item.name] for item in objects]
+        return PackedImages.pack(record for record, _ in self._records)
 
     def _of_wanted_classes(
         self, objects: Sequence[RawObject], file: Path
@@ -297,24 +304,42 @@ class SetBuilder:
         size: tuple[int, int],
         file: Path,
     ) -> None:
-        # Annotation tools round to whole pixels: only boxes farther out are worth a word.
-        with np.errstate(invalid="ignore"):
-            cut = np.abs(boxes - corners).max(axis=1, initial=0) > 1
-        self._clipped += int((cut & keep).sum())
-        self._dropped += int((~keep).sum())
+        cut = self._count_corrected(corners, boxes, keep)
         for index in np.flatnonzero(cut | ~keep).tolist():
             item = objects[index]
             what = f"{item.what}: " if item.what else ""
-            shown = ", ".join(f"{value:g}" for value in corners[index])
-            if keep[index]:
-                done = f"reaches out of the image ({size[0]}x{size[1]}) and was cut"
-            elif not np.isfinite(corners[index]).all():
-                done = "is not finite and was dropped"
-            elif (corners[index, 2:] <= corners[index, :2]).any():
-                done = "has no area and was dropped"
-            else:
-                done = f"has nothing inside the image ({size[0]}x{size[1]}) and was dropped"
-            self.report.warning(file, self._line(item.line), f"{what}the box [{shown}] {done}")
+            done = self._what_was_done(corners[index], bool(keep[index]), size)
+            self.report.warning(file, self._line(item.line), f"{what}{done}")
+
+    def _count_corrected(
+        self, corners: np.ndarray, boxes: np.ndarray, keep: np.ndarray
+    ) -> np.ndarray:
+        """Count boxes that were cut or dropped, and return which were cut, bool [N]."""
+        # Annotation tools round to whole pixels: only boxes farther out are worth a word.
+        with np.errstate(invalid="ignore"):
+            cut: np.ndarray = np.abs(boxes - corners).max(axis=1, initial=0) > 1
+        self._clipped += int((cut & keep).sum())
+        self._dropped += int((~keep).sum())
+        return cut
+
+    @staticmethod
+    def _what_was_done(corners: np.ndarray, kept: bool, size: tuple[int, int]) -> str:
+        """Describe what became of a box that was cut or dropped.
+
+        Args:
+            corners: float64 [4], as the file has it.
+            kept: Whether something of it is left.
+            size: Width and height of the image in pixels.
+        """
+        if kept:
+            done = f"reaches out of the image ({size[0]}x{size[1]}) and was cut"
+        elif not np.isfinite(corners).all():
+            done = "is not finite and was dropped"
+        elif (corners[2:] <= corners[:2]).any():
+            done = "has no area and was dropped"
+        else:
+            done = f"has nothing inside the image ({size[0]}x{size[1]}) and was dropped"
+        return f"the box [{', '.join(f'{value:g}' for value in corners)}] {done}"
 
     def _name_strangers(self, classes: ClassList) -> None:
         errors = self.options.other_classes == "error"
@@ -344,5 +369,6 @@ class SetBuilder:
                 f"{self.source} has no class {unknown[0]!r}{hint}; it has {', '.join(known)}"
             )
         # A class that the file does not have needs an id that it does not use either.
-        spare = iter(range(max(known.values()) + 1, max(known.values()) + 1 + len(unknown)))
+        first = max((i for i in known.values() if isinstance(i, int)), default=0) + 1
+        spare = iter(range(first, first + len(unknown)))
         return ClassList(names, tuple(known[n] if n in known else next(spare) for n in names))

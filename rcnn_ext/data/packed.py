@@ -131,7 +131,7 @@ class PackedImages(Sequence[ImageRecord]):
         truncated: np.ndarray | None = None,
         origin_files: Sequence[str] | None = None,
         origin_lines: np.ndarray | None = None,
-        own_ids: Sequence[str | float | None] | None = None,
+        own_ids: Sequence[int | str | float | None] | None = None,
         segmentations: Sequence[bytes] | None = None,
     ) -> PackedImages:
         """Pack the columns of M images with N objects in all, those of each image together.
@@ -149,7 +149,7 @@ class PackedImages(Sequence[ImageRecord]):
             truncated: bool [N]; None: none is.
             origin_files: The file that describes each image, M, "" for none; None: none has one.
             origin_lines: int64 [M], its line from 1, or 0 for none; None: none has one.
-            own_ids: Ids that are no whole numbers, M; None: there are none.
+            own_ids: Ids that are no whole numbers, or beyond 64 bits, M; None: there are none.
             segmentations: :meth:`Segmentation.to_bytes` of each object, N, empty where it has
                 none; None: they are not kept.
         """

@@ -28,8 +28,8 @@ class ImageRecord:
         difficult: bool [N]; VOC's mark of objects that evaluation passes over. None means none.
         truncated: bool [N]; VOC's mark of objects that go on beyond their box. None means none.
         origin: The file and line that describe the image, for messages.
-        own_id: Its id in annotation and result files where that is no whole number, such as
-            ``"0001_b"``; else None. :attr:`file_id` is the id in either case.
+        own_id: Its id in annotation and result files where ``image_id`` is not that,
+            such as ``"0001_b"``; else None. :attr:`file_id` is the id in either case.
         segmentations: Outline or mask of each object, or None for an object that has none. None
             where the reader was not asked to keep them.
     """
@@ -45,7 +45,7 @@ class ImageRecord:
     difficult: np.ndarray = None  # type: ignore[assignment]
     truncated: np.ndarray = None  # type: ignore[assignment]
     origin: tuple[Path, int | None] | None = None
-    own_id: str | float | None = None
+    own_id: int | str | float | None = None
     segmentations: tuple[Segmentation | None, ...] | None = None
 
     def __post_init__(self) -> None:

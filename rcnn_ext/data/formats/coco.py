@@ -1,158 +1,38 @@
-"""COCO-format detection data: finding the files of a folder, and reading them.
+"""COCO-format detection data.
 
-Format: https://cocodataset.org/#format-data. Segmentations are not read.
+Format: https://cocodataset.org/#format-data.
 """
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rcnn_ext.config.data import DataConfig
 from rcnn_ext.data.annotations import AnnotationSet
-from rcnn_ext.data.builder import RawObject, ReadOptions, SetBuilder
+from rcnn_ext.data.builder import ReadOptions
+from rcnn_ext.data.column_builder import ColumnBuilder, ImageColumns, ObjectColumns
+from rcnn_ext.data.formats.coco_ids import Key, number_images
+from rcnn_ext.data.formats.coco_layout import find_annotations, list_annotations
+from rcnn_ext.data.formats.coco_pictures import PictureFinder, find_images_folder
+from rcnn_ext.data.formats.coco_scan import Category, CocoColumns, scan_coco, shown
 from rcnn_ext.data.formats.format import Format, named_annotations, named_images
-from rcnn_ext.data.formats.split_names import SPLIT_NAMES, SPLITS, splits_in_name
-from rcnn_ext.data.json_places import JsonPlaces
+from rcnn_ext.data.formats.split_names import SPLITS
+from rcnn_ext.data.json_lists import JsonListPlaces
 from rcnn_ext.data.problems import Report
 from rcnn_ext.errors import UserError
-from rcnn_ext.files import read_json
 
-# How many of the images are tried where one is enough to know their folder: some may be missing.
-_MAX_TRIED = 20
-
-
-def list_annotations(root: Path | str, split: str) -> list[Path]:
-    """List the annotation files of a split, which should be one.
-
-    ``instances_<split>*.json`` in ``root/annotations`` or ``root`` (COCO's own layout has a year
-    after the split), ``<split>.json`` in the same places, or ``_annotations.coco.json`` in
-    ``root/<split>`` (the layout of some annotation tools); the first of these that there is. For
-    training, where there are none for any split, all COCO files in ``root/annotations``, or else
-    in ``root``, whose names have no split in them.
-
-    Args:
-        root: Folder of the data set.
-        split: ``train``, ``val`` or ``test``.
-
-    Raises:
-        UserError: There is no such folder.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise UserError(f"the data folder {root} does not exist")
-    found = _named_annotations(root, split)
-    if found or split != "train":
-        return found
-    if _named_annotations(root, "val") or _named_annotations(root, "test"):
-        return []
-    for folder in (root / "annotations", root):
-        unnamed = (path for path in folder.glob("*.json") if not splits_in_name(path.stem))
-        found = sorted(path for path in unnamed if _has_coco_sections(path))
-        if found:
-            return found
-    return []
-
-
-def _named_annotations(root: Path, split: str) -> list[Path]:
-    for spelling in SPLIT_NAMES[split]:
-        patterns = (
-            f"annotations/instances_{spelling}*.json",
-            f"instances_{spelling}*.json",
-            f"annotations/{spelling}.json",
-            f"{spelling}.json",
-            f"{spelling}/_annotations.coco.json",
-        )
-        for pattern in patterns:
-            found = sorted(root.glob(pattern))
-            if found:
-                return found
-    return []
-
-
-def _has_coco_sections(path: Path) -> bool:
-    """Return whether the words of a detection file are in it, without reading it as JSON."""
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-            sections = (b'"images"', b'"annotations"', b'"categories"')
-            return all(text.find(section) >= 0 for section in sections)
-    except (OSError, ValueError):  # An empty file cannot be mapped.
-        return False
-
-
-def find_annotations(root: Path | str, split: str) -> Path:
-    """Find the annotation file of a split where :func:`list_annotations` looks.
-
-    Raises:
-        UserError: There is none, or there are several.
-    """
-    root = Path(root)
-    found = list_annotations(root, split)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = ", ".join(path.name for path in found)
-        raise UserError(
-            f"{root} has several annotation files for {split}: {names}; "
-            f"choose one with data.{split}_annotations=PATH"
-        )
-    raise UserError(
-        f"no COCO annotation file for {split} in {root}: looked for "
-        f"annotations/instances_{split}*.json, instances_{split}*.json, {split}.json and "
-        f"{split}/_annotations.coco.json; name one with data.{split}_annotations=PATH"
-    )
-
-
-def find_images_folder(root: Path | str, annotations: Path | str, first_file: str) -> Path:
-    """Find the folder that the file names of an annotation file start from.
-
-    Args:
-        root: Folder of the data set.
-        annotations: The annotation file.
-        first_file: The file name of one of its images.
-
-    Raises:
-        UserError: No candidate holds that image.
-    """
-    candidates = _image_folders(Path(root), Path(annotations))
-    for candidate in candidates:
-        if (candidate / first_file).is_file():
-            return candidate
-    tried = ", ".join(map(str, candidates))
-    raise UserError(
-        f"the images of {annotations} are in none of {tried} (looked for {first_file}); name "
-        "their folder with data.train_images=PATH, data.val_images=PATH or data.test_images=PATH"
-    )
-
-
-def _image_folders(root: Path, annotations: Path) -> list[Path]:
-    stem = annotations.stem.removeprefix("instances_")
-    split = stem.rstrip("0123456789")
-    names = [stem, f"images/{stem}", split, f"images/{split}", "images", "data", ""]
-    candidates = [root / name for name in names]
-    candidates += [annotations.parent, annotations.parent / "images"]
-    return list(dict.fromkeys(candidates))
-
-
-def _find_images(root: Path, annotations: Path, files: Sequence[str]) -> tuple[Path, bool]:
-    """Return the folder of the images, and whether only the last parts of their names count.
-
-    Tools write names as on the machine that they ran on: ``/data/upload/1/a.jpg``.
-    """
-    for last_part in (False, True):
-        for file in files[:_MAX_TRIED]:
-            try:
-                name = _last_part(file) if last_part else file
-                return find_images_folder(root, annotations, name), last_part
-            except UserError:
-                continue
-    return find_images_folder(root, annotations, files[0]), False
-
-
-def _last_part(name: str) -> str:
-    return PurePosixPath(name.replace("\\", "/")).name
+__all__ = [
+    "FORMAT",
+    "find_annotations",
+    "find_images_folder",
+    "list_annotations",
+    "read_coco",
+    "read_coco_with",
+]
 
 
 def read_coco(
@@ -163,6 +43,7 @@ def read_coco(
     classes: Sequence[str] | None = None,
     missing_classes_ok: bool = False,
     report: Report | None = None,
+    masks: bool = False,
 ) -> AnnotationSet:
     """Read an annotation file and check all of it.
 
@@ -172,10 +53,12 @@ def read_coco(
         images: Folder that its file names start from; None looks for it below ``root``.
         root: Folder of the data set; by default that of the annotation file.
         classes: Names of the classes, which get labels 1, 2, ... in this order; objects of other
-            categories are left out. None takes all categories of the file, ordered by id.
+            categories are left out. None takes all categories of the file, ordered by id, but
+            for those that only group others.
         missing_classes_ok: Whether ``classes`` may name some that the file does not know: a
             validation file need not have all.
         report: Where problems go; broken images are then left out. None raises for errors.
+        masks: Whether to keep the outlines and masks of objects: ``record.segmentations``.
 
     Returns:
         The images in the order of the file.
@@ -183,7 +66,7 @@ def read_coco(
     Raises:
         UserError: The file is missing or wrong, or images are missing; what and where is named.
     """
-    options = ReadOptions(classes, missing_classes_ok, report=report)
+    options = ReadOptions(classes, missing_classes_ok, report=report, masks=masks)
     folder, top = (None if given is None else Path(given) for given in (images, root))
     return read_coco_with(Path(annotations), folder, top, options)
 
@@ -192,153 +75,136 @@ def read_coco_with(
     annotations: Path, images: Path | None, root: Path | None, options: ReadOptions
 ) -> AnnotationSet:
     """:func:`read_coco` with the options that all formats share."""
-    document = read_json(annotations)
-    if not isinstance(document, dict):
-        raise UserError(f"{annotations} is not a COCO file: its top level is not an object")
-    annotated = "annotations" in document or not annotations.stem.startswith("image_info")
+    builder = ColumnBuilder(annotations, options)
+    report = builder.report
+    places = JsonListPlaces(annotations, options.encoding)
+    found = scan_coco(annotations, options.encoding, places, report, options.masks)
+    annotated = "annotations" in found.sections or not annotations.stem.startswith("image_info")
     for section in ("images", "annotations", "categories") if annotated else ("images",):
-        if not isinstance(document.get(section), list):
+        if section not in found.sections:
             raise UserError(f"{annotations} is not a COCO detection file: no list {section!r}")
-    if not document["images"]:
+    if not found.num_images:
         raise UserError(f"{annotations} lists no images")
-
-    places = JsonPlaces(annotations)
-    builder = SetBuilder(annotations, options, lambda index: places.line("annotations", index))
-    scanner = _Scanner(annotations, places, builder.report)
-    names = scanner.categories(document.get("categories", []), annotated)
+    if annotated and not found.num_categories:
+        report.error(annotations, None, "'categories' is empty")
+    for _ in range(found.skipped):
+        builder.skip()
+    objects, broken = _checked_objects(found, annotations, places, report)
     if annotated:
-        builder.declare([(names[i], i) for i in sorted(names)])
-    entries = scanner.images(document["images"], builder)
-    objects, broken = scanner.objects(document.get("annotations", []), entries, names)
-    if not entries or (annotated and not names):
-        builder.report.raise_if_errors(annotations)
-    last_part = False
-    if images is None:
-        files = [entry["file_name"] for _, entry in entries.values()]
-        images, last_part = _find_images(root or annotations.parent, annotations, files)
-    for image_id, (index, entry) in entries.items():
-        width: Any = entry.get("width")
-        height: Any = entry.get("height")
-        known = _is_int(width) and _is_int(height) and width > 0 and height > 0
-        path = images / (_last_part(entry["file_name"]) if last_part else entry["file_name"])
-        bad = image_id in broken
-        wanted = options.lines or not builder.exists(path)
-        line = places.line("images", index) if wanted else None
-        size = (width, height) if known else None
-        builder.add(
-            image_id, path, size, objects.get(image_id, []), (annotations, line), broken=bad
-        )
+        builder.declare([(one.name, one.key) for one in _classes(found, objects, builder)])
+    if not found.names or (annotated and not found.categories):
+        report.raise_if_errors(annotations)
+    top = root or annotations.parent
+    paths, missing = PictureFinder(annotations, images, top, report).paths(found.names)
+    ids, own_ids = number_images(found.image_rows)
+    columns = ImageColumns(
+        ids,
+        own_ids,
+        paths,
+        missing,
+        np.array(found.sizes, dtype=np.int64).reshape(-1, 2),
+        broken,
+        lambda row: places.line("images", found.indices[row]),
+    )
+    builder.add_columns(columns, objects)
     return builder.finish(annotated=annotated, looked_for=f"a list 'annotations' in {annotations}")
 
 
-class _Scanner:
-    """Checks the three lists of a file, entry by entry."""
+def _classes(found: CocoColumns, objects: ObjectColumns, builder: ColumnBuilder) -> list[Category]:
+    """Return the categories that are classes, ordered by id, numbers before texts.
 
-    def __init__(self, path: Path, places: JsonPlaces, report: Report) -> None:
-        self.path = path
-        self.places = places
-        self.report = report
-
-    def categories(self, categories: list[Any], annotated: bool) -> dict[int, str]:
-        """Names by category id."""
-        names: dict[int, str] = {}
-        for index, category in enumerate(categories):
-            if not isinstance(category, dict) or not _is_int(category.get("id")):
-                self._error("categories", index, "has no integer 'id'")
-            elif not isinstance(category.get("name"), str):
-                self._error("categories", index, f"(id {category['id']}) has no 'name'")
-            elif category["id"] in names:
-                self._error("categories", index, f"the id {category['id']} is used twice", ":")
-            elif category["name"] in names.values():
-                self._error(
-                    "categories", index, f"the name {category['name']!r} is used twice", ":"
-                )
-            else:
-                names[category["id"]] = category["name"]
-        if annotated and not categories:
-            self.report.error(self.path, None, "'categories' is empty")
-        return names
-
-    def images(
-        self, images: list[Any], builder: SetBuilder
-    ) -> dict[int, tuple[int, dict[str, Any]]]:
-        """Index and entry by image id."""
-        entries: dict[int, tuple[int, dict[str, Any]]] = {}
-        for index, entry in enumerate(images):
-            if not isinstance(entry, dict) or not _is_int(entry.get("id")):
-                self._error("images", index, "has no integer 'id'")
-            elif not isinstance(entry.get("file_name"), str) or not entry["file_name"]:
-                self._error("images", index, f"(id {entry['id']}) has no 'file_name'")
-            elif entry["id"] in entries:
-                first = entries[entry["id"]][0]
-                self._error(
-                    "images",
-                    index,
-                    f"the id {entry['id']} is used twice, first by images[{first}]",
-                    ":",
-                )
-            else:
-                entries[entry["id"]] = index, entry
-                continue
-            builder.skip()
-        return entries
-
-    def objects(
-        self, annotations: list[Any], entries: dict[int, Any], names: dict[int, str]
-    ) -> tuple[dict[int, list[RawObject]], set[int]]:
-        """Return the objects by image id, and the ids of images with a broken one."""
-        found: dict[int, list[RawObject]] = {}
-        broken: set[int] = set()
-        ids: set[int] = set()
-        for index, item in enumerate(annotations):
-            if not isinstance(item, dict):
-                self._error("annotations", index, "is not an object")
-                continue
-            own: Any = item.get("id")
-            what = f"annotations[{index}]" + (f" (id {own})" if own is not None else "")
-            image_id: Any = item.get("image_id")
-            box: Any = item.get("bbox")
-            if not _is_int(image_id) or image_id not in entries:
-                problem = f"no image has the id {image_id!r}"
-            elif not _is_int(item.get("category_id")) or item["category_id"] not in names:
-                problem = f"no category has the id {item.get('category_id')!r}"
-            elif not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-                problem = f"'bbox' is {box!r}, not four numbers x, y, width, height"
-            elif _is_int(own) and own in ids:
-                problem = f"the id {own} is used twice"
-            else:
-                if _is_int(own):
-                    ids.add(own)
-                x, y, width, height = map(float, box)
-                area: Any = item.get("area")
-                found.setdefault(image_id, []).append(
-                    RawObject(
-                        (x, y, x + width, y + height),
-                        names[item["category_id"]],
-                        index,
-                        what,
-                        float(area) if _is_number(area) else None,
-                        bool(item.get("iscrowd")),
-                    )
-                )
-                continue
-            line = self.places.line("annotations", index)
-            self.report.error(self.path, line, f"{what}: {problem}")
-            if _is_int(image_id):
-                broken.add(image_id)
-        return found, broken
-
-    def _error(self, section: str, index: int, message: str, mark: str = "") -> None:
-        line = self.places.line(section, index)
-        self.report.error(self.path, line, f"{section}[{index}]{mark} {message}")
+    Some tools list the name of the project, or of a group, as a category of its own, which no
+    object can have: it is the supercategory of others, and no object is of it.
+    """
+    ordered = sorted(found.categories.values(), key=lambda one: (isinstance(one.key, str), one.key))
+    position = {name: index for index, name in enumerate(objects.names)}
+    used = np.bincount(objects.classes, minlength=len(objects.names)) > 0
+    groups = {one.group for one in ordered if isinstance(one.group, str) and one.group != one.name}
+    wanted = set(builder.options.classes or ())
+    left_out = [
+        one
+        for one in ordered
+        if one.name in groups and not used[position[one.name]] and one.name not in wanted
+    ]
+    if len(left_out) == len(ordered):
+        return ordered
+    if left_out:
+        names = ", ".join(repr(one.name) for one in left_out[:_MAX_NAMED])
+        more = f" and {len(left_out) - _MAX_NAMED} more" if len(left_out) > _MAX_NAMED else ""
+        builder.report.note(
+            builder.source,
+            None,
+            f"no class: {names}{more}, the supercategory of others that no object is of",
+        )
+    names_left_out = {one.name for one in left_out}
+    return [one for one in ordered if one.name not in names_left_out]
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+# How many of the categories that are no classes a message names.
+_MAX_NAMED = 3
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _checked_objects(
+    found: CocoColumns, path: Path, places: JsonListPlaces, report: Report
+) -> tuple[ObjectColumns, np.ndarray]:
+    """Report objects that cannot be used, and return the others.
+
+    Returns:
+        The objects, and which images have a broken one, bool [M].
+    """
+    objects = found.objects
+    category_rows: dict[Key, int] = {key: row for row, key in enumerate(found.categories)}
+    images = objects.image_ids.rows_in(found.image_rows)
+    classes = objects.category_ids.rows_in(category_rows)
+    problems = dict.fromkeys(objects.own_ids.repeated().tolist(), "")
+    problems |= dict.fromkeys(np.flatnonzero((images < 0) | (classes < 0)).tolist(), "")
+    problems |= objects.problems
+    broken = np.zeros(len(found.names), dtype=bool)
+    own = objects.own_ids.keys() if problems else []
+    image_keys = objects.image_ids.keys() if problems else []
+    category_keys = objects.category_ids.keys() if problems else []
+    for index in sorted(problems):
+        message = problems[index]
+        if message == "is not an object":
+            pass
+        elif images[index] < 0:
+            message = f"no image has the id {_shown_id(image_keys[index])}"
+        elif classes[index] < 0:
+            message = f"no category has the id {_shown_id(category_keys[index])}"
+        elif not message:
+            message = f"the id {_shown_id(own[index])} is used twice"
+        line = places.line("annotations", index)
+        report.error(path, line, f"{_called(index, own[index])}: {message}")
+        if images[index] >= 0:
+            broken[images[index]] = True
+    good = np.ones(objects.count, dtype=bool)
+    good[list(problems)] = False
+    kept = np.flatnonzero(good)
+    boxes = objects.take_boxes()
+    boxes = boxes[kept] if problems else boxes
+    boxes[:, 2:] += boxes[:, :2]
+    outlines = objects.segmentations
+    columns = ObjectColumns(
+        images=images[kept],
+        classes=classes[kept],
+        names=[category.name for category in found.categories.values()],
+        boxes=boxes,
+        areas=objects.areas[kept],
+        crowd=objects.crowd[kept],
+        called=lambda place: _called(int(kept[place]), objects.own_ids.key(int(kept[place]))),
+        line=lambda place: places.line("annotations", int(kept[place])),
+        segmentations=[outlines[index] for index in kept.tolist()] if objects.masks else None,
+    )
+    return columns, broken
+
+
+def _shown_id(key: Key | None) -> str:
+    return "None" if key is None else shown(key)
+
+
+def _called(index: int, own: Any) -> str:
+    """Return how messages call an entry of ``annotations``."""
+    return f"annotations[{index}]" + (f" (id {own})" if own is not None else "")
 
 
 def _read_split(config: DataConfig, root: Path, split: str, options: ReadOptions) -> AnnotationSet:

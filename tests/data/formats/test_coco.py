@@ -140,7 +140,7 @@ def put(content, section, index, key, value):
         (lambda c: c["categories"].clear(), "'categories' is empty"),
         (lambda c: remove(c, "images", 1, "file_name"), r"images\[1\] \(id 3\) has no 'file_name'"),
         (lambda c: put(c, "images", 1, "id", 7), r"images\[1\]: the id 7 is used twice"),
-        (lambda c: put(c, "images", 1, "id", "x"), r"images\[1\] has no integer 'id'"),
+        (lambda c: put(c, "images", 1, "id", None), r"images\[1\] has no 'id'"),
         (lambda c: put(c, "categories", 1, "id", 90), r"the id 90 is used twice"),
         (lambda c: put(c, "categories", 1, "name", "dog"), r"the name 'dog' is used twice"),
         (
