@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from rcnn_ext.data.annotations import AnnotationSet, ClassList, ImageRecord
 from rcnn_ext.data.images import ImageReader
-from rcnn_ext.files import write_json
+from rcnn_ext.files import write_json, write_text
 from rcnn_ext.metrics.coco import EvaluationResult
 from rcnn_ext.metrics.confusion import confusion_matrix, image_quality
 from rcnn_ext.metrics.error_pictures import read_picture, write_error_pictures
@@ -88,7 +89,10 @@ def write_evaluation(
     if errors is not None:
         facts = {"errors": errors.as_dict(), **facts}
     write_json(out / METRICS, {**result.as_dict(), **facts})
-    write_json(out / DETECTIONS, _as_coco_results(annotations, images, classes))
+    # An entry per line: with indentation Python's encoder takes ten times as long.
+    encode = json.JSONEncoder(allow_nan=False).encode
+    entries = ",\n".join(map(encode, _as_coco_results(annotations, images, classes)))
+    write_text(out / DETECTIONS, f"[\n{entries}\n]\n" if entries else "[]\n")
     written = [out / METRICS, out / DETECTIONS]
     try:
         if result.precision is not None:
@@ -179,26 +183,23 @@ def draw_pairs(
 
 def _as_coco_results(
     annotations: AnnotationSet, images: Sequence[ImageResult], classes: ClassList
-) -> list[dict[str, Any]]:
-    return [
-        {
-            "image_id": record.file_id,
-            "file_name": record.path.name,
-            "category_id": classes.category_id(label),
-            "category_name": classes.name(label),
-            "bbox": [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)],
-            "score": round(score, 5),
-        }
-        for record, image in zip(annotations.images, images, strict=True)
-        for (x1, y1, x2, y2), label, score in _found(image)
-    ]
-
-
-def _found(image: ImageResult) -> Any:
-    order = np.argsort(-image.scores, kind="stable")
-    return zip(
-        image.found_boxes[order].tolist(),
-        image.found_labels[order].tolist(),
-        image.scores[order].tolist(),
-        strict=True,
-    )
+) -> Iterator[dict[str, Any]]:
+    """Yield the detections in COCO's result format, those of an image best first."""
+    for record, image in zip(annotations.images, images, strict=True):
+        order = np.argsort(-image.scores, kind="stable")
+        boxes = image.found_boxes[order]
+        boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+        for box, label, score in zip(
+            boxes.round(2).tolist(),
+            image.found_labels[order].tolist(),
+            image.scores[order].round(5).tolist(),
+            strict=True,
+        ):
+            yield {
+                "image_id": record.file_id,
+                "file_name": record.path.name,
+                "category_id": classes.category_id(label),
+                "category_name": classes.name(label),
+                "bbox": box,
+                "score": score,
+            }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from PIL import Image
 
 from rcnn_ext.cli import main
 from rcnn_ext.data import ClassList
+from rcnn_ext.data.annotations import ImageReader
 from rcnn_ext.metrics.confusion import confusion_matrix, image_quality
 from rcnn_ext.metrics.localization import localization_metrics
-from rcnn_ext.metrics.report import extremes
+from rcnn_ext.metrics.report import extremes, write_evaluation
 from tests.metrics.test_voc_metric import FAR, A, B, image
 
 NEAR_A = [0, 0, 10, 8]  # IoU 0.8 with A
@@ -128,3 +130,23 @@ def test_eval_writes_numbers_detections_curves_and_pictures(tiny_run, tmp_path, 
         assert picture.width > 300
     with Image.open(out / "worst.jpg") as picture:
         assert picture.width > 2 * 320
+
+
+@pytest.mark.parametrize("found", [[], [(A, 1, 0.123456), (NEAR_A, 2, 0.9)]])
+def test_detections_are_written_best_first_under_the_ids_of_the_data(found, tmp_path):
+    from rcnn_ext.metrics.coco import detection_metrics
+
+    pytest.importorskip("faster_coco_eval", reason="faster-coco-eval comes with the extra train")
+    classes = ClassList(("a", "b"), (7, 9))
+    images = [image([(A, 1)], found)]
+    record = SimpleNamespace(path=tmp_path / "gone.jpg", file_id="text/1", width=50, height=50)
+    annotations = SimpleNamespace(images=[record], source="made", reader=ImageReader())
+    result = detection_metrics(images, classes)
+    write_evaluation(
+        tmp_path, annotations, images, result, classes, checkpoint=tmp_path, step=1, seconds=1
+    )
+    entries = json.loads((tmp_path / "detections.json").read_text())
+    assert [entry["image_id"] for entry in entries] == ["text/1"] * len(found)
+    assert [entry["category_id"] for entry in entries] == [9, 7][: len(found)]
+    assert [entry["score"] for entry in entries] == [0.9, 0.12346][: len(found)]
+    assert [entry["bbox"] for entry in entries] == [[0, 0, 10, 8], [0, 0, 10, 10]][: len(found)]
