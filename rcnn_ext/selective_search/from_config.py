@@ -11,6 +11,7 @@ from torch import distributed
 
 from rcnn_ext.config import Recipe
 from rcnn_ext.data.annotations import AnnotationSet
+from rcnn_ext.data.images import ImageReader
 from rcnn_ext.distributed import Processes
 from rcnn_ext.selective_search import (
     CachedRegions,
@@ -37,6 +38,7 @@ class SearchedProposals:
         config = recipe.selective_search
         folder = run / _FOLDER if config.folder is None else Path(config.folder)
         self.cache = ProposalCache(folder, config.settings(), ProposalFilter.of(config))
+        self.reader = ImageReader.of(recipe.data)
         self.computes = config.missing == "compute"
 
     def boxes(self, image: Path) -> np.ndarray:
@@ -74,7 +76,7 @@ class SearchedProposals:
         if not self.computes:
             return
         images = [record.path for annotations in sets for record in annotations.images]
-        summary = precompute(images, self.cache, processes=processes)
+        summary = precompute(images, self.cache, processes=processes, reader=self.reader)
         if processes.count > 1:
             distributed.barrier()
         own = " by the main process" if processes.count > 1 else ""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rcnn_ext.data.images import load_image
+from rcnn_ext.data.images import ImageReader
 from rcnn_ext.errors import UserError
 from rcnn_ext.progress import Progress
 from rcnn_ext.selective_search.cache import CachedRegions, ProposalCache
@@ -49,6 +49,7 @@ def precompute(
     workers: int | None = None,
     *,
     processes: Processes | None = None,
+    reader: ImageReader | None = None,
 ) -> Summary:
     """Search every image that has no proposals in the cache.
 
@@ -60,6 +61,7 @@ def precompute(
         cache: Where to keep what is found.
         workers: Searches at a time; None for one per core of this process's share.
         processes: The processes that share the images; None means this one alone.
+        reader: Reads the images; None reads them with the usual options.
 
     Returns:
         What was done. An image that cannot be read is named there and does not stop the others.
@@ -76,7 +78,9 @@ def precompute(
     name = "Proposals" if count == 1 else f"Proposals, rank {rank}"
     summary = Summary()
     with _executor(cache, workers) as executor, Progress(name, len(share), "image") as progress:
-        for image, outcome in _in_flight(executor, share, cache, _QUEUED_PER_WORKER * workers):
+        for image, outcome in _in_flight(
+            executor, share, cache, reader, _QUEUED_PER_WORKER * workers
+        ):
             if isinstance(outcome, UserError):
                 summary.broken.append(str(outcome))
                 progress.message(f"left out: {outcome}")
@@ -89,7 +93,9 @@ def precompute(
     return summary
 
 
-def compute_one(image: Path, cache: ProposalCache) -> int | UserError | None:
+def compute_one(
+    image: Path, cache: ProposalCache, reader: ImageReader | None = None
+) -> int | UserError | None:
     """Search one image unless its proposals are there.
 
     Returns:
@@ -99,7 +105,7 @@ def compute_one(image: Path, cache: ProposalCache) -> int | UserError | None:
         content = image.read_bytes()
         if cache.has(content):
             return None
-        picture = load_image(image)
+        picture = (reader or ImageReader()).load_image(image)
     except (OSError, UserError) as error:
         return error if isinstance(error, UserError) else UserError(f"{image}: {error.strerror}")
     regions = find_regions(picture, cache.settings)
@@ -127,6 +133,7 @@ def _in_flight(
     executor: concurrent.futures.Executor,
     images: Iterable[Path],
     cache: ProposalCache,
+    reader: ImageReader | None,
     max_pending: int,
 ) -> Iterator[tuple[Path, int | UserError | None]]:
     """Search images, at most ``max_pending`` at a time, and yield each when it is done."""
@@ -134,7 +141,7 @@ def _in_flight(
     for image in images:
         if len(waiting) >= max_pending:
             yield from _take_done(waiting)
-        waiting[executor.submit(compute_one, image, cache)] = image
+        waiting[executor.submit(compute_one, image, cache, reader)] = image
     while waiting:
         yield from _take_done(waiting)
 

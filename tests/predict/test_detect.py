@@ -14,6 +14,7 @@ from rcnn_ext.predict.detections import Detections
 from rcnn_ext.predict.pictures import PictureFile
 from rcnn_ext.predict.predictor import Predictor
 from tests.helpers.corner_model import CLASSES, Corner
+from tests.helpers.pictures import png_header
 
 
 def pictures(folder, sizes):
@@ -122,3 +123,19 @@ def test_the_command_names_unreadable_pictures_and_does_the_others(tiny_run, tmp
     assert "; the others are done" in error
     assert os.listdir(tmp_path / "out" / "pictures") == ["000002.jpg"]
     assert (tmp_path / "out" / "detections.json").exists()
+
+
+def test_the_command_names_huge_pictures_and_answers_thin_ones(tiny_run, tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, size in (("a.png", (64, 64)), ("line.png", (4000, 3)), ("wide.png", (70, 64))):
+        Image.new("RGB", size).save(folder / name)
+    (folder / "bomb.png").write_bytes(png_header(100_000, 100_000))
+    out = tmp_path / "out"
+    assert detect_cli(tiny_run, out, folder, "--max-pixels", 4000 * 3) == 2
+    said = capsys.readouterr().err
+    assert "bomb.png is 100000x100000 pixels, 10,000,000,000 in all; pictures of more than" in said
+    assert "the others are done" in said
+    assert sorted(os.listdir(out / "pictures")) == ["a.jpg", "line.jpg", "wide.jpg"]
+    assert detect_cli(tiny_run, out, folder / "wide.png", "--max-pixels", 64 * 64) == 2
+    assert "wide.png is 70x64 pixels" in capsys.readouterr().err
