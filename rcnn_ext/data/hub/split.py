@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +17,15 @@ from rcnn_ext.progress import tracked
 
 # Further names of a split, looked for where a data set does not have the usual one.
 _OTHER_NAMES = {"validation": ("val", "valid")}
+
+# Names of columns that data sets have in place of the usual ones.
+_USUAL_NAMES = {
+    "box": ("bboxes", "boxes", "box"),
+    "label": ("categories", "label", "labels", "class", "classes", "category_id", "name"),
+}
+
+# A class with a larger number is none; the numbers are not those of classes.
+_MAX_NUMBER = 100_000
 
 # Keys that only files have, or that need all images before the first step.
 _FILES_ONLY = (
@@ -100,10 +110,15 @@ def open_stream(
         images = rows.info.splits[name].num_examples
     if split == "train" and hub.train_images is not None:
         images = hub.train_images
+    config = _with_usual_names(rows, config)
+    hub = config.hf
     columns, class_names = _columns(rows, config, source)
+    wanted = config.classes if classes is None else classes
+    if class_names is None and Path(source).is_dir():
+        class_names, occurring = _classes_of_rows(rows, hub)
+        wanted = occurring if wanted is None else wanted
     if hub.image in columns:
         rows = rows.cast_column(hub.image, datasets.Image(decode=False))
-    wanted = config.classes if classes is None else classes
     if class_names is None and wanted is None:
         raise UserError(f"{source} does not name its classes; data.classes must")
     if class_names is not None and wanted is not None:
@@ -187,6 +202,48 @@ def _in_list(feature: Any) -> Any:
     """Return the items' feature of a list in any of its notations; other features as they are."""
     feature = getattr(feature, "feature", feature)
     return feature[0] if isinstance(feature, list) else feature
+
+
+def _with_usual_names(rows: Any, config: DataConfig) -> DataConfig:
+    """Return the data section with the names of boxes and classes that the data have.
+
+    What the recipe names itself stays, so that a wrong name is an error.
+    """
+    features, hub, usual = rows.features or {}, config.hf, HubConfig()
+    if hub.objects not in features:
+        return config
+    objects = _in_list(features[hub.objects])
+    found: dict[str, Any] = {
+        key: next(name for name in names if name in objects)
+        for key, names in _USUAL_NAMES.items()
+        if getattr(hub, key) == getattr(usual, key)
+        and getattr(hub, key) not in objects
+        and any(name in objects for name in names)
+    }
+    return dataclasses.replace(config, hf=dataclasses.replace(hub, **found))
+
+
+def _classes_of_rows(
+    rows: Any, hub: HubConfig
+) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
+    """Return the classes that a local data set numbers, and those that occur, by reading it.
+
+    Numbers without names are their own names, from 0 to the largest.
+    """
+    found: set[Any] = set()
+    for row in rows.select_columns([hub.objects]):
+        value = row[hub.objects] or {}
+        items = value if isinstance(value, list) else [value]
+        for item in items:
+            labels = item.get(hub.label)
+            found.update(labels if isinstance(labels, list) else [labels])
+    found.discard(None)
+    if all(isinstance(label, int) and 0 <= label <= _MAX_NUMBER for label in found) and found:
+        names = tuple(str(number) for number in range(max(found) + 1))
+        return names, names
+    if all(isinstance(label, str) for label in found) and found:
+        return None, tuple(sorted(found))
+    return None, None
 
 
 def _columns(
