@@ -15,9 +15,10 @@ import os
 import re
 import sys
 import unicodedata
+import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
@@ -94,6 +95,8 @@ class Typeface:
     """
 
     path: Path | None
+    _known: dict[str, bool] = field(default_factory=dict, init=False, repr=False)
+    _missing: tuple[Any, ...] | None = field(default=None, init=False, repr=False)
 
     def at(self, size: int) -> ImageFont.FreeTypeFont:
         """Return the font at a size in pixels.
@@ -107,33 +110,22 @@ class Typeface:
 
     def has(self, character: str) -> bool:
         """Return whether the font has a glyph for a character."""
-        if self._probe is None:
-            return False
         known = self._known.get(character)
         if known is None:
-            try:
-                known = _image(self._probe, character) != self._missing
-            except (OSError, ValueError):
-                known = False  # FreeType refuses the glyph: the file is damaged.
-            self._known[character] = known
+            # Kept by character and not as an open font: a machine may have hundreds of fonts.
+            known = self._known[character] = self._looks_like_one(character)
         return known
 
-    @cached_property
-    def _known(self) -> dict[str, bool]:
-        return {" ": True}
-
-    @cached_property
-    def _probe(self) -> ImageFont.FreeTypeFont | None:
+    def _looks_like_one(self, character: str) -> bool:
         try:
             font = _load(self.path, _PROBE_SIZE, ImageFont.Layout.BASIC)
+            if not isinstance(font, ImageFont.FreeTypeFont):
+                return False
+            if self._missing is None:
+                object.__setattr__(self, "_missing", _image(font, _ABSENT))
+            return character == " " or _image(font, character) != self._missing
         except (OSError, ImportError, TypeError, ValueError):
-            return None
-        return font if isinstance(font, ImageFont.FreeTypeFont) else None
-
-    @cached_property
-    def _missing(self) -> tuple[Any, ...]:
-        assert self._probe is not None
-        return _image(self._probe, _ABSENT)
+            return False  # No FreeType, or a damaged file.
 
 
 class Line:
@@ -266,6 +258,8 @@ def _all_fonts(chosen: str) -> _Fonts:
 def _find(chosen: str) -> Iterator[Typeface]:
     for name in filter(None, chosen.split(os.pathsep)):
         path = Path(name).expanduser()
+        if not path.exists():
+            warnings.warn(f"{VARIABLE}: {path} does not exist", stacklevel=2)
         files = [path] if path.is_file() else _files(path)
         yield from (Typeface(file) for file in files)
     yield Typeface(None)
@@ -296,7 +290,7 @@ def _preference(path: Path) -> int:
     )
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)
 def _load(path: Path | None, size: int, layout: Any) -> Any:
     if path is None:
         font: Any = ImageFont.load_default(size)
