@@ -58,7 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tile",
         metavar="N",
         type=int,
-        help="search larger pictures in tiles of NxN pixels and as a whole, and merge the results",
+        help="search larger pictures in tiles of NxN pixels and as a whole, and merge the results; "
+        "8-bit TIFF files may have more than --max-pixels then, and are searched by tiles only",
     )
     parser.add_argument(
         "--overlap",

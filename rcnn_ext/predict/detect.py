@@ -121,7 +121,9 @@ def detect_to_folder(
         results += [row for row in rows if row["score"] >= min_score] if localizes else rows
         if localizes:
             submission += [submission_row(row) for row in rows]
-        if draw_score is not None:
+        if draw_score is not None and one.height * one.width > model.reader.max_pixels:
+            print(f"{one.name} is {one.width}x{one.height} pixels: too large to be drawn")
+        elif draw_score is not None:
             drawn = one.draw(draw_score)
             save_picture(drawn, out / "pictures" / name)
             if len(overview) < _MAX_IN_OVERVIEW:

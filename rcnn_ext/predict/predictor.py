@@ -23,6 +23,7 @@ from rcnn_ext.models.fast_rcnn import needs_proposals
 from rcnn_ext.predict import publish
 from rcnn_ext.predict.checkpoint import SavedDetector
 from rcnn_ext.predict.detections import Detections
+from rcnn_ext.predict.mapped import mapped
 from rcnn_ext.predict.proposals import given_proposals, searched_proposals
 from rcnn_ext.predict.saved import load_saved, prepare_detector
 from rcnn_ext.predict.sources import open_pictures
@@ -252,15 +253,14 @@ class Predictor(nn.Module):
         if tiling is not None:
             if self.localizes:
                 raise UserError("a localizer finds one object per picture: leave out tile")
-            detector = TiledNetwork(network, tiling, batch_size=batch_size, min_score=min_score)
+            detector = TiledNetwork(network, tiling, batch_size, min_score, self.reader.max_pixels)
         return detect_stream(
             detector,
-            pictures,
+            pictures if tiling is None else map(mapped, pictures),
             device=self.device,
             classes=self.classes,
             channels=self.channels,
-            # Tiles fill the batches.
-            batch_size=batch_size if tiling is None else 1,
+            batch_size=batch_size if tiling is None else 1,  # tiles fill the batches
             min_score=min_score,
             proposals=proposals,
             keep_pictures=keep_pictures,

@@ -152,7 +152,8 @@ def detect_stream(
             return error
         if device.type == "cpu":
             pixels = as_float(pixels) if convert else pixels
-        elif device.type == "cuda" and not pixels.is_cuda:
+        elif device.type == "cuda" and not pixels.is_cuda and pixels.is_contiguous():
+            # Views of mapped files are not contiguous, and stay on the disk.
             pixels = pixels.pin_memory()  # A copy to the GPU can then overlap with its work.
         return DecodedPicture(one, pixels, picture if keep_pictures else None, boxes)
 

@@ -97,15 +97,22 @@ class TiledNetwork:
         tiling: The division into tiles.
         batch_size: Number of tiles per batch.
         min_score: Minimum score of a detection; those below it are not merged either.
+        max_whole_pixels: Larger pictures, whose files are only mapped, are not searched as a whole.
     """
 
     def __init__(
-        self, network: Network, tiling: Tiling, *, batch_size: int, min_score: float
+        self,
+        network: Network,
+        tiling: Tiling,
+        batch_size: int,
+        min_score: float,
+        max_whole_pixels: int,
     ) -> None:
         self.network = network
         self.tiling = tiling
         self.batch_size = batch_size
         self.min_score = min_score
+        self.max_whole_pixels = max_whole_pixels
 
     def __call__(self, pictures: Sequence[DecodedPicture]) -> list[dict[str, Tensor]]:
         """Return the merged results, one dict per picture.
@@ -136,7 +143,7 @@ class TiledNetwork:
                 self._moved(result, window, (height, width))
                 for result, window in zip(results, batch, strict=True)
             ]
-        if self.tiling.whole_picture:
+        if self.tiling.whole_picture and height * width <= self.max_whole_pixels:
             (result,) = self.network([one])
             found.append(self._moved(result, (0, 0, width, height), (height, width)))
         return _merged(found)

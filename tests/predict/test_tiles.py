@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from rcnn_ext.cli import main
+from rcnn_ext.data.images.reader import ImageReader
 from rcnn_ext.errors import UserError
 from rcnn_ext.models import fast_rcnn, localizer
 from rcnn_ext.predict.predictor import Predictor
@@ -171,3 +172,64 @@ def test_the_command_takes_tiles(tiny_run, tmp_path, capsys):
     assert max(entry["bbox"][0] for entry in results) > 192
     assert main([*command, "--tile", "4"]) == 2
     assert "tile must be a number of pixels from 16 on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"tile": (32, 32)}, {"compression": "zlib", "rowsperstrip": 7}],
+    ids=["mapped", "tiled", "compressed"],
+)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_tiff_file_beyond_the_limit_of_pixels_is_searched_by_tiles(
+    tmp_path, monkeypatch, channels, options
+):
+    tifffile = pytest.importorskip("tifffile")
+    values = with_squares(300, 200, (40, 50, 70, 80), (250, 150, 290, 190))
+    values = values[..., 0] if channels == 1 else values[..., [0, 1, 2, 2][:channels]]
+    kind = {"photometric": "minisblack" if channels == 1 else "rgb", **options}
+    tifffile.imwrite(tmp_path / "large.tif", values, **kind)
+    model = Predictor(Blobs(), ["white"])
+    expected = model.predict(tmp_path / "large.tif", tile=64, whole_picture=False)
+    monkeypatch.setattr(Predictor, "reader", ImageReader(max_pixels=300 * 200 - 1), raising=True)
+    with pytest.raises(UserError, match="large.tif is 300x200 pixels"):
+        model.predict(tmp_path / "large.tif")
+    model.detector.sizes.clear()
+    found = model.predict(tmp_path / "large.tif", tile=64)
+    assert sorted(found.boxes.tolist()) == [[40, 50, 70, 80], [250, 150, 290, 190]]
+    assert torch.equal(found.boxes, expected.boxes)
+    assert (found.width, found.height) == (300, 200)
+    # Tiles only: the whole would not fit.
+    assert {size for batch in model.detector.sizes for size in batch} == {(64, 64)}
+
+
+def test_the_command_searches_but_does_not_draw_a_tiff_file_beyond_the_limit(
+    tiny_run, tmp_path, capsys
+):
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "large.tif", with_squares(300, 200), photometric="rgb")
+    out = tmp_path / "out"
+    words = ["detect", str(tiny_run.out), str(tmp_path / "large.tif"), "--out", str(out)]
+    assert main([*words, "--max-pixels", "9000"]) == 2
+    assert "large.tif is 300x200 pixels" in capsys.readouterr().err
+    assert main([*words, "--max-pixels", "9000", "--tile", "200"]) == 0
+    assert "large.tif is 300x200 pixels: too large to be drawn" in capsys.readouterr().out
+    assert (out / "detections.json").is_file()
+    assert not (out / "pictures").exists()
+
+
+def test_files_beyond_the_limit_that_cannot_be_mapped_are_named(tmp_path, monkeypatch):
+    tifffile = pytest.importorskip("tifffile")
+    monkeypatch.setattr(Predictor, "reader", ImageReader(max_pixels=100), raising=True)
+    model = Predictor(Blobs(), ["white"])
+    tifffile.imwrite(tmp_path / "16.tif", np.zeros((80, 90), np.uint16), photometric="minisblack")
+    Image.new("RGB", (90, 80)).save(tmp_path / "photo.png")
+    Image.new("RGB", (90, 80)).save(tmp_path / "turned.tif", exif={274: 6})
+    (tmp_path / "cut.tif").write_bytes((tmp_path / "16.tif").read_bytes()[:100])
+    for name, message in (
+        ("16.tif", "90x80 pixels of 1 x uint16, too many .* only upright 8-bit"),
+        ("turned.tif", "90x80 pixels of 3 x uint8, too many .* only upright 8-bit"),
+        ("photo.png", "90x80 pixels"),
+        ("cut.tif", "is damaged"),
+    ):
+        with pytest.raises(UserError, match=f"{name}.* {message}"):
+            model.predict(tmp_path / name, tile=64)
