@@ -301,6 +301,7 @@ class DataConfig:
             and others are a problem; ``largest``: all but the largest object of an image are left
             out, and so are images without any.
         keep_difficult: Whether objects marked as difficult are trained on.
+        masks: Whether outlines and masks of objects are kept, where the data have them (coco).
         on_error: ``stop``: broken files stop the run; ``skip``: they are left out.
         channels: Channels of the images that the model takes: 3 is RGB and 1 gray, to which
             pictures are converted; of another number, up to 12, each picture must have as many.
@@ -339,6 +340,7 @@ class DataConfig:
     max_train_images: Int | None = None
     objects: Literal["many", "one", "largest"] = "many"
     keep_difficult: Bool = False
+    masks: Bool = False
     on_error: Literal["stop", "skip"] = "stop"
     channels: Int = 3
     max_pixels: Int = DEFAULT_MAX_PIXELS

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from rcnn_ext.data.hub import check_stream, open_stream, stream_splits
 from rcnn_ext.data.images import ImageReader
 from rcnn_ext.data.problems import Report
 from rcnn_ext.errors import UserError
-from rcnn_ext.progress import tracked
+from rcnn_ext.progress import Progress
+
+# Pictures that wait for each thread that reads.
+_AHEAD = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,13 +129,29 @@ def check_images(
         reader: Reads the pictures; None reads them as RGB.
     """
     reader = ImageReader() if reader is None else reader
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        found: Iterable[tuple[Path, int | None, str] | None] = pool.map(
-            lambda record: _problem_of(record, reader), records
-        )
-        for problem in tracked(found, "Reading", len(records)):
+    threads = max(1, workers)
+    waiting: deque[Future[tuple[Path, int | None, str] | None]] = deque()
+    problems = 0
+    with (
+        ThreadPoolExecutor(threads) as pool,
+        Progress("Reading", len(records), "image") as progress,
+    ):
+
+        def finish_one() -> None:
+            nonlocal problems
+            problem = waiting.popleft().result()
             if problem is not None:
+                problems += 1
                 report.error(*problem)
+            progress.advance(note=f"{problems} cannot be used" if problems else "")
+
+        for record in records:
+            # Few at a time, so that memory does not grow with the number of images.
+            if len(waiting) == _AHEAD * threads:
+                finish_one()
+            waiting.append(pool.submit(_problem_of, record, reader))
+        while waiting:
+            finish_one()
 
 
 def _problem_of(record: ImageRecord, reader: ImageReader) -> tuple[Path, int | None, str] | None:

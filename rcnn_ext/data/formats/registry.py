@@ -86,6 +86,7 @@ def open_split(
         lines=report is not None,
         require_annotations=split != "test" or not own,
         encoding=config.encoding,
+        masks=config.masks,
         reader=ImageReader.of(config),
     )
     if not own and not kind.looks_like(root) and config.format != "synthetic":
