@@ -25,8 +25,9 @@ examples:
   rcnn-ext check DATA --recipe mine.yaml --pictures pictures/
   rcnn-ext check OWNER/NAME --format hf --split val
 
-Each line of the report is FILE:LINE: error|warning: MESSAGE. Errors stop training, or are skipped
-with data.on_error=skip; warnings are corrected, such as boxes cut to their image.
+Each line of the report is FILE:LINE: error|warning|note: MESSAGE. Errors stop training, or are
+skipped with data.on_error=skip; warnings are corrected, such as boxes cut to their image; notes say
+how data were understood.
 The exit code is 2 if there are errors (with --strict: or warnings), else 0.
 """
 

@@ -149,6 +149,8 @@ def read_csv_boxes_with(
     if not background:
         advice = "data.csv.unlisted=background trains on them as images without objects"
         warn_of_unlisted(builder, path, unlisted, advice)
+    # Broken rows are named before.
+    reader.require_units()
     reader.say_what_was_taken(builder.report)
     looked_for = f"columns of a box ({box_names()}) among {', '.join(table.header)}"
     return builder.finish(annotated=columns.box is not None, looked_for=looked_for)
@@ -240,6 +242,7 @@ class _RowReader:
         self.comma = table.delimiter != ","
         self.notation = _NOTATIONS.get((columns.box or ("",))[0], config.box_format)
         self.without_box: list[int] = []
+        self.wrong_units = ""
         self.normalized = self._is_normalized()
 
     def parse(self, values: list[str], size: tuple[int, int], line: int) -> list[RawObject]:
@@ -283,11 +286,7 @@ class _RowReader:
         return [corners(found, self.notation)]
 
     def _is_normalized(self) -> bool:
-        """Return whether coordinates are parts of the image's sides.
-
-        Raises:
-            UserError: The recipe says something else than the numbers, or these say nothing.
-        """
+        """Return whether coordinates are parts of the image's sides."""
         stated = self.config.normalized
         largest, whole, count = 0.0, True, 0
         for row in self.table.rows if self.columns.box is not None else []:
@@ -304,18 +303,25 @@ class _RowReader:
             return bool(stated)
         path = self.table.path
         if stated and largest > 2:
-            raise UserError(
+            self.wrong_units = (
                 f"a coordinate in {path} is {largest:g}, but data.csv.normalized says that they "
                 "are parts of the image's sides"
             )
-        if stated is False or stated:
-            return bool(stated)
-        if largest <= 1 and whole:
-            raise UserError(
+        if stated is None and largest <= 1 and whole:
+            self.wrong_units = (
                 f"no coordinate in {path} is above 1: parts of the image's sides, or pixels? Say "
                 "which with data.csv.normalized=true or data.csv.normalized=false"
             )
-        return largest <= 1
+        return stated if stated is not None else largest <= 1
+
+    def require_units(self) -> None:
+        """Stop where the recipe says something else than the numbers, or these say nothing.
+
+        Raises:
+            UserError: They do.
+        """
+        if self.wrong_units:
+            raise UserError(self.wrong_units)
 
     def say_what_was_taken(self, report: Report) -> None:
         """Add notes on what could have been understood in another way."""

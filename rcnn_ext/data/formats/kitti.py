@@ -14,7 +14,8 @@ from rcnn_ext.data.formats.format import Format, named_annotations, named_images
 from rcnn_ext.data.formats.label_folders import (
     add_labeled,
     first_line,
-    folder_texts,
+    first_texts,
+    has_pictures,
     pictures_in,
     report_unmatched,
 )
@@ -47,15 +48,13 @@ def _number(text: str) -> float | None:
 def _labels_in(folder: Path) -> Path | None:
     """Return the folder of the text files of a split."""
     for name in _LABELS:
-        texts = folder_texts(folder / name)[:20]
-        if any(map(is_kitti, texts)):
+        if any(map(is_kitti, first_texts(folder / name))):
             return folder / name
     return None
 
 
 def _images_in(folder: Path) -> Path | None:
-    places = (folder / name for name in _IMAGES if (folder / name).is_dir())
-    return next((place for place in places if pictures_in(place)), None)
+    return next((folder / name for name in _IMAGES if has_pictures(folder / name)), None)
 
 
 def find_kitti(root: Path, split: str) -> tuple[Path, Path | None] | None:

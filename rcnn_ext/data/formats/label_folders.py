@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -131,6 +132,31 @@ def folder_texts(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".txt")
+
+
+def first_texts(folder: Path, count: int = 20) -> list[Path]:
+    """Return some text files of a folder, without listing all of perhaps 100,000."""
+    return _first_files(folder, (".txt",), count)
+
+
+def has_pictures(folder: Path) -> bool:
+    """Return whether there is a picture in a folder, without listing all."""
+    return bool(_first_files(folder, IMAGE_SUFFIXES, 1))
+
+
+def _first_files(folder: Path, suffixes: tuple[str, ...], count: int) -> list[Path]:
+    found: list[Path] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if os.path.splitext(entry.name)[1].lower() in suffixes:
+                    found.append(folder / entry.name)
+                    if len(found) == count:
+                        break
+    except OSError:
+        # There is no such folder, or it cannot be read.
+        return []
+    return found
 
 
 def first_line(path: Path) -> str:

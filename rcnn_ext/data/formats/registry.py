@@ -16,7 +16,8 @@ from rcnn_ext.data.archives import SUFFIXES as ARCHIVE_SUFFIXES
 from rcnn_ext.data.archives import unpacked
 from rcnn_ext.data.builder import ReadOptions
 from rcnn_ext.data.formats.folder_tree import walk
-from rcnn_ext.data.formats.format import Format, named_annotations
+from rcnn_ext.data.formats.format import Format, named_annotations, named_images
+from rcnn_ext.data.formats.outside import note_outside
 from rcnn_ext.data.formats.split_names import SPLITS
 from rcnn_ext.data.formats.table import FORMATS
 from rcnn_ext.data.images import ImageReader
@@ -92,6 +93,7 @@ def open_split(
     if not own and not kind.looks_like(root) and config.format != "synthetic":
         _hint_at_other_format(config.format, root)
     annotations = kind.read(config, root, split if own else "train", options)
+    note_outside(annotations, _folders_of(config, root, split), found)
     if config.objects != "many" and annotations.annotated:
         largest = config.objects == "largest"
         annotations = one_object_each(annotations, found, largest=largest)
@@ -109,6 +111,16 @@ def open_split(
     return dataclasses.replace(
         annotations, images=annotations.images[:max_images], problems=tuple(found.problems)
     )
+
+
+def _folders_of(config: DataConfig, root: Path, split: str) -> list[Path]:
+    """Return the folders that pictures of a split may be in, by what the recipe says."""
+    images, named = named_images(config, root, split), named_annotations(config, split)
+    folders = [root, *([images] if images is not None else [])]
+    if named is not None:
+        path = root / named
+        folders.append(path.parent if path.is_file() else path)
+    return folders
 
 
 def has_split(config: DataConfig, root: Path | str, split: str) -> bool:

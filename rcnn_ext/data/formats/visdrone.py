@@ -15,7 +15,7 @@ from rcnn_ext.data.formats.format import Format, named_annotations, named_images
 from rcnn_ext.data.formats.label_folders import (
     add_labeled,
     first_line,
-    folder_texts,
+    first_texts,
     pictures_in,
     report_unmatched,
 )
@@ -36,7 +36,7 @@ def _is_label(path: Path) -> bool:
 
 
 def _is_annotated(folder: Path) -> bool:
-    texts = folder_texts(folder / "annotations")[:20]
+    texts = first_texts(folder / "annotations")
     return (folder / "images").is_dir() and any(map(_is_label, texts))
 
 
