@@ -153,6 +153,45 @@ def via_1(root: Path) -> None:
     write_json(root / "via_region_data.json", images)
 
 
+def via_3(root: Path) -> None:
+    pictures(root)
+    points = [value for corner in CORNERS for value in corner]
+    shapes = ([2, X1, Y1, X2 - X1, Y2 - Y1], [7, *points], [8, *points])
+    options = {str(index): name for index, name in enumerate(CLASSES)}
+    anchor = "FILE1_Z0_XY1"
+    write_json(
+        root / "animals.json",
+        {
+            "project": {"pid": "__VIA_PROJECT_ID__", "data_format_version": "3.1.1"},
+            "config": {"file": {"loc_prefix": {"1": "", "2": "", "3": "", "4": ""}}},
+            "attribute": {
+                "1": {"aname": "animal", "anchor_id": anchor, "type": 4, "options": options}
+            },
+            "file": {
+                str(n + 1): {
+                    "fid": str(n + 1),
+                    "fname": f"p{n}.png",
+                    "type": 2,
+                    "loc": 1,
+                    "src": "",
+                }
+                for n in ALL
+            },
+            "metadata": {
+                f"{n + 1}_aBcD": {
+                    "vid": str(n + 1),
+                    "flg": 0,
+                    "z": [],
+                    "xy": shapes[n % 3],
+                    "av": {"1": str(n % 2)},
+                }
+                for n in ALL
+            },
+            "view": {str(n + 1): {"fid_list": [str(n + 1)]} for n in ALL},
+        },
+    )
+
+
 def bitmap(width: int, height: int) -> str:
     """Return the data of a Supervisely bitmap."""
     file = io.BytesIO()
@@ -424,6 +463,7 @@ TOOLS: dict[str, tuple[Callable[[Path], None], str, dict[str, int]]] = {
     "VIA export": (via_export, "via", {"train": COUNT}),
     "VIA project": (via_project, "via", {"train": COUNT}),
     "VIA 1": (via_1, "via", {"train": COUNT}),
+    "VIA 3": (via_3, "via", {"train": COUNT}),
     "Supervisely": (supervisely, "supervisely", {"train": COUNT}),
     "Supervisely in folders": (supervisely_splits, "supervisely", {"train": 4, "val": 2}),
     "Label Studio JSON": (label_studio, "label_studio", {"train": COUNT}),

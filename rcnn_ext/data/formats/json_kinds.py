@@ -15,6 +15,7 @@ _MARKS: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("via", "{", ("_via_img_metadata",), ()),
     ("via", "{", ("filename", "regions", "file_attributes"), ()),
     ("via", "{", ("filename", "regions", "shape_attributes"), ()),
+    ("via", "{", ("project", "file", "metadata", "view"), ("images",)),
     ("labelme", "{", ("shapes", "imagePath"), ()),
     ("datumaro", "{", ("items", "categories"), ("images",)),
     ("supervisely", "{", ("size", "objects"), ("images", "shapes", "items")),

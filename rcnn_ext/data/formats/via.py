@@ -1,4 +1,4 @@
-"""JSON of the VGG Image Annotator, version 2 and 1: a project, or its annotations alone.
+"""JSON of the VGG Image Annotator, versions 1 to 3: a project, or its annotations alone.
 
 Each image has ``regions`` with ``shape_attributes`` and ``region_attributes``; one of the latter is
 the class. https://www.robots.ox.ac.uk/~vgg/software/via/
@@ -14,6 +14,7 @@ from rcnn_ext.data.builder import RawObject
 from rcnn_ext.data.formats.document_format import DocumentFormat
 from rcnn_ext.data.formats.documents import Document, ImageEntry, Scan, load_json
 from rcnn_ext.data.formats.json_kinds import json_kind
+from rcnn_ext.data.formats.via_3 import is_version_3, read_version_3
 from rcnn_ext.data.formats.via_regions import choose_attribute, class_of, region_box
 from rcnn_ext.data.json_places import JsonPlaces
 from rcnn_ext.errors import UserError
@@ -25,6 +26,9 @@ def _read(document: Document, scan: Scan) -> Iterator[ImageEntry]:
     value = load_json(document)
     if not isinstance(value, dict):
         raise UserError(f"{document.path} is not a VIA file: its top level is not an object")
+    if is_version_3(value):
+        yield from read_version_3(value, document, scan, JsonPlaces(document.path))
+        return
     before: tuple[str, ...] = (_IMAGES,) if _IMAGES in value else ()
     images = value.get(_IMAGES, value)
     if not isinstance(images, dict):

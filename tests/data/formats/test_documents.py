@@ -13,11 +13,12 @@ from PIL import Image
 pytest.importorskip("lxml", reason="lxml comes with the extra train")
 
 from rcnn_ext.cli import main
-from rcnn_ext.data import DataConfig, detect_format, open_split
+from rcnn_ext.data import DataConfig, detect_format, open_split, read_voc
 from rcnn_ext.data.problems import Report
 from rcnn_ext.errors import UserError
 from tests.helpers import layouts
 from tests.helpers import tool_layouts as tools
+from tests.helpers.real_data import REAL, needs_real_data
 
 BOX = list(layouts.BOX)
 TURNED = [[20, 4], [30, 10], [20, 16], [10, 10]]
@@ -438,6 +439,39 @@ def test_the_attribute_of_via_that_is_the_class(tmp_path):
         open_split(DataConfig(), via(tmp_path, region("circle", unclear, **shape)), "train")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"xy": [2, 1, 2, 3]}, "'xy' is [2, 1, 2, 3], which is no shape of VIA's"),
+        ({"xy": ["a"]}, "not a list of numbers"),
+        ({"av": {"1": "7"}}, "it has no class, or several"),
+        ({"vid": "99"}, "is of no image"),
+    ],
+)
+def test_wrong_regions_of_via_3_are_named(tmp_path, change, message):
+    tools.via_3(tmp_path)
+    document = json.loads((tmp_path / "animals.json").read_text())
+    document["metadata"]["1_aBcD"] |= change
+    tools.write_json(tmp_path / "animals.json", document)
+    with pytest.raises(UserError) as caught:
+        open_split(DataConfig(), tmp_path, "train")
+    assert message in str(caught.value)
+
+
+def test_regions_of_via_3_without_a_box_are_counted(tmp_path):
+    tools.via_3(tmp_path)
+    document = json.loads((tmp_path / "animals.json").read_text())
+    document["metadata"]["1_aBcD"]["xy"] = [1, 3, 4]
+    document["metadata"]["2_aBcD"]["xy"] = []
+    tools.write_json(tmp_path / "animals.json", document)
+    found, problems = read(tmp_path)
+    assert sum(len(record.boxes) for record in found.images) == layouts.COUNT - 2
+    assert [
+        p.message.removeprefix("left out: ").partition(" or ")[0].partition(",")[0]
+        for p in problems
+    ] == ["1 objects of shape point", "1 notes on whole images"]
+
+
 def test_boxes_of_an_imagefolder_may_be_corners(tmp_path):
     layouts.pictures(tmp_path, [0])
     row = {"file_name": "p0.png", "objects": {"bbox": [BOX], "category": ["cat"]}}
@@ -507,3 +541,63 @@ def test_pictures_of_any_orientation(tmp_path):
     found, problems = read(tmp_path)
     assert not problems
     assert (found.images[0].width, found.images[0].height) == (40, 20)
+
+
+@needs_real_data
+@pytest.mark.parametrize("kind", ["createml", "labelme", "cvat"])
+def test_real_pictures_have_the_boxes_of_their_voc_files(tmp_path, kind):
+    wanted = read_voc(REAL / "VOCdevkit", "trainval")
+    entries = []
+    for record in wanted.images[:12]:
+        shutil.copy(record.path, tmp_path / record.path.name)
+        names = [wanted.classes.name(int(label)) for label in record.labels]
+        entries.append((record, list(zip(names, record.boxes.tolist(), strict=True))))
+    if kind == "createml":
+        tools.write_json(
+            tmp_path / "all.json",
+            [
+                {
+                    "image": record.path.name,
+                    "annotations": [
+                        {
+                            "label": name,
+                            "coordinates": {
+                                "x": (x1 + x2) / 2,
+                                "y": (y1 + y2) / 2,
+                                "width": x2 - x1,
+                                "height": y2 - y1,
+                            },
+                        }
+                        for name, (x1, y1, x2, y2) in objects
+                    ],
+                }
+                for record, objects in entries
+            ],
+        )
+    for record, objects in entries if kind == "labelme" else ():
+        shapes = [
+            {"label": name, "shape_type": "rectangle", "points": [[x1, y1], [x2, y2]]}
+            for name, (x1, y1, x2, y2) in objects
+        ]
+        document = tools.labelme_file(0, shapes, record.path.name)
+        document |= {"imageWidth": record.width, "imageHeight": record.height}
+        tools.write_json(tmp_path / f"{record.path.stem}.json", document)
+    if kind == "cvat":
+        images = "".join(
+            f'<image name="{record.path.name}" width="{record.width}" height="{record.height}">'
+            + "".join(
+                f'<box label="{name}" xtl="{x1}" ytl="{y1}" xbr="{x2}" ybr="{y2}"/>'
+                for name, (x1, y1, x2, y2) in objects
+            )
+            + "</image>"
+            for record, objects in entries
+        )
+        (tmp_path / "annotations.xml").write_text(f"<annotations>{images}</annotations>")
+    assert detect_format(tmp_path) == kind
+    found = open_split(DataConfig(), tmp_path, "train")
+    assert not found.problems
+    by_name = {record.path.name: record for record in found.images}
+    for record, objects in entries:
+        np.testing.assert_allclose(by_name[record.path.name].boxes, record.boxes, atol=1e-3)
+        labels = by_name[record.path.name].labels.tolist()
+        assert [found.classes.name(label) for label in labels] == [name for name, _ in objects]
