@@ -94,6 +94,8 @@ class _Opener:
     @staticmethod
     def holds_pictures(value: Any) -> bool:
         """Return whether a value is a picture, or names some, rather than being a collection."""
+        if isinstance(value, np.ndarray) and value.dtype.kind in "UO":
+            return False  # an array of paths, such as a column of a table
         kinds = (str, Path, bytes, bytearray, memoryview, Image.Image, np.ndarray, Tensor, dict)
         return isinstance(value, kinds) or hasattr(value, "read") or hasattr(value, "__fspath__")
 

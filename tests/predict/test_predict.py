@@ -143,6 +143,9 @@ def test_several_pictures_of_all_kinds_are_batched_in_order(photo):
     assert [one.width for one in model.predict(np.stack([ARRAY] * 3))] == [40] * 3
     assert [one.width for one in model.predict(torch.stack([CHANNELS_FIRST] * 2))] == [40] * 2
     assert model.predict([]) == []
+    assert [one.width for one in model.predict(np.array([str(photo)] * 2))] == [40] * 2
+    assert [one.width for one in model.predict({photo: 1}.keys())] == [40]
+    assert [one.width for one in model.predict(photo.parent.glob("*.png"))] == [40]
     image = Image.open(photo)
     assert [one.width for one in model.predict([image] * 8)] == [40] * 8
 
