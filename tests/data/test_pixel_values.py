@@ -11,7 +11,7 @@ from rcnn_ext.data.images import image_size, load_image, load_tensor, picture_to
 from rcnn_ext.data.images.values import unit_values
 from rcnn_ext.errors import UserError
 from rcnn_ext.selective_search.images import as_rgb
-from tests.helpers.pictures import gray_ramp
+from tests.helpers.pictures import gray_ramp, save_deep_png
 
 RAMP = gray_ramp()
 WIDE = RAMP.astype(np.int64)
@@ -66,6 +66,31 @@ def test_pgm_files_are_scaled_by_the_maximum_that_they_state(tmp_path, kind, max
     head = f"{kind}\n{RAMP.shape[1]} {RAMP.shape[0]}\n{maximum}\n".encode()
     (tmp_path / "a.pgm").write_bytes(head + body)
     assert close(load_image(tmp_path / "a.pgm"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        None,
+        {},
+        {"compression": "lzw"},
+        {"compression": "zlib", "predictor": True},
+        {"byteorder": ">"},
+        {"byteorder": ">", "compression": "lzw"},
+    ],
+)
+def test_colors_of_12_bits_in_16_keep_their_contrast(tmp_path, options):
+    values = np.stack([WIDE * 17, WIDE * 3, WIDE * 5], axis=-1).astype(np.uint16)
+    path = tmp_path / ("a.png" if options is None else "a.tif")
+    save_deep_png(path, values)
+    if options is not None:
+        tifffile = pytest.importorskip("tifffile")
+        tifffile.imwrite(path, values, photometric="rgb", **options)
+    assert np.array_equal(np.asarray(load_image(path)), np.rint(values / 4095 * 255))
+    stated = np.asarray(load_image(path, max_value=65535))
+    assert np.array_equal(stated, np.rint(values / 65535 * 255))
+    save_deep_png(path, values * 15)
+    assert close(load_image(path))
 
 
 def test_the_range_of_a_camera_can_be_named(tmp_path):

@@ -71,6 +71,15 @@ def with_png_chunk(picture, chunk, *, last=False):
     return content[:place] + chunk + content[place:]
 
 
+def save_deep_png(path, values):
+    """Save uint16 [H, W, 3], which Pillow cannot."""
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks))
+
+
 def png_header(width, height):
     """A PNG file that has a header, and no pixels."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)

@@ -6,11 +6,12 @@ import contextlib
 import io
 import os
 import stat
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
@@ -41,11 +42,13 @@ class Stored:
         picture: The picture; loaded if that was asked for.
         size: Width and height as stored.
         orientation: What brings it upright, 1 to 8.
+        deep_colors: Whether the file has 16 bits per color, of which ``picture`` has the upper 8.
     """
 
     picture: Image.Image
     size: tuple[int, int]
     orientation: int
+    deep_colors: bool = False
 
     @property
     def upright_size(self) -> tuple[int, int]:
@@ -57,7 +60,9 @@ class UnknownFormatError(UserError):
     """The content of a file is in no format that Pillow reads."""
 
 
-def decode(source: Source, called: str, max_pixels: int, *, load: bool) -> Stored:
+def decode(
+    source: Source, called: str, max_pixels: int, *, load: bool, lower_bytes: bool = False
+) -> Stored:
     """Open a picture, and load its pixels.
 
     Broken metadata are left out: they never decide whether a picture can be read.
@@ -67,6 +72,7 @@ def decode(source: Source, called: str, max_pixels: int, *, load: bool) -> Store
         called: What messages call it.
         max_pixels: Maximum number of pixels.
         load: Whether to load the pixels, or only the header.
+        lower_bytes: Whether to load the lower 8 bits of deep colors rather than the upper.
 
     Raises:
         UserError: The file is missing, damaged, no picture, or too large.
@@ -75,7 +81,7 @@ def decode(source: Source, called: str, max_pixels: int, *, load: bool) -> Store
         if isinstance(source, (str, Path)) and not stat.S_ISREG(os.stat(source).st_mode):
             raise UserError(f"{called} is no file but a folder or a device")
         try:
-            return _attempt(source, called, max_pixels, load)
+            return _attempt(source, called, max_pixels, load, lower_bytes)
         except (UserError, MemoryError, FileNotFoundError, PermissionError):
             raise
         except Exception:
@@ -83,11 +89,11 @@ def decode(source: Source, called: str, max_pixels: int, *, load: bool) -> Store
             plain = without_metadata(content_of(source))
             with contextlib.suppress(Exception):
                 if plain is not None:
-                    return _attempt(io.BytesIO(plain), called, max_pixels, load)
+                    return _attempt(io.BytesIO(plain), called, max_pixels, load, lower_bytes)
             raise
 
 
-def _attempt(source: Source, called: str, max_pixels: int, load: bool) -> Stored:
+def _attempt(source: Source, called: str, max_pixels: int, load: bool, lower_bytes: bool) -> Stored:
     if not isinstance(source, (str, Path)):
         source.seek(0)
     formats = _formats(source, called)
@@ -102,6 +108,9 @@ def _attempt(source: Source, called: str, max_pixels: int, load: bool) -> Stored
             return Stored(opened, size, orientation)
         if hasattr(opened, "tag_v2"):
             opened.load_end = lambda: None  # type: ignore[method-assign]
+        deep_colors = opened.mode in ("RGB", "RGBA") and any(map(_raw_mode, opened.tile))
+        if deep_colors and lower_bytes:
+            opened.tile = [_with_other_byte(tile) for tile in opened.tile]
         try:
             opened.load()
         except ValueError:
@@ -114,7 +123,23 @@ def _attempt(source: Source, called: str, max_pixels: int, load: bool) -> Stored
             # A copy has the size of the pixels.
             picture = opened.copy()
             picture.tag_v2 = opened.tag_v2  # type: ignore[attr-defined]
-        return Stored(picture, size, orientation)
+        return Stored(picture, size, orientation, deep_colors)
+
+
+def _raw_mode(tile: Any) -> str | None:
+    """Return the mode of 16 bits per color that a tile is stored in; None for others."""
+    mode = tile.args[0] if isinstance(tile.args, tuple) and tile.args else tile.args
+    return mode if isinstance(mode, str) and mode[-4:-1] == ";16" else None
+
+
+def _with_other_byte(tile: Any) -> Any:
+    """Return a tile by which Pillow takes the other byte of each value than it would."""
+    mode = _raw_mode(tile)
+    assert mode is not None
+    last = mode[-1] if mode[-1] != "N" else sys.byteorder[0].upper()
+    other = mode[:-1] + {"B": "L", "L": "B"}[last]
+    args = (other, *tile.args[1:]) if isinstance(tile.args, tuple) else other
+    return tile._replace(args=args)
 
 
 def check_pixels(size: tuple[int, int], called: str, max_pixels: int) -> None:

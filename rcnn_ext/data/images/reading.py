@@ -87,8 +87,12 @@ def load_image(
         shown = bytes_of(unit_values(values[:, :, 0] if gray else values[:, :, :3], max_value))
         return Image.fromarray(shown).convert("RGB")
     picture, orientation = _oriented(stored, size, called)
-    with_mode = picture_to_rgb(picture, max_value)
-    return turn_picture(with_mode, orientation)
+    colors = picture_to_rgb(picture, max_value)
+    if stored.deep_colors and (max_value is not None or _is_dark(colors)):
+        low = np.asarray(decode(path, called, max_pixels, load=True, lower_bytes=True).picture)
+        values = np.asarray(picture)[..., :3].astype(np.uint16) * 256 + low[..., :3]
+        colors = Image.fromarray(bytes_of(unit_values(values, max_value)))
+    return turn_picture(colors, orientation)
 
 
 def load_array(
@@ -278,6 +282,11 @@ def image_suffix(content: bytes, name: str) -> str:
     except UnknownFormatError:
         return ".tif"
     return {"JPEG": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}.get(form, f".{form.lower()}")
+
+
+def _is_dark(colors: Image.Image) -> bool:
+    """Return whether the upper bytes of 16-bit values leave out two bits or more of 16."""
+    return all(isinstance(pair, tuple) and pair[1] < 64 for pair in colors.getextrema())
 
 
 def _oriented(stored: Stored, size: tuple[int, int] | None, called: str) -> tuple[Image.Image, int]:

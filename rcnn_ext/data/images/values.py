@@ -1,6 +1,7 @@
 """From the values of a picture, of whatever type, to intensities: the rule that keeps contrast.
 
-Values of 8 bits are taken as they are. For deeper ones full intensity (white) is, in this order,
+Values of 8 bits are taken as they are, and of 16-bit RGB the upper 8 where that leaves out less
+than two bits. For other deep ones full intensity (white) is, in this order,
 
 1. ``max_value``, where the caller gives it;
 2. the maximum that the format states (PGM and PPM);
