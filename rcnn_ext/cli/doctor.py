@@ -32,6 +32,7 @@ EXTRAS = {
     "wandb": ("wandb",),
     "mlflow": ("mlflow",),
     "hf": ("datasets", "huggingface_hub"),
+    "timm": ("timm",),
     "results": ("pandas", "supervision"),
     "fonts": ("noto-cjk-sans-jp-regular", "manimgx-fonts"),
     "selective-search": ("selectivesearch", "scikit-image"),

@@ -107,7 +107,8 @@ def load_weights(model: nn.Module, source: SourceWeights, class_names: tuple[str
         raise UserError(
             f"model.weights: {source.name} has no weights for {', '.join(frozen[:3])}"
             f"{' and others' if len(frozen) > 3 else ''}, which this recipe freezes: they would "
-            "stay random. Take the backbone of those weights, or model.trainable_layers=null"
+            "stay random. Take the backbone of those weights, or train all stages: "
+            "model.trainable_layers=5, or 6 of MobileNetV3"
         )
     return report
 
