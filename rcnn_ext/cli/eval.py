@@ -36,7 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="data.* and selective_search.* values to replace",
     )
     parser.add_argument(
-        "--data", metavar="DATA", type=Path, required=True, help="folder of the data set"
+        "--data",
+        metavar="DATA",
+        type=Path,
+        required=True,
+        help="folder of the data set, or an archive of it",
     )
     parser.add_argument(
         "--split",

@@ -51,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"one of {names}; or the path of a YAML file (with --resume: default OUT/recipe.yaml)",
     )
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="values to replace")
-    parser.add_argument("--data", metavar="DATA", type=Path, help="folder of the data set")
+    parser.add_argument(
+        "--data", metavar="DATA", type=Path, help="folder of the data set, or an archive of it"
+    )
     parser.add_argument("--out", metavar="OUT", type=Path, help="folder for everything it writes")
     parser.add_argument(
         "--max-steps",
