@@ -27,6 +27,7 @@ class ImageColumns:
         missing: What to say of pictures that do not exist, by index.
         sizes: int64 [M, 2], width and height in pixels, 0 where the file does not say.
         broken: bool [M], those of which the reader has reported that something is broken.
+        others: bool [M], those that are of another split, and are no matter here.
         line: Finds the line of an image.
     """
 
@@ -36,6 +37,7 @@ class ImageColumns:
     missing: Mapping[int, str]
     sizes: np.ndarray
     broken: np.ndarray
+    others: np.ndarray
     line: Callable[[int], int | None]
 
 
@@ -84,9 +86,9 @@ class ColumnBuilder(SetBuilder):
 
     def add_columns(self, images: ImageColumns, objects: ObjectColumns) -> None:
         """Add the images and objects of the file, and report what cannot be used."""
-        self._expected += len(images.paths)
+        self._expected += int((~images.others).sum())
         sizes, used = self._checked_sizes(images)
-        self._skipped += int((~used).sum())
+        self._skipped += int((~used & ~images.others).sum())
         keep = used[objects.images]
         if self.options.classes is not None:
             wanted = np.isin(np.array(objects.names, dtype=object), list(self.options.classes))
@@ -114,8 +116,10 @@ class ColumnBuilder(SetBuilder):
 
     def _checked_sizes(self, images: ImageColumns) -> tuple[np.ndarray, np.ndarray]:
         """Return the sizes of all images, and which can be used."""
-        sizes, used = images.sizes.copy(), ~images.broken
+        sizes, used = images.sizes.copy(), ~images.broken & ~images.others
         for row, message in sorted(images.missing.items()):
+            if images.others[row]:
+                continue
             self.report.error(self.source, images.line(row), message)
             self._missing.append(Path(images.paths[row]))
             used[row] = False

@@ -16,7 +16,12 @@ from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.data.builder import ReadOptions
 from rcnn_ext.data.column_builder import ColumnBuilder, ImageColumns, ObjectColumns
 from rcnn_ext.data.formats.coco_ids import Key, number_images
-from rcnn_ext.data.formats.coco_layout import find_annotations, list_annotations
+from rcnn_ext.data.formats.coco_layout import (
+    find_annotations,
+    list_annotations,
+    split_of,
+    splits_within,
+)
 from rcnn_ext.data.formats.coco_pictures import PictureFinder, find_images_folder
 from rcnn_ext.data.formats.coco_scan import Category, CocoColumns, scan_coco, shown
 from rcnn_ext.data.formats.format import Format, named_annotations, named_images
@@ -72,9 +77,21 @@ def read_coco(
 
 
 def read_coco_with(
-    annotations: Path, images: Path | None, root: Path | None, options: ReadOptions
+    annotations: Path,
+    images: Path | None,
+    root: Path | None,
+    options: ReadOptions,
+    split: str | None = None,
 ) -> AnnotationSet:
-    """:func:`read_coco` with the options that all formats share."""
+    """:func:`read_coco` with the options that all formats share.
+
+    Args:
+        annotations: See :func:`read_coco`.
+        images: See :func:`read_coco`.
+        root: See :func:`read_coco`.
+        options: What the caller wants.
+        split: The split whose images are wanted, where the file's entries name theirs; None: all.
+    """
     builder = ColumnBuilder(annotations, options)
     report = builder.report
     places = JsonListPlaces(annotations, options.encoding)
@@ -104,6 +121,7 @@ def read_coco_with(
         missing,
         np.array(found.sizes, dtype=np.int64).reshape(-1, 2),
         broken,
+        np.array([split is not None and split_of(own) != split for own in found.splits], bool),
         lambda row: places.line("images", found.indices[row]),
     )
     builder.add_columns(columns, objects)
@@ -210,7 +228,8 @@ def _called(index: int, own: Any) -> str:
 def _read_split(config: DataConfig, root: Path, split: str, options: ReadOptions) -> AnnotationSet:
     named = named_annotations(config, split)
     path = root / named if named else find_annotations(root, split)
-    return read_coco_with(path, named_images(config, root, split), root, options)
+    own = split if splits_within(path) else None
+    return read_coco_with(path, named_images(config, root, split), root, options, own)
 
 
 FORMAT = Format(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import mmap
+import re
 from pathlib import Path
 
-from rcnn_ext.data.formats.split_names import SPLIT_NAMES, splits_in_name
+from rcnn_ext.data.formats.split_names import SPLIT_NAMES, SPLITS, splits_in_name
 from rcnn_ext.errors import UserError
+
+_SPLIT = re.compile(rb'"split"[ \t\r\n]*:[ \t\r\n]*"([A-Za-z]+)"')
 
 
 def list_annotations(root: Path | str, split: str) -> list[Path]:
@@ -16,7 +19,8 @@ def list_annotations(root: Path | str, split: str) -> list[Path]:
     after the split), ``<split>.json`` in the same places, or ``_annotations.coco.json`` in
     ``root/<split>`` (the layout of some annotation tools); the first of these that there is. For
     training, where there are none for any split, all COCO files in ``root/annotations``, or else
-    in ``root``, whose names have no split in them.
+    in ``root``, whose names have no split in them; of these, for the other splits, those whose
+    images name the split.
 
     Args:
         root: Folder of the data set.
@@ -29,16 +33,40 @@ def list_annotations(root: Path | str, split: str) -> list[Path]:
     if not root.is_dir():
         raise UserError(f"the data folder {root} does not exist")
     found = _named_annotations(root, split)
-    if found or split != "train":
+    if found or any(_named_annotations(root, name) for name in SPLITS):
         return found
-    if _named_annotations(root, "val") or _named_annotations(root, "test"):
-        return []
+    unnamed = _unnamed_annotations(root)
+    if split == "train":
+        return unnamed
+    return [path for path in unnamed if split in splits_within(path)]
+
+
+def _unnamed_annotations(root: Path) -> list[Path]:
     for folder in (root / "annotations", root):
         unnamed = (path for path in folder.glob("*.json") if not splits_in_name(path.stem))
         found = sorted(path for path in unnamed if _has_coco_sections(path))
         if found:
             return found
     return []
+
+
+def split_of(name: object) -> str:
+    """Return the split that the ``split`` of an image's entry means; all but ours are training."""
+    return next((ours for ours, names in SPLIT_NAMES.items() if name in names), "train")
+
+
+def splits_within(path: Path) -> set[str]:
+    """Return the splits of the images of one file, where it has several; else none.
+
+    Some tools write one file, with ``"split": "val"`` and the like in the entries of images.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            found = {match[1].decode() for match in _SPLIT.finditer(text)}
+    except (OSError, ValueError):  # An empty file cannot be mapped.
+        return set()
+    splits = {split_of(name) for name in found}
+    return splits if len(splits) > 1 else set()
 
 
 def _named_annotations(root: Path, split: str) -> list[Path]:

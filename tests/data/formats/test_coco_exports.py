@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from rcnn_ext.data import DataConfig, open_split, read_coco
+from rcnn_ext.data.check import list_splits
+from rcnn_ext.data.formats.registry import resolve_format
 from rcnn_ext.data.json_lists import JsonListPlaces
 from rcnn_ext.data.json_stream import JsonStream
 from rcnn_ext.data.problems import Report
@@ -254,3 +256,18 @@ def test_a_hundred_thousand_categories_are_no_square(tmp_path):
     start = time.process_time()
     assert len(read_coco(path).classes) == 100_000
     assert time.process_time() - start < 5
+
+
+def test_one_file_whose_images_name_their_splits(tmp_path):
+    document = coco({}, {"image_id": 2}, {"image_id": 2}, ids=(1, 2, 3, 4))
+    for entry, split in zip(document["images"], ("train", "val", "test", None), strict=True):
+        entry |= {"split": split} if split else {}
+    write(tmp_path, document).rename(tmp_path / "all.json")
+    config = DataConfig()
+    assert list_splits(resolve_format(config, tmp_path), tmp_path) == ["train", "val", "test"]
+    expected = {"train": ([1, 4], 1), "val": ([2], 2), "test": ([3], 0)}
+    for split, (ids, objects) in expected.items():
+        found = open_split(config, tmp_path, split)
+        assert [record.image_id for record in found.images] == ids
+        assert (len(found.images.boxes), found.skipped) == (objects, 0)
+    assert len(read_coco(tmp_path / "all.json")) == 4
