@@ -139,7 +139,13 @@ def read_json(path: Path) -> Any:
             f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
         ) from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
+        byte = f"byte {error.object[error.start]:#04x} at offset {error.start}"
+        raise UserError(f"{path} is not valid JSON: {byte} is not {error.encoding} text") from None
+    except RecursionError:
+        raise UserError(f"{path} is not JSON to read: lists are nested too deeply") from None
+    except ValueError:
+        # Python converts whole numbers of at most 4300 digits.
+        raise UserError(f"{path} is not JSON to read: a number has too many digits") from None
 
 
 def _sync(path: Path, flags: int) -> None:

@@ -77,3 +77,18 @@ def test_missing_files_and_impossible_folders_are_user_errors(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot make the folder"):
         make_folder(tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"a": "\xe9"}', "byte 0xe9 at offset 7 is not utf-8 text"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"1" * 5000, "too many digits"),
+    ],
+)
+def test_json_that_python_cannot_read_is_named(tmp_path, content, message):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_json(path)
