@@ -7,8 +7,10 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights as Weights
 
+from rcnn_ext.cli import main
 from rcnn_ext.errors import UserError
 from rcnn_ext.models import Detector, presets
 from rcnn_ext.predict.checkpoint import ModelFormatError, ModelNotFoundError, load_checkpoint
@@ -110,6 +112,26 @@ def test_names_of_torchvision_give_its_weights(monkeypatch):
     assert model.recipe is None
     # Labels of COCO begin at 1, which is a person.
     assert (len(model.class_names), model.class_names[0]) == (90, "person")
+
+
+def test_the_command_detects_with_published_weights(monkeypatch, tmp_path, capsys):
+    name = "fasterrcnn_mobilenet_v3_large_320_fpn"
+    weights = getattr(presets, name)(weights_backbone=None, num_classes=91).state_dict()
+    # As if every place were a stop sign, whose label is COCO's category.
+    weights["roi_heads.box_predictor.cls_score.bias"][13] = 20
+    monkeypatch.setattr(presets, "fetch_state_dict", lambda *_, **__: weights)
+    Image.new("RGB", (64, 48), (200, 30, 30)).save(tmp_path / "7.png")
+    out = tmp_path / "out"
+    assert (
+        main(["detect", name, str(tmp_path / "7.png"), "--out", str(out), "--device", "cpu"]) == 0
+    )
+    results = json.loads((out / "detections.json").read_text())
+    assert {(one["category_id"], one["category_name"]) for one in results} == {(13, "stop sign")}
+    assert f"{len(results)} detections in 1 images" in capsys.readouterr().out
+    # COCO's ids without a class are told apart.
+    names = load(name, device="cpu").class_names
+    assert len(set(names)) == 90
+    assert names[11:13] == ("N/A", "stop sign")
 
 
 def test_a_download_that_fails_advises_what_load_can_do(monkeypatch):
