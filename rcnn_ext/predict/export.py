@@ -216,7 +216,8 @@ def _write_program(
     # PyTorch's batch norm asks whether its input is empty, which is unknown while a program with
     # any number of RoIs is recorded.
     fold_norms(model)
-    arguments: tuple[torch.Tensor, ...] = (torch.rand(3, height, width),)
+    channels = saved.recipe.model.in_channels
+    arguments: tuple[torch.Tensor, ...] = (torch.rand(channels, height, width),)
     dynamic: tuple[Any, ...] = (None,)
     if needs_proposals(model):
         corners = torch.rand(_EXAMPLE_PROPOSALS, 2) * min(size) / 2

@@ -60,6 +60,9 @@ def test_pictures_of_other_channels(tmp_path, channels):
     assert saved.weights["backbone.body.conv1.weight"].shape[1] == channels
     assert len(saved.recipe.model.image_mean) == channels
     assert main(["eval", str(run), "--data", str(data)]) == 0
+    if channels == 5:
+        program = tmp_path / "detector.pt2"
+        assert main(["export", str(run), "--out", str(program), "--size", "64x64"]) == 0
     picture = next(iter(sorted(data.rglob("*.tif"))))
     assert main(["detect", str(run), str(picture), "--out", str(found)]) == 0
 

@@ -107,15 +107,14 @@ def test_training_is_the_same_and_files_and_validations_hold_the_average(tiny_ru
     )
 
 
-@pytest.mark.parametrize("stop", [1, 2])
 def test_an_interrupted_and_resumed_run_keeps_it_bit_for_bit(
-    tiny_run, averaged_run, tmp_path, monkeypatch, stop
+    tiny_run, averaged_run, tmp_path, monkeypatch
 ):
     step_end = logs.Logs.on_train_batch_end
 
     def press_ctrl_c(self, trainer, module, *arguments):
         step_end(self, trainer, module, *arguments)
-        if module.steps_done == stop:
+        if module.steps_done == 1:
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
