@@ -202,11 +202,8 @@ def _unlisted(
     finder: PictureFinder,
 ) -> list[Path]:
     """Return the pictures beside those of a file that no row of it, or of the others, names."""
-    for name in by_name:
-        _find_quietly(finder, name)
-    for row in table.rows:
-        if columns.index["image"] < len(row.values):
-            _find_quietly(finder, row.values[columns.index["image"]])
+    column = columns.index["image"]
+    names = [*by_name, *(row.values[column] for row in table.rows if column < len(row.values))]
     for other in others:
         try:
             rest = with_header(read_table(other, Report()))
@@ -214,17 +211,14 @@ def _unlisted(
         except UserError:
             # It is named where its own split is read.
             continue
-        for row in rest.rows:
-            if column < len(row.values):
-                _find_quietly(finder, row.values[column])
+        names += [row.values[column] for row in rest.rows if column < len(row.values)]
+    for name in dict.fromkeys(names):
+        try:
+            finder.find(name)
+        except AmbiguousNameError:
+            # It is named where its rows are read.
+            continue
     return finder.unlisted()
-
-
-def _find_quietly(finder: PictureFinder, name: str) -> None:
-    try:
-        finder.find(name)
-    except AmbiguousNameError:
-        return
 
 
 class _RowReader:
