@@ -33,7 +33,8 @@ def _read(document: Document, scan: Scan) -> Iterator[ImageEntry]:
             continue
         media = item.get("image") or item.get("media") or {}
         path = media.get("path") if isinstance(media, dict) else None
-        size = numbers(media.get("size") or ()) if isinstance(media, dict) else None
+        sides = media.get("size") if isinstance(media, dict) else None
+        size = numbers(sides) if isinstance(sides, list) else None
         names = [path] if isinstance(path, str) and path else []
         entry = ImageEntry(
             [*names, *(own + suffix for suffix in IMAGE_SUFFIXES)],
@@ -62,8 +63,10 @@ def _labels(value: dict[str, Any]) -> list[str]:
     found: Any = value.get("categories")
     for key in ("label", "labels"):
         found = found.get(key) if isinstance(found, dict) else None
-    names = [item.get("name") for item in found or [] if isinstance(item, dict)]
-    return [str(name) for name in names]
+    if not isinstance(found, list):
+        return []
+    # Objects name labels by their place, so that none may be left out.
+    return [str(item.get("name") if isinstance(item, dict) else item) for item in found]
 
 
 def _object(shape: Any, labels: list[str]) -> RawObject | str | None:

@@ -120,9 +120,9 @@ def _contents(task: dict[str, Any], steps: Steps, entry: ImageEntry) -> tuple[st
         return name, []
     place, chosen = max(usable, key=lambda one: (bool(one[1].get("ground_truth")), _time(one[1])))
     results = chosen["result"]
-    wrong = next((item for item in results if not isinstance(item, dict)), None)
-    if wrong is not None:
-        raise UserError(f"a result is {wrong!r:.40}, not an object")
+    wrong = [item for item in results if not isinstance(item, dict)]
+    if wrong:
+        raise UserError(f"a result is {wrong[0]!r:.40}, not an object")
     return name, [
         (item, (*steps, key, place, "result", number)) for number, item in enumerate(results)
     ]

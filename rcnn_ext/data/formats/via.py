@@ -77,9 +77,11 @@ def _class_attribute(document: Document, images: dict[str, Any]) -> str | None:
     counts: Counter[str] = Counter()
     for image in images.values():
         regions = image.get("regions") if isinstance(image, dict) else None
-        for region in regions.values() if isinstance(regions, dict) else regions or []:
+        if isinstance(regions, dict):
+            regions = list(regions.values())
+        for region in regions if isinstance(regions, list) else []:
             attributes = region.get("region_attributes") if isinstance(region, dict) else None
-            counts.update(attributes if isinstance(attributes, dict) else {})
+            counts.update(list(attributes) if isinstance(attributes, dict) else [])
     return choose_attribute(document.path, counts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
@@ -601,3 +602,44 @@ def test_real_pictures_have_the_boxes_of_their_voc_files(tmp_path, kind):
         np.testing.assert_allclose(by_name[record.path.name].boxes, record.boxes, atol=1e-3)
         labels = by_name[record.path.name].labels.tolist()
         assert [found.classes.name(label) for label in labels] == [name for name, _ in objects]
+
+
+@pytest.mark.parametrize("value", [None, True, 1.5, "a", [None], {"a": None}])
+@pytest.mark.parametrize(
+    ("make", "file", "steps"),
+    [
+        (tools.via_export, "via_region_data.json", ("p0.png200", "regions")),
+        (tools.via_project, "via_project_1Dec2024_10h5m.json", ("_via_attributes", "region")),
+        (tools.datumaro, "annotations/default.json", ("categories", "label", "labels")),
+        (tools.datumaro, "annotations/default.json", ("items", 0, "image", "size")),
+        (
+            tools.label_studio,
+            "project-1-at-2024-05-01-10-00-0a1b2c3d.json",
+            (0, "annotations", 0, "result"),
+        ),
+        (tools.labelme, "p0.json", ("shapes", 0, "points")),
+        (tools.createml_labelimg, "pictures.json", (0, "annotations", 0)),
+    ],
+)
+def test_values_of_another_type_are_no_exceptions(tmp_path, make, file, steps, value):
+    make(tmp_path)
+    document = json.loads((tmp_path / file).read_text())
+    inner = document
+    for step in steps[:-1]:
+        inner = inner[step]
+    inner[steps[-1]] = value
+    tools.write_json(tmp_path / file, document)
+    with contextlib.suppress(UserError):
+        open_split(DataConfig(), tmp_path, "train", report=Report())
+
+
+def test_regions_of_several_attributes_and_images(tmp_path):
+    """Each image has text for every attribute."""
+    layouts.pictures(tmp_path, [0, 1])
+    images = {}
+    for number in (0, 1):
+        image = tools.via_image(number)
+        image["regions"][0]["region_attributes"] |= {"label": "x", "color": "red"}
+        images[f"p{number}"] = image
+    tools.write_json(tmp_path / "via.json", images)
+    assert open_split(DataConfig(), tmp_path, "train").classes.names == ("x",)
