@@ -19,6 +19,8 @@ from typing import Any
 
 from rcnn_ext.errors import UserError
 
+_MAX_TEMPORARY_NAME = 200
+
 
 @contextmanager
 def replacing(path: Path, *, sync: bool = False) -> Iterator[Path]:
@@ -36,13 +38,12 @@ def replacing(path: Path, *, sync: bool = False) -> Iterator[Path]:
         The temporary path.
 
     Raises:
-        UserError: The folder cannot be created or written.
+        UserError: The folder or the file cannot be written; the message names ``path``.
     """
     make_folder(path.parent)
+    prefix, suffix = _temporary_affixes(path)
     try:
-        handle, name = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix
-        )
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=suffix)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
     os.close(handle)
@@ -57,13 +58,28 @@ def replacing(path: Path, *, sync: bool = False) -> Iterator[Path]:
         os.replace(temporary, path)
         if sync and os.name == "posix":
             _sync(path.parent, os.O_RDONLY)
+    except OSError as error:
+        # Errors of writing, such as of a full disk, name no file; those of other files do.
+        if error.filename not in (None, name):
+            raise
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def temporaries_of(path: Path) -> list[Path]:
     """Return what :func:`replacing` left beside a file when its process was killed."""
-    return sorted(path.parent.glob(f".{glob.escape(path.stem)}-????????{glob.escape(path.suffix)}"))
+    prefix, suffix = (glob.escape(part) for part in _temporary_affixes(path))
+    return sorted(path.parent.glob(f"{prefix}????????{suffix}"))
+
+
+def _temporary_affixes(path: Path) -> tuple[str, str]:
+    """Return how temporary names for a file begin and end; they are not much longer than it."""
+    stem, suffix = path.stem, path.suffix
+    # File systems take names of up to 255 bytes, and this adds 10.
+    while len(os.fsencode(stem + suffix)) > _MAX_TEMPORARY_NAME and len(stem) > 1:
+        stem = stem[:-1]
+    return f".{stem}-", suffix
 
 
 @contextmanager

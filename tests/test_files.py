@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
 
 from rcnn_ext.errors import UserError
-from rcnn_ext.files import make_folder, read_json, replacing, replacing_folder, write_json
+from rcnn_ext.files import (
+    make_folder,
+    read_json,
+    replacing,
+    replacing_folder,
+    write_json,
+    write_text,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -92,3 +100,26 @@ def test_json_that_python_cannot_read_is_named(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(UserError, match=message):
         read_json(path)
+
+
+def test_names_may_be_as_long_as_a_file_system_takes(tmp_path):
+    path = tmp_path / f"{'é' * 125}.txt"
+    write_text(path, "x")
+    assert os.listdir(tmp_path) == [path.name]
+    too_long = tmp_path / f"{'x' * 256}.txt"
+    with pytest.raises(UserError, match="cannot write .*xxx[.]txt: File name too long"):
+        write_text(too_long, "x")
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_a_write_that_fails_names_the_file_and_not_the_temporary_one(tmp_path):
+    path = tmp_path / "a.json"
+
+    def fail(name):
+        with replacing(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+
+    with pytest.raises(UserError, match=rf"cannot write {path}: No space left on device"):
+        fail(None)
+    with pytest.raises(OSError, match="other"):
+        fail("other")

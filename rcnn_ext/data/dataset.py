@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import warnings
 from collections.abc import Iterator
+from types import FrameType
 from typing import Literal
 
 import numpy as np
@@ -179,7 +180,7 @@ def training_loader(
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin_memory,
-        worker_init_fn=ignore_ctrl_c,
+        worker_init_fn=leave_signals_to_main,
     )
 
 
@@ -193,7 +194,7 @@ def evaluation_loader(
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin_memory,
-        worker_init_fn=ignore_ctrl_c,
+        worker_init_fn=leave_signals_to_main,
     )
 
 
@@ -203,9 +204,18 @@ def collate(samples: list[Sample]) -> Batch:
     return list(images), list(targets)
 
 
-def ignore_ctrl_c(worker: int) -> None:
-    """Let workers survive the Ctrl-C of a terminal, since the running step still needs them."""
+def leave_signals_to_main(worker: int) -> None:
+    """Let a worker survive what stops a run, since the main process still needs it until it saves.
+
+    Terminals send SIGINT, and batch systems SIGTERM, to all processes of a run. A second SIGTERM
+    ends the worker, as that by which the main process ends one that does not answer.
+    """
+
+    def survive(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, survive)
 
 
 class _Positions(Sampler[list[int]]):

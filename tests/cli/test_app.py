@@ -327,8 +327,9 @@ def test_detect_runs_on_the_base_installation(tiny_run, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for other processes")
-def test_ctrl_c_in_a_terminal_stops_training_and_its_workers(tiny_run, tmp_path):
-    """As a terminal does it: the signal goes to the whole process group, workers included."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_to_all_processes_stops_training_and_its_workers(tiny_run, tmp_path, number):
+    """As terminals and batch systems do it: to the whole process group, workers included."""
     command = [
         sys.executable, "-m", "rcnn_ext", "train", "faster_rcnn_synthetic",
         "--data", str(tiny_run.data), "--out", str(tmp_path / "out"),
@@ -343,9 +344,9 @@ def test_ctrl_c_in_a_terminal_stops_training_and_its_workers(tiny_run, tmp_path)
     while not (log.exists() and log.stat().st_size) and time.monotonic() < limit:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
+    assert process.returncode == 128 + number, errors
     assert "Traceback" not in errors
     saved = tmp_path / "out" / "last.ckpt"
     command = f"rcnn-ext train --data {tiny_run.data} --out {tmp_path / 'out'} --resume"

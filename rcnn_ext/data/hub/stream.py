@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torchvision.transforms import v2
 
-from rcnn_ext.data.dataset import collate, ignore_ctrl_c, mixed_seed
+from rcnn_ext.data.dataset import collate, leave_signals_to_main, mixed_seed
 from rcnn_ext.data.hub.rows import Row, plain_rows, read_row, useful
 from rcnn_ext.data.hub.split import HubSplit
 from rcnn_ext.data.samples import RawSample, Sample, apply_transform, keep_boxes, raw_target
@@ -187,5 +187,5 @@ def stream_loader(stream: HubStream, workers: int, pin_memory: bool) -> DataLoad
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin_memory,
-        worker_init_fn=ignore_ctrl_c,
+        worker_init_fn=leave_signals_to_main,
     )
