@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,10 @@ from rcnn_ext.predict.checkpoint import (
     describe,
     read_entry,
 )
+from rcnn_ext.predict.program_file import FACTS, ProgramError, read_program
 
 WEIGHTS_SUFFIX, PROGRAM_SUFFIX = ".safetensors", ".pt2"
 
-_FACTS = "rcnn_ext.json"
 # Any number of proposals but 0 and 1, which torch.export specializes on.
 _EXAMPLE_PROPOSALS = 7
 
@@ -46,7 +47,8 @@ def export(
     ``.pt2``: a program that runs wherever torch and the operators of this package are (``import
     rcnn_ext.ops``), without the code of the models. ``torch.export.load(path).module()`` takes an
     image [3, height, width], float32 in [0, 1], and for Fast R-CNN proposals [P, 4]; it gives boxes
-    [D, 4] in pixels of the image, labels [D] and scores [D], the same as the model.
+    [D, 4] in pixels of the image, labels [D] and scores [D], the same as the model. It holds no
+    pickle and no source code.
 
     Args:
         saved: The model.
@@ -74,12 +76,17 @@ def export(
 def load_exported(path: str | os.PathLike[str]) -> SavedDetector:
     """Read what :func:`export` wrote.
 
+    Nothing in the file is unpickled or evaluated; see :mod:`rcnn_ext.predict.program_file`.
+
     Raises:
-        ModelFormatError: It is damaged, or was not written by :func:`export`.
+        ModelFormatError: It is damaged, or was not written by :func:`export`, or is a program with
+            more in it than :func:`export` writes.
     """
     path = Path(path)
     try:
         return _load_weights(path) if path.suffix == WEIGHTS_SUFFIX else _load_program(path)
+    except ProgramError as error:
+        raise ModelFormatError(str(error)) from error
     except (UserError, ModuleNotFoundError):
         raise
     except Exception as error:
@@ -103,13 +110,19 @@ class SavedProgram(SavedDetector):
     facts: Any = None
 
     def build(self, device: torch.device) -> nn.Module:
-        """Return the program as a model in evaluation mode on a device."""
+        """Return the program as a model in evaluation mode on a device.
+
+        Raises:
+            ModelFormatError: Its graph is damaged.
+        """
         program = self.program
         if device.type != "cpu":
             from torch.export.passes import move_to_device_pass
 
             program = move_to_device_pass(program, str(device))
-        return ExportedModel(program.module(), **self.facts)
+        with _naming(self.path):
+            module = program.module()
+        return ExportedModel(module, path=self.path, **self.facts)
 
 
 class ExportedModel(nn.Module):
@@ -121,12 +134,20 @@ class ExportedModel(nn.Module):
         height: Height of its images in pixels.
         takes_proposals: Whether it takes proposals too.
         localizes: Whether it is a localizer.
+        path: The file that it is from, for messages.
     """
 
     def __init__(
-        self, program: nn.Module, width: int, height: int, takes_proposals: bool, localizes: bool
+        self,
+        program: nn.Module,
+        width: int,
+        height: int,
+        takes_proposals: bool,
+        localizes: bool,
+        path: Path,
     ) -> None:
         super().__init__()
+        self.path = path
         self.program = program
         self.size = (height, width)
         self.takes_proposals = takes_proposals
@@ -145,6 +166,9 @@ class ExportedModel(nn.Module):
 
         Returns:
             For each image ``boxes`` [D_i, 4] in its pixels, ``labels`` [D_i], ``scores`` [D_i].
+
+        Raises:
+            ModelFormatError: The program fails, as it does when its file is damaged.
         """
         found = []
         for index, image in enumerate(images):
@@ -157,9 +181,29 @@ class ExportedModel(nn.Module):
             if self.takes_proposals:
                 assert proposals is not None
                 arguments.append(proposals[index] * scale)
-            boxes, labels, scores = self.program(*arguments)
+            with _naming(self.path):
+                boxes, labels, scores = self.program(*arguments)
             found.append({"boxes": boxes / scale, "labels": labels, "scores": scores})
         return found
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn whatever the graph of a damaged file makes PyTorch raise into an error about the file.
+
+    Raises:
+        ModelFormatError: Something was raised, other than for a lack of memory.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelFormatError(
+            f"the program in {path} cannot be run, since it is damaged or from another PyTorch "
+            f"than this ({torch.__version__}): {reason}"
+        ) from error
 
 
 class _OneImage(nn.Module):
@@ -227,6 +271,11 @@ def _write_program(
         program = torch.export.export(
             _OneImage(model), arguments, dynamic_shapes=dynamic, strict=False
         )
+    # They would be stored as a pickle, which programs are to be without.
+    program.example_inputs = None
+    for node in program.graph.nodes:
+        # Names of folders of this machine are nobody's business.
+        node.meta.pop("stack_trace", None)
     facts = {
         "width": width,
         "height": height,
@@ -237,20 +286,30 @@ def _write_program(
         torch.export.save(
             program,
             temporary,
-            extra_files={_FACTS: json.dumps({"entry": entry, "facts": facts})},
+            extra_files={FACTS: json.dumps({"entry": entry, "facts": facts})},
         )
 
 
 def _load_program(path: Path) -> SavedDetector:
-    extra = {_FACTS: ""}
-    program = torch.export.load(path, extra_files=extra)
-    if not extra[_FACTS]:
+    program, content = read_program(path)
+    entry, facts = content.get("entry"), content.get("facts")
+    if not isinstance(entry, dict) or not isinstance(facts, dict):
         raise ModelFormatError(f"{path} was not written by rcnn-ext export")
-    content = json.loads(extra[_FACTS])
     return SavedProgram(
         path=path,
         weights=dict(program.state_dict),
         program=program,
-        facts=content["facts"],
-        **read_entry(path, content["entry"]),
+        facts=_checked_facts(path, facts),
+        **read_entry(path, entry),
     )
+
+
+def _checked_facts(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    kinds = {"width": int, "height": int, "takes_proposals": bool, "localizes": bool}
+    if {key: type(value) for key, value in facts.items()} != kinds:
+        raise ModelFormatError(
+            f"{path} is damaged, or edited: the facts of its program are not {', '.join(kinds)}"
+        )
+    if min(facts["width"], facts["height"]) < 1:
+        raise ModelFormatError(f"{path} is damaged, or edited: its images have no pixels")
+    return facts

@@ -38,8 +38,9 @@ def load(
 ) -> Predictor:
     """Return a trained model that is ready to detect.
 
-    A ``.pt2`` file is a program, and opening it runs code in it: take it from sources that you
-    trust. The other files hold tensors and plain values only.
+    Files hold tensors and plain values, and ``.pt2`` files a graph of operators too; one with
+    anything else in it, such as a pickle, is refused before any of it is used. A graph runs the
+    operators of PyTorch that it names, on as much memory as it asks for.
 
     Args:
         path_or_name: The folder of a training run (its best, else its last checkpoint), a
