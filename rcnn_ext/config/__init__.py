@@ -4,8 +4,8 @@
 of it as ``section.key=value``. Nothing here imports data, models or PyTorch.
 """
 
+from rcnn_ext.config.augment import AugmentConfig
 from rcnn_ext.config.data import (
-    AugmentConfig,
     CsvConfig,
     DataConfig,
     HubConfig,

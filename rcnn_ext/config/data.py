@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from rcnn_ext.config.augment import AugmentConfig
 from rcnn_ext.config.values import DOTTED_KEYS, Bool, Float, Int, require
 
 FormatName = Literal[
@@ -72,53 +73,6 @@ CSV_COLUMN_NAMES: dict[str, tuple[str, ...]] = {
     "w": ("w", "width", "bbox_w", "bbox_width"),
     "h": ("h", "height", "bbox_h", "bbox_height"),
 }
-
-
-@dataclass
-class AugmentConfig:
-    """Augmentation of training images. With everything off they stay as they are.
-
-    Attributes:
-        horizontal_flip: Probability of mirroring left and right.
-        vertical_flip: Probability of mirroring top and bottom.
-        color: Brightness, contrast and saturation are scaled by 1 - color to 1 + color, drawn for
-            each image; 0 leaves them.
-        hue: The hue is turned by up to this part of a full circle, at most 0.5.
-        blur: Probability of a Gaussian blur with a deviation of 0.1 to 2 pixels.
-        zoom: Smallest and largest factor of an enlargement about the center, drawn for each image;
-            the size of the image stays, what is left over is gray. ``[1, 1]`` leaves it.
-        shift: The image is moved by up to this part of its sides.
-        rotate: Maximum angle, in degrees, by which the image is turned; boxes become those around
-            the turned ones.
-        shear: Maximum angle, in degrees, by which the image is sheared.
-        scale_jitter: Smallest and largest factor of a resize, after which a random part of a larger
-            image is seen, or a smaller one lies somewhere on gray; the size of the image stays.
-            Unlike ``zoom`` it filters what it shrinks, so it suits factors far below 1.
-        mosaic: Probability that an image shares its place with three others, one in each corner.
-    """
-
-    horizontal_flip: Float = 0.5
-    vertical_flip: Float = 0.0
-    color: Float = 0.0
-    hue: Float = 0.0
-    blur: Float = 0.0
-    zoom: tuple[Float, Float] = (1.0, 1.0)
-    shift: Float = 0.0
-    rotate: Float = 0.0
-    shear: Float = 0.0
-    scale_jitter: tuple[Float, Float] = (1.0, 1.0)
-    mosaic: Float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("horizontal_flip", "vertical_flip", "blur", "mosaic", "shift"):
-            require(0 <= getattr(self, name) <= 1, name, "from 0 to 1")
-        require(self.color >= 0, "color", "0 or more")
-        require(0 <= self.hue <= 0.5, "hue", "from 0 to 0.5")
-        require(0 <= self.rotate <= 180, "rotate", "from 0 to 180 degrees")
-        require(0 <= self.shear < 90, "shear", "from 0 to below 90 degrees")
-        for name in ("zoom", "scale_jitter"):
-            low, high = getattr(self, name)
-            require(0 < low <= high, name, "two numbers above 0, the smaller first")
 
 
 @dataclass
@@ -314,6 +268,9 @@ class DataConfig:
             one GPU and on eight.
         workers: Processes that read images; 0 reads them in the training process.
         keep_empty: Whether images without objects are trained on, as background.
+        repeat_threshold: Share of the training images, above 0, below which a class is rare: images
+            are repeated within an epoch sqrt(threshold / share) times for their rarest class, as
+            for LVIS (repeat-factor sampling), 0.001 there; null repeats none.
         augment: Augmentation of the training images.
         csv: Options for reading CSV files.
         voc: Options for reading VOC annotations.
@@ -349,6 +306,7 @@ class DataConfig:
     batch_size: Int = 2
     workers: Int = 2
     keep_empty: Bool = True
+    repeat_threshold: Float | None = None
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     csv: CsvConfig = field(default_factory=CsvConfig)
     voc: VocConfig = field(default_factory=VocConfig)
@@ -368,6 +326,11 @@ class DataConfig:
             self.channels == 3 or not (self.augment.color or self.augment.hue),
             "augment.color",
             "0, and augment.hue too, where channels is not 3: they change RGB colors",
+        )
+        require(
+            self.repeat_threshold is None or 0 < self.repeat_threshold <= 1,
+            "repeat_threshold",
+            "null, or above 0 and at most 1",
         )
         require(self.split_seed >= 0, "split_seed", "0 or more")
         require(

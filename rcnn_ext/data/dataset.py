@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 
 from rcnn_ext.data.annotations import AnnotationSet, ImageRecord
 from rcnn_ext.data.samples import ProposalSource, RawSample, Sample, apply_transform, raw_sample
+from rcnn_ext.data.sampling import SampleOrder, mixed_seed, repeat_factors
 from rcnn_ext.data.transforms import mosaic
 from rcnn_ext.errors import UserError
 
@@ -72,6 +73,8 @@ class TrainingStream(Dataset[Sample]):
             warning and take one at random in its place.
         mosaic: Probability that three more images share the place of one.
         proposals: Where the proposals of each image come from, for Fast R-CNN.
+        repeat_threshold: Fraction of the images below which a class is rare, and images with it
+            are repeated within an epoch; see :func:`repeat_factors`. None repeats none.
 
     Raises:
         UserError: No image is left.
@@ -88,6 +91,7 @@ class TrainingStream(Dataset[Sample]):
         on_error: Literal["stop", "skip"] = "stop",
         mosaic: float = 0.0,
         proposals: ProposalSource | None = None,
+        repeat_threshold: float | None = None,
     ) -> None:
         images = annotations.images
         learned = ~images.crowd if keep_difficult else ~(images.crowd | images.difficult)
@@ -104,12 +108,24 @@ class TrainingStream(Dataset[Sample]):
             raise UserError(f"{annotations.source} has no objects to train on")
         self.augmentation = augmentation
         self.seed = seed
-        self._order: tuple[int, torch.Tensor] | None = None
+        factors, self.note = None, ""
+        if repeat_threshold is not None:
+            factors = repeat_factors(self.records, repeat_threshold)
+        self._order = SampleOrder(len(self.records), seed, factors)
+        if factors is not None:
+            self.note = (
+                f"data.repeat_threshold={repeat_threshold:g}: {int((factors > 1).sum())} of "
+                f"{len(factors)} images are repeated, up to {factors.max():.3g} times; "
+                f"an epoch has {self.images_per_epoch} images"
+            )
 
     @property
     def images_per_epoch(self) -> int:
-        """Number of positions in which every image occurs once."""
-        return len(self.records)
+        """Number of positions per epoch, in which every image occurs once, or by its factor.
+
+        With repeat factors, single epochs may have one more or less.
+        """
+        return round(self._order.positions_per_epoch)
 
     def __getitem__(self, position: int) -> Sample:
         """Read and augment the sample at a position, from 0.
@@ -117,8 +133,7 @@ class TrainingStream(Dataset[Sample]):
         Raises:
             UserError: The picture is missing, damaged or of another size than annotated.
         """
-        epoch, place = divmod(position, len(self.records))
-        record = self.records[int(self._order_of(epoch)[place])]
+        record = self.records[self._order.index(position)]
         # Restores the generator afterwards: with no workers it is also the model's.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mixed_seed(self.seed, position, 1))
@@ -139,18 +154,7 @@ class TrainingStream(Dataset[Sample]):
         raise UserError(f"{_MAX_SKIPPED} images in a row cannot be read, the last is {record.path}")
 
     def _any_record(self) -> ImageRecord:
-        return self.records[int(torch.randint(len(self.records), ()))]
-
-    def _order_of(self, epoch: int) -> torch.Tensor:  # [number of images]
-        if self._order is None or self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch, 0))
-            self._order = epoch, torch.randperm(len(self.records), generator=generator)
-        return self._order[1]
-
-
-def mixed_seed(*parts: int) -> int:
-    """Mix numbers into a seed of which every bit depends on all; ``seed + step`` would not."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
+        return self.records[self._order.draw()]
 
 
 def training_loader(

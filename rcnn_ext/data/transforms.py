@@ -12,7 +12,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from rcnn_ext.config.data import AugmentConfig
+from rcnn_ext.config.augment import AugmentConfig
 from rcnn_ext.data.samples import RawSample, keep_boxes
 
 # What moves into view around a shrunk or shifted image: the gray of ImageNet's mean.

@@ -11,7 +11,8 @@ from torch import distributed, nn
 
 from rcnn_ext.config import Recipe
 from rcnn_ext.data.annotations import ClassList
-from rcnn_ext.data.dataset import Batch, mixed_seed
+from rcnn_ext.data.dataset import Batch
+from rcnn_ext.data.sampling import mixed_seed
 from rcnn_ext.distributed import Processes
 from rcnn_ext.errors import UserError
 from rcnn_ext.metrics.tasks import call_model

@@ -14,8 +14,8 @@ from torch import nn
 
 from rcnn_ext.config import Recipe, recipe_to_yaml
 from rcnn_ext.data.annotations import AnnotationSet
-from rcnn_ext.data.dataset import mixed_seed
 from rcnn_ext.data.hub import HubSplit
+from rcnn_ext.data.sampling import mixed_seed
 from rcnn_ext.distributed import Processes, choose_device
 from rcnn_ext.errors import UserError
 from rcnn_ext.files import write_text
@@ -230,6 +230,8 @@ class _Run:
                 self.average.load(saved.weights)
         self.state.processes = processes.count
         self.training = open_training(source, recipe, proposals, self.done)
+        if self.training.note:
+            processes.print_once(self.training.note)
         self.phases = all_phases(recipe)
         validate = None
         if found is not None:

@@ -10,9 +10,10 @@ from torch.utils.data import DataLoader
 
 from rcnn_ext.config import Recipe
 from rcnn_ext.data.annotations import AnnotationSet
-from rcnn_ext.data.dataset import TrainingStream, mixed_seed, training_loader
+from rcnn_ext.data.dataset import TrainingStream, training_loader
 from rcnn_ext.data.formats.registry import open_split, resolve_source
 from rcnn_ext.data.hub import HubSplit, HubStream, open_stream, stream_loader
+from rcnn_ext.data.sampling import mixed_seed
 from rcnn_ext.data.transforms import build_augmentation
 from rcnn_ext.distributed import Processes
 from rcnn_ext.errors import UserError
@@ -72,6 +73,7 @@ class TrainingFiles:
 
     Attributes:
         images_per_epoch: Number of images per epoch.
+        note: A line about images that are repeated; empty where none is.
     """
 
     def __init__(
@@ -87,7 +89,9 @@ class TrainingFiles:
             on_error=recipe.data.on_error,
             mosaic=recipe.data.augment.mosaic,
             proposals=proposals,
+            repeat_threshold=recipe.data.repeat_threshold,
         )
+        self.note = self._stream.note
         self.images_per_epoch: int | None = self._stream.images_per_epoch
 
     def loader(
@@ -122,6 +126,7 @@ class TrainingRows:
 
     Attributes:
         images_per_epoch: Number of images per epoch; None where it is unknown.
+        note: Empty.
     """
 
     def __init__(self, split: HubSplit, recipe: Recipe, resumed_at: int) -> None:
@@ -129,6 +134,7 @@ class TrainingRows:
         self.recipe = recipe
         self.resumed_at = resumed_at
         self.images_per_epoch: int | None = split.images
+        self.note = ""
 
     def loader(
         self, parts: int, done: int, processes: Processes, device: torch.device

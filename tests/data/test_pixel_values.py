@@ -211,7 +211,7 @@ def test_searches_see_the_colors_of_pillow_images(mode):
 def test_datasets_read_as_many_channels_as_the_recipe_says(tmp_path):
     tifffile = pytest.importorskip("tifffile")
     from rcnn_ext.config import DataConfig
-    from rcnn_ext.config.data import AugmentConfig
+    from rcnn_ext.config.augment import AugmentConfig
     from rcnn_ext.data import TrainingStream, build_augmentation, open_split
     from rcnn_ext.data.check import check_split
     from rcnn_ext.data.statistics import channel_statistics

@@ -209,6 +209,7 @@ def test_without_a_validation_split(make, tmp_path, capsys):
         ("data.val_fraction=0.1", "data.val_fraction=0.1 means nothing for a stream"),
         ("data.max_train_images=3", "data.max_train_images=3 means nothing for a stream"),
         ("data.measure_mean_std=true", "data.measure_mean_std=True means nothing for a stream"),
+        ("data.repeat_threshold=0.1", "data.repeat_threshold=0.1 means nothing for a stream"),
         ("model.detector=fast_rcnn", "fast_rcnn has to see all images before the first step"),
     ],
 )

@@ -35,6 +35,7 @@ _FILES_ONLY = (
         for part in ("annotations", "images")
     ),
     *("val_fraction", "test_fraction", "max_train_images", "objects", "measure_mean_std"),
+    "repeat_threshold",
 )
 
 
