@@ -83,11 +83,13 @@ def _temporary_affixes(path: Path) -> tuple[str, str]:
 
 
 @contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
+def replacing_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``path`` when the block ends without an exception.
 
     Args:
-        path: The folder to write, which must not exist or be empty.
+        path: The folder to write.
+        overwrite: Whether ``path`` may hold something, which is removed when all is written; else
+            it must not exist or be empty.
 
     Yields:
         The temporary folder.
@@ -96,15 +98,32 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         UserError: The parent folder cannot be created.
     """
     make_folder(path.parent)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:200]}-"))
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
-        if path.is_dir():
-            path.rmdir()
-        os.replace(temporary, path)
+        if overwrite and path.is_dir() and any(path.iterdir()):
+            _exchange(temporary, path)
+        else:
+            if path.is_dir():
+                path.rmdir()
+            os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exchange(new: Path, path: Path) -> None:
+    """Put a folder in the place of another, which is removed."""
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:200]}-"))
+    old = aside / "old"
+    os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except OSError:
+        os.replace(old, path)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def make_folder(path: Path) -> Path:

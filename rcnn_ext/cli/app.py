@@ -42,6 +42,7 @@ COMMANDS = (
     "bench",
     "doctor",
     "check",
+    "convert",
     "demo",
 )
 # Former names of commands.

@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rcnn_ext.config.data import DataConfig, FormatName
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +31,52 @@ def add_inference(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="where to run (default: a GPU if there is one)",
     )
+
+
+def add_data_source(parser: argparse.ArgumentParser, *more: str) -> None:
+    """Declare the data set, further paths, ``data.key=value`` and ``--recipe``.
+
+    Args:
+        parser: Where they are declared.
+        more: Names of paths that stand behind the data set, in upper case.
+    """
+    parser.add_argument(
+        "dataset",
+        metavar="IN" if more else "DATASET",
+        type=Path,
+        help="folder of the data set, or an archive of it (.zip, .tar, .tar.gz)",
+    )
+    for name in more:
+        parser.add_argument(name.lower(), metavar=name, type=Path, help="folder to write")
+    parser.add_argument("overrides", metavar="data.key=value", nargs="*", help="how to read it")
+    parser.add_argument("--recipe", metavar="RECIPE", help="take the data section of this recipe")
+
+
+def data_config(
+    recipe: str | None, overrides: Sequence[str], format: FormatName | None
+) -> DataConfig:
+    """Return how a data set is read.
+
+    Args:
+        recipe: Name or path of the recipe that says so; None: none does.
+        overrides: ``data.key=value`` each.
+        format: The format; None: what the others say.
+
+    Raises:
+        UserError: One of them is wrong.
+    """
+    import dataclasses
+
+    from rcnn_ext.config import apply_override, load_recipe, recipe_from_dict
+
+    if recipe is not None:
+        config = load_recipe(recipe, overrides).data
+    else:
+        values: dict[str, Any] = {"data": {}}
+        for override in overrides:
+            apply_override(values, override)
+        config = recipe_from_dict(values).data
+    return dataclasses.replace(config, format=format) if format else config
 
 
 def positive_int(text: str) -> int:

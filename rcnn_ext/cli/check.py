@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rcnn_ext.cli.arguments import positive_int
+from rcnn_ext.cli.arguments import add_data_source, data_config, positive_int
 from rcnn_ext.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,19 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``rcnn-ext check``."""
     from rcnn_ext.data.formats.registry import FORMATS, SPLITS
 
-    parser.add_argument(
-        "dataset",
-        metavar="DATASET",
-        type=Path,
-        help="folder of the data set, or an archive of it (.zip, .tar, .tar.gz)",
-    )
-    parser.add_argument("overrides", metavar="data.key=value", nargs="*", help="how to read it")
+    add_data_source(parser)
     parser.add_argument(
         "--format",
         choices=sorted((*FORMATS, "hf")),
         help="its format (default: detected)",
     )
-    parser.add_argument("--recipe", metavar="RECIPE", help="take the data section of this recipe")
     parser.add_argument("--split", choices=SPLITS, help="check this split only (default: all)")
     parser.add_argument("--strict", action="store_true", help="let warnings fail, too")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the report as JSON")
@@ -135,18 +128,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _source(options: argparse.Namespace) -> tuple[DataConfig, Path]:
     """Return how the data are read, and their folder."""
-    from rcnn_ext.config import apply_override, load_recipe, recipe_from_dict
     from rcnn_ext.data.formats.registry import resolve_source
 
-    if options.recipe is not None:
-        config = load_recipe(options.recipe, options.overrides).data
-    else:
-        values: dict[str, Any] = {"data": {}}
-        for override in options.overrides:
-            apply_override(values, override)
-        config = recipe_from_dict(values).data
-    if options.format:
-        config = dataclasses.replace(config, format=options.format)
+    config = data_config(options.recipe, options.overrides, options.format)
     return resolve_source(config, options.dataset, options.split or "train")
 
 

@@ -6,6 +6,7 @@ one format without a recipe.
 
 from rcnn_ext.config.data import DataConfig
 from rcnn_ext.data.annotations import AnnotationSet, ClassList, ImageRecord, PackedImages
+from rcnn_ext.data.conversion import Conversion, convert
 from rcnn_ext.data.dataset import (
     DetectionDataset,
     TrainingStream,
@@ -41,6 +42,7 @@ __all__ = [
     "AnnotationSet",
     "AugmentConfig",
     "ClassList",
+    "Conversion",
     "CsvConfig",
     "DataConfig",
     "DetectionDataset",
@@ -59,6 +61,7 @@ __all__ = [
     "channel_statistics",
     "check_stream",
     "collate",
+    "convert",
     "copy_split",
     "detect_format",
     "evaluation_loader",

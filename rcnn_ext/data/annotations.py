@@ -159,8 +159,10 @@ def clean_boxes(
     """
     limits = np.array([width, height, width, height], dtype=np.float64).T  # [4] or [N, 4]
     inside = boxes.clip(0, limits)
+    cut = inside.astype(np.float32)
     with np.errstate(invalid="ignore"):  # infinity - infinity is NaN, which is not kept.
-        sides = inside[:, 2:] - inside[:, :2]  # [N, 2]
+        # Of the values that are kept, so that a box that is written and read again is kept, too.
+        sides = cut[:, 2:].astype(np.float64) - cut[:, :2]  # [N, 2]
     keep = np.isfinite(boxes).all(axis=1) & (sides >= MIN_BOX_SIDE).all(axis=1)
     moved = np.abs(inside[keep] - boxes[keep]).max(axis=1, initial=0)
-    return inside.astype(np.float32), keep, int((moved > _ROUNDING).sum())
+    return cut, keep, int((moved > _ROUNDING).sum())

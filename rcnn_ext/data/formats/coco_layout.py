@@ -77,6 +77,8 @@ def _named_annotations(root: Path, split: str) -> list[Path]:
             f"annotations/{spelling}.json",
             f"{spelling}.json",
             f"{spelling}/_annotations.coco.json",
+            # Images of which nothing is known.
+            f"annotations/image_info_{spelling}.json",
         )
         for pattern in patterns:
             found = sorted(root.glob(pattern))

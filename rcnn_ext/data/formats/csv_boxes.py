@@ -251,7 +251,7 @@ class _RowReader:
         if not name:
             raise ValueError("no value for class")
         if self.numbers is not None and self.columns.one_class is None:
-            name = self.names.get(name, name)
+            name = name if name in self.numbers else self.names.get(name, name)
             if name not in self.numbers:
                 raise ValueError(f"the class {name!r} is not in the list of classes")
         width, height = size

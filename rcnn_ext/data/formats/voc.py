@@ -157,10 +157,12 @@ def _listed(source: VocSource, builder: SetBuilder) -> list[_Image]:
     found: dict[Path, int] = {}
     for number, text in enumerate(read_lines(listing, builder.options.encoding), start=1):
         words = text.split()
-        # The list of a class has a flag beside each name; -1 means that no such object is there.
-        if not words or words[1:2] == ["-1"]:
+        if not words:
             continue
-        xml = _xml_of(source, text.strip(), words[0], builder)
+        xml = _xml_of(source, text.strip(), words, builder)
+        # The list of a class has a flag beside each name; -1 means that no such object is there.
+        if words[1:] == ["-1"] and xml.stem == words[0]:
+            continue
         if xml in found:
             builder.report.error(
                 listing, number, f"{xml.stem} is listed twice, first at line {found[xml]}"
@@ -170,14 +172,17 @@ def _listed(source: VocSource, builder: SetBuilder) -> list[_Image]:
     return [_Image(source, xml, (listing, number)) for xml, number in found.items()]
 
 
-def _xml_of(source: VocSource, line: str, word: str, builder: SetBuilder) -> Path:
+def _xml_of(source: VocSource, line: str, words: Sequence[str], builder: SetBuilder) -> Path:
     """Return the annotation file of a line in a list: a name, perhaps with spaces or a suffix."""
-    for name in (word, line, *(Path(name).stem for name in (word, line) if _is_image(name))):
+    flagged = len(words) == 2 and words[1].lstrip("-").isdigit()
+    tried = (line, words[0])
+    for name in (*tried, *(Path(name).stem for name in tried if _is_image(name))):
         for suffix in (".xml", ".XML"):
             path = source.annotations / f"{name}{suffix}"
             if builder.exists(path):
                 return path
-    return source.annotations / f"{Path(word).stem if _is_image(word) else word}.xml"
+    name = words[0] if flagged else line
+    return source.annotations / f"{Path(name).stem if _is_image(name) else name}.xml"
 
 
 def _is_image(name: str) -> bool:

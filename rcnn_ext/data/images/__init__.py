@@ -8,6 +8,7 @@ from rcnn_ext.data.images.finding import (
     numeric_ids,
     pictures_below,
 )
+from rcnn_ext.data.images.header import Header, read_header
 from rcnn_ext.data.images.reader import ImageReader
 from rcnn_ext.data.images.reading import (
     boxes_as_annotated,
@@ -24,6 +25,7 @@ from rcnn_ext.data.images.values import picture_to_rgb
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "Header",
     "ImageReader",
     "boxes_as_annotated",
     "find_images",
@@ -39,5 +41,6 @@ __all__ = [
     "numeric_ids",
     "picture_to_rgb",
     "pictures_below",
+    "read_header",
     "upright_rgb",
 ]

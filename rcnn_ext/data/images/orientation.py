@@ -148,6 +148,42 @@ def boxes_as_stored(boxes: np.ndarray, orientation: int, stored: tuple[int, int]
     return np.stack([x1, y1, x2, y2], axis=1)
 
 
+def points_as_upright(points: np.ndarray, orientation: int, stored: tuple[int, int]) -> np.ndarray:
+    """Move points from the stored picture to the upright one.
+
+    Args:
+        points: [N, 2] (x, y), pixels of the stored picture.
+        orientation: What the metadata state.
+        stored: Width and height as stored.
+
+    Returns:
+        [N, 2] (x, y), pixels of the upright picture.
+    """
+    width, height = turned_size(stored, orientation)
+    x, y = points.T[::-1] if orientation >= 5 else points.T
+    if orientation in (2, 3, 6, 7):
+        x = width - x
+    if orientation in (3, 4, 7, 8):
+        y = height - y
+    return np.stack([x, y], axis=1)
+
+
+def boxes_as_upright(boxes: np.ndarray, orientation: int, stored: tuple[int, int]) -> np.ndarray:
+    """Move boxes from the stored picture to the upright one; undoes :func:`boxes_as_stored`.
+
+    Args:
+        boxes: [N, 4] (x1, y1, x2, y2), pixels of the stored picture.
+        orientation: What the metadata state.
+        stored: Width and height as stored.
+
+    Returns:
+        [N, 4] (x1, y1, x2, y2), pixels of the upright picture.
+    """
+    first = points_as_upright(boxes[:, :2], orientation, stored)
+    second = points_as_upright(boxes[:, 2:], orientation, stored)
+    return np.concatenate([np.minimum(first, second), np.maximum(first, second)], axis=1)
+
+
 def _valid(value: Any) -> int:
     if isinstance(value, tuple) and len(value) == 1:
         value = value[0]

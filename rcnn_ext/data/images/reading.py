@@ -278,9 +278,14 @@ def boxes_as_annotated(boxes: np.ndarray, path: Source, size: tuple[int, int]) -
 def image_suffix(content: bytes, name: str) -> str:
     """Return the suffix for a file with the content of a picture that can be read."""
     try:
-        form = decode(io.BytesIO(content), name, sys.maxsize, load=False).picture.format or "PNG"
+        return suffix_of(decode(io.BytesIO(content), name, sys.maxsize, load=False))
     except UnknownFormatError:
         return ".tif"
+
+
+def suffix_of(stored: Stored) -> str:
+    """Return the suffix for files in the format of a picture."""
+    form = stored.picture.format or "PNG"
     return {"JPEG": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}.get(form, f".{form.lower()}")
 
 
