@@ -128,7 +128,9 @@ def _read_entries(path: Path) -> dict[str, bytes]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ProgramError(f"{path} was not written by rcnn-ext export, or is damaged: {error}") from error
+        raise ProgramError(
+            f"{path} was not written by rcnn-ext export, or is damaged: {error}"
+        ) from error
 
 
 def _check_entry(path: Path, name: str, item: zipfile.ZipInfo) -> None:

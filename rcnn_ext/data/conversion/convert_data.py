@@ -115,7 +115,10 @@ def convert(
     if images not in _MODES:
         raise UserError(f"unknown images={images!r}: choose from {', '.join(_MODES)}")
     root, out = Path(root), Path(out)
-    _check_out(root, out, overwrite)
+    try:
+        _check_out(root, out, overwrite)
+    except OSError as error:
+        raise _unwritable(error, out) from error
     with reading(config or DataConfig(), root, splits, out, images) as source:
         _check_not_inside(source.sets, out)
         losses = Losses()

@@ -26,6 +26,7 @@ class CsvTarget(Target):
     title: ClassVar[str] = "CSV"
     by_stem: ClassVar[bool] = False
     takes_paths: ClassVar[bool] = True
+    numbering: ClassVar[str] = "CSV numbers classes by whole numbers only"
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -90,6 +91,8 @@ class CsvTarget(Target):
         if any("\n" in name or _ends_like_picture(name) for name in names):
             why = "a name is no plain text: only those with objects are known, sorted"
             self.losses.add("order and numbers of classes", why, len(names))
+            return
+        if not names:
             return
         with (self.folder / "classes.csv").open("w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(zip(names, numbers, strict=True))

@@ -9,8 +9,8 @@ from pathlib import Path
 from rcnn_ext.data.conversion.losses import Losses
 from rcnn_ext.data.formats.image_finder import file_parts
 
-# File systems allow 255 bytes, and tools write names of their own with more.
-_MAX_BYTES = 200
+# File systems allow 255 bytes, also for the name of a label file.
+_MAX_BYTES = 250
 
 _ALIKE = "told apart from others by folder, case or suffix only: numbered, or named by their folder"
 

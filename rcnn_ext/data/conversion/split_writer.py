@@ -128,6 +128,7 @@ def _absolute(path: Path, title: str) -> str:
         UserError: The format cannot hold it.
     """
     found = str(path.resolve())
-    if title == "CSV" and ("/", *file_parts(found)) != Path(found).parts:
+    parts = (Path(found).anchor, *file_parts(found))
+    if title == "CSV" and (parts != Path(found).parts or not found.isprintable()):
         raise UserError(f"{found!r} cannot be named in a table as it is: use --images copy")
     return found

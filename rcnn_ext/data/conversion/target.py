@@ -41,6 +41,8 @@ class Target(ABC):
     keeps_marks: ClassVar[bool] = False
     keeps_areas: ClassVar[bool] = False
     keeps_ids: ClassVar[bool] = False
+    # What becomes of the ids of classes.
+    numbering: ClassVar[str] = ""
 
     def __init__(self, folder: Path, classes: ClassList, losses: Losses) -> None:
         self.folder = folder
@@ -143,4 +145,4 @@ class Target(ABC):
         if not made_up:
             pairs = zip(numbers, self.classes.category_ids, strict=True)
             lost = sum(new != own for new, own in pairs)
-            self.losses.add("category ids", f"{self.title} numbers classes in its own way", lost)
+            self.losses.add("category ids", self.numbering, lost)

@@ -27,6 +27,7 @@ class VocTarget(Target):
 
     title: ClassVar[str] = "VOC"
     keeps_marks: ClassVar[bool] = True
+    numbering: ClassVar[str] = "VOC has none: classes are told by their names"
 
     @staticmethod
     def held_name(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ from rcnn_ext.data.conversion.numbers import center_and_side_texts
 from rcnn_ext.data.conversion.target import Target
 from rcnn_ext.data.images import Header
 from rcnn_ext.data.records import ImageRecord
+from rcnn_ext.errors import UserError
 
 
 class YoloTarget(Target):
@@ -16,9 +18,12 @@ class YoloTarget(Target):
 
     title: ClassVar[str] = "YOLO"
     needs_suffix: ClassVar[bool] = True
+    numbering: ClassVar[str] = "YOLO numbers classes from 0"
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
+        if importlib.util.find_spec("yaml") is None:
+            raise UserError("writing YOLO data needs PyYAML: pip install 'rcnn-ext[train]'")
         self._description: dict[str, Any] = {}
 
     @staticmethod

@@ -107,6 +107,14 @@ def read_coco_with(
     for _ in range(found.skipped):
         builder.skip()
     objects, broken = _checked_objects(found, annotations, places, report)
+    wrong = found.objects.wrong_outlines
+    if wrong:
+        index, problem = next(iter(wrong.items()))
+        count = (
+            "" if len(wrong) == 1 else f"{len(wrong)} objects keep their boxes only; the first: "
+        )
+        message = f"{count}annotations[{index}]: its 'segmentation' {problem}"
+        report.warning(annotations, places.line("annotations", index), message)
     if annotated:
         builder.declare([(one.name, one.key) for one in _classes(found, objects, builder)])
     if not found.names or (annotated and not found.categories):

@@ -82,6 +82,8 @@ class ObjectColumns:
         self.image_ids = IdColumn()
         self.category_ids = IdColumn()
         self.problems: dict[int, str] = {}
+        # Outlines that were asked for and cannot be read, though there is a box.
+        self.wrong_outlines: dict[int, str] = {}
         self.segmentations: list[bytes] = []
         self._boxes: list[np.ndarray] = []
         self._areas: list[np.ndarray] = []
@@ -140,11 +142,19 @@ class ObjectColumns:
                     boxes[place], areas[place] = box, area
                     crowd[place] = _is_true(entry.get("iscrowd"))
                     packed = segmentation.to_bytes() if segmentation is not None else b""
+                    if self.masks and segmentation is None:
+                        self._note_wrong_outline(index, entry.get("segmentation"))
             if self.masks:
                 self.segmentations.append(packed)
             for column, name in zip(ids, ("id", "image_id", "category_id"), strict=True):
                 column.append(entry.get(name))
         return *ids, boxes, areas, crowd
+
+    def _note_wrong_outline(self, index: int, value: Any) -> None:
+        try:
+            Segmentation.parse(value)
+        except ValueError as error:
+            self.wrong_outlines[index] = str(error)
 
 
 def _plain(entries: list[Any]) -> tuple[Any, ...] | None:

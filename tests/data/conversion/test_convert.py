@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -284,3 +287,81 @@ def test_rows_of_the_hub_become_files(tmp_path):
     with pytest.raises(UserError, match="copy them"):
         convert(tmp_path / "in", tmp_path / "new", "voc", images="none")
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out", "pictures"}
+
+
+def test_outlines_that_cannot_be_read_are_warned_of(tmp_path, capsys):
+    coco(tmp_path / "in", [(1, "1.png")], [(1, 0, [n, 1, 5, 5]) for n in range(3)])
+    file = tmp_path / "in" / "train.json"
+    document = json.loads(file.read_text())
+    document["annotations"][1]["segmentation"] = [[1, 2, 3]]
+    document["annotations"][2]["segmentation"] = {"counts": [1], "size": [20, 40]}
+    file.write_text(json.dumps(document, indent=1))
+    assert main(["convert", str(tmp_path / "in"), str(tmp_path / "out"), "--format", "coco"]) == 0
+    warning = capsys.readouterr().out.splitlines()[1]
+    assert "2 objects keep their boxes only; the first: annotations[1]" in warning
+    assert "has a polygon of 3 numbers" in warning
+    assert len(read(tmp_path / "out").images.boxes) == 3
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_data_without_any_object_and_odd_pictures(tmp_path, target):
+    root = tmp_path / "in"
+    coco(root, [(1, "1.png"), (2, "img -1.png"), (3, ".hidden.png")], [])
+    Image.fromarray(np.zeros((20, 40), np.uint16)).save(root / "1.png")
+    for mode in ("copy", "none"):
+        convert(root, tmp_path / mode, target, images=mode)
+        found = read(tmp_path / mode)
+        assert sorted(r.path.resolve().read_bytes() for r in found.images) == sorted(
+            path.read_bytes() for path in root.glob("*.png")
+        )
+        assert len(found.images.boxes) == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names of files are Unicode elsewhere")
+@pytest.mark.parametrize("target", TARGETS)
+def test_names_that_are_no_unicode(tmp_path, target):
+    root = tmp_path / "in"
+    coco(root, [(1, "1.png"), (2, "2.png")], [(2, 0, [1, 1, 5, 5])])
+    try:
+        os.rename(root / "2.png", root / "b\udcff.png")
+    except OSError:
+        pytest.skip("this file system has Unicode names only")
+    document = (root / "train.json").read_text().replace("2.png", r"b\udcff.png")
+    (root / "train.json").write_text(document)
+    convert(root, tmp_path / "out", target)
+    assert boxes_by_color(read(tmp_path / "out")) == {0: [], 1: [[1, 1, 6, 6]]}
+    assert {record.path.name for record in read(tmp_path / "out").images} == {"1.png", "b_.png"}
+    if target == "csv":
+        with pytest.raises(UserError, match="cannot be named in a table as it is"):
+            convert(root, tmp_path / "none", target, images="none")
+
+
+def test_places_that_cannot_be_written_are_named(tmp_path):
+    layouts.labelimg_voc(tmp_path / "in")
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file" / "out", tmp_path / ("y" * 300)):
+        with pytest.raises(UserError, match=r"cannot (write|make the folder) .*(yyy|file)"):
+            convert(tmp_path / "in", out, "coco")
+    for name, value in (("format", "png"), ("images", "move"), ("splits", ["all"])):
+        arguments = {"format": "coco", name: value}
+        with pytest.raises(UserError, match="choose from"):
+            convert(tmp_path / "in", tmp_path / "out", **arguments)
+
+
+@pytest.mark.parametrize("mode", ["copy", "link", "none"])
+def test_a_full_disk_leaves_nothing_and_is_named(tmp_path, mode, monkeypatch):
+    layouts.voc_without_sets(tmp_path / "in")
+
+    def fail(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for module, name in ((shutil, "copyfile"), (os, "link"), (os, "symlink")):
+        monkeypatch.setattr(module, name, fail)
+    message = rf"{tmp_path / 'out'}.*p0\.png: No space left on device"
+    with pytest.raises(UserError, match=message):
+        convert(tmp_path / "in", tmp_path / "out", "voc", images=mode)
+    monkeypatch.undo()
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(UserError, match="out: No space left on device; nothing was written: free"):
+        convert(tmp_path / "in", tmp_path / "out", "voc", images=mode)
+    assert {path.name for path in tmp_path.iterdir()} == {"in"}
