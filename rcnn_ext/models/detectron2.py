@@ -15,7 +15,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from rcnn_ext.models.builder import fast_rcnn, faster_rcnn
 from rcnn_ext.models.fast_rcnn import FastRCNN
 from rcnn_ext.models.faster_rcnn import ANCHOR_SIZES, FasterRCNN
 from rcnn_ext.models.pickles import read_arrays
+from rcnn_ext.models.torch_files import read_torch_file
 
 # Of the "caffe" ResNet-50, detectron2's default: blue, green, red.
 PIXEL_MEAN = (103.53, 116.28, 123.675)
@@ -244,7 +244,7 @@ def _build(
 def _state_dict(checkpoint: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     if isinstance(checkpoint, str | Path):
         path = Path(checkpoint)
-        content = read_arrays(path) if path.suffix == ".pkl" else _read_torch(path)
+        content = read_arrays(path) if path.suffix == ".pkl" else read_torch_file(path)
     else:
         content = checkpoint
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
@@ -254,16 +254,6 @@ def _state_dict(checkpoint: str | Path | Mapping[str, Any]) -> dict[str, Tensor]
     ):
         raise UserError("the checkpoint holds no state dict of tensors")
     return {name: torch.as_tensor(value) for name, value in content.items()}
-
-
-def _read_torch(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (RuntimeError, UnpicklingError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path} is not a checkpoint, or is damaged: {reason}") from error
 
 
 def _pixel_values(

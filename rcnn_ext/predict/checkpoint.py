@@ -11,7 +11,6 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -22,22 +21,11 @@ from rcnn_ext.config import Recipe, recipe_from_dict
 from rcnn_ext.data.annotations import ClassList
 from rcnn_ext.errors import UserError
 from rcnn_ext.models.from_config import build_model
+from rcnn_ext.models.torch_files import read_torch_file
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 # The weights in a folder that is, or will be, a repository of the Hugging Face Hub.
 PRETRAINED = "model.safetensors"
-
-# Raised by torch.load for a file that is cut off or changed.
-_READ_ERRORS = (
-    AttributeError,
-    EOFError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    UnpicklingError,
-    ValueError,
-)
 
 # The Lightning module holds the detector under this name.
 PREFIX = "model."
@@ -77,6 +65,7 @@ class SavedDetector:
         weights: The state dict of the model; of the average, where the run keeps one.
         training_weights: The state dict that training goes on from; None where it is ``weights``.
         num_averaged: Number of steps that ``weights`` is the average of.
+        is_resumable: Whether the file has the state of the optimizer, so that training can go on.
     """
 
     path: Path
@@ -87,6 +76,7 @@ class SavedDetector:
     weights: dict[str, torch.Tensor]
     training_weights: dict[str, torch.Tensor] | None = None
     num_averaged: int = 0
+    is_resumable: bool = False
 
     def build(self, device: torch.device) -> nn.Module:
         """Build the detector in evaluation mode.
@@ -100,8 +90,9 @@ class SavedDetector:
         model = build_model(self.recipe.model, self.classes.num_classes, pretrained=False)
         try:
             model.load_state_dict(self.weights)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[-1].strip()
+        # Values that are no tensors, or no plain ones, raise anything.
+        except Exception as error:
+            reason = str(error).strip().splitlines()[-1].strip()
             raise ModelFormatError(
                 f"the weights in {self.path} do not fit its recipe: {reason}"
             ) from error
@@ -158,10 +149,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> SavedDetector:
     """
     path = find_checkpoint(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except _READ_ERRORS as error:
-        reason = str(error).partition("\n")[0]
-        raise ModelFormatError(f"{path} is not a checkpoint, or is damaged: {reason}") from error
+        content = read_torch_file(path)
+    except UserError as error:
+        raise ModelFormatError(str(error)) from error
     entry = content.get(ENTRY) if isinstance(content, dict) else None
     if not isinstance(entry, dict):
         raise ModelFormatError(f"{path} was not written by rcnn-ext train")
@@ -171,13 +161,20 @@ def load_checkpoint(path: str | os.PathLike[str]) -> SavedDetector:
         _check_types(path, content, {TRAINING_WEIGHTS: dict})
         kept = content[TRAINING_WEIGHTS]
         _check_types(path, kept, {"state_dict": dict, "num_updates": int})
-        training["training_weights"] = _without_prefix(kept["state_dict"])
+        training["training_weights"] = _tensors_without_prefix(path, kept["state_dict"])
         training["num_averaged"] = kept["num_updates"]
-    weights = _without_prefix(content["state_dict"])
+    weights = _tensors_without_prefix(path, content["state_dict"])
+    training["is_resumable"] = isinstance(content.get("optimizer_states"), list)
     return SavedDetector(path=path, weights=weights, **training, **read_entry(path, entry))
 
 
-def _without_prefix(weights: dict[str, Any]) -> dict[str, Any]:
+def _tensors_without_prefix(path: Path, weights: dict[str, Any]) -> dict[str, Any]:
+    for name, value in weights.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise ModelFormatError(
+                f"{str(name)[:80]!r} in the weights in {path} is no tensor but a "
+                f"{type(value).__name__}: is it damaged, or edited?"
+            )
     return {
         name.removeprefix(PREFIX): value
         for name, value in weights.items()
@@ -208,8 +205,15 @@ def read_entry(path: Path, entry: dict[str, Any]) -> dict[str, Any]:
         recipe = recipe_from_dict(entry["recipe"])
     except UserError as error:
         raise ModelFormatError(f"the recipe in {path}: {error}") from error
+    names, ids = entry["class_names"], entry["category_ids"]
+    if not all(isinstance(name, str) for name in names) or not all(
+        isinstance(number, int | str | float) for number in ids
+    ):
+        raise ModelFormatError(
+            f"the classes in {path} are no names with ids: is it damaged, or edited?"
+        )
     try:
-        classes = ClassList(tuple(entry["class_names"]), tuple(entry["category_ids"]))
+        classes = ClassList(tuple(names), tuple(ids))
     except (TypeError, ValueError) as error:
         raise ModelFormatError(f"the classes in {path}: {error}") from error
     return {

@@ -208,9 +208,28 @@ def close_loggers(loggers: Sequence[Logger], *, failed: bool) -> None:
 
 
 def read_csv(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a CSV file with a header."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    """Return the rows of ``losses.csv`` or ``validation.csv``.
+
+    A last row that a full disk or a power failure cut is left out.
+
+    Raises:
+        UserError: The file was not written by a run.
+    """
+    rows: list[dict[str, Any]] = []
+    try:
+        text = path.read_text(encoding="utf-8")
+        # Rows are written with the ends of their lines.
+        whole = text[: text.rfind("\n") + 1]
+        for row in csv.DictReader(whole.splitlines(), strict=True):
+            if None in row or None in row.values() or not row["step"].isdecimal():
+                raise ValueError(row)
+            rows.append(row)
+    except (ValueError, KeyError, csv.Error) as error:
+        raise UserError(
+            f"{path}:{len(rows) + 2}: this is no row that a run writes: is it damaged, or edited? "
+            "Correct it, or delete the file to go on without the values so far"
+        ) from error
+    return rows
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

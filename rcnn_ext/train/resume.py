@@ -131,6 +131,11 @@ def check_resumable(
     """
     path = out / LAST
     saved = load_checkpoint(path)
+    if not saved.is_resumable:
+        raise ModelFormatError(
+            f"{path} cannot be resumed: like {BEST}, it has no state of the optimizer; start "
+            f"another run from it with model.weights={path}"
+        )
     if saved.classes != classes:
         raise UserError(f"{path} was trained for other classes: {', '.join(saved.classes.names)}")
     before, now = _fixed_values(saved.recipe), _fixed_values(recipe)

@@ -7,7 +7,6 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from rcnn_ext.hub import fetch_hub_file, is_hub_id
 from rcnn_ext.models.channels import IMAGENET_MEAN, IMAGENET_STD, imagenet_statistics
 from rcnn_ext.models.detectron2 import convert_detectron2, is_detectron2, pixel_statistics
 from rcnn_ext.models.pickles import read_arrays
+from rcnn_ext.models.torch_files import read_torch_file
 from rcnn_ext.models.transfer import SourceWeights, Transfer, load_fitting
 from rcnn_ext.models.weights import fetch_state_dict
 from rcnn_ext.predict.checkpoint import BEST, ENTRY, LAST, SavedDetector, find_checkpoint
@@ -184,36 +184,14 @@ def _from_file(path: Path, name: str) -> SourceWeights:
     elif path.suffix == ".pkl":
         content = read_arrays(path)
     else:
-        content = _read_torch(path)
+        # Training scripts, torchvision's among them, store their arguments beside the weights.
+        content = read_torch_file(path, allowed=[argparse.Namespace])
     if isinstance(content, Mapping) and ENTRY in content:
         return _from_saved(load_saved(path), name)
     state = _state_dict(content, path)
     if is_detectron2(state):
         return _from_detectron2(state, name, path)
     return _from_torchvision(state, name, path.name, None)
-
-
-def _read_torch(path: Path) -> Any:
-    # Training scripts, torchvision's among them, store their arguments beside the weights.
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-        except (
-            UnpicklingError,
-            RuntimeError,
-            EOFError,
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-        ) as error:
-            reason = str(error).partition("\n")[0]
-            raise UserError(
-                f"{path} is not a file of weights, or is damaged, or holds more than tensors and "
-                f"plain values: {reason}"
-            ) from error
 
 
 def _read_safetensors(path: Path) -> Any:
@@ -225,7 +203,7 @@ def _read_safetensors(path: Path) -> Any:
             metadata = file.metadata() or {}
         return {ENTRY: metadata} if ENTRY in metadata else load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is not a .safetensors file, or is damaged: {error}") from error
+        raise UserError(f"{path} is not a .safetensors file, or is damaged") from error
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:

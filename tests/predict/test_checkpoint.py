@@ -102,3 +102,19 @@ def test_a_file_of_before_the_first_release_must_be_trained_anew(tmp_path: pathl
         f"{tmp_path / 'a.ckpt'} was written before rcnn_ext 0.1.0 (format 1), which cannot read "
         "it; train the model anew"
     )
+
+
+@pytest.mark.parametrize("where", ["state_dict", "key", "class_names", "category_ids"])
+def test_edited_values_within_lists_and_weights_are_named(
+    tmp_path: pathlib.Path, where: str
+) -> None:
+    content = _content()
+    if where == "state_dict":
+        content["state_dict"]["model.x"] = [1.0]
+    elif where == "key":
+        content["state_dict"][3] = torch.zeros(1)
+    else:
+        content[ENTRY][where] = [None, {}]
+    torch.save(content, tmp_path / "a.ckpt")
+    with pytest.raises(ModelFormatError, match=r"a\.ckpt.*: is it damaged, or edited\?"):
+        load_checkpoint(tmp_path / "a.ckpt")
