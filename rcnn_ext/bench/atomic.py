@@ -19,6 +19,7 @@ from torch import Tensor
 from rcnn_ext import ops
 from rcnn_ext._memory_format import is_channels_last
 from rcnn_ext.ops._rois import pair, to_rois
+from rcnn_ext.ops.poolers import measure_scales
 
 _FOLDER = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "cuda"
 # Requirements of the variant, for error messages.
@@ -81,7 +82,7 @@ class AtomicOps:
         ) -> Tensor:
             maps = [x[name] for name in featmap_names]
             rois = to_rois(boxes, "MultiScaleRoIAlign")  # [K, 5]
-            scales = pooler._measure_scales(maps, image_shapes)
+            scales = measure_scales(maps, image_shapes)
             shapes, channels_last = [m.shape for m in maps], is_channels_last(maps[0])
 
             def differentiate(grad: Tensor) -> list[Tensor]:

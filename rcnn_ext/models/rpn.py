@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -192,7 +193,7 @@ class RegionProposalNetwork(nn.Module):
         else:
             anchors = torch.stack(per_image)  # [N, A, 4]
         anchors = at_least_float32(anchors)
-        predicted = sum(level.shape[1:].numel() for level in logits)
+        predicted = sum(math.prod(level.shape[1:]) for level in logits)
         if anchors.shape[-2] != predicted:
             raise ValueError(
                 f"the RPN head predicts {predicted} boxes per image, the anchor generator "

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rcnn_ext.ops import boxes as boxes
+from rcnn_ext.ops import poolers as poolers
 from rcnn_ext.ops._backend import has_native_kernel, use_backend
+from rcnn_ext.ops._torchvision import install_finder, torchvision_ops
 from rcnn_ext.ops.box_iou import (
     box_ios,
     box_iou,
@@ -18,9 +21,10 @@ from rcnn_ext.ops.box_iou import (
 )
 from rcnn_ext.ops.generate_proposals import Proposals, generate_proposals
 from rcnn_ext.ops.match_boxes import batched_match_boxes, match_boxes
-from rcnn_ext.ops.multiscale_roi_align import MultiScaleRoIAlign, multiscale_roi_align
+from rcnn_ext.ops.multiscale_roi_align import multiscale_roi_align
 from rcnn_ext.ops.nms import batched_nms, batched_nms_padded, nms, nms_padded
 from rcnn_ext.ops.non_max_merging import MergedBoxes, non_max_merging
+from rcnn_ext.ops.poolers import MultiScaleRoIAlign
 from rcnn_ext.ops.postprocess_detections import Detections, postprocess_detections
 from rcnn_ext.ops.roi_align import RoIAlign, roi_align
 from rcnn_ext.ops.roi_pool import RoIPool, roi_pool
@@ -89,7 +93,6 @@ if TYPE_CHECKING:
         sigmoid_focal_loss,
         stochastic_depth,
     )
-    from torchvision.ops import boxes as boxes
     from torchvision.ops import ciou_loss as ciou_loss
     from torchvision.ops import deform_conv as deform_conv
     from torchvision.ops import diou_loss as diou_loss
@@ -98,7 +101,6 @@ if TYPE_CHECKING:
     from torchvision.ops import focal_loss as focal_loss
     from torchvision.ops import giou_loss as giou_loss
     from torchvision.ops import misc as misc
-    from torchvision.ops import poolers as poolers
 
     __all__ += [
         "Conv2dNormActivation",
@@ -139,20 +141,18 @@ else:
     def __getattr__(name: str) -> Any:
         if name == "__all__":
             return _all_names()
-        if not name.startswith("_"):
-            from torchvision import ops as torchvision_ops
-
-            # Its modules too: `from torchvision.ops import boxes` is common.
-            if hasattr(torchvision_ops, name):
-                return getattr(torchvision_ops, name)
+        # Its modules too: `from torchvision.ops import misc` is common.
+        if not name.startswith("_") and hasattr(torchvision_ops(), name):
+            return getattr(torchvision_ops(), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def _all_names() -> list[str]:
         try:
-            from torchvision import ops as torchvision_ops
+            return sorted({*_OWN, *torchvision_ops().__all__})
         except ModuleNotFoundError:
             return sorted(_OWN)
-        return sorted({*_OWN, *torchvision_ops.__all__})
 
     def __dir__() -> list[str]:
         return _all_names()
+
+    install_finder()

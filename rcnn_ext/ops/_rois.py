@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rcnn_ext.reference.checks import check_roi_arguments
+
 
 def pair(value: int | Sequence[int], op: str) -> tuple[int, int]:
     """Return (height, width) from one number or two."""
@@ -52,3 +54,12 @@ def to_rois(boxes: Tensor | Sequence[Tensor], op: str) -> Tensor:
         index = torch.full_like(wide[:, :1], image)  # [L, 1]
         rois.append(torch.cat([index, wide], dim=1))  # [L, 5]
     return torch.cat(rois)
+
+
+def empty_bins(input: Tensor, rois: Tensor, size: tuple[int, int], op: str) -> Tensor:
+    """Return the result of pooling to bins of which there are none, ``[K, C, height, width]``.
+
+    Connected to ``input``, whose gradient is 0.
+    """
+    check_roi_arguments(input, rois, op)
+    return input.new_empty(rois.shape[0], input.shape[1], *size) + input.flatten()[:0].sum()

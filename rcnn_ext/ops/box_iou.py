@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rcnn_ext import reference
 from rcnn_ext.ops._library import define_operator
+from rcnn_ext.ops._torchvision import torchvision_ops
 from rcnn_ext.reference.box_iou import (
     COMPLETE,
     DISTANCE,
@@ -48,9 +49,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
         tensor([[0.3333]])
     """
     if fmt in ("cxcywhr", "xywhr", "xyxyxyxy"):
-        from torchvision import ops as torchvision_ops
-
-        return torchvision_ops.box_iou(boxes1, boxes2, fmt=fmt)
+        return torchvision_ops().box_iou(boxes1, boxes2, fmt=fmt)
     if fmt not in _FORMATS:
         raise ValueError(
             "box_iou: expected fmt 'xyxy', 'xywh', 'cxcywh', 'cxcywhr', 'xywhr' or 'xyxyxyxy', "

@@ -7,17 +7,15 @@ Both run the kernels of RoIAlign, see :mod:`rcnn_ext.ops.roi_align`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from rcnn_ext import reference
 from rcnn_ext._memory_format import empty_map, is_channels_last
 from rcnn_ext.ops._library import define_operator, refuse_vmap
-from rcnn_ext.ops._rois import pair, to_rois
-from rcnn_ext.ops.roi_align import roi_align
+from rcnn_ext.ops._rois import empty_bins, pair, to_rois
 from rcnn_ext.reference.multiscale_roi_align import (
     check_multiscale_roi_align,
     check_multiscale_roi_align_backward,
@@ -47,7 +45,7 @@ def multiscale_roi_align(
         inputs: Maps ``[N, C, H, W]``, finest first, each with twice the stride of the one before;
             of one dtype, batch size and depth. Up to 32.
         boxes: As in :func:`roi_align`.
-        output_size: Bins (height, width), or one number for both.
+        output_size: Bins (height, width), or one number for both; 0 gives an empty result.
         spatial_scales: Feature pixels per image pixel of each map: 1 / its stride.
         sampling_ratio: As in :func:`roi_align`.
         aligned: As in :func:`roi_align`.
@@ -71,6 +69,8 @@ def multiscale_roi_align(
     """
     height, width = pair(output_size, "multiscale_roi_align")
     rois = to_rois(boxes, "multiscale_roi_align")
+    if inputs and min(height, width) == 0:
+        return empty_bins(inputs[0], rois, (height, width), "multiscale_roi_align")
     return _multiscale_roi_align(
         list(inputs),
         rois,
@@ -82,109 +82,6 @@ def multiscale_roi_align(
         canonical_scale,
         canonical_level,
     )
-
-
-class MultiScaleRoIAlign(nn.Module):
-    """Pool every box from the pyramid level that fits its size.
-
-    :func:`multiscale_roi_align` with strides measured from the sizes of the maps and the images.
-
-    Drop-in replacement for :class:`torchvision.ops.MultiScaleRoIAlign`.
-
-    Args:
-        featmap_names: Keys of the maps to pool from; others are ignored.
-        output_size: Bins (height, width), or one number for both.
-        sampling_ratio: As in :func:`roi_align`.
-        canonical_scale: Side of a box, in image pixels.
-        canonical_level: Level that such a box is pooled from.
-        aligned: As in :func:`roi_align`; torchvision's class has no such choice, detectron2's
-            detectors were trained with it.
-
-    Example:
-        >>> pooler = MultiScaleRoIAlign(["0", "1"], 7, 2)
-        >>> features = {"0": torch.rand(1, 256, 64, 64), "1": torch.rand(1, 256, 32, 32)}
-        >>> pooler(features, [torch.tensor([[8.0, 8, 96, 96]])], [(256, 256)]).shape
-        torch.Size([1, 256, 7, 7])
-    """
-
-    def __init__(
-        self,
-        featmap_names: list[str],
-        output_size: int | Sequence[int],
-        sampling_ratio: int,
-        *,
-        canonical_scale: int = 224,
-        canonical_level: int = 4,
-        aligned: bool = False,
-    ) -> None:
-        super().__init__()
-        self.featmap_names = featmap_names
-        self.output_size = pair(output_size, "MultiScaleRoIAlign")
-        self.sampling_ratio = sampling_ratio
-        self.canonical_scale = canonical_scale
-        self.canonical_level = canonical_level
-        self.aligned = aligned
-
-    def forward(
-        self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
-    ) -> Tensor:
-        """Pool boxes of all images.
-
-        Args:
-            x: Maps ``[N, C, H, W]`` by name, finest first.
-            boxes: One ``[L, 4]`` (x1, y1, x2, y2) per image, image pixels.
-            image_shapes: (height, width) of each image before padding, in image pixels.
-
-        Returns:
-            ``[sum of L, C, height, width]``, boxes in order.
-
-        Raises:
-            ValueError: No map of the names wanted, or wrong shapes.
-        """
-        features = [x[name] for name in self.featmap_names if name in x]
-        if not features:
-            raise ValueError(
-                f"MultiScaleRoIAlign: expected a map named one of {self.featmap_names}, "
-                f"got {sorted(x)}"
-            )
-        rois = to_rois(boxes, "MultiScaleRoIAlign")  # [K, 5]
-        scales = self._measure_scales(features, image_shapes)
-        if len(features) == 1:
-            return roi_align(
-                features[0], rois, self.output_size, scales[0], self.sampling_ratio, self.aligned
-            )
-        # Maps of several dtypes, as autocast may leave them, take that of the first.
-        features = [feature.to(features[0].dtype) for feature in features]
-        return multiscale_roi_align(
-            features,
-            rois,
-            self.output_size,
-            scales,
-            self.sampling_ratio,
-            self.aligned,
-            canonical_scale=self.canonical_scale,
-            canonical_level=self.canonical_level,
-        )
-
-    def _measure_scales(
-        self, features: list[Tensor], image_shapes: list[tuple[int, int]]
-    ) -> list[float]:
-        """Return 1 / stride of each map: the power of two nearest to its size over the images'.
-
-        Measured along the longer side, where padding to a multiple of the stride weighs least.
-        """
-        if not image_shapes:
-            raise ValueError("MultiScaleRoIAlign: expected at least one image shape")
-        height, width = (max(sizes) for sizes in zip(*image_shapes, strict=True))
-        axis, extent = (-2, height) if height >= width else (-1, width)
-        return [2.0 ** round(math.log2(feature.shape[axis] / extent)) for feature in features]
-
-    def extra_repr(self) -> str:
-        """Return the options, for ``repr``."""
-        return (
-            f"featmap_names={self.featmap_names}, output_size={self.output_size}, "
-            f"sampling_ratio={self.sampling_ratio}" + ", aligned=True" * self.aligned
-        )
 
 
 def _fake(

@@ -65,7 +65,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
 
     Returns:
         int64 indices ``[K]`` in order of score over all classes, equal scores in order of
-        index.
+        index. Without boxes of whatever shape, also ``torch.tensor([])``, an empty one.
 
     Raises:
         RuntimeError: Wrong shape, dtype or device.
@@ -77,6 +77,10 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
         >>> batched_nms(boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 1]), 0.5)
         tensor([0, 1])
     """
+    shaped = boxes.dim() == 2 and boxes.shape[1] == 4
+    if (not shaped or scores is None or idxs is None) and boxes.numel() == 0:
+        # As torchvision, which looks at nothing else: `torch.tensor([])` is no boxes as well.
+        return boxes.new_empty(0, dtype=torch.int64)
     return _batched_nms(boxes, scores, _integers(idxs, "batched_nms"), iou_threshold)
 
 

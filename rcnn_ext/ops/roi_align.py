@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rcnn_ext import reference
 from rcnn_ext._memory_format import empty_map, is_channels_last
 from rcnn_ext.ops._library import define_operator
-from rcnn_ext.ops._rois import pair, to_rois
+from rcnn_ext.ops._rois import empty_bins, pair, to_rois
 from rcnn_ext.reference.roi_align import check_roi_align, check_roi_align_backward
 
 
@@ -41,7 +41,7 @@ def roi_align(
             channels-last. Half types accumulate in float32.
         boxes: ``[K, 5]`` (batch index, x1, y1, x2, y2) or one ``[L, 4]`` (x1, y1, x2, y2) per
             image, in image pixels, floating; the dtype may be wider than that of input.
-        output_size: Bins (height, width), or one number for both.
+        output_size: Bins (height, width), or one number for both; 0 gives an empty result.
         spatial_scale: Feature pixels per image pixel: 1 / stride of the feature map.
         sampling_ratio: Samples along each axis of a bin, at most 4096; 0 or less takes one per
             feature pixel.
@@ -66,6 +66,8 @@ def roi_align(
     """
     height, width = pair(output_size, "roi_align")
     rois = to_rois(boxes, "roi_align")
+    if min(height, width) == 0:
+        return empty_bins(input, rois, (height, width), "roi_align")
     return _roi_align(input, rois, spatial_scale, height, width, sampling_ratio, aligned)
 
 

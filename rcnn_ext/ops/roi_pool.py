@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rcnn_ext import reference
 from rcnn_ext._memory_format import empty_map, is_channels_last
 from rcnn_ext.ops._library import define_operator
-from rcnn_ext.ops._rois import pair, to_rois
+from rcnn_ext.ops._rois import empty_bins, pair, to_rois
 from rcnn_ext.reference.roi_pool import check_roi_pool, check_roi_pool_backward, gather_at_maxima
 
 
@@ -35,7 +35,7 @@ def roi_pool(
             channels-last.
         boxes: ``[K, 5]`` (batch index, x1, y1, x2, y2) or one ``[L, 4]`` (x1, y1, x2, y2) per
             image, in image pixels, floating; the dtype may be wider than that of input.
-        output_size: Bins (height, width), or one number for both.
+        output_size: Bins (height, width), or one number for both; 0 gives an empty result.
         spatial_scale: Feature pixels per image pixel: 1 / stride of the feature map.
 
     Returns:
@@ -54,7 +54,10 @@ def roi_pool(
                   [13., 15.]]]])
     """
     height, width = pair(output_size, "roi_pool")
-    return _roi_pool(input, to_rois(boxes, "roi_pool"), spatial_scale, height, width)[0]
+    rois = to_rois(boxes, "roi_pool")
+    if min(height, width) == 0:
+        return empty_bins(input, rois, (height, width), "roi_pool")
+    return _roi_pool(input, rois, spatial_scale, height, width)[0]
 
 
 class RoIPool(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -67,7 +68,7 @@ def check_generate_proposals(
             k * h * w <= 2**30,
             f"{op}: expected at most 2^30 anchors in a level, got {k * h * w}",
         )
-    sizes = [in_level.shape[1:].numel() for in_level in logits]
+    sizes = [math.prod(in_level.shape[1:]) for in_level in logits]
     images, total = first.shape[0], sum(sizes)
     check_floating(anchors, op, "anchors")
     check(

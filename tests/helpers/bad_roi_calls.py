@@ -114,15 +114,11 @@ for _name, _call in {"roi_align": align, "roi_pool": pool}.items():
             _call(rois=None),
             rf"{_name}: expected boxes to be a tensor or a list",
         ),
-        f"{_name}, no bins": (
-            _call(size=0),
-            rf"{_name}: expected a positive output size, got 0 x 0",
-        ),
         f"{_name}, bins below 0": (
             _call(size=(3, -1)),
             rf"{_name}: expected a positive output size, got 3 x -1",
         ),
-        f"{_name}, bins of no RoI": (_call(size=0, rois=(0, 5)), rf"{_name}: expected a positive"),
+        f"{_name}, bins of no RoI": (_call(size=-1, rois=(0, 5)), rf"{_name}: expected a positive"),
     }
     for _scale in (0.0, -0.25, math.nan, math.inf, -math.inf, 1e300):
         ROI_ERRORS[f"{_name}, scale {_scale}"] = (

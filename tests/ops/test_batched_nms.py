@@ -165,6 +165,19 @@ def test_empty(backend: Backend) -> None:
         assert _batched_nms(backend, torch.empty(0, 4), torch.empty(0), idxs, 0.5) == []
 
 
+@pytest.mark.parametrize("shape", [(0,), (0, 4), (0, 5), (3, 0)], ids=str)
+def test_without_boxes_nothing_else_is_looked_at(backend: Backend, shape: tuple[int, ...]) -> None:
+    boxes = torch.empty(shape, device=backend.device)
+    for scores in (None, torch.empty(0, device=backend.device)):
+        for idxs in (None, torch.empty(0, dtype=torch.int64, device=backend.device)):
+            result = ops.batched_nms(boxes, scores, idxs, 0.5)  # type: ignore[arg-type]
+            assert result.dtype == torch.int64
+            assert result.tolist() == []
+            assert result.device == boxes.device
+            expected = torchvision.ops.batched_nms(boxes.cpu(), scores, idxs, 0.5)
+            assert torch.equal(result.cpu(), expected)
+
+
 def test_layout_does_not_matter(backend: Backend) -> None:
     boxes, scores = make_boxes(90, size=16), make_scores(90)
     idxs = torch.randint(0, 3, (90,))

@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from rcnn_ext import ops
 from tests.helpers.backends import Backend
 from tests.helpers.proposal_samples import Pyramid, make_pyramid
-from tests.helpers.samples import FLOATING
+from tests.helpers.samples import FLOATING, make_boxes
 
 
 def assert_near(actual: Tensor, expected: Tensor) -> None:
@@ -258,3 +259,24 @@ def test_compiles(native: Backend, dynamic: bool) -> None:
         expected = ops.generate_proposals(p.logits, p.deltas, p.anchors, p.sizes, **p.options)
         assert all(map(torch.equal, found, expected))
     torch._dynamo.reset()
+
+
+def test_one_graph_takes_maps_of_every_size(native: Backend) -> None:
+    def propose(logits: Tensor, deltas: Tensor, anchors: Tensor, sizes: Tensor) -> ops.Proposals:
+        return ops.generate_proposals(
+            [logits], [deltas], anchors, sizes, pre_nms_top_n=100, post_nms_top_n=50
+        )
+
+    counter = CompileCounter()
+    compiled = torch.compile(propose, backend=counter, fullgraph=True, dynamic=True)
+    for height, width in [(8, 12), (9, 12), (12, 9), (16, 20), (25, 31), (13, 13)]:
+        inputs = (
+            torch.randn(2, 3, height, width),
+            torch.randn(2, 12, height, width),
+            make_boxes(height * width * 3),
+            torch.tensor([[64, 64], [60, 50]]),
+        )
+        for result, expected in zip(compiled(*inputs), propose(*inputs), strict=True):
+            assert torch.equal(result, expected)
+    # Of rectangles and of squares.
+    assert counter.frame_count <= 2

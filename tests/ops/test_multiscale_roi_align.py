@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from rcnn_ext import ops
 from tests.helpers.backends import Backend
@@ -149,6 +150,85 @@ def test_is_a_module_without_state() -> None:
     )
 
 
+def test_scales_and_map_levels_are_torchvisions(backend: Backend) -> None:
+    maps, boxes = _pyramid(backend), _boxes(backend)
+    names = list(STRIDES)
+    mine = ops.MultiScaleRoIAlign(names, 3, 2, canonical_scale=64, canonical_level=3)
+    theirs = torchvision.ops.MultiScaleRoIAlign(names, 3, 2, canonical_scale=64, canonical_level=3)
+    assert mine.scales is None
+    assert mine.map_levels is None
+    for pooler in (mine, theirs):
+        on_cpu = {name: feature.cpu() for name, feature in maps.items()}
+        pooler(on_cpu, [b.cpu() for b in boxes], IMAGE_SHAPES)
+    assert mine.scales == theirs.scales == [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+    assert mine.map_levels is not None
+    on_cpu_boxes = [b.cpu() for b in boxes]
+    assert torch.equal(mine.map_levels(on_cpu_boxes), theirs.map_levels(on_cpu_boxes))
+
+
+def test_scales_and_map_levels_can_be_given(backend: Backend) -> None:
+    maps, boxes = _pyramid(backend), _boxes(backend)
+    pooler = ops.MultiScaleRoIAlign(list(STRIDES), 3, 2)
+    expected = pooler(maps, boxes, IMAGE_SHAPES)
+    measured = pooler.scales
+    pooler.scales = measured
+    # Sizes of images that are nothing to the scales given.
+    assert torch.equal(pooler(maps, boxes, [(9999, 9999)]), expected)
+    pooler.scales = None
+    assert pooler.scales is None
+    assert not torch.equal(pooler(maps, boxes, [(9999, 9999)]), expected)
+
+    rois = [torch.cat([torch.full_like(b[:, :1], i), b], 1) for i, b in enumerate(boxes)]
+    for level, (name, stride) in enumerate(STRIDES.items()):
+        pooler.map_levels = lambda boxes, level=level: torch.full(
+            (sum(map(len, boxes)),), level, device=backend.device
+        )
+        result = pooler(maps, boxes, IMAGE_SHAPES)
+        assert torch.equal(result, ops.roi_align(maps[name], torch.cat(rois), 3, 1 / stride, 2))
+    pooler.map_levels = None
+    assert torch.equal(pooler(maps, boxes, IMAGE_SHAPES), expected)
+
+
+class _PoolsByImage(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pooler = ops.MultiScaleRoIAlign(["0", "1"], 3, 2)
+
+    def forward(self, image: Tensor, fine: Tensor, coarse: Tensor, boxes: Tensor) -> Tensor:
+        return self.pooler({"0": fine, "1": coarse}, [boxes], [tuple(image.shape[-2:])])
+
+
+def _padded_pyramid(height: int, width: int) -> tuple[Tensor, ...]:
+    rows, columns = -(-height // 32) * 32, -(-width // 32) * 32
+    boxes = torch.tensor([[0.0, 0, 20, 20], [5, 5, 30, 40], [0, 0, 400, 300]])
+    maps = [torch.rand(1, 4, rows // stride, columns // stride) for stride in (4, 8)]
+    return torch.empty(1, 3, height, width), *maps, boxes
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_module_takes_pictures_of_every_shape(native: Backend, strict: bool) -> None:
+    auto = torch.export.Dim.AUTO
+    sides = {2: auto, 3: auto}
+    exported = torch.export.export(
+        _PoolsByImage(),
+        _padded_pyramid(64, 96),  # wide
+        dynamic_shapes=(sides, sides, sides, {0: auto}),
+        strict=strict,
+    ).module()
+    for shape in [(64, 96), (96, 64), (64, 64), (100, 180), (333, 217)]:
+        inputs = _padded_pyramid(*shape)
+        assert torch.equal(exported(*inputs), _PoolsByImage()(*inputs))
+
+
+def test_one_graph_takes_pictures_of_every_shape(native: Backend) -> None:
+    counter = CompileCounter()
+    compiled = torch.compile(_PoolsByImage(), backend=counter, fullgraph=True, dynamic=True)
+    for shape in [(64, 96), (96, 64), (64, 64), (100, 180), (333, 217)]:
+        inputs = _padded_pyramid(*shape)
+        assert torch.equal(compiled(*inputs), _PoolsByImage()(*inputs))
+    assert counter.frame_count == 1
+
+
 def test_errors(backend: Backend) -> None:
     maps, boxes = _pyramid(backend), _boxes(backend)
     with pytest.raises(ValueError, match=r"MultiScaleRoIAlign: .* one of \['a', 'b'\], got \['0'"):
@@ -262,11 +342,13 @@ def test_operator_errors(backend: Backend) -> None:
     coarse_first = [1 / 32, 1 / 8]
     refuses("finest level first, got .* from 0.03125 to 0.125", maps, rois, 2, coarse_first)
     refuses("canonical_scale, got -1", maps, rois, 2, two, canonical_scale=-1.0)
-    refuses("a positive output size, got 0 x 2", maps, rois, (0, 2), two)
+    refuses("a positive output size, got 0 x -2", maps, rois, (0, -2), two)
     refuses("one dtype, batch size and depth", [maps[0], maps[1][:, :3]], rois, 2, two)
     refuses("one dtype, .* float32 .* and float64", [maps[0], maps[1].double()], rois, 2, two)
     refuses(r"input of shape \[N, C, H, W\], got \[6", [maps[0], maps[1][0]], rois, 2, two)
     refuses("sampling_ratio of at most 4096, got 1000000000", maps, rois, 2, two, 10**9)
+    assert ops.multiscale_roi_align(maps, rois, (0, 2), two).shape == (1, 6, 0, 2)
+    refuses("expected 1 to 32 levels, got 0", [], rois, 0, [])
     rois[0, 0] = 2
     if backend.checks_batch_index:
         with pytest.raises(IndexError, match=r"multiscale_roi_align: rois\[0, 0\] is 2, not a"):

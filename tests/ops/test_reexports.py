@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ SHARED = [
     "roi_align",
     "roi_pool",
 ]
+MEASURES = ("complete", "distance", "generalized")
 OWN = [
     *SHARED,
     "Detections",
@@ -101,10 +105,59 @@ def test_signatures_are_torchvisions(name: str) -> None:
 
 
 def test_modules_of_torchvision_are_there() -> None:
-    from rcnn_ext.ops import boxes, misc
+    from rcnn_ext.ops import focal_loss, misc
 
-    assert boxes is torchvision.ops.boxes
     assert misc is torchvision.ops.misc
+    assert focal_loss is torchvision.ops.focal_loss
+    assert importlib.import_module("rcnn_ext.ops.misc") is torchvision.ops.misc
+    assert importlib.import_module("rcnn_ext.ops.giou_loss") is torchvision.ops.giou_loss
+    assert misc.__spec__.name == "torchvision.ops.misc"
+    with pytest.raises(ModuleNotFoundError, match=r"rcnn_ext\.ops\.hard_nms"):
+        importlib.import_module("rcnn_ext.ops.hard_nms")
+
+
+def test_modules_with_operators_of_this_package() -> None:
+    from rcnn_ext.ops import boxes, poolers
+    from rcnn_ext.ops.boxes import box_area, nms
+    from rcnn_ext.ops.poolers import MultiScaleRoIAlign
+
+    assert nms is boxes.nms is ops.nms
+    for name in ("batched_nms", "box_iou", *(f"{k}_box_iou" for k in MEASURES)):
+        assert getattr(boxes, name) is getattr(ops, name)
+    assert MultiScaleRoIAlign is poolers.MultiScaleRoIAlign is ops.MultiScaleRoIAlign
+    # The rest is torchvision's, private names included.
+    assert box_area is torchvision.ops.box_area
+    assert boxes._box_inter_union is torchvision.ops.boxes._box_inter_union
+    assert poolers.LevelMapper is torchvision.ops.poolers.LevelMapper
+    for module in (boxes, poolers):
+        with pytest.raises(AttributeError, match="hard_nms"):
+            module.hard_nms  # noqa: B018
+        with pytest.raises(AttributeError, match="__hard_nms__"):
+            module.__hard_nms__  # noqa: B018
+
+
+@pytest.mark.parametrize("first", ["", "import torchvision"])
+def test_in_the_place_of_torchvisions_module(first: str) -> None:
+    script = f"""
+import sys
+{first}
+import rcnn_ext.ops
+sys.modules["torchvision.ops"] = rcnn_ext.ops
+import torchvision
+from torchvision.ops import box_area, boxes, misc, nms
+from torchvision.ops.boxes import batched_nms
+from torchvision.ops.misc import FrozenBatchNorm2d
+assert nms is rcnn_ext.ops.nms
+assert misc.FrozenBatchNorm2d is FrozenBatchNorm2d is rcnn_ext.ops.FrozenBatchNorm2d
+assert box_area.__module__ == "torchvision.ops.boxes"
+assert sys.modules["torchvision.ops"] is rcnn_ext.ops
+assert len(rcnn_ext.ops.__all__) > 40 and not hasattr(rcnn_ext.ops, "hard_nms")
+import torch
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
+assert rcnn_ext.ops.box_iou(torch.tensor([[5.0, 5, 4, 4, 0]]), torch.tensor([[5.0, 5, 4, 4, 0]]),
+                            fmt="cxcywhr").shape == (1, 1)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_a_name_that_neither_has() -> None:

@@ -224,6 +224,25 @@ def test_empty(backend: Backend, operator: Callable[..., Tensor]) -> None:
 
 
 @operators
+@pytest.mark.parametrize("size", [0, (0, 3), (2, 0)], ids=str)
+def test_no_bins(
+    operator: Callable[..., Tensor], features: Tensor, rois: Tensor, size: int | tuple[int, int]
+) -> None:
+    shape = (size, size) if isinstance(size, int) else size
+    features.requires_grad_()
+    result = operator(features, rois, size)
+    assert result.shape == (9, 40, *shape)
+    assert result.dtype == features.dtype
+    (grad,) = torch.autograd.grad(result.sum(), features)
+    assert grad.shape == features.shape
+    assert not grad.any()
+    with pytest.raises(RuntimeError, match="expected a positive output size, got 0 x -1"):
+        operator(features, rois, (0, -1))
+    with pytest.raises(RuntimeError, match="expected"):
+        operator(features[0], rois, 0)
+
+
+@operators
 def test_lists_of_boxes(operator: Callable[..., Tensor], features: Tensor) -> None:
     boxes = [make_boxes(3, 40).to(features.device), make_boxes(2, 40, 1).to(features.device)]
     index = torch.tensor([[0.0], [0], [0], [1], [1]], device=features.device)
