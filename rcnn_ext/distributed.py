@@ -151,7 +151,8 @@ def choose_device(name: str | torch.device, processes: Processes | None = None) 
             f"torchrun started {processes.local_count} processes, but this machine has {gpus} "
             f"GPUs; give it --nproc-per-node {gpus}"
         )
-    return torch.device("cuda", processes.local_rank)
+    # srun may show each process one GPU.
+    return torch.device("cuda", processes.local_rank % gpus)
 
 
 def _check_usable(device: torch.device) -> None:

@@ -25,6 +25,7 @@ LAYERS = (
     "files",
     "progress",
     "distributed",
+    "shards",
     "hub",
     "data",
     "fonts",

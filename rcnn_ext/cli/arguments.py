@@ -79,6 +79,16 @@ def data_config(
     return dataclasses.replace(config, format=format) if format else config
 
 
+def add_shard(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--shard``."""
+    parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="do part I of N, I from 1 (default: that of the process of torchrun, of srun or of a "
+        "Slurm array; 1/1 does all)",
+    )
+
+
 def positive_int(text: str) -> int:
     """Parse an integer from 1 on."""
     number = int(text)

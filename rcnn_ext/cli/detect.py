@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rcnn_ext.cli.arguments import add_checkpoint, add_inference, fraction
+from rcnn_ext.cli.arguments import add_checkpoint, add_inference, add_shard, fraction
 
 SUMMARY = "find objects in pictures"
 EPILOG = """\
@@ -18,10 +18,17 @@ examples:
   rcnn-ext detect fasterrcnn_resnet50_fpn_v2 photo.jpg --out found
   rcnn-ext detect runs/masks csv/test.csv --out found
   rcnn-ext detect runs/masks list.csv 'data.csv.columns={image: photo}' --out found
+  torchrun --nproc-per-node 4 -m rcnn_ext detect runs/first folder/ --out found
+  rcnn-ext detect runs/first folder/ --out found --shard 2/4
+
+Each picture is a line in OUT/detect-shards when it is done. Stop at any time, and run the command
+again to continue. Processes of torchrun, of srun or of a Slurm array, and any with RANK and
+WORLD_SIZE, divide the pictures among themselves; the last one to finish writes the results of all.
 
 A CSV file lists pictures, relative to its folder or to images/ beside it. For a localizer, --out
 also gets submission.csv, with one row per picture in that order, in pixels of the file on disk.
---out gets detections.json (COCO result format), pictures/ with boxes drawn, and overview.jpg.
+--out gets detections.json (COCO result format), pictures/ with boxes drawn, and overview.jpg;
+errors.jsonl names what could not be done. Results of detect among the pictures are left out.
 The id of an image is its file name if all names are numbers, as COCO's are; otherwise its position
 in the list, counted from 1. Every entry also has file_name.
 """
@@ -68,6 +75,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fraction of a tile that its neighbor has too (default: 0.2)",
     )
     parser.add_argument("--no-pictures", action="store_true", help="write JSON only")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="do again what OUT has results of, also with other settings",
+    )
+    add_shard(parser)
     add_inference(parser)
 
 
@@ -85,6 +98,7 @@ def run(options: argparse.Namespace) -> int:
     """
     from rcnn_ext.predict.detect import detect_to_folder
     from rcnn_ext.predict.tiles import Tiling
+    from rcnn_ext.shards import Shard
 
     words = [*options.images, *options.overrides]
     overrides = [word for word in words if _is_override(word)]
@@ -100,6 +114,8 @@ def run(options: argparse.Namespace) -> int:
         tiling=None if options.tile is None else Tiling.of(options.tile, options.overlap),
         min_score=options.min_score,
         draw_score=None if options.no_pictures else options.draw_score,
+        shard=Shard.of(options.shard),
+        overwrite=options.overwrite,
     )
     return 0
 

@@ -1,4 +1,4 @@
-"""Run a trained detector on pictures and write what it finds to a folder.
+"""Run a trained detector on pictures and write what it finds to a folder, as it goes.
 
 That of a checkpoint or a program needs the base installation only; ``.safetensors`` files, and
 proposals that are kept in a folder, need the extra ``train``.
@@ -6,50 +6,23 @@ proposals that are kept in a folder, need the extra ``train``.
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
 
 from rcnn_ext.config import Recipe, with_data_overrides
 from rcnn_ext.data.formats.csv_boxes import listed_images
-from rcnn_ext.data.images import find_images
+from rcnn_ext.data.images import list_images
+from rcnn_ext.distributed import choose_device
 from rcnn_ext.errors import UserError
-from rcnn_ext.files import write_json
+from rcnn_ext.predict.detect_record import ERRORS, Merged, Merger
+from rcnn_ext.predict.detect_run import DetectFolder, weights_hash
+from rcnn_ext.predict.detect_shard import Outcome, ShardDetector
 from rcnn_ext.predict.load import load
-from rcnn_ext.predict.pictures import PictureFile
-from rcnn_ext.predict.submission import SUBMISSION, submission_row, write_submission
 from rcnn_ext.predict.tiles import Tiling
-from rcnn_ext.progress import tracked
-from rcnn_ext.viz import contact_sheet, save_picture
-
-_MAX_IN_OVERVIEW = 16
-
-
-def image_ids(names: list[Path]) -> list[int]:
-    """Return ids for a result file: COCO's, where file names are numbers, else 1, 2, ..."""
-    stems = [name.stem for name in names]
-    if all(stem.isascii() and stem.isdigit() for stem in stems):
-        numbers = [int(stem) for stem in stems]
-        if len(set(numbers)) == len(numbers):
-            return numbers
-    return list(range(1, len(names) + 1))
-
-
-def distinct_names(names: list[Path]) -> list[Path]:
-    """Return names for pictures of results, with numbers where they would be equal."""
-    taken: set[Path] = set()
-    result = []
-    for name in names:
-        candidate, number = name.with_suffix(".jpg"), 2
-        while candidate in taken:
-            candidate = name.with_name(f"{name.stem}-{number}.jpg")
-            number += 1
-        taken.add(candidate)
-        result.append(candidate)
-    return result
+from rcnn_ext.shards import Shard
 
 
 def detect_to_folder(
@@ -63,16 +36,21 @@ def detect_to_folder(
     draw_score: float | None = 0.5,
     overrides: Sequence[str] = (),
     tiling: Tiling | None = None,
-) -> int:
+    shard: Shard | None = None,
+    overwrite: bool = False,
+) -> int | None:
     """Run a model on pictures and write ``detections.json``, ``pictures/`` and an overview.
 
-    A localizer gives one detection per picture, with any score; all are in ``submission.csv``.
+    Each picture is a line of JSON in ``detect-shards`` when it is done. What is done there already
+    is left out, and the last process to finish puts the results of all together. A localizer gives
+    one detection per picture, with any score; all are in ``submission.csv``.
 
     Args:
         checkpoint: A checkpoint, an exported file, the folder of a training run, the name of a
             model with published weights, or ``hub:owner/name``.
         sources: Pictures, folders of pictures, patterns, and CSV files that name pictures in a
-            column that the recipe names, or that has a usual name.
+            column that the recipe names, or that has a usual name. Results of ``detect`` among
+            them are left out.
         out: The folder to write to.
         device_name: ``auto``, ``cpu`` or ``cuda``.
         batch_size: Number of pictures per batch; None takes that of the recipe's evaluation.
@@ -81,61 +59,101 @@ def detect_to_folder(
         overrides: ``data.key=value`` or ``selective_search.key=value`` each, instead of the values
             in the recipe, such as ``data.csv.columns={image: photo}``.
         tiling: The division of large pictures into tiles, or None.
+        shard: The part of this process; None means all.
+        overwrite: Whether to do again what is done, with these or other settings.
 
     Returns:
-        The number of detections.
+        The number of detections in all pictures; None while other shards are not finished.
 
     Raises:
-        UserError: The checkpoint or a source is wrong; or some pictures cannot be read, and then it
-            is raised after all others are done.
+        UserError: The checkpoint or a source is wrong; ``out`` has results with other settings; or
+            some pictures cannot be read or some files not be written, and then it is raised after
+            all others are done.
     """
     out = Path(out)
-    model = load(checkpoint, device=device_name)
+    shard = shard or Shard()
+    model = load(checkpoint, device=choose_device(device_name, shard.processes))
     recipe = with_data_overrides(model.recipe or Recipe(), overrides)
     model.recipe = recipe
-    images = find_images(
-        [Path(source) for source in sources],
-        lambda path: listed_images(path, config=recipe.data.csv),
-    )
     localizes = model.localizes
-    found = model.stream(
-        [PictureFile(path, name, model.reader) for path, name in images],
-        min_score=0.0 if localizes else min_score,
-        batch_size=batch_size,
-        tiling=tiling,
-        keep_pictures=draw_score is not None,
+    folder = DetectFolder(
+        out,
+        {
+            "weights": weights_hash(model),
+            "min_score": min_score,
+            "draw_score": draw_score,
+            "tile": None if tiling is None else dataclasses.asdict(tiling),
+            "overrides": sorted(overrides),
+        },
+        shard,
+        overwrite,
     )
-    ids = image_ids([name for _, name in images])
-    names = distinct_names([name for _, name in images])
-    results: list[dict[str, Any]] = []
-    overview: list[Image.Image] = []
-    unreadable: list[UserError] = []
-    submission: list[list[Any]] = []
-    for image_id, name, one in zip(
-        ids, names, tracked(found, "Detecting", len(images)), strict=True
-    ):
-        if isinstance(one, UserError):
-            unreadable.append(one)
-            continue
-        rows = one.to_coco(image_id)
-        results += [row for row in rows if row["score"] >= min_score] if localizes else rows
-        if localizes:
-            submission += [submission_row(row) for row in rows]
-        if draw_score is not None and one.height * one.width > model.reader.max_pixels:
-            print(f"{one.name} is {one.width}x{one.height} pixels: too large to be drawn")
-        elif draw_score is not None:
-            drawn = one.draw(draw_score)
-            save_picture(drawn, out / "pictures" / name)
-            if len(overview) < _MAX_IN_OVERVIEW:
-                overview.append(drawn)
-    write_json(out / "detections.json", results)
-    if localizes:
-        write_submission(out / SUBMISSION, submission)
-    if overview:
-        save_picture(contact_sheet(overview), out / "overview.jpg")
-    readable = len(images) - len(unreadable)
-    print(f"{len(results)} detections in {readable} images, written to {out}")
-    if unreadable:
-        more = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
-        raise UserError(f"{unreadable[0]}{more}; the others are done")
-    return len(results)
+    folder.check()
+    images = folder.own_pictures(
+        list_images(
+            [Path(source) for source in sources],
+            lambda path: listed_images(path, config=recipe.data.csv),
+        )
+    )
+    with folder.open(images) as run:
+        detector = ShardDetector(
+            model,
+            images,
+            folder,
+            run,
+            batch_size=batch_size or recipe.evaluation.batch_size,
+            # Submissions of localizers have all scores.
+            min_score=0.0 if localizes else min_score,
+            draw_score=draw_score,
+            tiling=tiling,
+        )
+        outcome = detector.detect()
+        if not outcome.lost:
+            run.finish()
+        waiting = [state for state in run.unfinished() if state.shard.index != shard.index]
+        if waiting:
+            print("\n".join(map(str, waiting)))
+            _end_shard(shard, outcome, out)
+            return None
+        merged = Merger(out, images, run, min_score, localizes).merge()
+    print(f"{merged.detections} detections in {merged.images} images, written to {out}")
+    _raise_errors(merged, outcome, out)
+    return merged.detections
+
+
+def _end_shard(shard: Shard, outcome: Outcome, out: Path) -> None:
+    """Say how a shard ended that is not the last one.
+
+    Raises:
+        UserError: Some of its pictures have errors; only printed under torchrun, which would end
+            the other processes, whose pictures are to be done.
+    """
+    print(f"{shard.name} is done; whoever is last writes detections.json to {out}")
+    if not outcome.errors:
+        return
+    text = f"{_counted(outcome.first_error, outcome.errors)}; the others are done"
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        raise UserError(text)
+    print(text, file=sys.stderr)
+
+
+def _raise_errors(merged: Merged, outcome: Outcome, out: Path) -> None:
+    """Raise one error for all that went wrong, if anything did.
+
+    Raises:
+        UserError: A picture could not be read, or a file not be written.
+    """
+    unwritten = [*outcome.lost[:1], *merged.unwritten]
+    parts = []
+    if merged.errors:
+        others = "the others are done" if merged.images else "no picture could be done"
+        parts.append(f"{_counted(merged.first_error, merged.errors)}; {others}")
+        parts.append(f"{out / ERRORS} has all errors")
+    if unwritten:
+        parts = ["; ".join(unwritten), *parts, "run the command again to do the rest"]
+    if parts:
+        raise UserError("; ".join(parts))
+
+
+def _counted(first: str, count: int) -> str:
+    return f"{first} (and {count - 1} more)" if count > 1 else first

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from rcnn_ext.data.images import ImageReader, find_images, naming_errors
+from rcnn_ext.data.images import ImageReader, ReadList, find_images, naming_errors
 from rcnn_ext.errors import UserError
 from rcnn_ext.predict.pictures import (
     ArrayPicture,
@@ -23,7 +23,6 @@ from rcnn_ext.predict.pictures import (
     TensorPicture,
 )
 
-ReadList = Callable[[Path], list[tuple[Path, Path]]]
 Kind = Literal["one", "many", "stream"]
 
 _EXPECTED = (

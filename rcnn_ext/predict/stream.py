@@ -138,10 +138,8 @@ def detect_stream(
         threads: Number of threads that decode; None means as many as there are cores, at most 4.
 
     Yields:
-        For each picture, in order, its detections, or the error why it cannot be read.
-
-    Raises:
-        UserError: The device has not enough memory for a batch.
+        For each picture, in order, its detections, or the error why it cannot be read or why the
+        network fails. A batch that fails is done picture by picture.
     """
 
     def decode(index: int, one: Picture) -> DecodedPicture | UserError:
@@ -175,14 +173,35 @@ def detect_stream(
             batch = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
             decoded = [one.result() if isinstance(one, Future) else one for one in batch]
             readable = [one for one in decoded if isinstance(one, DecodedPicture)]
-            found = iter(detector(readable) if readable else [])
+            found = iter(_detected(detector, readable))
             for one in decoded:
                 if isinstance(one, UserError):
                     yield one
+                    continue
+                raw = next(found)
+                if isinstance(raw, UserError):
+                    yield raw
                 else:
-                    yield _as_detections(one, next(found), classes, min_score)
+                    yield _as_detections(one, raw, classes, min_score)
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _detected(
+    detector: BatchDetector, pictures: Sequence[DecodedPicture]
+) -> list[dict[str, Tensor] | UserError]:
+    """Return the results of a batch; where it fails, those of each picture, or why it fails."""
+    if not pictures:
+        return []
+    try:
+        return list(detector(pictures))
+    except (MemoryError, RuntimeError, UserError) as error:
+        if len(pictures) > 1:
+            return [found for one in pictures for found in _detected(detector, [one])]
+        reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
+        failed = UserError(f"{pictures[0].source.path or pictures[0].source.name}: {reason}")
+        failed.__cause__ = error
+        return [failed]
 
 
 def check_options(min_score: float | None, batch_size: int | None, threads: int | None) -> None:

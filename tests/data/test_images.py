@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from rcnn_ext.data import find_images, image_size, load_image
+from rcnn_ext.data.images import list_images
 from rcnn_ext.errors import UserError
 
 _ORIENTATION = 0x0112
@@ -106,3 +107,15 @@ def test_patterns_and_frames_in_the_order_of_their_numbers(tmp_path):
         assert [path.name for path, _ in find_images([source])] == expected
     with pytest.raises(UserError, match="no images in"):
         find_images([tmp_path / "*.gif"])
+
+
+def test_numbers_in_names_sort_by_value_before_text(tmp_path):
+    names = ["2.png", "02.png", "10.png", "a.png", "a1.png", "a01b.png", "a²2.png", "²2.png"]
+    for name in names:
+        (tmp_path / name).touch()
+    found = list_images([tmp_path])
+    expected = ["02.png", "2.png", "10.png", "a01b.png", "a1.png", "a.png", "a²2.png", "²2.png"]
+    assert [found.name(index) for index in range(len(found))] == expected
+    rest = found.without(lambda path: "²" in path)
+    assert [path.name for path, _ in rest] == expected[:6]
+    assert rest[1:3] == [(tmp_path / name, Path(name)) for name in expected[1:3]]

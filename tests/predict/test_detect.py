@@ -9,7 +9,7 @@ from PIL import Image
 
 from rcnn_ext.cli import main
 from rcnn_ext.errors import UserError
-from rcnn_ext.predict.detect import distinct_names, image_ids
+from rcnn_ext.predict.detect_record import distinct_names, image_ids
 from rcnn_ext.predict.detections import Detections
 from rcnn_ext.predict.pictures import PictureFile
 from rcnn_ext.predict.predictor import Predictor
@@ -69,12 +69,12 @@ def test_an_unreadable_picture_does_not_stop_the_others(tmp_path):
     ],
 )
 def test_image_ids(names, ids):
-    assert image_ids([Path(name) for name in names]) == ids
+    assert list(image_ids(names)) == ids
 
 
 def test_names_of_pictures_differ():
-    names = [Path(name) for name in ("a.png", "a.jpg", "x/a.png", "a.jpeg", "a-2.png")]
-    assert [name.as_posix() for name in distinct_names(names)] == [
+    names = ("a.png", "a.jpg", "x/a.png", "a.jpeg", "a-2.png")
+    assert distinct_names(names) == [
         "a.jpg",
         "a-2.jpg",
         "x/a.jpg",
@@ -107,7 +107,7 @@ def test_the_command_writes_json_pictures_and_an_overview(tiny_run, tmp_path, ca
 def test_the_json_is_what_pycocotools_loads(tiny_run, tmp_path):
     coco = pytest.importorskip("pycocotools.coco")
     detect_cli(tiny_run, tmp_path, tiny_run.data / "val", "--min-score", "0", "--no-pictures")
-    assert os.listdir(tmp_path) == ["detections.json"]
+    assert sorted(os.listdir(tmp_path)) == ["detect-shards", "detections.json"]
     truth = coco.COCO(str(tiny_run.data / "annotations" / "instances_val.json"))
     loaded = truth.loadRes(str(tmp_path / "detections.json"))
     assert len(loaded.anns) == len(json.loads((tmp_path / "detections.json").read_text()))
@@ -137,5 +137,8 @@ def test_the_command_names_huge_pictures_and_answers_thin_ones(tiny_run, tmp_pat
     assert "bomb.png is 100000x100000 pixels, 10,000,000,000 in all; pictures of more than" in said
     assert "the others are done" in said
     assert sorted(os.listdir(out / "pictures")) == ["a.jpg", "line.jpg", "wide.jpg"]
-    assert detect_cli(tiny_run, out, folder / "wide.png", "--max-pixels", 64 * 64) == 2
+    other = [folder / "wide.png", "--max-pixels", 64 * 64]
+    assert detect_cli(tiny_run, out, *other) == 2
+    assert "max_pixels=12000" in capsys.readouterr().err
+    assert detect_cli(tiny_run, out, *other, "--overwrite") == 2
     assert "wide.png is 70x64 pixels" in capsys.readouterr().err

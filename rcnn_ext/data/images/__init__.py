@@ -3,8 +3,11 @@
 from rcnn_ext.data.images.decoding import naming_errors
 from rcnn_ext.data.images.finding import (
     IMAGE_SUFFIXES,
+    PictureList,
+    ReadList,
     find_images,
     is_picture,
+    list_images,
     numeric_ids,
     pictures_below,
 )
@@ -27,12 +30,15 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "Header",
     "ImageReader",
+    "PictureList",
+    "ReadList",
     "boxes_as_annotated",
     "find_images",
     "fitting_size",
     "image_size",
     "image_suffix",
     "is_picture",
+    "list_images",
     "load_array",
     "load_image",
     "load_mask",

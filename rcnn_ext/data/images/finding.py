@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import re
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, overload
 
 from rcnn_ext.errors import UserError
+
+ReadList = Callable[[Path], list[tuple[Path, Path]]]
 
 # Suffixes of pictures, the most frequent first, in lower case. Those at the end are of formats that
 # need further packages or are not read: such a file is listed and then named, never passed over.
@@ -60,9 +65,61 @@ def numeric_ids(stems: Sequence[str]) -> list[int]:
     return list(range(1, len(stems) + 1))
 
 
+class PictureList(Sequence[tuple[Path, Path]]):
+    """Pictures by path and name, without an object for each: there may be millions.
+
+    The items are pairs as of :func:`find_images`.
+    """
+
+    def __init__(self) -> None:
+        self._paths: list[str] = []
+        self._named: dict[int, str] = {}
+        # Most names are ends of paths. Where one begins, or -1.
+        self._starts = array("i")
+
+    def append(self, path: str, name: str) -> None:
+        """Add a picture."""
+        if path.endswith(name):
+            self._starts.append(len(path) - len(name))
+        else:
+            self._starts.append(-1)
+            self._named[len(self._paths)] = name
+        self._paths.append(path)
+
+    def path(self, index: int) -> str:
+        """Return the path of a picture."""
+        return self._paths[index]
+
+    def name(self, index: int) -> str:
+        """Return the name of a picture."""
+        start = self._starts[index]
+        return self._named[index] if start < 0 else self._paths[index][start:]
+
+    def without(self, unwanted: Callable[[str], bool]) -> PictureList:
+        """Return the list without the paths for which a function returns true."""
+        rest = PictureList()
+        for index, path in enumerate(self._paths):
+            if not unwanted(path):
+                rest.append(path, self.name(index))
+        return rest
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[Path, Path]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[Path, Path]]: ...
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        return Path(self.path(index)), Path(self.name(index))
+
+
 def find_images(
-    sources: Iterable[Path | str],
-    read_list: Callable[[Path], list[tuple[Path, Path]]] | None = None,
+    sources: Iterable[Path | str], read_list: ReadList | None = None
 ) -> list[tuple[Path, Path]]:
     """List pictures: each file that is named, and all below each folder that is named.
 
@@ -80,28 +137,53 @@ def find_images(
     Raises:
         UserError: A source does not exist, or there is no picture at all.
     """
+    return list(list_images(sources, read_list))
+
+
+def list_images(sources: Iterable[Path | str], read_list: ReadList | None = None) -> PictureList:
+    """Return what :func:`find_images` does, in less memory.
+
+    Raises:
+        UserError: A source does not exist, or there is no picture at all.
+    """
     sources = list(sources)
-    found: dict[Path, tuple[Path, Path]] = {}
+    found = PictureList()
+    # Hashes, since real paths would take as much memory as the list.
+    seen: set[bytes] = set()
     for source in map(Path, sources):
-        if source.is_dir():
-            pairs = [(path, path.relative_to(source)) for path in pictures_below(source)]
-        elif read_list is not None and source.suffix.lower() == ".csv":
-            pairs = read_list(source)
-        elif source.is_file():
-            pairs = [(source, Path(source.name))]
-        elif glob.has_magic(str(source)):
-            matches = glob.iglob(str(source), recursive=True)
-            pairs = [(path, Path(path.name)) for path in _pictures(map(Path, matches))]
-        elif source.exists():
-            raise UserError(f"{source} is no file but a device: name images or folders of images")
-        else:
-            raise UserError(f"{source} does not exist: name images or folders of images")
-        for path, relative in pairs:
-            found.setdefault(path.resolve(), (path, relative))
+        for path, name in _pictures_of(source, read_list):
+            real = os.fsencode(os.path.realpath(path))
+            identity = hashlib.blake2b(real, digest_size=12).digest()
+            if identity not in seen:
+                seen.add(identity)
+                found.append(path, name)
     if not found:
         names = ", ".join(str(source) for source in sources)
         raise UserError(f"no images in {names} (looked for {', '.join(IMAGE_SUFFIXES[:12])}, ...)")
-    return list(found.values())
+    return found
+
+
+def _pictures_of(source: Path, read_list: ReadList | None) -> Iterator[tuple[str, str]]:
+    """Yield the paths and names of the pictures that a source holds.
+
+    Raises:
+        UserError: It does not exist.
+    """
+    if source.is_dir():
+        for path in _sorted_pictures(_files_below(source)):
+            yield path, os.path.relpath(path, source)
+    elif read_list is not None and source.suffix.lower() == ".csv":
+        for listed, name in read_list(source):
+            yield str(listed), str(name)
+    elif source.is_file():
+        yield str(source), source.name
+    elif glob.has_magic(str(source)):
+        for path in _sorted_pictures(glob.iglob(str(source), recursive=True)):
+            yield path, os.path.basename(path)
+    elif source.exists():
+        raise UserError(f"{source} is no file but a device: name images or folders of images")
+    else:
+        raise UserError(f"{source} does not exist: name images or folders of images")
 
 
 def is_picture(path: Path) -> bool:
@@ -132,25 +214,31 @@ def pictures_below(folder: Path) -> list[Path]:
     Raises:
         UserError: A folder cannot be read.
     """
-    return _pictures(_files_below(folder))
+    return [Path(path) for path in _sorted_pictures(_files_below(folder))]
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
+def _files_below(folder: Path) -> Iterator[str]:
     def refuse(error: OSError) -> None:
         raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from error
 
     for parent, folders, names in os.walk(folder, onerror=refuse):
         if "__MACOSX" in folders:
             folders.remove("__MACOSX")
-        yield from (Path(parent, name) for name in names)
+        yield from (os.path.join(parent, name) for name in names)
 
 
-def _pictures(paths: Iterable[Path]) -> list[Path]:
+def _sorted_pictures(paths: Iterable[str]) -> list[str]:
     """Those that are pictures, sorted, with numbers by their value."""
+    return sorted((path for path in paths if is_picture(Path(path))), key=_sort_key)
 
-    def key(path: Path) -> list[tuple[int, int, str]]:
-        # Numbers sort before text, as digits do before letters.
-        parts = re.split(r"([0-9]+)", str(path))
-        return [(0, int(part), part) if part.isdigit() else (1, 0, part) for part in parts if part]
 
-    return sorted(filter(is_picture, paths), key=key)
+def _sort_key(path: str) -> str:
+    """Return a text by whose order numbers are sorted by value, and before other text."""
+
+    def by_value(match: re.Match[str]) -> str:
+        digits = match[0].lstrip("0")
+        # The number of digits comes first: 9 before 10. NUL is in no path. Of equal numbers the
+        # one with more zeros in front comes first.
+        return f"\0{len(digits):04d}{digits}{9999 - len(match[0]):04d}"
+
+    return re.sub(r"[0-9]+", by_value, path)
