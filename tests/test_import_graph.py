@@ -32,6 +32,7 @@ LAYERS = (
     "viz",
     "selective_search",
     "models",
+    "data_report",
     "metrics",
     "predict",
     "train",

@@ -23,6 +23,7 @@ examples:
   rcnn-ext check VOCdevkit
   rcnn-ext check DATA --format csv data.csv.normalized=true
   rcnn-ext check DATA --recipe mine.yaml --pictures pictures/
+  rcnn-ext check DATA --report data.html
   rcnn-ext check OWNER/NAME --format hf --split val
 
 Each line of the report is FILE:LINE: error|warning|note: MESSAGE. Errors stop training, or are
@@ -48,6 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=SPLITS, help="check this split only (default: all)")
     parser.add_argument("--strict", action="store_true", help="let warnings fail, too")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the report as JSON")
+    parser.add_argument(
+        "--report",
+        metavar="FILE",
+        type=Path,
+        help="also write a page for people (HTML): numbers, charts, duplicates, suspicious boxes, "
+        "pictures and suggested settings",
+    )
     parser.add_argument(
         "--pictures", metavar="FOLDER", type=Path, help="draw the first images with their boxes"
     )
@@ -77,6 +85,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UserError: An option is wrong, or there is no such data set.
     """
+    from rcnn_ext.cli.data_report import SplitWatcher, print_measures, print_suggestions, write
     from rcnn_ext.data import check
     from rcnn_ext.files import write_json
 
@@ -95,18 +104,23 @@ def run(options: argparse.Namespace) -> int:
     checked: list[check.CheckedSplit] = []
     seen: dict[Path, str] = {}
     classes = None
+    watchers: list[SplitWatcher] = []
     for split in splits:
+        watcher = SplitWatcher(streams=streams)
+        watchers.append(watcher)
+        see = watcher.see if options.report is not None else None
         if streams:
-            one = check.check_stream_split(config, root, split, classes)
+            one = check.check_stream_split(config, root, split, classes, see)
         else:
             one = check.check_split(
-                config, root, split, classes, workers=options.workers, seen=seen
+                config, root, split, classes, workers=options.workers, seen=seen, see=see
             )
         checked.append(one)
         if one.report.problems:
             print(one.report.text())
         if one.annotations is not None:
             print(f"{split}: {one.annotations.summary()}")
+            print_measures(split, one.annotations)
             if split == "train":
                 classes = one.annotations.classes.names
             if options.pictures is not None:
@@ -118,6 +132,9 @@ def run(options: argparse.Namespace) -> int:
                 print(f"wrote {picture}")
     if options.mean_std:
         _print_statistics(checked, options.workers)
+    suggestions = print_suggestions(checked, options, stream=streams)
+    if options.report is not None:
+        write(options, root, config.format, checked, watchers, suggestions)
     errors = sum(len(one.report.errors()) for one in checked)
     warnings = sum(len(one.report.warnings()) for one in checked)
     print(f"{errors} errors, {warnings} warnings")

@@ -27,6 +27,7 @@ EXTRAS = {
         "tqdm",
         "safetensors",
         "lxml",
+        "jinja2",
     ),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),

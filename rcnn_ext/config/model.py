@@ -11,6 +11,11 @@ NeckName = Literal["c4", "c5", "fpn"]
 HeadName = Literal["res5", "mlp", "conv"]
 PoolerName = Literal["align", "pool"]
 
+# Of the anchors where nothing else is said: sides in image pixels, of the FPN paper one for each of
+# P2 to P6; and height to width.
+ANCHOR_SIZES = (32, 64, 128, 256, 512)
+ASPECT_RATIOS = (0.5, 1.0, 2.0)
+
 
 # Declared again in `Localizer`, whose signature is what editors show; a test compares the defaults.
 @dataclass

@@ -7,7 +7,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+import torch
+from PIL import Image
 
 from rcnn_ext.config.data import DataConfig
 from rcnn_ext.data.annotations import AnnotationSet, ImageRecord
@@ -17,6 +20,10 @@ from rcnn_ext.data.images import ImageReader
 from rcnn_ext.data.problems import Report
 from rcnn_ext.errors import UserError
 from rcnn_ext.progress import Progress
+
+# What a check may show each picture that it has read to: its path in the annotations, its file's
+# content (None: that of the path) and its pixels, RGB or a tensor [C, H, W].
+See: TypeAlias = Callable[[Path, bytes | None, Image.Image | torch.Tensor], None]
 
 # Pictures that wait for each thread that reads.
 _AHEAD = 8
@@ -45,6 +52,7 @@ def check_split(
     *,
     workers: int = 2,
     seen: dict[Path, str] | None = None,
+    see: See | None = None,
 ) -> CheckedSplit:
     """Read all annotations and all pictures of a split.
 
@@ -56,6 +64,7 @@ def check_split(
         workers: Threads that read pictures.
         seen: The pictures of splits that were checked before, with the names of these; pictures
             that they share with this one are a warning, and those of this one are added.
+        see: Called with each picture that is read, by several threads.
     """
     report = Report()
     try:
@@ -69,7 +78,7 @@ def check_split(
         )
     if seen is not None:
         _warn_of_shared(annotations, split, report, seen)
-    check_images(annotations.images, report, workers, annotations.reader)
+    check_images(annotations.images, report, workers, annotations.reader, see)
     return CheckedSplit(split, annotations, report)
 
 
@@ -95,7 +104,11 @@ def _warn_of_shared(
 
 
 def check_stream_split(
-    config: DataConfig, root: Path, split: str, classes: Sequence[str] | None = None
+    config: DataConfig,
+    root: Path,
+    split: str,
+    classes: Sequence[str] | None = None,
+    see: See | None = None,
 ) -> CheckedSplit:
     """Read and decode every row of a streamed split (``format: hf``), keeping none.
 
@@ -104,10 +117,11 @@ def check_stream_split(
         root: The name or the folder of the data set.
         split: ``train``, ``val`` or ``test``.
         classes: The classes of training, if others would be a mistake.
+        see: Called with each picture that is decoded.
     """
     report = Report()
     try:
-        annotations = check_stream(open_stream(config, root, split, classes), report)
+        annotations = check_stream(open_stream(config, root, split, classes), report, see)
     except UserError as error:
         _add_unless_named(report, root, error)
         return CheckedSplit(split, None, report)
@@ -119,6 +133,7 @@ def check_images(
     report: Report,
     workers: int = 2,
     reader: ImageReader | None = None,
+    see: See | None = None,
 ) -> None:
     """Read pictures from their first to their last byte, and report those that cannot be used.
 
@@ -127,6 +142,7 @@ def check_images(
         report: Where the problems go, in the order of the images.
         workers: Threads that read.
         reader: Reads the pictures; None reads them as RGB.
+        see: Called with each picture that is read, by several threads.
     """
     reader = ImageReader() if reader is None else reader
     threads = max(1, workers)
@@ -149,16 +165,20 @@ def check_images(
             # Few at a time, so that memory does not grow with the number of images.
             if len(waiting) == _AHEAD * threads:
                 finish_one()
-            waiting.append(pool.submit(_problem_of, record, reader))
+            waiting.append(pool.submit(_problem_of, record, reader, see))
         while waiting:
             finish_one()
 
 
-def _problem_of(record: ImageRecord, reader: ImageReader) -> tuple[Path, int | None, str] | None:
+def _problem_of(
+    record: ImageRecord, reader: ImageReader, see: See | None
+) -> tuple[Path, int | None, str] | None:
     # Without the detour over torch where the pixels are bytes.
-    load: Callable[..., object] = reader.load_image if reader.channels == 3 else reader.load_tensor
+    load: Callable[..., Image.Image | torch.Tensor] = reader.load_tensor
+    if reader.channels == 3:
+        load = reader.load_image
     try:
-        load(record.path, (record.width, record.height))
+        picture = load(record.path, (record.width, record.height))
     except UserError as error:
         try:
             load(record.path)
@@ -167,6 +187,8 @@ def _problem_of(record: ImageRecord, reader: ImageReader) -> tuple[Path, int | N
         # The picture is whole, so its annotations are wrong.
         file, line = record.origin or (record.path, None)
         return file, line, str(error)
+    if see is not None:
+        see(record.path, None, picture)
     return None
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 
 from rcnn_ext import ops
-from rcnn_ext.config.model import PartsConfig
+from rcnn_ext.config.model import ANCHOR_SIZES, ASPECT_RATIOS, PartsConfig
 from rcnn_ext.models.anchors import AnchorGenerator
 from rcnn_ext.models.backbones import (
     FPN_CHANNELS,
@@ -25,13 +25,12 @@ from rcnn_ext.models.backbones import (
 from rcnn_ext.models.box_heads import FastRCNNPredictor, Res5Head, TwoMLPHead
 from rcnn_ext.models.checkpointing import checkpoint_stages
 from rcnn_ext.models.fast_rcnn import FastRCNN
-from rcnn_ext.models.faster_rcnn import ANCHOR_SIZES, FasterRCNN, anchors_per_position
+from rcnn_ext.models.faster_rcnn import FasterRCNN, anchors_per_position
 from rcnn_ext.models.feature_maps import FeatureMap, measure_feature_maps, out_channels_of
 from rcnn_ext.models.poolers import RoIPooler
 from rcnn_ext.models.rpn import RPNHead
 
 _MLP_CHANNELS = 1024
-ASPECT_RATIOS = (0.5, 1.0, 2.0)
 
 
 # The options are `Any`: a TypedDict of those of PartsConfig would make type checkers refuse those

@@ -21,10 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rcnn_ext.config.model import ANCHOR_SIZES
 from rcnn_ext.errors import UserError
 from rcnn_ext.models.builder import fast_rcnn, faster_rcnn
 from rcnn_ext.models.fast_rcnn import FastRCNN
-from rcnn_ext.models.faster_rcnn import ANCHOR_SIZES, FasterRCNN
+from rcnn_ext.models.faster_rcnn import FasterRCNN
 from rcnn_ext.models.pickles import read_arrays
 from rcnn_ext.models.torch_files import read_torch_file
 

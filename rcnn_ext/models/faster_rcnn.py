@@ -8,6 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from rcnn_ext import ops
+from rcnn_ext.config.model import ANCHOR_SIZES, ASPECT_RATIOS
 from rcnn_ext.models.anchors import AnchorGenerator
 from rcnn_ext.models.box_heads import default_box_branch
 from rcnn_ext.models.channels import in_channels_of
@@ -17,9 +18,6 @@ from rcnn_ext.models.inputs import backbone_features, build_transform, prepare_b
 from rcnn_ext.models.loss_normalizer import LossNormalizer, own_samples
 from rcnn_ext.models.roi_heads import RoIHeads
 from rcnn_ext.models.rpn import RegionProposalNetwork, RPNHead
-
-# Sides of the anchors of the FPN paper in image pixels, one for each of P2 to P6.
-ANCHOR_SIZES = (32, 64, 128, 256, 512)
 
 
 class FasterRCNN(Detector):
@@ -121,7 +119,7 @@ class FasterRCNN(Detector):
         super().__init__()
         channels = out_channels_of(backbone)
         if rpn_anchor_generator is None:
-            rpn_anchor_generator = AnchorGenerator(ANCHOR_SIZES, (0.5, 1.0, 2.0), strides="floor")
+            rpn_anchor_generator = AnchorGenerator(ANCHOR_SIZES, ASPECT_RATIOS, strides="floor")
         if rpn_head is None:
             rpn_head = RPNHead(channels, anchors_per_position(rpn_anchor_generator))
         if box_roi_pool is None:

@@ -16,11 +16,12 @@ from torchvision.models.detection import (
 )
 from torchvision.ops import FrozenBatchNorm2d
 
+from rcnn_ext.config.model import ANCHOR_SIZES, ASPECT_RATIOS
 from rcnn_ext.models.anchors import AnchorGenerator
 from rcnn_ext.models.backbones import FPN_CHANNELS, build_fpn_backbone
-from rcnn_ext.models.builder import ASPECT_RATIOS, conv_box_head, fast_rcnn, faster_rcnn
+from rcnn_ext.models.builder import conv_box_head, fast_rcnn, faster_rcnn
 from rcnn_ext.models.fast_rcnn import FastRCNN
-from rcnn_ext.models.faster_rcnn import ANCHOR_SIZES, FasterRCNN
+from rcnn_ext.models.faster_rcnn import FasterRCNN
 from rcnn_ext.models.rpn import RPNHead
 from rcnn_ext.models.weights import fetch_state_dict, resolve_weights
 

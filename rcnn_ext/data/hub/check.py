@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.data.hub.rows import RowsBuilder, decode_row, plain_rows
@@ -14,12 +17,14 @@ from rcnn_ext.errors import UserError
 def check_stream(
     split: HubSplit,
     report: Report,
+    see: Callable[[Path, bytes | None, torch.Tensor], None] | None = None,
 ) -> AnnotationSet:
     """Read and decode every row once, keeping no picture.
 
     Args:
         split: What to read.
         report: Where problems go; their line is the row, from 1.
+        see: Called with the path, the file and the pixels [C, H, W] of each decoded picture.
 
     Returns:
         What is in the images; their paths name rows and are no files.
@@ -43,5 +48,8 @@ def check_stream(
                 place,
                 f"the id {number} is used twice, first by row {first_place[number]}",
             )
-        builder.add_row(decoded, number or place, Path(f"row {place}"), place)
+        path = Path(f"row {place}")
+        builder.add_row(decoded, number or place, path, place)
+        if see is not None:
+            see(path, decoded.content, decoded.image)
     return builder.finish()
