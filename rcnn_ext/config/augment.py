@@ -28,6 +28,9 @@ class AugmentConfig:
             image is seen, or a smaller one lies somewhere on gray; the size of the image stays.
             Unlike ``zoom`` it filters what it shrinks, so it suits factors far below 1.
         mosaic: Probability that an image shares its place with three others, one in each corner.
+        copy_paste: Probability that random objects of another image are pasted into an image, cut
+            out by their masks, mirrored half of the time, and scaled by 0.5 to 2. The data must
+            have outlines or masks, and ``data.masks`` is then on for the training images.
     """
 
     horizontal_flip: Float = 0.5
@@ -41,9 +44,12 @@ class AugmentConfig:
     shear: Float = 0.0
     scale_jitter: tuple[Float, Float] = (1.0, 1.0)
     mosaic: Float = 0.0
+    copy_paste: Float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("horizontal_flip", "vertical_flip", "blur", "mosaic", "shift"):
+        for name in (
+            *("horizontal_flip", "vertical_flip", "blur", "mosaic", "copy_paste", "shift"),
+        ):
             require(0 <= getattr(self, name) <= 1, name, "from 0 to 1")
         require(self.color >= 0, "color", "0 or more")
         require(0 <= self.hue <= 0.5, "hue", "from 0 to 0.5")

@@ -24,6 +24,7 @@ from rcnn_ext.data.annotations import (
 )
 from rcnn_ext.data.images import ImageReader
 from rcnn_ext.data.problems import Report
+from rcnn_ext.data.segmentation import Segmentation
 from rcnn_ext.errors import UserError
 
 
@@ -72,6 +73,8 @@ class RawObject(NamedTuple):
         truncated: See :class:`ImageRecord`.
         outline: The shape that the box was taken around, such as ``polygon``; empty where the data
             have the box itself.
+        segmentation: Makes its outline or mask, which is called only where it is to be kept; None
+            where it has none.
     """
 
     box: tuple[float, float, float, float]
@@ -83,6 +86,7 @@ class RawObject(NamedTuple):
     difficult: bool = False
     truncated: bool = False
     outline: str = ""
+    segmentation: Callable[[], Segmentation | None] | None = None
 
 
 class SetBuilder:
@@ -216,7 +220,11 @@ class SetBuilder:
             difficult=np.array([item.difficult for item in kept], dtype=bool),
             truncated=np.array([item.truncated for item in kept], dtype=bool),
             origin=origin,
+            segmentations=_segmentations(kept) if self.options.masks else None,
         )
+        if record.segmentations is not None:
+            # What makes them may hold on to the mask of a whole image.
+            kept = [item._replace(segmentation=None) for item in kept]
         self._records.append((record, kept))
 
     def finish(
@@ -372,3 +380,7 @@ class SetBuilder:
         first = max((i for i in known.values() if isinstance(i, int)), default=0) + 1
         spare = iter(range(first, first + len(unknown)))
         return ClassList(names, tuple(known[n] if n in known else next(spare) for n in names))
+
+
+def _segmentations(objects: Sequence[RawObject]) -> tuple[Segmentation | None, ...]:
+    return tuple(None if one.segmentation is None else one.segmentation() for one in objects)

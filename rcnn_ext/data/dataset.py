@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
 from rcnn_ext.data.annotations import AnnotationSet, ImageRecord
+from rcnn_ext.data.copy_paste import copy_paste
 from rcnn_ext.data.samples import ProposalSource, RawSample, Sample, apply_transform, raw_sample
 from rcnn_ext.data.sampling import SampleOrder, mixed_seed, repeat_factors
 from rcnn_ext.data.transforms import mosaic
@@ -72,12 +73,14 @@ class TrainingStream(Dataset[Sample]):
         on_error: What to do with a picture that cannot be read: ``stop``, or ``skip`` it with a
             warning and take one at random in its place.
         mosaic: Probability that three more images share the place of one.
+        copy_paste: Probability that objects of another image are pasted into an image; see
+            :func:`rcnn_ext.data.copy_paste.copy_paste`.
         proposals: Where the proposals of each image come from, for Fast R-CNN.
         repeat_threshold: Fraction of the images below which a class is rare, and images with it
             are repeated within an epoch; see :func:`repeat_factors`. None repeats none.
 
     Raises:
-        UserError: No image is left.
+        UserError: No image is left, or objects are to be pasted and none has an outline or mask.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class TrainingStream(Dataset[Sample]):
         keep_difficult: bool = False,
         on_error: Literal["stop", "skip"] = "stop",
         mosaic: float = 0.0,
+        copy_paste: float = 0.0,
         proposals: ProposalSource | None = None,
         repeat_threshold: float | None = None,
     ) -> None:
@@ -103,6 +107,7 @@ class TrainingStream(Dataset[Sample]):
         self.reader = annotations.reader
         self.on_error = on_error
         self.mosaic = mosaic
+        self.copy_paste = copy_paste
         self.proposals = proposals
         if len(self.records.boxes) == 0:
             raise UserError(f"{annotations.source} has no objects to train on")
@@ -112,6 +117,16 @@ class TrainingStream(Dataset[Sample]):
         if repeat_threshold is not None:
             factors = repeat_factors(self.records, repeat_threshold)
         self._order = SampleOrder(len(self.records), seed, factors)
+        if copy_paste:
+            segmented = self.records.object_images()[self.records.segmented]
+            self._pasteable = np.unique(segmented)  # int64, images that have what can be pasted.
+            if len(self._pasteable) == 0:
+                raise UserError(
+                    "data.augment.copy_paste needs outlines or masks of objects, and "
+                    f"{annotations.source} has none, or they were not read (data.masks=true)"
+                )
+            among = None if factors is None else factors[self._pasteable]
+            self._pasted = SampleOrder(len(self._pasteable), seed, among)
         if factors is not None:
             self.note = (
                 f"data.repeat_threshold={repeat_threshold:g}: {int((factors > 1).sum())} of "
@@ -137,21 +152,37 @@ class TrainingStream(Dataset[Sample]):
         # Restores the generator afterwards: with no workers it is also the model's.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mixed_seed(self.seed, position, 1))
-            sample = self._read(record)
+            sample = self._varied(record)
             if self.mosaic and float(torch.rand(())) < self.mosaic:
-                sample = mosaic([sample, *(self._read(self._any_record()) for _ in range(3))])
+                sample = mosaic([sample, *(self._varied(self._any_record()) for _ in range(3))])
             return apply_transform(sample, self.augmentation)
 
-    def _read(self, record: ImageRecord) -> RawSample:
+    def _varied(self, record: ImageRecord) -> RawSample:
+        """Read an image, and perhaps paste objects of another one into it."""
+        sample, record = self._read(record)
+        if not self.copy_paste or float(torch.rand(())) >= self.copy_paste:
+            return sample
+        other, source = self._read(self.records[int(self._pasteable[self._pasted.draw()])])
+        try:
+            return copy_paste(sample, record, other, source)
+        except UserError as error:
+            self._skip(error)
+            return sample
+
+    def _read(self, record: ImageRecord) -> tuple[RawSample, ImageRecord]:
+        """Return the sample of a record, or of one at random in place of a broken one."""
         for _ in range(_MAX_SKIPPED):
             try:
-                return raw_sample(record, self.proposals, self.reader)
+                return raw_sample(record, self.proposals, self.reader), record
             except UserError as error:
-                if self.on_error == "stop":
-                    raise
-                warnings.warn(f"skipped: {error}", RuntimeWarning, stacklevel=2)
+                self._skip(error)
                 record = self._any_record()
         raise UserError(f"{_MAX_SKIPPED} images in a row cannot be read, the last is {record.path}")
+
+    def _skip(self, error: UserError) -> None:
+        if self.on_error == "stop":
+            raise error
+        warnings.warn(f"skipped: {error}", RuntimeWarning, stacklevel=3)
 
     def _any_record(self) -> ImageRecord:
         return self.records[self._order.draw()]

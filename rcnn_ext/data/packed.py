@@ -282,6 +282,12 @@ class PackedImages(Sequence[ImageRecord]):
         """Whether outlines and masks are kept."""
         return "segmentations" in self._arrays
 
+    @property
+    def segmented(self) -> np.ndarray:
+        """Which objects have an outline or mask, bool [N]."""
+        starts = self._arrays.get("segmentations_starts", np.zeros(len(self.boxes) + 1))
+        return np.diff(starts) > 0
+
     def object_images(self) -> np.ndarray:
         """Return the index of the image of each object, int64 [N]."""
         return np.repeat(np.arange(len(self)), self.counts)

@@ -179,6 +179,30 @@ class Segmentation:
         return cls(tuple(polygons))
 
 
+def instance_boxes(numbers: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the boxes around the instances of a mask.
+
+    Args:
+        numbers: int [H, W], 0 for the background and from 1 for the instances.
+        count: Number of instances, N.
+
+    Returns:
+        int64 [N, 4] (x1, y1, x2, y2), with x2 and y2 beyond the last pixel, all 0 for an instance
+        without pixels; and their numbers of pixels, int64 [N].
+    """
+    places = np.nonzero(numbers)
+    own = numbers[places].astype(np.int64) - 1
+    areas = np.bincount(own, minlength=count)
+    boxes = np.zeros((count, 4), dtype=np.int64)
+    for axis, positions in ((0, places[1]), (1, places[0])):
+        low, high = np.full(count, max(numbers.shape)), np.full(count, -1)
+        np.minimum.at(low, own, positions)
+        np.maximum.at(high, own, positions)
+        boxes[:, axis], boxes[:, axis + 2] = low, high + 1
+    boxes[areas == 0] = 0
+    return boxes, areas
+
+
 def _float_points(polygon: list[float]) -> np.ndarray:  # float32 [K, 2]
     try:
         points = np.array(polygon, dtype=np.float64).reshape(-1, 2)

@@ -21,16 +21,17 @@ _GRAY = (124, 116, 104)
 _GRAY_UNIT = 0.45
 
 # Boxes of which less than this is left after zooming and shifting are no longer recognizable.
-_MIN_SIDE_LEFT = 2.0
+MIN_SIDE_LEFT = 2.0
 
-# Nor are those of which a mosaic shows less than this part.
-_MIN_PART_LEFT = 0.2
+# Nor are those of which a mosaic, or what was pasted over them, leaves less than this part.
+MIN_PART_LEFT = 0.2
 
 
 def build_augmentation(config: AugmentConfig, channels: int = 3) -> v2.Transform:
     """Build the transform of training samples.
 
-    ``config.mosaic`` is not part of it, since that takes four samples: see :func:`mosaic`.
+    ``config.mosaic`` and ``config.copy_paste`` are not part of it, since they take several samples:
+    see :func:`mosaic` and :func:`rcnn_ext.data.copy_paste.copy_paste`.
 
     Args:
         config: What to vary.
@@ -201,7 +202,7 @@ def _fill(
         if name in target:
             whole = F.resize(target[name], scaled)
             seen = F.crop(whole, top, left, *size)
-            keep = _large_enough(seen) & (_areas(seen) >= _MIN_PART_LEFT * _areas(whole))
+            keep = _large_enough(seen) & (_areas(seen) >= MIN_PART_LEFT * _areas(whole))
             if name == "boxes":
                 target = keep_boxes({**target, name: seen}, keep)
             else:
@@ -210,7 +211,7 @@ def _fill(
 
 
 def _large_enough(boxes: torch.Tensor) -> torch.Tensor:  # bool [N]
-    return (boxes[:, 2:] - boxes[:, :2] >= _MIN_SIDE_LEFT).all(dim=1)
+    return (boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE_LEFT).all(dim=1)
 
 
 def _areas(boxes: torch.Tensor) -> torch.Tensor:  # [N]

@@ -206,8 +206,11 @@ def check_one_object(recipe: Recipe, annotations: AnnotationSet) -> None:
     Raises:
         UserError: An image has no object or several, or augmentation combines images.
     """
-    if recipe.data.augment.mosaic:
-        raise UserError("data.augment.mosaic puts several objects in an image; a localizer has one")
+    for name in ("mosaic", "copy_paste"):
+        if getattr(recipe.data.augment, name):
+            raise UserError(
+                f"data.augment.{name} puts several objects in an image; a localizer has one"
+            )
     for record in annotations.images:
         if len(record.boxes) != 1:
             raise UserError(

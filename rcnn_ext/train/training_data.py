@@ -88,6 +88,7 @@ class TrainingFiles:
             keep_difficult=recipe.data.keep_difficult,
             on_error=recipe.data.on_error,
             mosaic=recipe.data.augment.mosaic,
+            copy_paste=recipe.data.augment.copy_paste,
             proposals=proposals,
             repeat_threshold=recipe.data.repeat_threshold,
         )

@@ -49,10 +49,11 @@ def test_a_localizer_learns_from_images_with_one_object(data):
         resolve_recipe(wanted, open_split(wanted.data, data, "train"), print)
     largest = recipe("data.objects=largest")
     resolve_recipe(largest, open_split(largest.data, data, "train"), print)
-    mixed = recipe("data.objects=largest", "data.augment.mosaic=0.5")
-    found = open_split(mixed.data, data, "train")
-    with pytest.raises(UserError, match=r"data\.augment\.mosaic"):
-        resolve_recipe(mixed, found, print)
+    for name in ("mosaic", "copy_paste"):
+        mixed = recipe("data.objects=largest", f"data.augment.{name}=0.5")
+        found = open_split(mixed.data, data, "train")
+        with pytest.raises(UserError, match=rf"data\.augment\.{name} puts several objects"):
+            resolve_recipe(mixed, found, print)
 
 
 def test_training_can_be_limited_to_the_first_images(data):

@@ -210,6 +210,7 @@ def test_without_a_validation_split(make, tmp_path, capsys):
         ("data.max_train_images=3", "data.max_train_images=3 means nothing for a stream"),
         ("data.measure_mean_std=true", "data.measure_mean_std=True means nothing for a stream"),
         ("data.repeat_threshold=0.1", "data.repeat_threshold=0.1 means nothing for a stream"),
+        ("data.augment.copy_paste=0.5", "data.augment.copy_paste needs masks of objects"),
         ("model.detector=fast_rcnn", "fast_rcnn has to see all images before the first step"),
     ],
 )

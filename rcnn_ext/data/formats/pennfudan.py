@@ -8,6 +8,7 @@ https://www.cis.upenn.edu/~jshi/ped_html/
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from rcnn_ext.data.builder import RawObject, ReadOptions, SetBuilder
 from rcnn_ext.data.formats.format import Format
 from rcnn_ext.data.images import is_picture, load_mask, numeric_ids
 from rcnn_ext.data.problems import Report
+from rcnn_ext.data.segmentation import Segmentation, instance_boxes
 from rcnn_ext.errors import UserError
 
 
@@ -77,28 +79,23 @@ def read_pennfudan_with(root: Path, options: ReadOptions) -> AnnotationSet:
     return builder.finish()
 
 
-def boxes_of_masks(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes around the instances of a mask.
+def instances_of(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the instances of a mask, in the order of their numbers, which may have gaps.
 
     Args:
         mask: Integers [H, W], 0 for the background.
 
     Returns:
-        int64 [N, 4] (x1, y1, x2, y2), with x2 and y2 beyond the last pixel, in the order of the
-        instances' numbers; and their numbers of pixels, int64 [N].
+        int64 [H, W], 0 for the background and 1 + the index of the instance for its pixels; int64
+        [N, 4] (x1, y1, x2, y2), with x2 and y2 beyond the last pixel; and the instances' numbers of
+        pixels, int64 [N].
     """
-    numbers, place = np.unique(mask, return_inverse=True)
-    place = place.reshape(mask.shape)  # [H, W], index into numbers
-    rows, columns = np.indices(mask.shape)
-    count = len(numbers)
-    lowest = np.full((2, count), max(mask.shape), dtype=np.int64)
-    highest = np.full((2, count), -1, dtype=np.int64)
-    for axis, positions in enumerate((columns, rows)):
-        np.minimum.at(lowest[axis], place.ravel(), positions.ravel())
-        np.maximum.at(highest[axis], place.ravel(), positions.ravel())
-    boxes = np.stack([lowest[0], lowest[1], highest[0] + 1, highest[1] + 1], axis=1)
-    areas = np.bincount(place.ravel(), minlength=count)
-    return boxes[numbers != 0], areas[numbers != 0]
+    numbers, places = np.unique(mask, return_inverse=True)
+    places = places.reshape(mask.shape)  # [H, W], index into numbers
+    has_background = bool((numbers == 0).any())
+    places = places if has_background else places + 1
+    boxes, areas = instance_boxes(places, len(numbers) - has_background)
+    return places, boxes, areas
 
 
 def _objects(path: Path, name: str, max_pixels: int) -> tuple[tuple[int, int], list[RawObject]]:
@@ -107,12 +104,21 @@ def _objects(path: Path, name: str, max_pixels: int) -> tuple[tuple[int, int], l
         raise UserError(
             f"the mask has {mask.shape[2]} channels; one with instance numbers is needed"
         )
-    boxes, areas = boxes_of_masks(mask)
+    places, boxes, areas = instances_of(mask)
     objects = [
-        RawObject((float(x1), float(y1), float(x2), float(y2)), name, area=float(area))
-        for (x1, y1, x2, y2), area in zip(boxes, areas, strict=True)
+        RawObject(
+            (float(x1), float(y1), float(x2), float(y2)),
+            name,
+            area=float(area),
+            segmentation=partial(_instance, places, number),
+        )
+        for number, ((x1, y1, x2, y2), area) in enumerate(zip(boxes, areas, strict=True), start=1)
     ]
     return (mask.shape[1], mask.shape[0]), objects
+
+
+def _instance(places: np.ndarray, number: int) -> Segmentation:
+    return Segmentation.from_mask(places == number)
 
 
 FORMAT = Format(

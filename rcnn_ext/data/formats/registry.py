@@ -87,7 +87,7 @@ def open_split(
         lines=report is not None,
         require_annotations=split != "test" or not own,
         encoding=config.encoding,
-        masks=config.masks,
+        masks=config.masks or (split == "train" and config.augment.copy_paste > 0),
         reader=ImageReader.of(config),
     )
     if not own and not kind.looks_like(root) and config.format != "synthetic":

@@ -185,6 +185,10 @@ def _source(hub: HubConfig, root: Path | str) -> str:
 
 
 def _check_streamable(config: DataConfig) -> None:
+    if config.augment.copy_paste:
+        raise UserError(
+            "data.augment.copy_paste needs masks of objects, and a stream (data.format=hf) has none"
+        )
     usual = DataConfig()
     for key in _FILES_ONLY:
         value = getattr(config, key)

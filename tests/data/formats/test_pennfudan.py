@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rcnn_ext.data.formats.pennfudan import boxes_of_masks, read_pennfudan
+from rcnn_ext.data.formats.pennfudan import instances_of, read_pennfudan
 from rcnn_ext.data.problems import Report
 from rcnn_ext.errors import UserError
 from tests.helpers.real_data import REAL, needs_real_data
@@ -47,7 +47,7 @@ def test_boxes_are_the_tightest(height, width, random, dtype):
     mask = np.array(
         [[random.choice([0, 0, 1, 3, 200]) for _ in range(width)] for _ in range(height)], dtype
     )
-    boxes, areas = boxes_of_masks(mask)
+    places, boxes, areas = instances_of(mask)
     numbers = sorted(set(mask.ravel().tolist()) - {0})
     assert len(boxes) == len(areas) == len(numbers)
     for number, (x1, y1, x2, y2), area in zip(numbers, boxes, areas, strict=True):
@@ -56,6 +56,7 @@ def test_boxes_are_the_tightest(height, width, random, dtype):
         own = mask == number
         assert own.sum() == area
         assert not (own & ~inside).any()
+        np.testing.assert_array_equal(places == 1 + numbers.index(number), own)
         window = own[y1:y2, x1:x2]
         assert window[0].any()
         assert window[-1].any()
