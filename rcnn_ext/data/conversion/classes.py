@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 from rcnn_ext.data.annotations import ClassList
@@ -24,17 +25,20 @@ def merge_classes(lists: Sequence[ClassList], losses: Losses) -> ClassList:
         ordered = tuple(sorted(names))
         return ClassList(ordered, tuple(range(1, len(ordered) + 1)))
     ids: dict[str, int | str | float] = {}
+    taken: set[int | str | float] = set()
+    whole = [number for one in lists for number in one.category_ids if isinstance(number, int)]
+    spare = itertools.count(max(whole, default=0) + 1)
     changed = 0
     for one in lists:
         for name, number in zip(one.names, one.category_ids, strict=True):
             if name in ids:
                 changed += ids[name] != number
-            elif number in ids.values():
+            elif number in taken:
                 changed += 1
-                whole = [known for known in ids.values() if isinstance(known, int)]
-                ids[name] = max(whole, default=0) + 1
+                ids[name] = next(spare)
             else:
                 ids[name] = number
+                taken.add(number)
     losses.add("category ids", "splits gave a class several, or several classes one", changed)
     return ClassList(tuple(ids), tuple(ids.values()))
 
@@ -60,7 +64,8 @@ def rename_classes(
     """
     kept = {name for name in classes.names if held(name) == name}
     taken = set(kept)
-    names = []
+    names: list[str] = []
+    changed: list[tuple[str, str]] = []
     for name in classes.names:
         if name not in kept:
             plain = held(name)
@@ -68,7 +73,11 @@ def rename_classes(
             while new in taken:
                 count, new = count + 1, f"{plain} {count}"
             taken.add(new)
-            losses.add("names of classes", f"{target} cannot hold {name!r}: it is {new!r} now")
+            changed.append((name, new))
             name = new
         names.append(name)
+    if changed:
+        old, new = changed[0]
+        why = f"{target} cannot hold {old!r:.80}: it is {new!r:.80} now"
+        losses.add("names of classes", why, len(changed))
     return ClassList(tuple(names), classes.category_ids)

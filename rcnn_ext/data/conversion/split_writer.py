@@ -105,6 +105,8 @@ class SplitWriter:
         suffix = "" if known or not target.needs_suffix else header.suffix
         name = names.take(record.path, suffix)
         while not target.takes_name(name, annotated):
+            why = "its end would be read as a flag in a list: a _ is behind it now"
+            target.losses.add("names of pictures", why)
             name = names.take(record.path.with_name(f"{Path(name).stem}_{Path(name).suffix}"))
         path = target.folder / folder / name
         place_picture(record.path, path, self.images, self.out / folder / name, target.losses)
