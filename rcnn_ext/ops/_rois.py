@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rcnn_ext.ops._boxes import corners
 from rcnn_ext.reference.checks import check_roi_arguments
 
 
@@ -42,6 +43,7 @@ def to_rois(boxes: Tensor | Sequence[Tensor], op: str) -> Tensor:
         raise RuntimeError(f"{op}: expected boxes to be a tensor or a list of tensors")
     if len(boxes) == 0:
         raise RuntimeError(f"{op}: expected one tensor of boxes for each image, got an empty list")
+    boxes = [corners(tensor, op) for tensor in boxes]
     for image, tensor in enumerate(boxes):
         if tensor.dim() != 2 or tensor.shape[1] != 4:
             raise RuntimeError(

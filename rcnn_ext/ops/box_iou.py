@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rcnn_ext import reference
+from rcnn_ext.ops._boxes import FORMATS, corners
 from rcnn_ext.ops._library import define_operator
 from rcnn_ext.ops._torchvision import torchvision_ops
 from rcnn_ext.reference.box_iou import (
@@ -50,12 +51,12 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
     """
     if fmt in ("cxcywhr", "xywhr", "xyxyxyxy"):
         return torchvision_ops().box_iou(boxes1, boxes2, fmt=fmt)
-    if fmt not in _FORMATS:
+    if fmt not in FORMATS:
         raise ValueError(
             "box_iou: expected fmt 'xyxy', 'xywh', 'cxcywh', 'cxcywhr', 'xywhr' or 'xyxyxyxy', "
             f"got {fmt!r}"
         )
-    return _pairwise(_corners(boxes1, fmt), _corners(boxes2, fmt), IOU, 0.0)
+    return _pairwise(corners(boxes1, "box_iou", fmt), corners(boxes2, "box_iou", fmt), IOU, 0.0)
 
 
 def box_ios(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
@@ -81,22 +82,9 @@ def box_ios(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
         >>> box_ios(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[1.0, 0, 5, 2]]))
         tensor([[0.5000]])
     """
-    if fmt not in _FORMATS:
+    if fmt not in FORMATS:
         raise ValueError(f"box_ios: expected fmt 'xyxy', 'xywh' or 'cxcywh', got {fmt!r}")
-    return _pairwise(_corners(boxes1, fmt), _corners(boxes2, fmt), SMALLER, 0.0)
-
-
-_FORMATS = ("xyxy", "xywh", "cxcywh")
-
-
-def _corners(boxes: Tensor, fmt: str) -> Tensor:
-    """Convert boxes ``[..., 4]`` of one of the formats to (x1, y1, x2, y2)."""
-    if fmt == "xyxy":
-        return boxes
-    start, size = boxes[..., :2], boxes[..., 2:]
-    if fmt == "cxcywh":
-        start = start - size / 2
-    return torch.cat([start, start + size], dim=-1)
+    return _pairwise(corners(boxes1, "box_ios", fmt), corners(boxes2, "box_ios", fmt), SMALLER, 0.0)
 
 
 def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
@@ -121,7 +109,8 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
         >>> generalized_box_iou(torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[2.0, 0, 3, 1]]))
         tensor([[-0.3333]])
     """
-    return _pairwise(boxes1, boxes2, GENERALIZED, 0.0)
+    op = "generalized_box_iou"
+    return _pairwise(corners(boxes1, op), corners(boxes2, op), GENERALIZED, 0.0)
 
 
 def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
@@ -147,7 +136,8 @@ def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
         >>> distance_box_iou(torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[2.0, 0, 3, 1]]))
         tensor([[-0.4000]])
     """
-    return _pairwise(boxes1, boxes2, DISTANCE, eps)
+    op = "distance_box_iou"
+    return _pairwise(corners(boxes1, op), corners(boxes2, op), DISTANCE, eps)
 
 
 def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
@@ -173,7 +163,8 @@ def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
         >>> complete_box_iou(torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[2.0, 0, 3, 1]]))
         tensor([[-0.4000]])
     """
-    return _pairwise(boxes1, boxes2, COMPLETE, eps)
+    op = "complete_box_iou"
+    return _pairwise(corners(boxes1, op), corners(boxes2, op), COMPLETE, eps)
 
 
 def _pairwise(boxes1: Tensor, boxes2: Tensor, measure: int, eps: float) -> Tensor:

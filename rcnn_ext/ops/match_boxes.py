@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rcnn_ext import reference
+from rcnn_ext.ops._boxes import corners
 from rcnn_ext.ops._library import define_operator, refuse_vmap
 from rcnn_ext.reference.match_boxes import check_match_boxes
 
@@ -61,6 +62,7 @@ def match_boxes(
         >>> match_boxes(gt, anchors, 0.7, 0.3, allow_low_quality_matches=True)[0]
         tensor([ 0, -2,  1])
     """
+    gt_boxes, boxes = corners(gt_boxes, "match_boxes"), corners(boxes, "match_boxes")
     gt_boxes, boxes = _promote_and_detach(gt_boxes, boxes)
     return _match_boxes(
         gt_boxes,
@@ -105,6 +107,12 @@ def batched_match_boxes(
         tensor([[ 0],
                 [-1]])
     """
+    op = "batched_match_boxes"
+    gt_boxes = [corners(of_image, op) for of_image in gt_boxes]
+    if isinstance(boxes, Tensor):
+        boxes = corners(boxes, op)
+    else:
+        boxes = [corners(of_image, op) for of_image in boxes]
     images = len(gt_boxes)
     in_image = boxes.shape[0] if isinstance(boxes, Tensor) and boxes.dim() == 3 else len(boxes)
     shared = isinstance(boxes, Tensor) and boxes.dim() != 3

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rcnn_ext import reference
+from rcnn_ext.ops._boxes import corners
 from rcnn_ext.ops._library import define_operator, refuse_vmap
 from rcnn_ext.reference.checks import name_of
 from rcnn_ext.reference.nms import check_batched_nms, check_max_output, check_nms
@@ -47,7 +48,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         >>> nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5)
         tensor([0, 2])
     """
-    return _nms(boxes, scores, iou_threshold)
+    return _nms(corners(boxes, "nms"), scores, iou_threshold)
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
@@ -81,7 +82,8 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     if (not shaped or scores is None or idxs is None) and boxes.numel() == 0:
         # As torchvision, which looks at nothing else: `torch.tensor([])` is no boxes as well.
         return boxes.new_empty(0, dtype=torch.int64)
-    return _batched_nms(boxes, scores, _integers(idxs, "batched_nms"), iou_threshold)
+    idxs = _integers(idxs, "batched_nms")
+    return _batched_nms(corners(boxes, "batched_nms"), scores, idxs, iou_threshold)
 
 
 def nms_padded(
@@ -111,6 +113,7 @@ def nms_padded(
         >>> nms_padded(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5, max_output=4)
         (tensor([ 0,  2, -1, -1]), tensor(2))
     """
+    boxes = corners(boxes, "nms_padded")
     return _nms_padded(boxes, scores, iou_threshold, max_output)
 
 
@@ -140,6 +143,7 @@ def batched_nms_padded(
         (tensor([ 0,  1, -1]), tensor(2))
     """
     idxs = _integers(idxs, "batched_nms_padded")
+    boxes = corners(boxes, "batched_nms_padded")
     return _batched_nms_padded(boxes, scores, idxs, iou_threshold, max_output)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rcnn_ext import reference
+from rcnn_ext.ops._boxes import corners
 from rcnn_ext.ops._library import define_operator, detached, refuse_vmap
 from rcnn_ext.ops.nms import _integers
 from rcnn_ext.reference.checks import check_boxes, check_per_box
@@ -96,6 +97,7 @@ def non_max_merging(
     op = "non_max_merging"
     if metric not in _METRICS:
         raise ValueError(f"{op}: expected metric 'iou' or 'ios', got {metric!r}")
+    boxes = corners(boxes, op)
     check_boxes(boxes, op)
     for name, values in (("labels", labels), ("idxs", idxs)):
         if values is not None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rcnn_ext import reference
+from rcnn_ext.ops._boxes import corners
 from rcnn_ext.ops._library import define_operator, detached, refuse_vmap
 from rcnn_ext.ops.nms import _integers
 from rcnn_ext.reference.nms import check_segments
@@ -64,7 +65,7 @@ def soft_nms(
         (tensor([0, 2, 1]), tensor([0.9000, 0.7000, 0.4000]))
     """
     method_id = _method_id(method, "soft_nms")
-    boxes, scores = detached(boxes), detached(scores)
+    boxes, scores = detached(corners(boxes, "soft_nms")), detached(scores)
     return _soft_nms(boxes, scores, iou_threshold, sigma, score_threshold, method_id)
 
 
@@ -102,7 +103,7 @@ def batched_soft_nms(
         (tensor([0, 1]), tensor([0.9000, 0.8000]))
     """
     method_id = _method_id(method, "batched_soft_nms")
-    boxes, scores = detached(boxes), detached(scores)
+    boxes, scores = detached(corners(boxes, "batched_soft_nms")), detached(scores)
     classes = _integers(idxs, "batched_soft_nms")
     return _batched_soft_nms(
         boxes, scores, classes, iou_threshold, sigma, score_threshold, method_id
