@@ -94,7 +94,7 @@ def _gray(picture: Image.Image | torch.Tensor) -> np.ndarray:
         return np.asarray(small.convert("L"), dtype=np.float32)
     scale = 1.0 if picture.dtype == torch.uint8 else 255.0
     plane = picture.as_subclass(torch.Tensor).float().mean(dim=0).numpy() * scale
-    small = Image.fromarray(plane, mode=None).resize(size, Image.Resampling.BOX)
+    small = Image.fromarray(plane).resize(size, Image.Resampling.BOX)
     return np.asarray(small, dtype=np.float32)
 
 

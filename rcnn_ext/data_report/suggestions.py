@@ -172,7 +172,7 @@ def _network_size(
         Suggestion(
             f"model.min_size={min_size}",
             f"the median shorter side is {median:.0f}; 90 % of the objects are then at least "
-            f"{seen:.0f} pixels in the mean of their sides",
+            f"{seen:.0f} pixels (square root of their area)",
         ),
         Suggestion(f"model.max_size={max_size}", f"95 % of the pictures are at most 1:{ratio:.2f}"),
     ]

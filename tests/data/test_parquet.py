@@ -65,3 +65,16 @@ def test_parquet_trains_without_its_format(folder, tmp_path, one_thread, capsys)
     arguments = ["faster_rcnn_synthetic", "--data", str(folder("categories")), "--out", str(out)]
     assert main(["train", *arguments, "--max-steps", "1", *TINY, "data.format=auto"]) == 0
     assert "format: hf" in (out / "recipe.yaml").read_text()
+
+
+def test_report_of_a_stream(folder, tmp_path, capsys):
+    """Its pictures are seen once, and are no files."""
+    out = tmp_path / "page.html"
+    assert main(["check", str(folder()), "--report", str(out)]) == 0
+    page = out.read_text(encoding="utf-8")
+    assert page.count('<img src="data:image/jpeg;base64,') == 6
+    assert "train: <bdi>row 6</bdi>" in page
+    said = capsys.readouterr().out
+    # Epochs of a stream are not known before it is read, and no part of it can be set aside.
+    assert "schedule.steps=" in said
+    assert "data.val_fraction" not in said
