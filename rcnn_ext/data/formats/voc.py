@@ -5,6 +5,7 @@ Format: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/devkit_doc.html
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,9 @@ from rcnn_ext.data.images import IMAGE_SUFFIXES, numeric_ids
 from rcnn_ext.data.problems import Report
 from rcnn_ext.data.text_files import read_lines
 from rcnn_ext.errors import UserError
+
+# What the list of a class has behind each name.
+_FLAG = re.compile(r"\s+-?[0-9]+$")
 
 
 def read_voc(
@@ -156,12 +160,12 @@ def _listed(source: VocSource, builder: SetBuilder) -> list[_Image]:
         return [_Image(source, file, (file, None)) for file in xml_files(source.annotations)]
     found: dict[Path, int] = {}
     for number, text in enumerate(read_lines(listing, builder.options.encoding), start=1):
-        words = text.split()
-        if not words:
+        name = text.strip()
+        if not name:
             continue
-        xml = _xml_of(source, text.strip(), words, builder)
-        # The list of a class has a flag beside each name; -1 means that no such object is there.
-        if words[1:] == ["-1"] and xml.stem == words[0]:
+        xml = _xml_of(source, name, builder)
+        # The list of a class has a flag behind each name; -1 means that no such object is there.
+        if _FLAG.search(name) is not None and name.endswith("-1") and xml.stem != name:
             continue
         if xml in found:
             builder.report.error(
@@ -172,17 +176,23 @@ def _listed(source: VocSource, builder: SetBuilder) -> list[_Image]:
     return [_Image(source, xml, (listing, number)) for xml, number in found.items()]
 
 
-def _xml_of(source: VocSource, line: str, words: Sequence[str], builder: SetBuilder) -> Path:
-    """Return the annotation file of a line in a list: a name, perhaps with spaces or a suffix."""
-    flagged = len(words) == 2 and words[1].lstrip("-").isdigit()
-    tried = (line, words[0])
+def _xml_of(source: VocSource, line: str, builder: SetBuilder) -> Path:
+    """Return the annotation file of a line in a list.
+
+    Args:
+        source: The source of the list.
+        line: A name, perhaps with spaces or a suffix, perhaps with a flag or other words behind it.
+        builder: The builder.
+    """
+    without_flag = _FLAG.sub("", line)
+    tried = (line, without_flag, line.split()[0])
     for name in (*tried, *(Path(name).stem for name in tried if _is_image(name))):
         for suffix in (".xml", ".XML"):
             path = source.annotations / f"{name}{suffix}"
             if builder.exists(path):
                 return path
-    name = words[0] if flagged else line
-    return source.annotations / f"{Path(name).stem if _is_image(name) else name}.xml"
+    stem = Path(without_flag).stem if _is_image(without_flag) else without_flag
+    return source.annotations / f"{stem}.xml"
 
 
 def _is_image(name: str) -> bool:

@@ -156,3 +156,24 @@ def test_a_folder_is_known_by_any_of_its_first_files(tmp_path):
     assert detect_format(tmp_path) == "voc"
     with pytest.raises(UserError, match=r"a\.xml.*begins with <html>"):
         open_split(DataConfig(), tmp_path, "train")
+
+
+def test_lists_name_pictures_with_spaces_and_flags_are_no_part_of_names(tmp_path):
+    root = tmp_path / "data"
+    names = ("a", "a 1", "a -1", "photo (2) x")
+    layouts.pictures(root / "JPEGImages", range(4))
+    layouts.voc_xml(root / "Annotations", range(4))
+    for number, name in enumerate(names):
+        (root / "JPEGImages" / f"p{number}.png").rename(root / "JPEGImages" / f"{name}.png")
+        (root / "Annotations" / f"p{number}.xml").rename(root / "Annotations" / f"{name}.xml")
+    lists = root / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("\n".join(names))
+    found = read_voc(root, "train")
+    assert [record.path.stem for record in found.images] == list(names)
+    (lists / "cat.txt").write_text("a  1\nphoto (2) x -1\n")
+    (lists / "dog.txt").write_text("a -1 \n")
+    (root / "Annotations" / "a -1.xml").unlink()
+    assert [record.path.stem for record in read_voc(root, "cat").images] == ["a"]
+    with pytest.raises(UserError, match="lists no images"):
+        read_voc(root, "dog")
