@@ -8,6 +8,7 @@ it, which POSIX and Windows both do in one step.
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import os
 import shutil
@@ -181,6 +182,31 @@ def read_json(path: Path) -> Any:
     except ValueError:
         # Python converts whole numbers of at most 4300 digits.
         raise UserError(f"{path} is not JSON to read: a number has too many digits") from None
+
+
+def file_key(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Return the size of a file in bytes and its time of change in nanoseconds; -1 if missing."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return -1, -1
+    return stat.st_size, stat.st_mtime_ns
+
+
+def file_hash(path: Path) -> str:
+    """Return the first 16 digits of the SHA-256 of a file.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    return digest.hexdigest()[:16]
 
 
 def _sync(path: Path, flags: int) -> None:

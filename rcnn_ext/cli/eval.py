@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rcnn_ext.cli.arguments import add_checkpoint, add_inference, positive_int
+from rcnn_ext.cli.arguments import add_checkpoint, add_inference, add_shard, positive_int
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,6 +19,10 @@ examples:
   rcnn-ext eval runs/first/last.ckpt --data DATA --annotations other.json --images pictures
   rcnn-ext eval runs/first --data DATA data.format=voc data.on_error=skip
   rcnn-ext eval runs/first --data DATA --max-detections 400
+  torchrun --nproc-per-node 4 -m rcnn_ext eval runs/first --data DATA
+
+Processes of torchrun, of srun or of a Slurm array divide the data; the last one to finish computes
+the metrics, which are those of one process. An evaluation that is stopped goes on where it was.
 
 The data are read as in training, unless data.key=value says otherwise.
 """
@@ -65,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="detections of a class in an image that COCO's metrics count, for images with more "
         "than 100 objects (default: the recipe's evaluation.max_detections, else 100)",
     )
+    add_shard(parser)
     add_inference(parser)
 
 
@@ -85,17 +90,20 @@ def run(options: argparse.Namespace) -> int:
     from rcnn_ext.data.splits import STREAMED, open_evaluation
     from rcnn_ext.distributed import Processes, choose_device
     from rcnn_ext.errors import UserError
+    from rcnn_ext.files import file_hash
     from rcnn_ext.hub import is_hub_id
     from rcnn_ext.metrics.coco import DEFAULT_MAX_DETECTIONS, crowded_images
     from rcnn_ext.metrics.errors import detection_errors
-    from rcnn_ext.metrics.evaluate import evaluate
     from rcnn_ext.metrics.report import DRAW_SCORE, write_evaluation
+    from rcnn_ext.metrics.sharded import ShardedEvaluation
     from rcnn_ext.metrics.tasks import compute_metrics, is_localizer
     from rcnn_ext.predict.load import load_saved
     from rcnn_ext.selective_search.from_config import open_proposals
+    from rcnn_ext.shards import Shard
 
     processes = Processes.from_environment()
-    device = choose_device(options.device, processes)
+    shard = Shard.of(options.shard)
+    device = choose_device(options.device, shard.processes)
     if is_hub_id(options.checkpoint) and options.out is None:
         raise UserError(f"{options.checkpoint} has no folder to write to: add --out FOLDER")
     saved = load_saved(options.checkpoint)
@@ -127,16 +135,22 @@ def run(options: argparse.Namespace) -> int:
         max_detections = options.max_detections or saved.recipe.evaluation.max_detections
         if max_detections:
             processes.print_once(_limit_note(model, max_detections))
-        images = evaluate(
+        settings = {
+            "weights": file_hash(saved.path),
+            "split": options.split,
+            "max_detections": max_detections,
+            "overrides": sorted(options.overrides),
+        }
+        dataset = DetectionDataset(annotations, proposals)
+        evaluation = ShardedEvaluation(dataset, out, shard, settings)
+        images = evaluation.run(
             model,
-            DetectionDataset(annotations, proposals),
             device=device,
             batch_size=options.batch_size or saved.recipe.evaluation.batch_size,
             workers=config.workers,
             max_detections=max_detections,
-            processes=processes,
         )
-    if not processes.is_main_process:
+    if images is None:
         return 0
     result = compute_metrics(model, images, saved.classes, max_detections)
     seconds = time.monotonic() - started
@@ -169,6 +183,7 @@ def run(options: argparse.Namespace) -> int:
         errors=errors,
         grid=saved.recipe.model.detector == "localizer",
     )
+    evaluation.remove()
     for path in written:
         print(f"wrote {path}")
     return 0

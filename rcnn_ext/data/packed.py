@@ -7,6 +7,7 @@ annotations. Here they are one block of bytes, and records are made when they ar
 
 from __future__ import annotations
 
+import hashlib
 import json
 import operator
 import os
@@ -202,6 +203,14 @@ class PackedImages(Sequence[ImageRecord]):
                 np.ascontiguousarray(column).reshape(-1).view(np.uint8)
             )
         return cls(block, tuple(layout))
+
+    def sha256(self) -> str:
+        """Return the first 16 digits of a hash of all that is known of the images."""
+        digest = hashlib.sha256()
+        for name, column in sorted(self._arrays.items()):
+            digest.update(name.encode())
+            digest.update(column.tobytes())
+        return digest.hexdigest()[:16]
 
     def __len__(self) -> int:
         """Return the number of images."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -15,6 +15,10 @@ from rcnn_ext.distributed import Processes
 from rcnn_ext.metrics.results import ImageResult, Results
 from rcnn_ext.metrics.tasks import call_model
 from rcnn_ext.progress import Progress
+from rcnn_ext.shards import Shard
+
+# Its index in the data set, its detections and its ground truth.
+EvaluatedImage = tuple[int, dict[str, torch.Tensor], dict[str, torch.Tensor]]
 
 
 def evaluate(
@@ -49,30 +53,74 @@ def evaluate(
         UserError: A picture is missing or damaged.
     """
     processes = processes or Processes()
-    indices = range(processes.rank, len(dataset), processes.count)
+    batches = Shard(processes.rank, processes.count).batches(len(dataset), batch_size)
+    results = Results()
+    progress: AbstractContextManager[Progress | None] = (
+        Progress("Evaluating", len(batches), "batch")
+        if processes.is_main_process
+        else nullcontext()
+    )
+    with progress as bar:
+        for found in evaluate_batches(
+            model,
+            dataset,
+            batches,
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
+            max_detections=max_detections,
+        ):
+            for index, detections, target in found:
+                results.add(index, detections, target)
+            after_batch()
+            if bar is not None:
+                bar.advance()
+    return results.all_gather(processes, device)
+
+
+def evaluate_batches(
+    model: nn.Module,
+    dataset: DetectionDataset,
+    batches: Sequence[range],
+    *,
+    device: torch.device,
+    batch_size: int,
+    workers: int,
+    max_detections: int | None = None,
+) -> Iterator[list[EvaluatedImage]]:
+    """Run a model on batches of annotated images.
+
+    Args:
+        model: In evaluation mode and on ``device``.
+        dataset: Images and ground truth.
+        batches: Indices of the images of each batch. All but the last one are full, so that the
+            results of an image do not depend on which other batches there are.
+        device: The device of the model.
+        batch_size: Number of images per batch.
+        workers: Number of worker processes that read images.
+        max_detections: As of :func:`evaluate`.
+
+    Yields:
+        For each batch its images: index, detections and ground truth.
+
+    Raises:
+        UserError: A picture is missing or damaged.
+    """
+    indices = [index for batch in batches for index in batch]
     loader: Any = evaluation_loader(
         Subset(dataset, indices),  # type: ignore[arg-type]
         batch_size,
         workers,
         device.type == "cuda",
     )
-    results = Results()
-    progress: AbstractContextManager[Progress | None] = (
-        Progress("Evaluating", len(loader), "batch") if processes.is_main_process else nullcontext()
-    )
-    with torch.inference_mode(), _at_least(model, max_detections), progress as bar:
-        for images, targets in loader:
+    with torch.inference_mode(), _at_least(model, max_detections):
+        for batch, (images, targets) in zip(batches, loader, strict=True):
             found = call_model(
                 model,
                 [image.to(device) for image in images],
                 [_to_device(target, device) for target in targets],
             )
-            for detections, target in zip(found, targets, strict=True):
-                results.add(indices[len(results)], detections, target)
-            after_batch()
-            if bar is not None:
-                bar.advance()
-    return results.all_gather(processes, device)
+            yield list(zip(batch, found, targets, strict=True))
 
 
 def detections_limit(model: nn.Module) -> int | None:

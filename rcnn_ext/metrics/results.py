@@ -44,6 +44,34 @@ class ImageResult:
         return self.crowd | self.difficult
 
 
+def result_rows(
+    image: int, detections: dict[str, torch.Tensor], target: dict[str, torch.Tensor]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return ground truth and detections of an image as rows of numbers.
+
+    Args:
+        image: As of :meth:`Results.add`, like the others.
+        detections: Detections.
+        target: Ground truth.
+
+    Returns:
+        float64 [N, 9] and [D, 7].
+    """
+    boxes = target["boxes"]
+    sides = boxes[:, 2:] - boxes[:, :2]
+    none = torch.zeros(len(boxes))
+    truth = _rows(
+        image,
+        boxes,
+        target["labels"],
+        target.get("areas", sides.prod(1)),
+        target.get("crowd", none),
+        target.get("difficult", none),
+    )
+    found = _rows(image, detections["boxes"], detections["labels"], detections["scores"])
+    return truth, found
+
+
 class Results:
     """Collect ground truth and detections, in one process or in several."""
 
@@ -70,23 +98,13 @@ class Results:
             target: ``boxes`` [N, 4] in the same pixels and ``labels`` [N]; optionally ``areas``
                 [N], ``crowd`` [N] and ``difficult`` [N].
         """
-        boxes = target["boxes"]
-        sides = boxes[:, 2:] - boxes[:, :2]
-        none = torch.zeros(len(boxes))
+        self.add_rows(image, *result_rows(image, detections, target))
+
+    def add_rows(self, image: int, truth: np.ndarray, found: np.ndarray) -> None:
+        """Add an image by what :func:`result_rows` gives for it."""
         self._images.append(image)
-        self._truth.append(
-            _rows(
-                image,
-                boxes,
-                target["labels"],
-                target.get("areas", sides.prod(1)),
-                target.get("crowd", none),
-                target.get("difficult", none),
-            )
-        )
-        self._found.append(
-            _rows(image, detections["boxes"], detections["labels"], detections["scores"])
-        )
+        self._truth.append(truth.reshape(-1, _TRUTH_COLUMNS))
+        self._found.append(found.reshape(-1, _FOUND_COLUMNS))
 
     def all_gather(self, processes: Processes, device: torch.device) -> list[ImageResult]:
         """Return the images of all processes, in the order of the data set."""

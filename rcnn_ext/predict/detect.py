@@ -108,9 +108,11 @@ def detect_to_folder(
             tiling=tiling,
         )
         outcome = detector.detect()
-        if not outcome.lost:
-            run.finish()
-        waiting = [state for state in run.unfinished() if state.shard.index != shard.index]
+        try:
+            waiting = run.finish(complete=not outcome.lost)
+        except UserError as error:
+            outcome.lost.append(str(error))
+            waiting = []
         if waiting:
             print("\n".join(map(str, waiting)))
             _end_shard(shard, outcome, out)

@@ -19,7 +19,7 @@ import torch
 from rcnn_ext import __version__
 from rcnn_ext.data.images import PictureList
 from rcnn_ext.errors import UserError
-from rcnn_ext.files import read_json, write_json
+from rcnn_ext.files import file_hash, file_key, read_json, write_json
 from rcnn_ext.predict.predictor import Predictor
 from rcnn_ext.shards import Shard, ShardedRun, check_settings, fingerprint_of
 
@@ -30,23 +30,10 @@ OVERVIEW = "overview.jpg"
 _FORMAT = 1
 
 
-def picture_key(path: str) -> tuple[int, int]:
-    """Return the size of a file in bytes and its time of change in nanoseconds; -1 if missing."""
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return -1, -1
-    return stat.st_size, stat.st_mtime_ns
-
-
 def weights_hash(model: Predictor) -> str:
     """Return a hash of the file of a model, or of its weights where there is none."""
     if model.path is not None and model.path.is_file():
-        digest = hashlib.sha256()
-        with model.path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()[:16]
+        return file_hash(model.path)
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(name.encode())
@@ -91,7 +78,7 @@ class Results:
                 index = index_of.get(record.get("path", ""))
                 if index is None or self._done[index]:
                     continue
-                if (record.get("bytes"), record.get("mtime_ns")) == picture_key(images.path(index)):
+                if (record.get("bytes"), record.get("mtime_ns")) == file_key(images.path(index)):
                     self._file[index] = len(self.files) - 1
                     self._offset[index] = offset
                     self._done[index] = "error" not in record

@@ -9,8 +9,9 @@ from typing import Any
 
 from rcnn_ext.data.images import PictureList
 from rcnn_ext.errors import UserError
+from rcnn_ext.files import file_key
 from rcnn_ext.predict.detect_record import distinct_names, picture_record
-from rcnn_ext.predict.detect_run import PICTURES, DetectFolder, Results, picture_key
+from rcnn_ext.predict.detect_run import PICTURES, DetectFolder, Results
 from rcnn_ext.predict.detections import Detections
 from rcnn_ext.predict.pictures import PictureFile
 from rcnn_ext.predict.predictor import Predictor
@@ -111,7 +112,7 @@ class ShardDetector:
                 for index in batch:
                     path, name = self.images[index]
                     # Before it is read: a picture that changes later is not done.
-                    started.append((index, picture_key(self.images.path(index))))
+                    started.append((index, file_key(self.images.path(index))))
                     yield PictureFile(path, name, self.model.reader)
 
         found = self.model.stream(

@@ -30,18 +30,19 @@ class LineFile:
     Args:
         path: The file; its folder is created if missing.
         empty: Whether to drop what is in it.
+        wait: Whether to wait for the lock of another process.
 
     Raises:
         UserError: It cannot be written, or another process writes it.
     """
 
-    def __init__(self, path: Path, *, empty: bool = False) -> None:
+    def __init__(self, path: Path, *, empty: bool = False, wait: bool = False) -> None:
         self.path = path
         make_folder(path.parent)
         self._handle = -1
         try:
             self._handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-            if not _lock(self._handle):
+            if not _lock(self._handle, wait=wait):
                 raise UserError(
                     f"another process writes {path}: wait until it ends, or end it, or let each "
                     "process do its own part with --shard I/N"
@@ -55,14 +56,18 @@ class LineFile:
             self.close()
             raise
 
-    def write(self, record: dict[str, Any]) -> None:
+    def write(self, record: dict[str, Any], *, allow_nan: bool = False) -> None:
         """Append a record.
+
+        Args:
+            record: The record.
+            allow_nan: Whether it may have numbers that are not finite.
 
         Raises:
             UserError: It could not be written; the file is as before.
             ValueError: It has numbers that are not finite.
         """
-        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        line = json.dumps(record, allow_nan=allow_nan).encode() + b"\n"
         start = os.lseek(self._handle, 0, os.SEEK_CUR)
         rest = memoryview(line)
         try:
@@ -144,12 +149,12 @@ def is_locked(path: Path) -> bool:
         os.close(handle)
 
 
-def _lock(handle: int) -> bool:
+def _lock(handle: int, *, wait: bool = False) -> bool:
     """Take the lock of an open file; return whether no other process has it."""
     if fcntl is None:
         return True
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:  # A file system without locks.

@@ -17,6 +17,7 @@ from rcnn_ext.shards.lines import LineFile, is_locked, last_record, read_records
 from rcnn_ext.shards.shard import Shard
 
 _FILE_NAME = re.compile(r"[0-9]+-of-[0-9]+\.jsonl")
+_LOCK = "lock"
 # Keys of the lines that are no results.
 _RUN, _FINISHED = "run", "finished"
 
@@ -78,22 +79,41 @@ class ShardedRun:
         process = f"{socket.gethostname()}, process {os.getpid()}"
         self._file.write({_RUN: fingerprint, "shard": shard.name, "process": process})
 
-    def write(self, record: dict[str, Any]) -> None:
+    def write(self, record: dict[str, Any], *, allow_nan: bool = False) -> None:
         """Append a result.
+
+        Args:
+            record: The result.
+            allow_nan: Whether it may have numbers that are not finite, which Python alone reads.
 
         Raises:
             UserError: The file cannot be written.
             ValueError: The result has numbers that are not finite.
         """
-        self._file.write(record)
+        self._file.write(record, allow_nan=allow_nan)
 
-    def finish(self) -> None:
+    def finish(self, *, complete: bool = True) -> list[ShardState]:
         """Mark this shard as finished.
+
+        Args:
+            complete: Whether all its results could be written; else it is not marked.
+
+        Returns:
+            The states of the other shards that are not finished. One process alone gets an empty
+            list, where all shards are complete.
 
         Raises:
             UserError: The file cannot be written.
         """
-        self._file.write({_FINISHED: self.work, _RUN: self.fingerprint})
+        with LineFile(self.folder / _LOCK, wait=True):
+            if complete:
+                self._file.write({_FINISHED: self.work, _RUN: self.fingerprint})
+            states = [self._state(index) for index in range(self.shard.count)]
+        return [
+            state
+            for state in states
+            if not state.finished and state.shard.index != self.shard.index
+        ]
 
     def close(self) -> None:
         """Give up the lock of the shard."""
@@ -135,11 +155,6 @@ class ShardedRun:
             current = path in own and any(True for _ in self.results(path))
             if not current and path != self.folder / self.shard.file_name and not is_locked(path):
                 path.unlink(missing_ok=True)
-
-    def unfinished(self) -> list[ShardState]:
-        """Return the states of the shards that are not finished."""
-        states = (self._state(index) for index in range(self.shard.count))
-        return [state for state in states if not state.finished]
 
     def _state(self, index: int) -> ShardState:
         shard = self.shard.sibling(index)

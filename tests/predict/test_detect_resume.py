@@ -137,6 +137,7 @@ def test_other_settings_are_named_and_overwritten_on_request(model, folder, tmp_
     assert sorted(os.listdir(out / "detect-shards")) == [
         "00001-of-00002.jsonl",
         "00002-of-00002.jsonl",
+        "lock",
         "manifest.json",
     ]
 

@@ -117,23 +117,20 @@ def test_states_of_shards(tmp_path):
     first = ShardedRun(tmp_path, "settings", Shard(0, 3), work="list")
     second = ShardedRun(tmp_path, "settings", Shard(1, 3), work="list")
     first.write({"path": "a"})
-    states = {state.shard.index: str(state) for state in first.unfinished()}
-    assert states[1].startswith("shard 2 of 3 is still running (")
-    assert states[2] == "shard 3 of 3 has not begun"
+    states = [str(state) for state in first.finish(complete=False)]
+    assert states[0].startswith("shard 2 of 3 is still running (")
+    assert states[1] == "shard 3 of 3 has not begun"
     second.write({"path": "b"})
     second.close()
-    states = {state.shard.index: str(state) for state in first.unfinished()}
-    assert states[1].startswith("shard 2 of 3 has stopped after 1 (")
-    first.finish()
-    assert [state.shard.index for state in first.unfinished()] == [1, 2]
-    for index in (1, 2):
+    states = [str(state) for state in first.finish()]
+    assert states[0].startswith("shard 2 of 3 has stopped after 1 (")
+    for index, left in ((1, [2]), (2, [])):
         with ShardedRun(tmp_path, "settings", Shard(index, 3), work="list") as run:
-            run.finish()
-    assert first.unfinished() == []
+            assert [state.shard.index for state in run.finish()] == left
     first.close()
     # Another list of work, and other settings, are other runs.
     with ShardedRun(tmp_path, "settings", Shard(0, 3), work="longer list") as run:
-        assert [state.shard.index for state in run.unfinished()] == [0, 1, 2]
+        assert [state.shard.index for state in run.finish()] == [1, 2]
         assert [record for path in run.files() for _, record in run.results(path)] == [
             {"path": "a"},
             {"path": "b"},
