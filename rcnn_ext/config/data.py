@@ -255,7 +255,8 @@ class DataConfig:
             and others are a problem; ``largest``: all but the largest object of an image are left
             out, and so are images without any.
         keep_difficult: Whether objects marked as difficult are trained on.
-        masks: Whether outlines and masks of objects are kept, where the data have them (coco).
+        masks: Whether outlines and masks of objects are kept, where the data have them: those
+            of COCO, polygons of other formats, and instance masks.
         on_error: ``stop``: broken files stop the run; ``skip``: they are left out.
         channels: Channels of the images that the model takes: 3 is RGB and 1 gray, to which
             pictures are converted; of another number, up to 12, each picture must have as many.

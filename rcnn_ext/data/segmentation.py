@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,12 @@ import numpy as np
 
 # Of the packed form: b"P" and the points of each polygon, or b"R", the size and the runs.
 _POLYGONS, _RUNS = b"P", b"R"
+
+# Points (x, y).
+Polygon = Sequence[tuple[float, float]]
+
+# Far beyond any picture, and far within what float32 holds.
+_MAX_COORDINATE = 1e7
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +101,29 @@ class Segmentation:
         return cls(
             runs=np.diff(np.sort(edges)).astype(np.uint32), size=(mask.shape[0], mask.shape[1])
         )
+
+    @classmethod
+    def from_polygons(
+        cls, polygons: Sequence[Polygon], holes: Sequence[Polygon] = ()
+    ) -> Segmentation | None:
+        """Return the object that is the union of polygons, without some holes.
+
+        Args:
+            polygons: Lists of points, in upright image pixels.
+            holes: More of these, within the first polygon.
+
+        Returns:
+            The segmentation; None where no polygon has three points.
+        """
+        points = [_bounded(one) for one in polygons if len(one) > 2]
+        cut_out = [_bounded(one) for one in holes if len(one) > 2]
+        if not points:
+            return None
+        start = points[0][:1]
+        for hole in cut_out:
+            # There and back along one line, whose two passes cancel out by the even-odd rule.
+            points[0] = np.concatenate([points[0], start, hole, hole[:1], start])
+        return cls(tuple(points))
 
     def box(self) -> tuple[float, float, float, float]:
         """Return the smallest box around the object, (x1, y1, x2, y2) in image pixels."""
@@ -201,6 +231,11 @@ def instance_boxes(numbers: np.ndarray, count: int) -> tuple[np.ndarray, np.ndar
         boxes[:, axis], boxes[:, axis + 2] = low, high + 1
     boxes[areas == 0] = 0
     return boxes, areas
+
+
+def _bounded(points: Polygon) -> np.ndarray:  # float32 [K, 2]
+    limit = _MAX_COORDINATE
+    return np.array(points, dtype=np.float64).clip(-limit, limit).astype(np.float32)
 
 
 def _float_points(polygon: list[float]) -> np.ndarray:  # float32 [K, 2]

@@ -22,6 +22,7 @@ from rcnn_ext.data.formats.outlines import (
     box_around_rectangle,
     number,
     numbers,
+    segmentation_of,
 )
 from rcnn_ext.data.formats.safe_xml import XmlError, read_xml, text_of
 from rcnn_ext.data.formats.split_names import splits_in_name
@@ -123,9 +124,9 @@ def _add(entry: ImageEntry, item: Any, label: str | None, path: Path, scan: Scan
     turned = tag == "box" and number(item.get("rotation"))
     name = str(label)
     outline = "turned box" if turned else "" if tag == "box" else tag
-    entry.objects.append(
-        RawObject(box, name, scan.known_place(item.sourceline), name, outline=outline)
-    )
+    place = scan.known_place(item.sourceline)
+    made = segmentation_of(_points(item) or []) if tag == "polygon" else None
+    entry.objects.append(RawObject(box, name, place, name, outline=outline, segmentation=made))
 
 
 def _size(image: Any) -> tuple[int, int] | None:
@@ -147,13 +148,18 @@ def _box(item: Any) -> Box | None:
 
 
 def _polygon(item: Any) -> Box | None:
+    points = _points(item)
+    return None if points is None else box_around(points)
+
+
+def _points(item: Any) -> list[Point] | None:
     points: list[Point] = []
     for pair in (item.get("points") or "").split(";"):
         values = numbers(pair.split(","))
         if values is None or len(values) != 2:
             return None
         points.append((values[0], values[1]))
-    return box_around(points)
+    return points
 
 
 def _ellipse(item: Any) -> Box | None:

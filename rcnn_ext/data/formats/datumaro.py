@@ -9,7 +9,7 @@ from rcnn_ext.data.builder import RawObject
 from rcnn_ext.data.formats.document_format import DocumentFormat
 from rcnn_ext.data.formats.documents import Document, ImageEntry, Scan, load_json
 from rcnn_ext.data.formats.json_kinds import json_kind
-from rcnn_ext.data.formats.outlines import box_around, number, numbers
+from rcnn_ext.data.formats.outlines import box_around, number, numbers, segmentation_of
 from rcnn_ext.data.images import IMAGE_SUFFIXES
 from rcnn_ext.data.json_places import JsonPlaces
 from rcnn_ext.errors import UserError
@@ -91,7 +91,8 @@ def _object(shape: Any, labels: list[str]) -> RawObject | str | None:
     if not values or len(values) % 2:
         return f"'points' is {given!r:.80}, not pairs of numbers"
     points = list(zip(values[::2], values[1::2], strict=True))
-    return RawObject(box_around(points), name, crowd=crowd, outline=kind)
+    made = segmentation_of(points) if kind == "polygon" else None
+    return RawObject(box_around(points), name, crowd=crowd, outline=kind, segmentation=made)
 
 
 DATUMARO = DocumentFormat(

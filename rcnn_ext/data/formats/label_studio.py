@@ -17,12 +17,14 @@ from rcnn_ext.data.formats.image_finder import file_parts
 from rcnn_ext.data.formats.json_kinds import json_kind
 from rcnn_ext.data.formats.outlines import (
     Box,
+    Point,
     box_around,
     box_around_ellipse,
     box_around_rectangle,
     number,
     numbers,
     points_of,
+    segmentation_of,
 )
 from rcnn_ext.data.images import IMAGE_SUFFIXES
 from rcnn_ext.data.json_places import JsonPlaces
@@ -241,8 +243,19 @@ def _objects(found: Sequence[tuple[dict[str, Any], str, int]], size: Size) -> li
         shape = _shape(value)
         turned = bool(number(value.get("rotation")))
         outline = {"rectangle": "turned rectangle" if turned else ""}.get(str(shape), str(shape))
-        objects.append(RawObject(box, name, place, name, outline=outline))
+        made = segmentation_of(_points(value, size) or []) if shape == "polygon" else None
+        objects.append(RawObject(box, name, place, name, outline=outline, segmentation=made))
     return objects
+
+
+def _points(value: dict[str, Any], size: Size) -> list[Point] | None:
+    """Return the points of a polygon in pixels; None where they are none."""
+    given = value.get("points", value.get("vertices"))
+    if isinstance(given, list) and given and isinstance(given[0], dict):
+        given = [[item.get("x"), item.get("y")] for item in given if isinstance(item, dict)]
+    points = points_of(given)
+    across, down = size[0] / 100, size[1] / 100
+    return [(x * across, y * down) for x, y in points] if points else None
 
 
 def _relative_box(value: dict[str, Any], size: Size) -> Box | None:
@@ -250,11 +263,8 @@ def _relative_box(value: dict[str, Any], size: Size) -> Box | None:
     across, down = size[0] / 100, size[1] / 100
     shape = _shape(value)
     if shape == "polygon":
-        given = value.get("points", value.get("vertices"))
-        if isinstance(given, list) and given and isinstance(given[0], dict):
-            given = [[item.get("x"), item.get("y")] for item in given if isinstance(item, dict)]
-        points = points_of(given)
-        return box_around([(x * across, y * down) for x, y in points]) if points else None
+        points = _points(value, size)
+        return box_around(points) if points else None
     angle = number(value.get("rotation") or 0)
     keys = ("x", "y", "radiusX", "radiusY") if shape == "ellipse" else ("x", "y", "width", "height")
     values = numbers(value.get(key) for key in keys)

@@ -15,13 +15,16 @@ from rcnn_ext.data.formats.document_format import DocumentFormat
 from rcnn_ext.data.formats.documents import Document, ImageEntry, Scan, load_json
 from rcnn_ext.data.formats.image_finder import file_parts
 from rcnn_ext.data.formats.json_kinds import json_kind
-from rcnn_ext.data.formats.outlines import Box, box_around, number, points_of
+from rcnn_ext.data.formats.outlines import Box, box_around, number, points_of, segmentation_of
 from rcnn_ext.data.images import IMAGE_SUFFIXES
 from rcnn_ext.data.json_places import JsonPlaces
 from rcnn_ext.errors import UserError
 
 # Shapes that have a place but no extent.
 _WITHOUT_BOX = ("point", "points")
+
+# Closed lines of points; X-AnyLabeling and newer versions have turned rectangles as such.
+_POLYGONS = ("polygon", "rotation", "oriented_rectangle")
 
 # Two opposite corners; what the rectangle is filled with is no matter.
 _BOXES = ("rectangle", "mask")
@@ -82,7 +85,9 @@ def _object(shape: Any) -> RawObject | str:
         return RawObject(_box_of_circle(points), label, outline=kind)
     if len(points) < 2:
         return f"the {kind} of the {label} has a single point"
-    return RawObject(box_around(points), label, outline="" if kind == "rectangle" else str(kind))
+    outline = "" if kind == "rectangle" else str(kind)
+    made = segmentation_of(points) if kind in _POLYGONS else None
+    return RawObject(box_around(points), label, outline=outline, segmentation=made)
 
 
 def _box_of_circle(points: list[tuple[float, float]]) -> Box:

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
+
+from rcnn_ext.data.segmentation import Segmentation
 
 Box = tuple[float, float, float, float]
 Point = tuple[float, float]
+SegmentationMaker = Callable[[], Segmentation | None]
+
+
+def segmentation_of(
+    points: Sequence[Point], holes: Sequence[Sequence[Point]] = ()
+) -> SegmentationMaker:
+    """Return what makes the outline of an object that is a polygon; see ``RawObject``."""
+    return partial(Segmentation.from_polygons, [points], holes)
 
 
 def number(value: Any) -> float | None:

@@ -20,7 +20,7 @@ from rcnn_ext.data.builder import RawObject
 from rcnn_ext.data.formats.document_format import DocumentFormat
 from rcnn_ext.data.formats.documents import Document, ImageEntry, Scan, load_json
 from rcnn_ext.data.formats.json_kinds import json_kind
-from rcnn_ext.data.formats.outlines import box_around, number, points_of
+from rcnn_ext.data.formats.outlines import box_around, number, points_of, segmentation_of
 from rcnn_ext.data.images import IMAGE_SUFFIXES
 from rcnn_ext.data.json_places import JsonPlaces
 from rcnn_ext.errors import UserError
@@ -114,7 +114,12 @@ def _object(item: Any, kind: str | None) -> RawObject | str:
     if points is None or len(points) < 2:
         return f"'points' of the {label} has no list 'exterior' of two points or more"
     outline = "" if kind in ("rectangle", "any") and len(points) == 2 else str(kind)
-    return RawObject(box_around(points), label, outline=outline)
+    made = None
+    if kind == "polygon":
+        inner = place.get("interior") if isinstance(place, dict) else None
+        holes = [points_of(one) or [] for one in inner] if isinstance(inner, list) else []
+        made = segmentation_of(points, holes)
+    return RawObject(box_around(points), label, outline=outline, segmentation=made)
 
 
 def _bitmap(value: Any, label: str) -> RawObject | str:

@@ -62,9 +62,11 @@ def _read(document: Document, scan: Scan) -> Iterator[ImageEntry]:
                 what = f"objects of shape {shape['name']}, which have no box"  # type: ignore[index]
                 scan.leave_out(what, document.path, scan.locate(place))
             else:
-                box, outline = found
+                box, outline, made = found
                 what = f"{label} of {name}"
-                entry.objects.append(RawObject(box, label, place, what, outline=outline))
+                entry.objects.append(
+                    RawObject(box, label, place, what, outline=outline, segmentation=made)
+                )
         yield entry
 
 

@@ -7,7 +7,14 @@ from typing import Any
 
 from rcnn_ext.data.builder import RawObject
 from rcnn_ext.data.formats.documents import Document, ImageEntry, Scan
-from rcnn_ext.data.formats.outlines import Box, box_around, box_around_ellipse, numbers
+from rcnn_ext.data.formats.outlines import (
+    Box,
+    Point,
+    box_around,
+    box_around_ellipse,
+    numbers,
+    segmentation_of,
+)
 from rcnn_ext.data.formats.via_regions import CLASS_ATTRIBUTES
 from rcnn_ext.data.json_places import JsonPlaces
 from rcnn_ext.errors import UserError
@@ -66,8 +73,10 @@ def read_version_3(
             owner.broken = True
         else:
             box, outline = found
+            made = segmentation_of(_points(shape)) if outline == "polygon" else None
+            what = f"{label} of {name}"
             owner.objects.append(
-                RawObject(box, label, place, f"{label} of {name}", outline=outline)
+                RawObject(box, label, place, what, outline=outline, segmentation=made)
             )
     yield from entries.values()
 
@@ -119,6 +128,12 @@ def _label(region: dict[str, Any], attribute: str | None, options: dict[str, str
     return value.strip()
 
 
+def _points(shape: list[Any]) -> list[Point]:
+    """Return the points of a shape that is a list of these."""
+    values = numbers(shape[1:]) or []
+    return list(zip(values[::2], values[1::2], strict=True))
+
+
 def _box(shape: Any) -> tuple[Box, str] | str | None:
     """Return the box of a shape and what it is around; None without one; or what is wrong."""
     values = numbers(shape) if isinstance(shape, list) else None
@@ -133,7 +148,7 @@ def _box(shape: Any) -> tuple[Box, str] | str | None:
     if kind == _ELLIPSE and len(rest) == 4:
         return box_around_ellipse((rest[0], rest[1]), (rest[2], rest[3])), "ellipse"
     if kind in _OF_POINTS and len(rest) >= 4 and len(rest) % 2 == 0:
-        return box_around(list(zip(rest[::2], rest[1::2], strict=True))), _OF_POINTS[kind]
+        return box_around(_points(shape)), _OF_POINTS[kind]
     if kind in (_POINT, 9):
         return None
     return f"'xy' is {shape!r:.80}, which is no shape of VIA's"

@@ -50,11 +50,11 @@ def _read_split(config: DataConfig, root: Path, split: str, options: ReadOptions
         if found is None:
             shapes[shape["name"]] += 1
             return []
-        box, outline = found
+        box, outline, made = found
         name = class_of(attributes, attribute)
         if name is None:
             raise ValueError(f"the region has no {attribute or 'class'}")
-        return [RawObject(box, name, line, outline=outline)]
+        return [RawObject(box, name, line, outline=outline, segmentation=made)]
 
     folders = [images] if images is not None else image_folders(path, SPLIT_NAMES[split])
     add_listed(builder, path, PictureFinder(folders), rows, parse, repeats_break=False)

@@ -7,7 +7,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from rcnn_ext.data.formats.outlines import Box, box_around, box_around_ellipse, numbers
+from rcnn_ext.data.formats.outlines import (
+    Box,
+    SegmentationMaker,
+    box_around,
+    box_around_ellipse,
+    numbers,
+    segmentation_of,
+)
 from rcnn_ext.errors import UserError
 
 # What the attribute with the class is called, the likeliest first, in lower case.
@@ -44,15 +51,16 @@ def choose_attribute(path: Path, counts: Counter[str]) -> str | None:
     )
 
 
-def region_box(shape: Any) -> tuple[Box, str] | str | None:
+def region_box(shape: Any) -> tuple[Box, str, SegmentationMaker | None] | str | None:
     """Return the box of a region.
 
     Args:
         shape: Its ``shape_attributes``.
 
     Returns:
-        The box (x1, y1, x2, y2) in pixels, and the shape that it was taken around (empty for a
-        rectangle); None for a shape without extent; or what is wrong with it, as text.
+        The box (x1, y1, x2, y2) in pixels, the shape that it was taken around (empty for a
+        rectangle), and what makes its outline if it is a polygon; None for a shape without extent;
+        or what is wrong with it, as text.
     """
     if not isinstance(shape, dict) or not isinstance(shape.get("name"), str):
         return "it has no 'shape_attributes' with a 'name'"
@@ -64,13 +72,13 @@ def region_box(shape: Any) -> tuple[Box, str] | str | None:
         if values is None:
             return "the rect has no numbers x, y, width and height"
         x, y, width, height = values
-        return (x, y, x + width, y + height), ""
+        return (x, y, x + width, y + height), "", None
     if name == "circle":
         values = _values(shape, "cx", "cy", "r")
         if values is None:
             return "the circle has no numbers cx, cy and r"
         x, y, radius = values
-        return box_around_ellipse((x, y), (radius, radius)), name
+        return box_around_ellipse((x, y), (radius, radius)), name, None
     if name == "ellipse":
         values = _values(shape, "cx", "cy", "rx", "ry")
         # Version 2 has the angle in radians; version 1 has none.
@@ -78,7 +86,7 @@ def region_box(shape: Any) -> tuple[Box, str] | str | None:
         if values is None or angle is None:
             return "the ellipse has no numbers cx, cy, rx and ry"
         x, y, rx, ry = values
-        return box_around_ellipse((x, y), (rx, ry), math.degrees(angle[0])), name
+        return box_around_ellipse((x, y), (rx, ry), math.degrees(angle[0])), name, None
     if name in ("polygon", "polyline"):
         xs, ys = shape.get("all_points_x"), shape.get("all_points_y")
         if not isinstance(xs, list) or not isinstance(ys, list) or not xs or len(xs) != len(ys):
@@ -86,7 +94,8 @@ def region_box(shape: Any) -> tuple[Box, str] | str | None:
         x_values, y_values = numbers(xs), numbers(ys)
         if x_values is None or y_values is None:
             return f"the {name} has points that are not numbers"
-        return box_around(list(zip(x_values, y_values, strict=True))), name
+        points = list(zip(x_values, y_values, strict=True))
+        return box_around(points), name, segmentation_of(points) if name == "polygon" else None
     return f"it has the unknown shape {name!r:.40}"
 
 

@@ -14,6 +14,7 @@ from rcnn_ext.data.formats.outlines import (
     box_around_rectangle,
     number,
     numbers,
+    segmentation_of,
 )
 from rcnn_ext.data.formats.safe_xml import text_of
 from rcnn_ext.data.problems import Report
@@ -84,6 +85,9 @@ def object_of(item: Any, xml: Path, one_based: bool, report: Report) -> RawObjec
         difficult=text_of(item, "difficult") == "1",
         truncated=text_of(item, "truncated") == "1",
         outline=outline,
+        segmentation=segmentation_of(_points(item.find("polygon")) or [])
+        if outline == "polygon"
+        else None,
     )
 
 

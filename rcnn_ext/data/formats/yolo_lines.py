@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from rcnn_ext.data.builder import RawObject
+from rcnn_ext.data.formats.outlines import segmentation_of
 
 _EXPECTED = "a line is: class cx cy w h"
 _ORIENTED = 8
@@ -58,7 +59,7 @@ def read_line(
     if index < 0 or (names is not None and index >= len(names)):
         count = "" if names is None else f"; there are {len(names)}, from 0"
         raise ValueError(f"no class has the number {words[0]}{count}")
-    outline = ""
+    outline, made = "", None
     if has_keypoints:
         values = values[:4]
     finite = [value for value in values if math.isfinite(value)]
@@ -73,6 +74,7 @@ def read_line(
         points = np.array(values).reshape(-1, 2)  # [P, 2] (x, y)
         corners = (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
         outline = "oriented box" if len(values) == _ORIENTED else "polygon"
+        made = segmentation_of((points * size).tolist())
     width, height = size
     x1, y1, x2, y2 = corners
     return RawObject(
@@ -80,6 +82,7 @@ def read_line(
         str(index) if names is None else names[index],
         line,
         outline=outline,
+        segmentation=made,
     )
 
 
