@@ -24,7 +24,7 @@ class Progress:
 
     Args:
         description: The work, in a word or two.
-        total: Number of units.
+        total: Number of units; None where it is not known.
         unit: Name of a unit.
         initial: Units done before, by an earlier run.
 
@@ -33,7 +33,9 @@ class Progress:
         ...     progress.advance()
     """
 
-    def __init__(self, description: str, total: int, unit: str = "step", initial: int = 0) -> None:
+    def __init__(
+        self, description: str, total: int | None, unit: str = "step", initial: int = 0
+    ) -> None:
         self.description = description
         self.total = total
         self.unit = unit
@@ -89,23 +91,24 @@ class Progress:
         self._shown_time = time.monotonic()
         self._shown_count = self._done
         seconds = (self._shown_time - self._start_time) / max(1, self._done - self._initial)
-        left = _duration(seconds * (self.total - self._done))
-        parts = [
-            f"{self.description}: {self._done}/{self.total}",
-            f"{seconds:.2f} s/{self.unit}",
-            f"{left} left" if self._done < self.total else "done",
-        ]
+        whole = "" if self.total is None else f"/{self.total}"
+        parts = [f"{self.description}: {self._done}{whole}", f"{seconds:.2f} s/{self.unit}"]
+        if self.total is not None:
+            left = _duration(seconds * (self.total - self._done))
+            parts.append(f"{left} left" if self._done < self.total else "done")
         parts += [self._note] if self._note else []
         print(", ".join(parts), file=sys.stderr, flush=True)
 
 
-def tracked(items: Iterable[T], description: str, total: int, unit: str = "image") -> Iterator[T]:
+def tracked(
+    items: Iterable[T], description: str, total: int | None, unit: str = "image"
+) -> Iterator[T]:
     """Yield the items and show how many are done.
 
     Args:
         items: The items.
         description: The work, in a word or two.
-        total: Number of items.
+        total: Number of items; None where it is not known.
         unit: Name of an item.
     """
     with Progress(description, total, unit) as progress:
@@ -114,7 +117,7 @@ def tracked(items: Iterable[T], description: str, total: int, unit: str = "image
             progress.advance()
 
 
-def _terminal_bar(description: str, total: int, unit: str, initial: int) -> Any:
+def _terminal_bar(description: str, total: int | None, unit: str, initial: int) -> Any:
     if not sys.stderr.isatty():
         return None
     try:

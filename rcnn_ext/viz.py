@@ -28,6 +28,9 @@ _MAX_TAG_PLACES = 5
 
 _MASK_OPACITY = 0.45
 
+# Minimum longer side, in pixels, of pictures with legible text.
+MIN_DRAWN_SIZE = 384
+
 _CAPTION = 14  # pixels
 _GOLDEN_RATIO = 0.618033988749895
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
@@ -54,7 +57,7 @@ def draw_boxes(
     labels: Sequence[int],
     classes: ClassList,
     scores: Sequence[float] | None = None,
-    min_size: int = 384,
+    min_size: int = MIN_DRAWN_SIZE,
     masks: np.ndarray | None = None,
 ) -> Image.Image:
     """Draw boxes with the names of their classes, and masks, on a copy of a picture.

@@ -114,3 +114,18 @@ def fraction(text: str) -> float:
     if not 0 <= number <= 1:
         raise argparse.ArgumentTypeError(f"must be from 0 to 1, not {number}")
     return number
+
+
+def seconds(text: str) -> float:
+    """Parse a time: seconds, or minutes and seconds, or hours, minutes and seconds."""
+    parts = text.split(":")
+    try:
+        values = [float(part) for part in parts]
+    except ValueError:
+        values = []
+    if not 1 <= len(values) <= 3 or not all(0 <= value < float("inf") for value in values):
+        raise argparse.ArgumentTypeError(f"expected a time like 90, 1:30 or 0:01:30, got {text!r}")
+    total = 0.0
+    for value in values:
+        total = total * 60 + value
+    return total

@@ -33,6 +33,7 @@ EXTRAS = {
     "wandb": ("wandb",),
     "mlflow": ("mlflow",),
     "hf": ("datasets", "huggingface_hub"),
+    "video": ("av",),
     "timm": ("timm",),
     "results": ("pandas", "supervision"),
     "fonts": ("noto-cjk-sans-jp-regular", "manimgx-fonts"),

@@ -43,15 +43,20 @@ def image_ids(names: Iterable[str]) -> Sequence[int]:
     return range(1, count + 1)
 
 
-def distinct_names(names: Iterable[str]) -> list[str]:
-    """Return names for pictures of results, with numbers where they would be equal."""
+def distinct_names(names: Iterable[str], suffix: str = ".jpg") -> list[str]:
+    """Return names for files of results, with numbers where they would be equal.
+
+    Args:
+        names: Names of pictures or videos.
+        suffix: The suffix of the results.
+    """
     taken: set[str] = set()
     result = []
     for name in names:
         stem, number = os.path.splitext(name)[0], 2
-        candidate = f"{stem}.jpg"
+        candidate = f"{stem}{suffix}"
         while candidate in taken:
-            candidate = f"{stem}-{number}.jpg"
+            candidate = f"{stem}-{number}{suffix}"
             number += 1
         taken.add(candidate)
         result.append(candidate)

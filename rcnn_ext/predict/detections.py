@@ -17,7 +17,7 @@ from rcnn_ext.errors import UserError
 from rcnn_ext.files import write_json
 from rcnn_ext.predict.display import detections_html, encoded_picture
 from rcnn_ext.predict.tables import COLUMNS, encoded_rle, optional_library, write_table
-from rcnn_ext.viz import draw_boxes, save_picture
+from rcnn_ext.viz import MIN_DRAWN_SIZE, draw_boxes, save_picture
 
 # Minimum score of detections in pictures; results list those with lower scores too.
 DRAW_SCORE = 0.5
@@ -156,14 +156,16 @@ class Detections:
             keep &= torch.isin(self.labels, labels)
         return self[keep]
 
-    def draw(self, min_score: float = DRAW_SCORE) -> Image.Image:
+    def draw(self, min_score: float = DRAW_SCORE, *, min_size: int = MIN_DRAWN_SIZE) -> Image.Image:
         """Draw boxes, masks and names on a copy of the picture.
 
         Args:
             min_score: Minimum score of what is drawn.
+            min_size: Minimum longer side in pixels; smaller pictures are enlarged by a whole factor
+                so that the text is legible. 0 enlarges none.
 
         Returns:
-            The copy, RGB; small pictures are enlarged so that the text is legible.
+            The copy, RGB.
 
         Raises:
             UserError: The picture's file is gone.
@@ -175,6 +177,7 @@ class Detections:
             shown.labels.tolist(),
             self.classes,
             shown.scores.tolist(),
+            min_size=min_size,
             masks=None if shown.masks is None else shown.masks.numpy(),
         )
 

@@ -18,14 +18,15 @@ from rcnn_ext.data.formats.csv_boxes import listed_images
 from rcnn_ext.data.images import ImageReader
 from rcnn_ext.distributed import choose_device
 from rcnn_ext.errors import UserError
-from rcnn_ext.models import Detector, Localizer
+from rcnn_ext.models import Localizer
 from rcnn_ext.models.fast_rcnn import needs_proposals
 from rcnn_ext.predict import publish
 from rcnn_ext.predict.checkpoint import SavedDetector
 from rcnn_ext.predict.detections import Detections
 from rcnn_ext.predict.mapped import mapped
-from rcnn_ext.predict.proposals import given_proposals, searched_proposals
-from rcnn_ext.predict.saved import load_saved, prepare_detector
+from rcnn_ext.predict.proposals import proposals_for, searched_proposals
+from rcnn_ext.predict.publishable import Publishable
+from rcnn_ext.predict.saved import prepare_detector
 from rcnn_ext.predict.sources import open_pictures
 from rcnn_ext.predict.stream import (
     BatchDetector,
@@ -33,15 +34,18 @@ from rcnn_ext.predict.stream import (
     ProposalsOf,
     check_options,
     detect_stream,
+    raising,
 )
 from rcnn_ext.predict.tiles import OVERLAP, TiledNetwork, Tiling
+from rcnn_ext.predict.video import FrameDetections, open_video, stream_video
+from rcnn_ext.predict.video_frames import FrameRange
 
 MIN_SCORE = 0.05
 _BATCH_SIZE = 4
 _RGB = 3
 
 
-class Predictor(nn.Module):
+class Predictor(Publishable, nn.Module):
     """Run a detector on pictures in any form.
 
     :func:`rcnn_ext.load` makes one; a model of your own becomes one with the names of its classes.
@@ -191,9 +195,7 @@ class Predictor(nn.Module):
             >>> found = rcnn_ext.load("runs/first").predict("photo.jpg", min_score=0.5)
             >>> found.names, found.boxes
         """
-        check_options(min_score, batch_size, threads)
-        if on_error not in ("raise", "return"):
-            raise UserError(f"on_error must be 'raise' or 'return', not {on_error!r}")
+        check_options(min_score, batch_size, threads, on_error)
         kind, pictures = open_pictures(
             images, bgr=bgr, read_list=self._read_list, reader=self.reader
         )
@@ -202,17 +204,83 @@ class Predictor(nn.Module):
             min_score=min_score,
             batch_size=batch_size,
             tiling=None if tile is None else Tiling.of(tile, overlap, whole_picture),
-            proposals=self._proposals_of(proposals, kind),
+            proposals=proposals_for(self.detector, proposals, kind),
             threads=threads,
         )
         if on_error == "raise":
-            results = _raising(results)
+            results = raising(results)
         if kind == "stream":
             return results
         found = list(results)
         if isinstance(proposals, Sequence) and kind == "many" and len(proposals) != len(found):
             raise UserError(f"{len(found)} pictures, but proposals for {len(proposals)}")
         return found[0] if kind == "one" else found
+
+    def predict_video(
+        self,
+        video: str | os.PathLike[str],
+        *,
+        min_score: float | None = None,
+        batch_size: int | None = None,
+        tile: int | tuple[int, int] | None = None,
+        overlap: float = OVERLAP,
+        whole_picture: bool = True,
+        every: int = 1,
+        start: float | None = None,
+        end: float | None = None,
+        keep_frames: bool = True,
+        on_error: Literal["raise", "return"] = "raise",
+        threads: int | None = None,
+    ) -> Iterator[FrameDetections]:
+        """Find objects in the frames of a video. Needs the extra ``video``.
+
+        Frames are read as their results are, so that memory does not grow with the video. They are
+        upright: a video whose metadata say that it is turned is brought upright.
+
+        Args:
+            video: A path; a URL (``rtsp://``, ``http://``, ...) or a camera (``/dev/video0``),
+                which PyAV opens; or ``-`` for standard input.
+            min_score: As for :meth:`predict`.
+            batch_size: Number of frames or tiles per batch; None takes that of the recipe's
+                evaluation.
+            tile: As for :meth:`predict`.
+            overlap: As for :meth:`predict`.
+            whole_picture: As for :meth:`predict`.
+            every: Search each n-th frame only.
+            start: Time in seconds from which on to search; None means the beginning.
+            end: Time in seconds before which to search; None means the end.
+            keep_frames: Whether results hold the pixels of their frames, for ``draw``; without
+                them, the results of a whole video fit into a list.
+            on_error: Of a damaged video all that can be read is given first. Then ``"raise"``
+                raises the error, which says where the video ended, and ``"return"`` gives it as the
+                last result.
+            threads: As for :meth:`predict`.
+
+        Returns:
+            An iterator over the :class:`Detections` of the frames, which also have ``frame``, the
+            position in the video from 0, and ``time``, in seconds.
+
+        Raises:
+            UserError: The video cannot be opened, an option is out of range, PyAV is not installed,
+                or the model is in training mode.
+
+        Example:
+            >>> for found in rcnn_ext.load("runs/first").predict_video("street.mp4", every=5):
+            ...     print(found.frame, found.time, found.names)
+        """
+        check_options(min_score, batch_size, threads, on_error)
+        tiling = None if tile is None else Tiling.of(tile, overlap, whole_picture)
+        frames = FrameRange(every, start, end)
+        results = stream_video(
+            self,
+            open_video(self, video, frames),
+            min_score=min_score,
+            batch_size=batch_size,
+            tiling=tiling,
+            keep_frames=keep_frames,
+            threads=threads,
+        )
+        return raising(results) if on_error == "raise" else results  # type: ignore[return-value]
 
     def stream(
         self,
@@ -298,53 +366,6 @@ class Predictor(nn.Module):
         saved = publish.from_pretrained(name_or_folder, **options)
         return cls.of_saved(saved, choose_device(device), dtype=dtype, prepare=prepare)
 
-    def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> list[Path]:
-        """Write the model as a repository of the Hugging Face Hub. Needs the extra ``hf``.
-
-        Args:
-            folder: The folder; a ``README.md`` in it is kept.
-            **options: See :func:`rcnn_ext.predict.publish.save_pretrained`.
-
-        Returns:
-            The files: weights with recipe and classes, ``recipe.yaml``, ``config.json``, and a
-            model card with the metrics that ``rcnn-ext eval`` wrote.
-
-        Raises:
-            UserError: The model has no recipe, or the folder cannot be written.
-        """
-        return publish.save_pretrained(self._saved(), folder, **options)
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Write the model to a repository of the Hugging Face Hub. Needs the extra ``hf``.
-
-        Args:
-            repo_id: ``owner/name``; it is created where it is missing.
-            **options: See :func:`rcnn_ext.predict.publish.push_to_hub`.
-
-        Returns:
-            The URL of the commit.
-
-        Raises:
-            UserError: The model has no recipe, there is no network, or you may not write there.
-        """
-        return publish.push_to_hub(self._saved(), repo_id, **options)
-
-    def _saved(self) -> SavedDetector:
-        """Return the model with its recipe; with its present weights unless it was prepared.
-
-        Raises:
-            UserError: It was not trained by a recipe.
-        """
-        if self.path is None:
-            raise UserError(
-                "only a model that was trained by a recipe can be published: its recipe says how "
-                "to build it; load the run or its checkpoint"
-            )
-        saved = load_saved(self.path)
-        if isinstance(self.detector, Detector) and not self.detector.is_prepared:
-            saved = publish.with_weights_of(saved, self.detector)
-        return saved
-
     def train(self, mode: bool = True) -> Self:
         """Switch the detector between training and evaluation.
 
@@ -377,24 +398,3 @@ class Predictor(nn.Module):
 
     def _read_list(self, path: Path) -> list[tuple[Path, Path]]:
         return listed_images(path, config=None if self.recipe is None else self.recipe.data.csv)
-
-    def _proposals_of(self, given: Any, kind: str) -> ProposalsOf | None:
-        """Return the source of the proposals that ``predict`` is given; None where it is None.
-
-        Raises:
-            UserError: The model takes none, or they are for a stream.
-        """
-        if given is None:
-            return None
-        if not needs_proposals(self.detector):
-            raise UserError("proposals are for Fast R-CNN; this model finds its own")
-        if kind == "stream":
-            raise UserError("proposals go with a list of pictures, not with an iterator")
-        return given_proposals([given] if kind == "one" else list(given))
-
-
-def _raising(results: Iterator[Detections | UserError]) -> Iterator[Detections]:
-    for one in results:
-        if isinstance(one, UserError):
-            raise one
-        yield one

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from rcnn_ext.config import Recipe
 from rcnn_ext.errors import UserError
+from rcnn_ext.models.fast_rcnn import needs_proposals
 from rcnn_ext.predict.pictures import Picture, PictureFile
 from rcnn_ext.predict.stream import ProposalsOf
 from rcnn_ext.selective_search.from_config import SearchedProposals
@@ -60,3 +61,23 @@ def given_proposals(boxes: Sequence[Any]) -> ProposalsOf:
         return found
 
     return take
+
+
+def proposals_for(detector: nn.Module, given: Any, kind: str) -> ProposalsOf | None:
+    """Return the source of the proposals that a method is given; None where it is given none.
+
+    Args:
+        detector: The model.
+        given: Boxes [P, 4] for one picture, or a list of such.
+        kind: Whether there is ``"one"`` picture, or ``"many"``, or a ``"stream"``.
+
+    Raises:
+        UserError: The model takes none, or they are for a stream.
+    """
+    if given is None:
+        return None
+    if not needs_proposals(detector):
+        raise UserError("proposals are for Fast R-CNN; this model finds its own")
+    if kind == "stream":
+        raise UserError("proposals go with a list of pictures, not with an iterator")
+    return given_proposals([given] if kind == "one" else list(given))

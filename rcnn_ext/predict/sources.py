@@ -104,7 +104,7 @@ class _Opener:
         if isinstance(value, np.ndarray | Tensor):
             return value.ndim < 4
         if isinstance(value, str) or hasattr(value, "__fspath__"):
-            path = _path_of(value)
+            path = path_of(value)
             return path.is_file() and path.suffix.lower() != ".csv"
         return True
 
@@ -115,7 +115,7 @@ class _Opener:
             UserError: It is none, or does not exist.
         """
         if isinstance(value, str) or hasattr(value, "__fspath__"):
-            for path, name in find_images([_path_of(value)], self.read_list):
+            for path, name in find_images([path_of(value)], self.read_list):
                 self.count += 1
                 yield PictureFile(path, name, self.reader)
         elif isinstance(value, np.ndarray | Tensor) and value.ndim == 4:
@@ -148,7 +148,7 @@ class _Opener:
         raise UserError(f"cannot take {_shown(value)} as a picture: {_EXPECTED}")
 
 
-def _path_of(value: Any) -> Path:
+def path_of(value: Any) -> Path:
     """Return the path that text or a path-like value means.
 
     Raises:

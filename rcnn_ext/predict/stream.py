@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -26,6 +26,8 @@ from rcnn_ext.predict.pictures import Picture
 
 # Gives the proposals [P, 4] for the picture at an index, counted from 0.
 ProposalsOf = Callable[[int, Picture, Image.Image | None], Tensor]
+
+_Found = TypeVar("_Found", bound=Detections)
 
 _MASK_THRESHOLD = 0.5
 # Decoding a photograph takes less time than a network needs for it, on any device that can be
@@ -204,8 +206,18 @@ def _detected(
         return [failed]
 
 
-def check_options(min_score: float | None, batch_size: int | None, threads: int | None) -> None:
-    """Refuse options of :func:`detect_stream` that are out of range.
+def raising(results: Iterator[_Found | UserError]) -> Iterator[_Found]:
+    """Yield results until there is an error, which is raised."""
+    for one in results:
+        if isinstance(one, UserError):
+            raise one
+        yield one
+
+
+def check_options(
+    min_score: float | None, batch_size: int | None, threads: int | None, on_error: str = "raise"
+) -> None:
+    """Refuse options of :func:`detect_stream`, and of methods on it, that are out of range.
 
     Raises:
         UserError: One is; the message names it.
@@ -215,6 +227,8 @@ def check_options(min_score: float | None, batch_size: int | None, threads: int 
     for name, value in (("batch_size", batch_size), ("threads", threads)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise UserError(f"{name} must be a whole number from 1 on, not {value!r}")
+    if on_error not in ("raise", "return"):
+        raise UserError(f"on_error must be 'raise' or 'return', not {on_error!r}")
 
 
 def as_float(pixels: Tensor) -> Tensor:

@@ -211,7 +211,7 @@ def test_the_command_searches_but_does_not_draw_a_tiff_file_beyond_the_limit(
     words = ["detect", str(tiny_run.out), str(tmp_path / "large.tif"), "--out", str(out)]
     assert main([*words, "--max-pixels", "9000"]) == 2
     assert "large.tif is 300x200 pixels" in capsys.readouterr().err
-    assert main([*words, "--max-pixels", "9000", "--tile", "200"]) == 0
+    assert main([*words, "--max-pixels", "9000", "--tile", "200", "--overwrite"]) == 0
     assert "large.tif is 300x200 pixels: too large to be drawn" in capsys.readouterr().out
     assert (out / "detections.json").is_file()
     assert not (out / "pictures").exists()

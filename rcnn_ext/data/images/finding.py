@@ -170,7 +170,7 @@ def _pictures_of(source: Path, read_list: ReadList | None) -> Iterator[tuple[str
         UserError: It does not exist.
     """
     if source.is_dir():
-        for path in _sorted_pictures(_files_below(source)):
+        for path in _sorted_pictures(files_below(source)):
             yield path, os.path.relpath(path, source)
     elif read_list is not None and source.suffix.lower() == ".csv":
         for listed, name in read_list(source):
@@ -214,10 +214,16 @@ def pictures_below(folder: Path) -> list[Path]:
     Raises:
         UserError: A folder cannot be read.
     """
-    return [Path(path) for path in _sorted_pictures(_files_below(folder))]
+    return [Path(path) for path in _sorted_pictures(files_below(folder))]
 
 
-def _files_below(folder: Path) -> Iterator[str]:
+def files_below(folder: Path) -> Iterator[str]:
+    """Yield the files in a folder and all below it.
+
+    Raises:
+        UserError: A folder cannot be read.
+    """
+
     def refuse(error: OSError) -> None:
         raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from error
 
@@ -229,10 +235,10 @@ def _files_below(folder: Path) -> Iterator[str]:
 
 def _sorted_pictures(paths: Iterable[str]) -> list[str]:
     """Those that are pictures, sorted, with numbers by their value."""
-    return sorted((path for path in paths if is_picture(Path(path))), key=_sort_key)
+    return sorted((path for path in paths if is_picture(Path(path))), key=natural_key)
 
 
-def _sort_key(path: str) -> str:
+def natural_key(path: str) -> str:
     """Return a text by whose order numbers are sorted by value, and before other text."""
 
     def by_value(match: re.Match[str]) -> str:
