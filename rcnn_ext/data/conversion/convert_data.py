@@ -122,8 +122,8 @@ def convert(
     with reading(config or DataConfig(), root, splits, out, images) as source:
         _check_not_inside(source.sets, out)
         losses = Losses()
-        _count_read(source.sets, losses)
         kind = TARGETS[format]
+        _count_read(source.sets, losses, keeps_outlines=kind.keeps_areas)
         merged = merge_classes([one.classes for one in source.sets.values()], losses)
         classes = rename_classes(merged, kind.held_name, kind.title, losses)
         try:
@@ -202,7 +202,7 @@ def _check_not_inside(sets: dict[str, AnnotationSet], out: Path) -> None:
                 )
 
 
-def _count_read(sets: dict[str, AnnotationSet], losses: Losses) -> None:
+def _count_read(sets: dict[str, AnnotationSet], losses: Losses, *, keeps_outlines: bool) -> None:
     """Count what reading corrected or left out."""
     for one in sets.values():
         skipped = "they or their annotations are broken: left out"
@@ -210,6 +210,13 @@ def _count_read(sets: dict[str, AnnotationSet], losses: Losses) -> None:
         losses.add("boxes", "cut to their image", one.clipped)
         losses.add("boxes", "without area, or outside of their image: left out", one.dropped)
         losses.add("objects", "of classes that were not asked for: left out", one.other)
+        if keeps_outlines and one.outlines and one.images.has_segmentations:
+            shapes = sum(one.outlines.values())
+            outlines = (kept for record in one.images for kept in record.segmentations or ())
+            kept = sum(outline is not None for outline in outlines)
+            why = "no outline is known: the box around them is written"
+            losses.add("objects that are no boxes", why, max(0, shapes - kept))
+            continue
         for shape, count in one.outlines.items():
             losses.add(f"objects of shape {shape}", "the box around it is written", count)
 

@@ -257,3 +257,24 @@ def test_real_data_keep_all_boxes(tmp_path, name, target):
     for split in result.images:
         old, new = read(REAL / name, split), read(tmp_path / "out", split)
         assert_same(old, new, ordered=target != "yolo", crowds=target in ("coco", "voc"))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_polygons_of_other_tools_are_kept_by_coco_and_counted_by_others(tmp_path, target):
+    tool_layouts.labelme(tmp_path / "in")
+    files = sorted((tmp_path / "in").rglob("*.json"))
+    for path in files:
+        content = json.loads(path.read_text())
+        content["shapes"][0] |= tool_layouts.POLYGON
+        path.write_text(json.dumps(content))
+    result = convert(tmp_path / "in", tmp_path / "out", target)
+    (shape,) = {s for r in read(tmp_path / "in").images for s in map(type, r.segmentations)}
+    assert shape is not type(None)
+    assert_same(read(tmp_path / "in"), read(tmp_path / "out"), ordered=True)
+    polygons = f"objects of shape polygon: {len(files)} (the box around it is written)"
+    assert (polygons in result.not_kept) == (target != "coco")
+    if target == "coco":
+        assert result.not_kept == ()
+        for record in read(tmp_path / "out").images:
+            (outline,) = record.segmentations
+            assert outline.box() == tuple(record.boxes[0].tolist())
