@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch.autograd import forward_ad
@@ -67,15 +67,74 @@ def _as_fallback(reference: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _for_derivatives(operator: Any) -> Callable[..., Any]:
-    """Wrap an operator: refuse forward mode, skip autograd where nothing needs it.
+def _loop_vmap(apply: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a batching rule that calls a function per member of the batch."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        results = [
+            apply(*(a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)))
+            for i in range(info.batch_size)
+        ]
+        if isinstance(results[0], torch.Tensor):
+            return torch.stack(results), 0
+        return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
+
+    return rule
+
+
+def _function_of(
+    operator: Any,
+    backward: Callable[..., Any],
+    setup_context: Callable[..., Any],
+    vmap: Callable[..., Any] | None,
+    jvp: Callable[..., Any] | None,
+) -> type[torch.autograd.Function]:
+    """Return the operator as an ``autograd.Function``, which function transforms can take.
+
+    What ``torch.library.register_autograd`` makes of the formulas has no ``setup_context``.
+    """
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        setup_context(ctx, inputs, output)
+        if jvp is not None:
+            ctx.save_for_forward(*(a for a in inputs if isinstance(a, torch.Tensor)))
+
+    # Named as the operator, for messages and graphs of autograd.
+    attributes: dict[str, Any] = {
+        "forward": staticmethod(lambda *args: operator(*args)),
+        "setup_context": staticmethod(save),
+        "backward": staticmethod(backward),
+    }
+    if jvp is not None:
+        attributes["jvp"] = staticmethod(jvp)
+    function: Any = type(operator.name().split("::")[1], (torch.autograd.Function,), attributes)
+    function.vmap = staticmethod(vmap or _loop_vmap(lambda *args: function.apply(*args)))
+    made: type[torch.autograd.Function] = function
+    return made
+
+
+def _for_derivatives(
+    operator: Any,
+    under_transforms: Callable[..., Any] | None,
+    forward_mode: Callable[..., Any] | None,
+) -> Callable[..., Any]:
+    """Wrap an operator: take transforms and forward mode, skip autograd where nothing needs it.
 
     For a forward-mode derivative PyTorch would take 0 without a word. An autograd formula in Python
     costs 4 us per call, gradient or not: as much as the rest of a small call.
+
+    Args:
+        operator: The operator.
+        under_transforms: What to call under function transforms; ``None`` where there is nothing.
+        forward_mode: What to call where forward-mode derivatives may be needed; without it they are
+            refused.
     """
 
     def call(*args: Any) -> Any:
-        if forward_ad._current_level >= 0:
+        transformed = torch._C._functorch.peek_interpreter_stack() is not None
+        if forward_ad._current_level >= 0 and not torch.compiler.is_compiling():
+            if forward_mode is not None:
+                return forward_mode(*args)
             for tensor in _tensors(args):
                 if forward_ad.unpack_dual(tensor).tangent is not None:
                     raise NotImplementedError(
@@ -84,12 +143,13 @@ def _for_derivatives(operator: Any) -> Callable[..., Any]:
                     )
         elif (
             not torch.compiler.is_compiling()
+            and not transformed
             and not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args))
-            # Function transforms set the dispatcher up for each of their levels.
-            and torch._C._functorch.peek_interpreter_stack() is None
         ):
             with torch._C._AutoDispatchBelowAutograd():
                 return operator(*args)
+        if transformed and under_transforms is not None and not torch.compiler.is_compiling():
+            return under_transforms(*args)
         return operator(*args)
 
     return call
@@ -104,6 +164,9 @@ def define_operator(
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., Any] | None = None,
     vmap: Callable[..., Any] | None = None,
+    jvp: Callable[..., Any] | None = None,
+    composite: Literal["never", "forward mode", "transforms"] = "never",
+    takes_lists: bool = False,
 ) -> Any:
     """Define ``rcnn_ext::name`` and return it, ready to call.
 
@@ -118,6 +181,11 @@ def define_operator(
         backward: Derivative for ``torch.library.register_autograd``.
         setup_context: Function that saves what ``backward`` needs.
         vmap: Batching rule for ``torch.library.register_vmap``.
+        jvp: Forward-mode derivative, as the ``jvp`` of an ``autograd.Function``.
+        composite: Where the PyTorch operators of the reference are differentiated instead: in
+            forward mode, or under every function transform too.
+        takes_lists: The operator takes lists of tensors, which an ``autograd.Function``, and so a
+            function transform, can't.
     """
     qualified = f"{NAMESPACE}::{name}"
     reference = _outside_autocast(reference)
@@ -132,4 +200,13 @@ def define_operator(
     references[operator] = reference
     # The first operator defined loads the kernels of all; a kernel may come before its schema.
     _extension.load_operators()
-    return _for_derivatives(operator) if backward is not None else operator
+    if backward is None:
+        return operator
+    assert setup_context is not None
+    transformed = None
+    if composite == "transforms":
+        transformed = reference
+    elif not takes_lists:
+        transformed = _function_of(operator, backward, setup_context, vmap, jvp).apply
+    forward_mode = reference if composite != "never" else transformed if jvp else None
+    return _for_derivatives(operator, transformed, forward_mode)

@@ -259,6 +259,7 @@ _box_iou_backward = define_operator(
     fake=_fake_backward,
     backward=_double_backward,
     setup_context=_save_backward,
+    composite="transforms",
 )
 _box_iou = define_operator(
     "box_iou",
@@ -268,4 +269,5 @@ _box_iou = define_operator(
     backward=_backward,
     setup_context=_save_boxes,
     vmap=_vmap,
+    composite="forward mode",
 )

@@ -196,6 +196,7 @@ _multiscale_roi_align_backward = define_operator(
     backward=_double_backward,
     setup_context=_save_for_double_backward,
     vmap=_no_vmap,
+    takes_lists=True,
 )
 _multiscale_roi_align = define_operator(
     "multiscale_roi_align",
@@ -206,4 +207,5 @@ _multiscale_roi_align = define_operator(
     backward=_backward,
     setup_context=_save_rois,
     vmap=_no_vmap,
+    takes_lists=True,
 )

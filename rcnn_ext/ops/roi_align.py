@@ -167,6 +167,12 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return grad_input, None, *[None] * len(ctx.options)
 
 
+def _jvp(ctx: Any, tangent: Tensor | None, *others: Any) -> Tensor | None:
+    # RoIAlign is linear in its input; where RoIs move, it has no derivative here.
+    _, rois = ctx.saved_tensors
+    return None if tangent is None else _roi_align(tangent, rois, *ctx.options)
+
+
 def _save_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, rois, *options = inputs
     ctx.save_for_backward(rois)
@@ -226,4 +232,5 @@ _roi_align = define_operator(
     backward=_backward,
     setup_context=_save_rois,
     vmap=_vmap,
+    jvp=_jvp,
 )

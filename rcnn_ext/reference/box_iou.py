@@ -99,8 +99,8 @@ def _measure(a: Tensor, b: Tensor, measure: int, eps: float) -> Tensor:
         return distance_iou
     angle = _angle(size_a) - _angle(size_b)
     v = (4 / math.pi**2) * angle**2
-    with torch.no_grad():
-        alpha = v / (1 - iou + v + eps)
+    # A constant, also for forward-mode derivatives, which torch.no_grad() does not stop.
+    alpha = (v / (1 - iou + v + eps)).detach()
     return distance_iou - alpha * v
 
 
@@ -160,9 +160,8 @@ def box_iou_backward(
         grad_offset = (-grad / diagonal)[..., None] * 2 * offset
     if measure == COMPLETE:
         angle = _angle(size_a) - _angle(size_b)
-        with torch.no_grad():
-            v = (4 / math.pi**2) * angle**2
-            alpha = v / (1 - intersection / union + v + eps)
+        v = (4 / math.pi**2) * angle**2
+        alpha = (v / (1 - intersection / union + v + eps)).detach()
         grad_angle = -grad * alpha * (8 / math.pi**2) * angle
         grad_size_a = grad_angle[..., None] * _angle_derivative(size_a)
         grad_size_b = -grad_angle[..., None] * _angle_derivative(size_b)
