@@ -12,6 +12,9 @@ from rcnn_ext.data.packed import PackedImages
 _FRACTION_BITS = 20
 _ONE = 1 << _FRACTION_BITS
 
+# Images whose repeats are worked out at once.
+_CHUNK = 4096
+
 
 def mixed_seed(*parts: int) -> int:
     """Mix numbers into a seed of which every bit depends on all; ``seed + step`` would not."""
@@ -83,6 +86,7 @@ class SampleOrder:
         """Return the index of the image at a position, from 0."""
         epoch, place = self.place(position)
         if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = None  # Its memory is free for that of the next.
             self._epoch = epoch, self._order_of(epoch)
         return int(self._epoch[1][place])
 
@@ -93,16 +97,25 @@ class SampleOrder:
         place = int(torch.randint(int(self._ends[-1]), ()))
         return int(np.searchsorted(self._ends, place, side="right"))
 
-    def _order_of(self, epoch: int) -> np.ndarray:  # [positions of the epoch]
-        generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch, 0))
-        order = torch.randperm(self.count, generator=generator)
-        if self._ends is not None:
-            images = order.numpy()
-            factors = np.diff(self._ends, prepend=0)[images]
-            offset = (self._offset + epoch * int(self._ends[-1])) % _ONE
-            ends = (np.cumsum(factors) + offset) >> _FRACTION_BITS
-            repeated = torch.from_numpy(np.repeat(images, np.diff(ends, prepend=0)))
-            # Once more, since those of an image are side by side.
-            order = repeated[torch.randperm(len(repeated), generator=generator)]
-        # Each worker has its own: half the memory of 64 bits.
-        return order.numpy().astype(np.uint32)
+    def _order_of(self, epoch: int) -> np.ndarray:  # int32 [positions of the epoch]
+        # Every worker has its own, so it is made in place: annotations take little more.
+        seed = mixed_seed(self.seed, epoch, 0)
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(self.count, generator=generator, dtype=torch.int32).numpy()
+        if self._ends is None:
+            return order
+        total = int(self._ends[-1])
+        offset = (self._offset + epoch * total) % _ONE
+        repeated = np.empty((offset + total) >> _FRACTION_BITS, dtype=np.int32)
+        filled = 0
+        for first in range(0, self.count, _CHUNK):
+            images = order[first : first + _CHUNK]
+            before = np.where(images > 0, self._ends[images - 1], 0)
+            ends = (np.cumsum(self._ends[images] - before) + offset) >> _FRACTION_BITS
+            offset += int((self._ends[images] - before).sum())
+            found = np.repeat(images, np.diff(ends, prepend=filled))
+            repeated[filled : filled + len(found)] = found
+            filled += len(found)
+        # Once more, since those of an image are side by side.
+        np.random.Generator(np.random.PCG64(seed)).shuffle(repeated)
+        return repeated

@@ -22,6 +22,7 @@ from rcnn_ext.data import (
     Segmentation,
     TrainingStream,
 )
+from rcnn_ext.data.sampling import SampleOrder, repeat_factors
 
 SQUARE = Segmentation((np.array([[1, 1], [9, 1], [9, 9], [1, 9]], dtype=np.float32),))
 
@@ -137,11 +138,13 @@ def many(count):
         sizes=np.full((count, 2), 640),
         counts=np.full(count, 8),
         boxes=np.concatenate([flat, flat + 20], axis=1),
-        labels=np.ones(count * 8),
+        labels=1 + np.arange(count * 8) // 3 % 50,
         areas=np.full(count * 8, 400),
         crowd=np.zeros(count * 8, dtype=bool),
     )
-    return AnnotationSet(Path("made"), ClassList(("a",), (1,)), images)
+    return AnnotationSet(
+        Path("made"), ClassList(tuple(map(str, range(50))), tuple(range(50))), images
+    )
 
 
 def _kilobytes(what):
@@ -158,14 +161,18 @@ def _look_at_all(images):
 def test_a_forked_worker_that_sees_every_record_copies_less_than_a_tenth():
     annotations = many(60_000)
     stream = TrainingStream(annotations, v2.Identity(), seed=0)
+    order = SampleOrder(60_000, 0, repeat_factors(stream.records, 0.3))
+    assert order.positions_per_epoch > 1.2 * len(annotations)
     gc.collect()
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
         _settle()
+        SampleOrder(9, 0, np.full(9, 1.5)).index(0)  # Code that is run for the first time.
         before = _kilobytes("Private_Dirty:")
         _look_at_all(annotations.images)
-        _look_at_all(stream.records)
+        epoch = range(60_000, 140_000)  # The end of one, and the beginning of another.
+        _look_at_all(stream.records[order.index(position)] for position in epoch)
         os.write(write_end, str(_kilobytes("Private_Dirty:") - before).encode())
         os._exit(0)
     os.close(write_end)
