@@ -1,6 +1,7 @@
 // RoIAlign on one CPU core: what a thread does. Compiled once per instruction set
 // (foreach_target.h).
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <type_traits>
 #include <vector>
@@ -8,6 +9,7 @@
 #include "../cpu/prefetch.h"
 #include "../cpu/roi_order.h"
 #include "../cpu/targets.h"
+#include "roi_align.h"
 #include "roi_align_weights_cpu.h"
 
 #if defined(RCNN_ROI_ALIGN_ROI_ALIGN_CPU_INL_H_) == defined(RCNN_TARGET_TOGGLE)
@@ -20,6 +22,7 @@
 #include "../cpu/channel_block-inl.h"
 #include "../cpu/simd-inl.h"
 #include "roi_align_backward_cpu-inl.h"
+#include "roi_align_few_cpu-inl.h"
 #include "roi_align_forward_cpu-inl.h"
 #include "roi_align_transposed_cpu-inl.h"
 
@@ -75,6 +78,46 @@ void roi_align_channels(const RoiSpan<RoiWeights<T>, Stored>& span, const Pooled
     roi_align_channels_n<1>(span, pooled, first, last, scratch, out);
   } else {
     roi_align_channels_n<kPlanesPerPass>(span, pooled, first, last, scratch, out);
+  }
+}
+
+// RoIs [first, last) of all, by roi_align_few(), unless they are irregular: then left(k) is called.
+// rois: [K, 5]; map_of(k) -> FewMap
+template <class T, class Stored, class MapOf, class Left>
+void roi_align_few_rois(const T* rois, int64_t first, int64_t last, const RoiAlignOptions& options,
+                        const PooledShape& pooled, bool channels_last, MapOf&& map_of, Stored* out,
+                        Left&& left) {
+  // Bins that samples_within() takes whole: the rest are degenerate.
+  const auto is_regular = [](const RoiAlignAxis<T>& axis) {
+    const T size = std::fabs(axis.bin_size);
+    return axis.extent > 0 && size >= T(1e-6) && size <= T(1e6) && std::fabs(axis.start) <= T(1e6);
+  };
+  std::vector<FewTaps<T>> columns;
+  for (int64_t k = first; k < last; ++k) {
+    const T* const box = rois + 5 * k + 1;
+    const FewMap<Stored> map = map_of(k);
+    const T scale = static_cast<T>(map.spatial_scale);
+    const auto y = make_roi_align_axis(box[1], box[3], scale, pooled.height, options.sampling_ratio,
+                                       options.aligned, map.height);
+    const auto x = make_roi_align_axis(box[0], box[2], scale, pooled.width, options.sampling_ratio,
+                                       options.aligned, map.width);
+    if (is_regular(y) && is_regular(x)) {
+      roi_align_few(y, x, map.image, map.width, pooled, channels_last, columns,
+                    out + k * pooled.channels * pooled.bins());
+    } else {
+      left(k);
+    }
+  }
+}
+
+// RoIs of an image of few channels, NHWC. image: [H, W, C], out: [K, PH, PW, C]
+template <class T, class Stored>
+void roi_align_channels_last_few(const RoiWeights<T>* begin, const RoiWeights<T>* end,
+                                 const Stored* image, int64_t width, const PooledShape& pooled,
+                                 std::vector<T>& sums, Stored* out) {
+  for (const RoiWeights<T>* roi = begin; roi != end; ++roi) {
+    roi_align_few_channels_last(*roi, image, width, pooled, sums,
+                                out + roi->index * pooled.bins() * pooled.channels);
   }
 }
 

@@ -203,9 +203,11 @@ RCNN_INLINE bool combine_block(const RoiWeights<T>& roi, const BinWeights<T>& bl
 
 // All bins of one channel, tap by tap: a NaN or an infinite pixel counts only where its weight is
 // not 0. The vectorized paths call it again for channels in which they find one.
+// step, out_step: elements from pixel to pixel of the map and from bin to bin
 template <class T, class Stored>
 inline void roi_align_exact(const RoiWeights<T>& roi, const Stored* plane, int64_t row,
-                            const PooledShape& pooled, Stored* out) {
+                            const PooledShape& pooled, Stored* out, int64_t step = 1,
+                            int64_t out_step = 1) {
   for (int64_t ph = 0; ph < pooled.height; ++ph) {
     for (int64_t pw = 0; pw < pooled.width; ++pw) {
       T sum = T(0);
@@ -214,11 +216,12 @@ inline void roi_align_exact(const RoiWeights<T>& roi, const Stored* plane, int64
         T column = T(0);
         for (int32_t ty = roi.y.starts[ph]; ty < roi.y.starts[ph + 1]; ++ty) {
           const Tap<T> y = roi.y.taps[ty];
-          column += y.weight * static_cast<T>(plane[y.index * row + x.index]);
+          column += y.weight * static_cast<T>(plane[y.index * row + x.index * step]);
         }
         sum += x.weight * column;
       }
-      *out++ = static_cast<Stored>(sum);
+      *out = static_cast<Stored>(sum);
+      out += out_step;
     }
   }
 }
@@ -318,6 +321,11 @@ inline void roi_align_pixels(const RoiWeights<T>& roi, const Stored* image, int6
       }
       for (; c + kN <= channels; c += kN) {
         combine_pixels_vecs<kN, 1>(taps, image + c, target + c);
+      }
+      // The last vector reaches back over channels that are summed already, where there are enough.
+      if (c < channels && channels >= kN) {
+        combine_pixels_vecs<kN, 1>(taps, image + channels - kN, target + channels - kN);
+        continue;
       }
       for (; c < channels; ++c) combine_pixels_vecs<1, 1>(taps, image + c, target + c);
     }

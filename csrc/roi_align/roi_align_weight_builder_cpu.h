@@ -22,6 +22,12 @@ struct LevelShape {
   double spatial_scale;
 };
 
+inline int64_t max_width(const std::vector<LevelShape>& levels) {
+  int64_t width = 0;
+  for (const LevelShape& level : levels) width = std::max(width, level.width);
+  return width;
+}
+
 // Computes the weights of some RoIs, and holds what they point to.
 template <class T>
 class WeightBuilder {

@@ -89,6 +89,14 @@ struct PooledShape {
   int64_t bins() const { return height * width; }
 };
 
+// The map that a RoI is pooled from where its weights are not stored.
+template <class Stored>
+struct FewMap {
+  const Stored* image;  // [C, H, W] or [H, W, C]
+  int64_t height, width;
+  double spatial_scale;
+};
+
 // A pixel of a bin in a channels-last map.
 template <class T>
 struct WeightedPixel {

@@ -27,47 +27,13 @@
 
 #include "../cpu/channel_block-inl.h"
 #include "../cpu/simd-inl.h"
+#include "roi_pool_maxima_cpu-inl.h"
+#include "roi_pool_strips_cpu-inl.h"
 
 RCNN_BEFORE_NAMESPACE();
 namespace rcnn_ext {
 namespace {
 namespace RCNN_NAMESPACE {
-
-template <class T>
-using PixelOf = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
-
-// The maxima of some channels of a bin, and the pixels that they come from.
-template <class T, int N>
-struct Maxima {
-  Vec<T, N> value;
-  Vec<PixelOf<T>, N> pixel;
-
-  // Pixels come in ascending order.
-  RCNN_INLINE void add(const Vec<T, N>& other, const Vec<PixelOf<T>, N>& at) {
-#if defined(__GNUC__)
-    pixel = other > value ? at : pixel;
-#else
-    for (int i = 0; i < N; ++i) pixel[i] = other[i] > value[i] ? at[i] : pixel[i];
-#endif
-    value = Max<N, T>(other, value);
-  }
-};
-
-// Every bin of one channel pixel by pixel, for NaN. plane: `step` elements per pixel, out and
-// argmax: `out_step` elements per bin
-template <class T, class Stored>
-inline void roi_pool_exact(const RoiBins& bins, const Stored* plane, int64_t width, int64_t step,
-                           Stored* out, int32_t* argmax, int64_t out_step) {
-  for (const PixelRange& ys : bins.y) {
-    for (const PixelRange& xs : bins.x) {
-      const BinMaximum<T> maximum = bin_maximum<T>(ys, xs, plane, width, step);
-      *out = static_cast<Stored>(maximum.value);
-      *argmax = maximum.pixel;
-      out += out_step;
-      argmax += out_step;
-    }
-  }
-}
 
 // kVecs vectors of channels of one bin. image: at the first of them, [H, W, `step` elements]
 // Returns whether there may be a NaN.
@@ -227,6 +193,8 @@ void roi_pool_pixels(const RoiBins* begin, const RoiBins* end, const Stored* inp
   const int64_t channels = shape.channels;
   // Some channels of all RoIs before the next ones, so that RoIs share what is in the cache.
   for (int64_t c = 0; c < channels;) {
+    // The last vector reaches back over channels that are pooled already, where there are enough.
+    if (channels - c < kN) c = std::max<int64_t>(0, channels - kN);
     const int64_t vecs = std::min<int64_t>(kVecs, (channels - c) / kN);
     const int64_t count = vecs == kVecs ? kVecs * kN : vecs > 0 ? kN : channels - c;
     for (const RoiBins* roi = begin; roi != end; ++roi) {
@@ -255,25 +223,30 @@ void roi_pool_pixels(const RoiBins* begin, const RoiBins* end, const Stored* inp
   }
 }
 
-// The gradient of channels [first, last) of an image, NHWC: a sum over bins in order. grad, argmax:
-// [K, PH, PW, C], target: [H * W] pixels that are `step` elements apart
+// Adds the gradient of channels [first, last) of an image, NHWC: a sum over bins in order. grad,
+// argmax: [K, PH, PW, C], target: [H * W] pixels that are `step` elements apart
 template <class T, class Stored>
 void roi_pool_backward_pixels(const T* rois, int64_t roi_count, int64_t image, const Stored* grad,
                               const int32_t* argmax, const FeatureShape& shape, int64_t bins,
                               int64_t first, int64_t last, T* target, int64_t step) {
   const int64_t pixels = shape.height * shape.width;
-  for (int64_t p = 0; p < pixels; ++p) std::fill_n(target + p * step, last - first, T(0));
   for (int64_t k = 0; k < roi_count; ++k) {
     if (roi_batch_index(rois[5 * k], shape.batch_size) != image) continue;
     for (int64_t bin = k * bins; bin < (k + 1) * bins; ++bin) {
       const Stored* const from = grad + bin * shape.channels + first;
       const int32_t* const places = argmax + bin * shape.channels + first;
-      for (int64_t c = 0; c < last - first; ++c) {
+      const auto add = [&](int64_t c, T value) {
         const int64_t pixel = places[c];
         // The upper bound keeps an argmax from elsewhere from writing out of bounds.
-        if (pixel < 0 || pixel >= pixels) continue;
-        target[pixel * step + c] += static_cast<T>(from[c]);
+        if (pixel >= 0 && pixel < pixels) target[pixel * step + c] += value;
+      };
+      constexpr int kN = kLanes<T>;
+      int64_t c = 0;
+      for (; c + kN <= last - first; c += kN) {
+        const Vec<T, kN> values = LoadU<T, kN>(from + c);
+        for (int i = 0; i < kN; ++i) add(c + i, values[i]);
       }
+      for (; c < last - first; ++c) add(c, static_cast<T>(from[c]));
     }
   }
 }

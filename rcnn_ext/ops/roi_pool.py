@@ -1,6 +1,7 @@
 """RoIPool.
 
-CPU: ``csrc/roi_pool/roi_pool_cpu.cpp``, kernels in ``csrc/roi_pool/roi_pool_cpu-inl.h``.
+CPU: ``csrc/roi_pool/roi_pool_cpu.cpp``, kernels in ``csrc/roi_pool/roi_pool_cpu-inl.h`` and
+``csrc/roi_pool/roi_pool_strips_cpu-inl.h``.
 CUDA: ``csrc/roi_pool/roi_pool_cuda.cu``, backward in
 ``csrc/cuda/roi_gather/roi_gather.cuh``.
 """
