@@ -275,7 +275,7 @@ Tensor roi_pool_backward_cpu(const Tensor& grad, const Tensor& argmax, const Ten
     // Sums that do not round where they will lie, and half types with bins on few of the pixels.
     constexpr int64_t kMinPixelsPerBin = 8;
     const bool sparse = !kInPlace && roi_count * bins * kMinPixelsPerBin < batch_size * pixels;
-    if (kInPlace || sparse) {
+    if (sparse || (kInPlace && channels_last)) {
       const int64_t size = result.numel();
       torch::stable::parallel_for(0, size, 1 << 18, [&](int64_t begin, int64_t end) {
         std::memset(out + begin, 0, (end - begin) * sizeof(Stored));
@@ -335,11 +335,8 @@ Tensor roi_pool_backward_cpu(const Tensor& grad, const Tensor& argmax, const Ten
           const int64_t last = std::min(end, first + group);
           Stored* const target = out + (n * channels + first) * pixels;
           T* planes = scratch.data();
-          if constexpr (kInPlace) {
-            planes = target;
-          } else {
-            std::fill_n(planes, pixels, T(0));
-          }
+          if constexpr (kInPlace) planes = target;
+          std::memset(planes, 0, (last - first) * pixels * sizeof(T));
           for (int64_t k = 0; k < roi_count; ++k) {
             if (roi_batch_index(roi_data[5 * k], batch_size) != n) continue;
             int64_t bin = (k * channels + first) * bins;
