@@ -60,15 +60,14 @@ class Fingerprints:
             content: Its file; None reads it from ``path``.
             picture: The picture upright, or as a tensor [C, H, W], uint8 or floats in [0, 1].
         """
-        content = path.read_bytes() if content is None else content
-        self.by_path[path] = fingerprint(content, picture)
+        self.by_path[path] = fingerprint(path if content is None else content, picture)
 
 
-def fingerprint(content: bytes, picture: Image.Image | torch.Tensor) -> Fingerprint:
+def fingerprint(content: bytes | Path, picture: Image.Image | torch.Tensor) -> Fingerprint:
     """Return the fingerprint of a picture.
 
     Args:
-        content: Its file.
+        content: Its file, or the path of that.
         picture: The picture upright, or as a tensor [C, H, W], uint8 or floats in [0, 1].
     """
     gray = _gray(picture)  # float32 [32, 32]
@@ -77,12 +76,24 @@ def fingerprint(content: bytes, picture: Image.Image | torch.Tensor) -> Fingerpr
     turned = low * np.where(np.arange(_FREQUENCIES) % 2, -1, 1)
     small = gray.reshape(SIDE, _WORKING_SIDE // SIDE, SIDE, -1).mean(axis=(1, 3))
     return Fingerprint(
-        digest=hashlib.blake2b(content, digest_size=16).digest(),
+        digest=_digest(content),
         hash=_bits(low),
         mirrored=_bits(turned),
         thumbnail=small.round().clip(0, 255).astype(np.uint8).tobytes(),
         plain=bool(gray.std() < _MIN_CONTRAST),
     )
+
+
+def _digest(content: bytes | Path) -> bytes:
+    found = hashlib.blake2b(digest_size=16)
+    if isinstance(content, bytes):
+        found.update(content)
+        return found.digest()
+    with content.open("rb") as file:
+        # Scans may have gigabytes.
+        while part := file.read(1 << 20):
+            found.update(part)
+    return found.digest()
 
 
 def _gray(picture: Image.Image | torch.Tensor) -> np.ndarray:
@@ -95,7 +106,7 @@ def _gray(picture: Image.Image | torch.Tensor) -> np.ndarray:
     scale = 1.0 if picture.dtype == torch.uint8 else 255.0
     plane = picture.as_subclass(torch.Tensor).float().mean(dim=0).numpy() * scale
     small = Image.fromarray(plane).resize(size, Image.Resampling.BOX)
-    return np.asarray(small, dtype=np.float32)
+    return np.nan_to_num(np.asarray(small, dtype=np.float32), posinf=255, neginf=0)
 
 
 @functools.cache
