@@ -1,7 +1,7 @@
 """Put the newest figures of ``benchmarks/results`` into the two READMEs.
 
-README.md gets six rows and benchmarks/README.md every row, each between ``<!-- figures:begin -->``
-and ``<!-- figures:end -->``.
+README.md gets seven rows and benchmarks/README.md every row, each between
+``<!-- figures:begin -->`` and ``<!-- figures:end -->``.
 
 python tools/update_readme.py           write them
 python tools/update_readme.py --check   exit with 1 where a README does not match
@@ -24,6 +24,9 @@ BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
 
 Report = dict[str, Any]
 
+# What stands in place of an operator's name in README.md, by suite. A pipeline's time is per file.
+KINDS = {"models": "whole model", "pipeline": "files to boxes"}
+
 # The rows of README.md: suite and name of the case.
 SHORT_ROWS = (
     ("operators", "nms/5000"),
@@ -32,6 +35,7 @@ SHORT_ROWS = (
     ("operators", "roi_align/512"),
     ("operators", "roi_align/512/bwd"),
     ("models", "inference"),
+    ("pipeline", "folder"),
 )
 
 
@@ -102,6 +106,24 @@ def model_table(link: str, report: Report) -> str:
         cells.append(target_cell(row))
         cells += [f"{side['extra_bytes'] / 2**20:.0f} MiB" for side in (ours, theirs)]
         body.append(cells)
+    return markdown(f"{machine(report['environment'])} ([all figures]({link})):", head, body)
+
+
+def pipeline_table(link: str, report: Report) -> str:
+    """Format the detection in files, one row per number of threads.
+
+    Args:
+        link: Path of the JSON file, relative to the document.
+        report: Its content.
+    """
+    head = ["work", "threads", "rcnn_ext", "torchvision", "ratio", "target"]
+    head += ["of our network alone", "target"]
+    body = []
+    for row in report["results"]:
+        rates = [row["contenders"][name]["pictures_per_s"] for name in ("rcnn_ext", "torchvision")]
+        cells = [row["work"], str(row["threads"]), *(f"{rate:.1f} pictures/s" for rate in rates)]
+        cells += [f"{row['ratio_torchvision']:.2f}x", target_cell(row)]
+        body.append([*cells, f"{row['of_network']:.1%}", f"{row['of_network_target']:.0%}"])
     return markdown(f"{machine(report['environment'])} ([all figures]({link})):", head, body)
 
 
@@ -176,7 +198,7 @@ def short_table(reports: dict[str, Report]) -> str:
         # Operators on one thread; the models were measured on all cores only.
         row = min(rows, key=lambda row: row["threads"])
         times = [row["contenders"][name]["median_s"] for name in ("rcnn_ext", "torchvision")]
-        name = f"`{row['operator']}`" if suite == "operators" else "whole model"
+        name = KINDS.get(suite, f"`{row['operator']}`")
         cells = [name, row["work"], str(row["threads"]), *map(seconds, times)]
         body.append([*cells, ratio_cell(row["ratio_torchvision"])])
     head = ["operator", "work", "threads", "rcnn_ext", "torchvision", "ratio"]
@@ -191,7 +213,7 @@ def short_block() -> str:
     """Return the figures of README.md."""
     parts = []
     for device, name in (("cpu", "CPU"), ("cuda", "CUDA")):
-        found = {suite: newest(device, suite=suite) for suite in ("operators", "models")}
+        found = {suite: newest(device, suite=suite) for suite in TABLES}
         reports = {suite: pair[1] for suite, pair in found.items() if pair is not None}
         parts.append(short_table(reports) if reports else _unrun(name))
     return "\n\n".join(parts)
@@ -200,6 +222,7 @@ def short_block() -> str:
 TABLES = {  # suite: title and table
     "operators": ("Operators", operator_table),
     "models": ("Faster R-CNN", model_table),
+    "pipeline": ("Files to detections", pipeline_table),
 }
 
 

@@ -161,7 +161,7 @@ def time_interleaved(
     Returns:
         The timing of each contender, by name.
     """
-    with _collector_paused():
+    with collector_paused():
         estimates = {contender.name: _warm_up(contender, clock, config) for contender in contenders}
         single = {r.name for r in contenders if _is_too_slow(r, estimates[r.name], config)}
         # The single run of a slow contender. It was called before, when its result was compared.
@@ -213,7 +213,7 @@ def _warm_up(contender: Contender, clock: Clock, config: TimingConfig) -> float:
 
 
 @contextlib.contextmanager
-def _collector_paused() -> Iterator[None]:
+def collector_paused() -> Iterator[None]:
     """Disable the garbage collector during the runs."""
     was_on = gc.isenabled()
     gc.disable()

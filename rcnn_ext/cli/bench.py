@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rcnn_ext.bench.contenders import ATOMIC, CONTENDERS, REFERENCE
-from rcnn_ext.cli.arguments import positive_ints
+from rcnn_ext.cli.arguments import positive_int, positive_ints
 from rcnn_ext.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ examples:
   rcnn-ext bench --only roi_align --threads 1,2 --out comparison
   rcnn-ext bench --device cuda --json benchmarks/results
   rcnn-ext bench --models
+  rcnn-ext bench --pipeline --threads 2
 
 Every result is compared with a float64 reference before it is timed. The exit code is 1 if an
 operator failed or gave a wrong result.
@@ -64,11 +65,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="measure how cost grows: NMS of 100 to 1,000,000 boxes, RoIAlign of 10 to 10,000 RoIs"
         " (CPU, one thread, without the reference)",
     )
-    parser.add_argument(
+    detectors = parser.add_mutually_exclusive_group()
+    detectors.add_argument(
         "--models",
         action="store_true",
         help="compare Faster R-CNN with torchvision's instead of operators: inference, training"
         " step, memory; some minutes, with --quick seconds",
+    )
+    detectors.add_argument(
+        "--pipeline",
+        action="store_true",
+        help="compare detection in 1,000 JPEG files with a loop over torchvision's detector, and"
+        " with our network alone; some minutes, with --quick seconds",
+    )
+    parser.add_argument(
+        "--pictures",
+        type=positive_int,
+        metavar="N",
+        help="number of files for --pipeline (default: 1000, with --quick 20)",
     )
     parser.add_argument(
         "--budget",
@@ -106,8 +120,10 @@ def run(args: argparse.Namespace) -> int:
     from rcnn_ext.bench.timing import TimingConfig
 
     device = _device(args.device)
-    if args.models:
-        return _run_models(args, device)
+    if args.models or args.pipeline:
+        return _run_detectors(args, device)
+    if args.pictures:
+        raise UserError("--pictures is for --pipeline")
     cases = suite.growth() if args.growth else suite.suite(args.quick)
     cases = suite.select(cases, device.type, args.only)
     if args.list:
@@ -147,23 +163,31 @@ def run(args: argparse.Namespace) -> int:
     return 1 if report.failures else 0
 
 
-def _run_models(args: argparse.Namespace, device: torch.device) -> int:
-    """Run the comparison of detectors."""
+def _run_detectors(args: argparse.Namespace, device: torch.device) -> int:
+    """Run the comparison of detectors: in memory, or from files."""
     import torch
 
     from rcnn_ext import files
     from rcnn_ext.bench.models import run_models
+    from rcnn_ext.bench.pipeline import run_pipeline
     from rcnn_ext.bench.report import result_name
 
+    suite = "models" if args.models else "pipeline"
     for name in ("growth", "list", "only", "dtype", "contenders", "budget", "out"):
         if getattr(args, name):
-            raise UserError(f"--models: --{name} is for the comparison of operators")
+            raise UserError(f"--{suite}: --{name} is for the comparison of operators")
+    if args.models and args.pictures:
+        raise UserError("--pictures is for --pipeline")
     target = None if args.json is None else _json_target(args.json)
-    report, text = run_models(device, args.threads or (torch.get_num_threads(),), args.quick)
+    threads = args.threads or (torch.get_num_threads(),)
+    if args.models:
+        report, text = run_models(device, threads, args.quick)
+    else:
+        report, text = run_pipeline(device, threads, args.quick, args.pictures)
     print(text, end="")
     if target is not None:
         folder, file_name = target
-        path = folder / (file_name or result_name(report["environment"], "-models"))
+        path = folder / (file_name or result_name(report["environment"], f"-{suite}"))
         files.write_json(path, report)
         print(f"wrote {path}")
     return 1 if report["failures"] else 0
