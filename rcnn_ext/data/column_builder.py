@@ -5,6 +5,7 @@ Does what :class:`SetBuilder` does image by image, for files of a million object
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 
 from rcnn_ext.data.annotations import ClassList, PackedImages, clean_boxes
 from rcnn_ext.data.builder import ReadOptions, SetBuilder
+from rcnn_ext.data.segmentation import Segmentation
 from rcnn_ext.errors import UserError
 
 
@@ -109,10 +111,31 @@ class ColumnBuilder(SetBuilder):
             )
         if not good.all():
             chosen, boxes = chosen[good], boxes[good]
+        objects = self._with_fitting_masks(objects, chosen, sizes)
         order = np.argsort(objects.images[chosen], kind="stable")
         self._columns = images, objects
         self._used, self._order, self._boxes = used, chosen[order], boxes[order]
         self._sizes = sizes
+
+    def _with_fitting_masks(
+        self, objects: ObjectColumns, chosen: np.ndarray, sizes: np.ndarray
+    ) -> ObjectColumns:
+        """Return the objects without masks that are of another size than their image."""
+        if objects.segmentations is None:
+            return objects
+        kept = list(objects.segmentations)
+        for index in chosen.tolist():
+            size = Segmentation.size_of_runs(kept[index])
+            width, height = sizes[objects.images[index]].tolist()
+            if size is not None and size != (height, width):
+                kept[index] = b""
+                self.report.warning(
+                    self.source,
+                    objects.line(index),
+                    f"{objects.called(index)}: its mask is {size[1]}x{size[0]} pixels, the image "
+                    f"{width}x{height}; the mask was left out",
+                )
+        return dataclasses.replace(objects, segmentations=kept)
 
     def _checked_sizes(self, images: ImageColumns) -> tuple[np.ndarray, np.ndarray]:
         """Return the sizes of all images, and which can be used."""

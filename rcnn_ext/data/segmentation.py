@@ -193,6 +193,14 @@ class Segmentation:
         ]
         return _POLYGONS + b"".join(parts)
 
+    @staticmethod
+    def size_of_runs(packed: bytes) -> tuple[int, int] | None:
+        """Return height and width of packed run lengths; None for polygons, or nothing."""
+        if packed[:1] != _RUNS:
+            return None
+        height, width = struct.unpack_from("<II", packed, 1)
+        return height, width
+
     @classmethod
     def from_bytes(cls, packed: bytes) -> Segmentation:
         """Return what :meth:`to_bytes` packed."""

@@ -197,3 +197,31 @@ def test_layouts_of_tools_are_read_alike_with_masks(tmp_path):
             for box, found in zip(record.boxes, record.segmentations, strict=True):
                 if found is not None:
                     np.testing.assert_allclose(found.box(), box, atol=0.01)
+
+
+def test_masks_of_another_size_are_left_out(root):
+    runs = {"counts": [3, 4, WIDTH * HEIGHT - 7], "size": [HEIGHT, WIDTH]}
+    turned = {"counts": [3, 4, WIDTH * HEIGHT - 7], "size": [WIDTH, HEIGHT]}
+    document = {
+        "images": [{"id": 1, "file_name": "0.png", "width": WIDTH, "height": HEIGHT}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": 1,
+                "category_id": 1,
+                "bbox": [1, 1, 8, 8],
+                "segmentation": value,
+            }
+            for number, value in enumerate((runs, turned, [FLAT]), start=1)
+        ],
+    }
+    (root / "train.json").write_text(json.dumps(document))
+    found = open_split(DataConfig(masks=True), root, "train")
+    (record,) = found.images
+    assert [one is None for one in record.segmentations] == [False, True, False]
+    (problem,) = found.problems
+    assert problem.message == (
+        "annotations[1] (id 2): its mask is 20x40 pixels, the image 40x20; the mask was left out"
+    )
+    assert open_split(DataConfig(), root, "train").problems == ()
