@@ -9,13 +9,14 @@ CUDA: ``csrc/match_boxes/match_boxes_cuda.cu``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rcnn_ext import reference
 from rcnn_ext.ops._boxes import corners
-from rcnn_ext.ops._library import define_operator, refuse_vmap
+from rcnn_ext.ops._library import define_operator
 from rcnn_ext.reference.match_boxes import check_match_boxes
 
 
@@ -189,9 +190,32 @@ def _fake(
     return boxes.new_empty(count, dtype=torch.int64), boxes.new_empty(count, dtype=dtype)
 
 
-_no_vmap = refuse_vmap(
-    "match_boxes: vmap is not supported; batched_match_boxes takes a batch in one call"
-)
+def _vmap(
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    gt_boxes: Tensor,
+    gt_counts: list[int],
+    boxes: Tensor,
+    box_counts: list[int],
+    *options: Any,
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    """Match the images of all members of the batch in one call."""
+    size, images = info.batch_size, len(gt_counts)
+    gt_dim, boxes_dim = in_dims[0], in_dims[2]
+    gts = gt_boxes.expand(size, -1, -1) if gt_dim is None else gt_boxes.movedim(gt_dim, 0)
+    if boxes_dim is not None:
+        boxes = boxes.movedim(boxes_dim, 0)  # [V, P, 4]
+        if not box_counts:
+            # Boxes that all images of a member share.
+            box_counts = [boxes.shape[1]] * images
+            boxes = boxes.repeat(1, images, 1)
+        boxes = boxes.flatten(0, 1)
+    elif box_counts:
+        boxes = boxes.repeat(size, 1)
+    matches, best = _match_boxes(
+        gts.flatten(0, 1), gt_counts * size, boxes, box_counts * size, *options
+    )
+    return (matches.view(size, -1), best.view(size, -1)), (0, 0)
 
 
 _match_boxes = define_operator(
@@ -201,5 +225,5 @@ _match_boxes = define_operator(
     "-> (Tensor, Tensor)",
     reference=reference.match_boxes,
     fake=_fake,
-    vmap=_no_vmap,
+    vmap=_vmap,
 )

@@ -107,10 +107,46 @@ def test_vmap_of_gradients(backend: Backend) -> None:
     torch.testing.assert_close(grad, expected)
 
 
-def test_vmap_of_match_boxes_is_refused_by_name(backend: Backend) -> None:
-    boxes = make_boxes(12).view(3, 4, 4).to(backend.device)
-    with pytest.raises(NotImplementedError, match="match_boxes: .*batched_match_boxes"):
-        torch.vmap(lambda b: ops.match_boxes(b, b, 0.5, 0.2)[0])(boxes)
+@pytest.mark.parametrize("in_dims", [(0, 0), (0, None), (None, 0), (1, 2)], ids=str)
+@pytest.mark.parametrize("low_quality", [False, True])
+def test_vmap_of_match_boxes(
+    backend: Backend, in_dims: tuple[int | None, ...], low_quality: bool
+) -> None:
+    def boxes(dim: int | None, count: int, seed: int) -> Tensor:
+        batch = make_boxes(3 * count, seed=seed).view(3, count, 4).to(backend.device)
+        return batch[0] if dim is None else batch.movedim(0, dim)
+
+    def match(gt: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.match_boxes(gt, boxes, 0.3, 0.1, low_quality)
+
+    gt, candidates = boxes(in_dims[0], 4, 0), boxes(in_dims[1], 30, 1)
+    results = torch.vmap(match, in_dims=in_dims)(gt, candidates)
+    for i in range(3):
+        expected = match(
+            gt if in_dims[0] is None else gt.select(in_dims[0], i),
+            candidates if in_dims[1] is None else candidates.select(in_dims[1], i),
+        )
+        for result, wanted in zip(results, expected, strict=True):
+            assert torch.equal(result[i], wanted)
+    no_gt = gt.new_empty(3, 0, 4)
+    assert torch.vmap(match, in_dims=(0, None))(no_gt, boxes(None, 30, 1))[0].eq(-1).all()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_vmap_of_batched_match_boxes(backend: Backend, shared: bool) -> None:
+    first, second = make_boxes(24).view(2, 3, 4, 4).to(backend.device)  # [V, G, 4] each
+    boxes = make_boxes(90, seed=1).view(3, 30, 4).to(backend.device)
+    for dim in (0, None):
+        given = boxes if dim == 0 else boxes[0]
+
+        def match(gt1: Tensor, gt2: Tensor, boxes: Tensor) -> Tensor:
+            of_images = boxes if shared else [boxes[:10], boxes[10:]]
+            return ops.batched_match_boxes([gt1, gt2[:2]], of_images, 0.3, 0.1)[0]
+
+        results = torch.vmap(match, in_dims=(0, 0, dim))(first, second, given)
+        for i in range(3):
+            expected = match(first[i], second[i], given if dim is None else given[i])
+            assert torch.equal(results[i], expected)
 
 
 def test_vmap_of_nms_is_refused_by_name(backend: Backend) -> None:
