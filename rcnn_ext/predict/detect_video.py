@@ -105,8 +105,8 @@ def detect_in_videos(
     if errors:
         for other in errors[:-1]:
             print(f"rcnn-ext: {other}", file=sys.stderr)
-        rest = "the others are done" if len(own) > 1 else "what could be read is done"
-        text = f"{errors[-1]}; {rest}"
+        rest = "; the others are done" if len(own) > 1 else ""
+        text = f"{errors[-1]}{rest}"
         if shard.count == 1 or "TORCHELASTIC_RUN_ID" not in os.environ:
             raise UserError(text)
         print(f"rcnn-ext: {text}", file=sys.stderr)

@@ -10,10 +10,11 @@ from PIL import Image
 
 from rcnn_ext.data.images import load_image
 from tests.helpers.made_data import as_coco, as_csv, as_pennfudan, as_voc, shapes
+from tests.helpers.videos import make_video
 
 
 def make_page_data(folder: Path) -> None:
-    """Write coco, VOCdevkit, PennFudanPed, csv and yolo, and pictures without annotations.
+    """Write coco, VOCdevkit, PennFudanPed, csv and yolo, and pictures and a video without boxes.
 
     Args:
         folder: An existing folder, which a page's examples see as the current one.
@@ -30,6 +31,7 @@ def make_page_data(folder: Path) -> None:
     for picture in pictures:
         load_image(picture).save(folder / "folder" / f"{picture.stem}.png")
     load_image(pictures[0]).save(folder / "photo.jpg")
+    make_video(folder / "street.mp4", 8)
 
 
 def _list_test_pictures(root: Path) -> None:
