@@ -5,6 +5,7 @@ VENV ?= .venv
 OUT ?= gpu-out
 DEMO_OUT ?= demo-out
 BENCH_ARGS ?=
+MINUTES ?= 20
 # Each test process holds torch and the emulator, so at most four, however many cores there are.
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
@@ -14,7 +15,7 @@ PYTHON_FILES := setup.py rcnn_ext tests benchmarks tools
 NATIVE_FILES := 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'benchmarks/*.cu' \
   'tests/*.h' 'tests/*.cpp' 'tests/*.cu'
 
-.PHONY: help demo test lint format docs bench gpu test-compat sanitize mutants clean
+.PHONY: help demo test lint format docs bench gpu test-compat sanitize mutants fuzz clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -76,6 +77,9 @@ sanitize: $(VENV)/.installed-dev  ## CPU kernels and selective search under ASan
 
 mutants: $(VENV)/.installed-dev  ## break the CUDA kernels and see that the emulated tests notice
 	$(BIN)/python tools/mutate_cuda.py --out docs/mutants.md
+
+fuzz: $(VENV)/.installed-dev  ## damage files of every kind at random (MINUTES=20)
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 clean:  ## remove what was built, keep the environment
 	rm -rf build dist site *.egg-info rcnn_ext/*.so benchmarks/cuda/*.so rcnn_ext/_build_info.json $(VENV)/.compiled $(VENV)/.installed-*

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import signal
 import sys
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 
 from rcnn_ext import __version__
 from rcnn_ext.cli.doctor import EXTRAS
-from rcnn_ext.errors import UserError
+from rcnn_ext.errors import UserError, one_line
 
 DESCRIPTION = "Train, evaluate and run R-CNN detectors, and compare their operators."
 EPILOG = """\
@@ -66,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     # Pillow warns of odd metadata, which are no matter here.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of files need not be text in the encoding of the terminal.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         options = _parse(arguments)
         return int(options.run(options))
@@ -101,7 +105,7 @@ def _fail(debug: bool, message: str, code: int) -> int:
         import traceback
 
         traceback.print_exc()
-    print(f"rcnn-ext: {message}", file=sys.stderr)
+    print(f"rcnn-ext: {one_line(message)}", file=sys.stderr)
     return code
 
 

@@ -277,3 +277,7 @@ def _parse_yaml(text: str, where: str) -> Any:
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "bad characters"
         raise UserError(f"{where} is not valid YAML: {problem}{place}") from None
+    except RecursionError:
+        raise UserError(f"{where}: lists or mappings are nested too deeply for a recipe") from None
+    except (ValueError, TypeError):
+        raise UserError(f"{where}: a key, number or date in it is none: is it damaged?") from None

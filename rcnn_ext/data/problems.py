@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rcnn_ext.errors import UserError
+from rcnn_ext.errors import UserError, one_line
 
 _MAX_SHOWN = 3
 
@@ -36,7 +36,7 @@ class Problem:
 
     def __str__(self) -> str:
         """Return one line, in the manner of compilers."""
-        return f"{self.where}: {self.severity}: {self.message}"
+        return one_line(f"{self.where}: {self.severity}: {self.message}")
 
 
 @dataclass

@@ -74,6 +74,11 @@ def read_yolo_with(
             f"no images for {split} in {root}: {describe_search(root, split)}; name a folder or a "
             f"list with data.{split}_annotations=PATH"
         )
+    if any("\0" in str(source) for source in sources):
+        raise UserError(
+            f"{root / description if description else root}: the path of the split {split} holds a "
+            "zero character, as no path does; correct it"
+        )
     if images is None and split == "train":
         _refuse_merged(root, sources, description, encoding)
     files = [path for source in sources for path in images_of(source, encoding)]
