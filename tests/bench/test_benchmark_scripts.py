@@ -31,6 +31,7 @@ def test_recipes_accept_the_overrides_of_the_scripts():
         import first_steps
         import memory_floor
         import overfit
+        import roi_grid
         from rcnn_ext.config import load_recipe
 
         assert set(first_steps.DATA) == set(overfit.CASES)
@@ -56,3 +57,20 @@ def test_the_script_of_selective_search_explains_itself():
     )
     assert done.returncode == 2
     assert "expected some of parity, speed, recall, threads, growth" in done.stderr
+
+
+def test_the_grid_of_roi_operators_has_200_rows_and_measures_one():
+    done = run_beside_scripts(
+        """
+        import sys
+        import roi_grid
+
+        shapes = roi_grid.grid()
+        assert len(shapes) == len({shape.name for shape in shapes}) == 200
+        assert {shape.channels for shape in shapes} >= {1, 3, 16, 2048}
+        row = roi_grid.measure(next(s for s in shapes if s.rois == 1 and not s.backward), 0)
+        assert row["error"] <= row["tolerance"]
+        assert row["ratio"] > 0
+        """
+    )
+    assert done.returncode == 0, done.stderr
