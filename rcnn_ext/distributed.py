@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -106,6 +107,22 @@ class Processes:
         distributed.all_gather(parts, padded)
         together = [part[:count] for part, count in zip(parts, counts, strict=True)]
         return torch.cat(together).cpu().numpy()
+
+    def count_in_main(self, own: int) -> int:
+        """Wait until all processes are here, however long they take; they are in no group yet.
+
+        Args:
+            own: A count.
+
+        Returns:
+            The sum of the counts in the main process; 0 in the others.
+        """
+        if self.count == 1:
+            return own
+        forever = timedelta(days=365)
+        distributed.init_process_group("gloo", timeout=forever)
+        counts = self.all_gather(np.array([[float(own)]]), torch.device("cpu"))
+        return int(counts.sum()) if self.is_main_process else 0
 
     def broadcast_from_main(self, value: float, device: torch.device) -> float:
         """Return the main process's value in every process."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from rcnn_ext import files
+from rcnn_ext.cli.arguments import add_shard
 from rcnn_ext.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ examples:
   rcnn-ext selective-search VOCdevkit/VOC2007 --out regions
   rcnn-ext selective-search VOCdevkit/VOC2007 --out regions --mode fast
   torchrun --nproc-per-node 4 -m rcnn_ext selective-search images/ --out regions
+  rcnn-ext selective-search images/ --out regions --shard 2/4
 
 Stop it at any time: run the command again to continue. Training reads the folder with
 selective_search.folder=regions and equal settings.
@@ -88,6 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=int, metavar="N", help="searches at a time (default: one per core)"
     )
+    add_shard(parser)
 
 
 def _defaults(shown: Callable[[SearchSettings], str]) -> str:
@@ -105,17 +108,20 @@ def run(args: argparse.Namespace) -> int:
         args: The options that :func:`add_arguments` declares.
 
     Returns:
-        0, or 1 where an image could not be read.
+        0.
 
     Raises:
-        UserError: An option or a path is wrong.
+        UserError: An option or a path is wrong; or an image could not be read or its regions not
+            be written, after all others are done.
     """
     from rcnn_ext.config.selective_search import SearchSettings
     from rcnn_ext.data.images import find_images
     from rcnn_ext.distributed import Processes
     from rcnn_ext.selective_search.cache import ProposalCache
     from rcnn_ext.selective_search.precompute import precompute
+    from rcnn_ext.shards import Shard
 
+    shard = Shard.of(args.shard)
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers: expected at least 1, got {args.workers}")
     given = vars(args)
@@ -128,13 +134,19 @@ def run(args: argparse.Namespace) -> int:
     files.make_folder(args.out)  # now, not after the first search
     started = time.monotonic()
     cache = ProposalCache(args.out, settings)
-    summary = precompute(images, cache, args.workers, processes=Processes.from_environment())
+    summary = precompute(images, cache, args.workers, processes=shard.processes)
     seconds = time.monotonic() - started
     done = f"{summary.computed} images searched in {seconds:.1f} s"
     if summary.computed:
         done += f", {summary.regions / summary.computed:,.0f} regions each"
-    print(f"{done}; {summary.present} were there; {len(summary.broken)} could not be read")
+    print(f"{done}; {summary.present} were there; {len(summary.broken)} could not be done")
     for line in summary.broken:
         print(f"  {line}")
     print(f"everything is in {args.out}")
-    return 1 if summary.broken else 0
+    # torchrun ends all processes when one fails: none does before all are done.
+    broken = Processes.from_environment().count_in_main(len(summary.broken))
+    if broken:
+        first = summary.broken[0] if summary.broken else "other processes name them"
+        more = f" (and {broken - 1} more)" if broken > 1 else ""
+        raise UserError(f"{first}{more}; the others are done")
+    return 0

@@ -139,7 +139,11 @@ class ProposalCache:
 
         Returns:
             The file.
+
+        Raises:
+            UserError: It cannot be written.
         """
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
         path = self.path_for(content)
@@ -153,7 +157,10 @@ class ProposalCache:
             "width": str(found.width),
         }
         with files.replacing(path) as temporary:
-            save_file(arrays, temporary, strings)
+            try:
+                save_file(arrays, temporary, strings)
+            except SafetensorError as error:
+                raise UserError(f"cannot write {path}: {error}") from error
         return path
 
     def _command(self) -> str:

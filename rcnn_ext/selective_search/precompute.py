@@ -34,7 +34,7 @@ class Summary:
         computed: Searched now.
         present: There before.
         regions: Found in the images that were searched now.
-        broken: The images that could not be read, and why.
+        broken: The images that could not be read, or their regions not be written, and why.
     """
 
     computed: int = 0
@@ -64,7 +64,8 @@ def precompute(
         reader: Reads the images; None reads them with the usual options.
 
     Returns:
-        What was done. An image that cannot be read is named there and does not stop the others.
+        What was done. An image that cannot be read, and regions that cannot be written, are named
+        there and do not stop the others.
 
     Raises:
         UserError: The backend is not installed.
@@ -99,7 +100,8 @@ def compute_one(
     """Search one image unless its proposals are there.
 
     Returns:
-        The number of regions; None where they were there; an error where the image is broken.
+        The number of regions; None where they were there; an error where the image is broken or
+        the regions cannot be written.
     """
     try:
         content = image.read_bytes()
@@ -109,7 +111,10 @@ def compute_one(
     except (OSError, UserError) as error:
         return error if isinstance(error, UserError) else UserError(f"{image}: {error.strerror}")
     regions = find_regions(picture, cache.settings)
-    cache.write(content, CachedRegions(regions, picture.height, picture.width))
+    try:
+        cache.write(content, CachedRegions(regions, picture.height, picture.width))
+    except UserError as error:  # such as a full disk
+        return UserError(f"{image}: {error}")
     return len(regions)
 
 

@@ -22,7 +22,9 @@ from rcnn_ext.selective_search.cache import CachedRegions
 from rcnn_ext.selective_search.precompute import precompute
 from tests.helpers.made_images import smooth_noise
 
-pytest.importorskip("safetensors")
+SafetensorError = pytest.importorskip("safetensors").SafetensorError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -155,14 +157,17 @@ def test_broken_image_is_named_and_stops_nobody(images: list[Path], cache: Propo
 def test_failed_write_leaves_nothing(
     images: list[Path], cache: ProposalCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*args: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("safetensors.numpy.save_file", fail)
     regions = find_regions(Image.open(images[0]), cache.settings)
-    with pytest.raises(OSError, match="No space"):
-        cache.write(images[0].read_bytes(), CachedRegions(regions, 40, 50))
-    assert _files(cache) == []
+    no_space = "No space left on device"
+    for error in (OSError(28, no_space), SafetensorError(f"Io error: {no_space}")):
+
+        def fail(*args: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr("safetensors.numpy.save_file", fail)
+        with pytest.raises(UserError, match=rf"cannot write {cache.folder}.*{no_space}"):
+            cache.write(images[0].read_bytes(), CachedRegions(regions, 40, 50))
+        assert _files(cache) == []
 
 
 def test_stop_leaves_whole_files_and_the_next_run_goes_on(
@@ -196,19 +201,52 @@ def test_ranks_share_the_images_out(images: list[Path], cache: ProposalCache) ->
     assert len(_files(cache)) == 5
 
 
-def test_the_command_takes_its_share_under_torchrun_alone(
-    images: list[Path], tmp_path: Path
-) -> None:
+def test_the_command_takes_its_share(images: list[Path], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "rcnn_ext", "selective-search", str(images[0].parent)]
-    ranks = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
-    for variables, count in (({"TORCHELASTIC_RUN_ID": "1"}, 2), ({}, 5)):
+    ranks = {"RANK": "1", "WORLD_SIZE": "2"}
+    for more, variables, count in (
+        ([], ranks, 2),
+        (["--shard", "1/2"], ranks, 3),
+        (["--shard", "1/1"], ranks, 5),
+    ):
         done = subprocess.run(
-            [*command, "--out", str(tmp_path / f"of-{count}")],
+            [*command, "--out", str(tmp_path / f"of-{count}"), *more],
             capture_output=True,
             text=True,
-            env={**os.environ, **ranks, **variables},
+            env={**os.environ, **variables},
         )
         assert f"{count} images searched" in done.stdout
+
+
+def test_regions_that_cannot_be_written_cost_their_image(
+    images: list[Path], cache: ProposalCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = ProposalCache.write
+
+    def full_at_first(self: ProposalCache, content: bytes, regions: CachedRegions) -> None:
+        if content == images[0].read_bytes():
+            raise UserError("cannot write F: No space left on device")
+        write(self, content, regions)
+
+    monkeypatch.setattr(ProposalCache, "write", full_at_first)
+    summary = precompute(images, cache)
+    assert summary.computed == 4
+    assert summary.broken == [f"{images[0]}: cannot write F: No space left on device"]
+
+
+def test_torchrun_ends_no_process_for_the_image_of_another(
+    images: list[Path], tmp_path: Path
+) -> None:
+    images[0].write_text("no picture")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node=2", "-m", "rcnn_ext", "selective-search"]
+    command += [str(images[0].parent), "--out", str(tmp_path / "p")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 1, done.stderr  # torchrun's own
+    assert "2 images searched" in done.stdout
+    assert "0.png is not an image that Pillow can read; the others are done" in done.stderr
+    assert len(list((tmp_path / "p").rglob("*.safetensors"))) == 4
 
 
 def test_two_processes_at_once(images: list[Path], cache: ProposalCache) -> None:
@@ -219,7 +257,7 @@ def test_two_processes_at_once(images: list[Path], cache: ProposalCache) -> None
     for process in running:
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 0
-        assert "could not be read" in output
+        assert "could not be done" in output
     assert len(_files(cache)) == 5
     assert all(len(cache.boxes(path)) for path in images)
 
@@ -240,7 +278,7 @@ def test_command_reports_and_fails_on_broken_images(images: list[Path], tmp_path
         text=True,
         env={**os.environ, "RANK": "0", "WORLD_SIZE": "1"},
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "4 images searched" in done.stdout
     assert "0.png is not an image that Pillow can read" in done.stdout
     refused = subprocess.run(
