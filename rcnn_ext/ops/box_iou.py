@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rcnn_ext import reference
 from rcnn_ext.ops._boxes import FORMATS, corners
+from rcnn_ext.ops._fx import fx_leaf
 from rcnn_ext.ops._library import define_operator
 from rcnn_ext.ops._torchvision import torchvision_ops
 from rcnn_ext.reference.box_iou import (
@@ -25,6 +26,7 @@ from rcnn_ext.reference.box_iou import (
 )
 
 
+@fx_leaf
 def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
     """Compute the intersection over union of every pair of boxes; differentiable.
 
@@ -59,6 +61,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
     return _pairwise(corners(boxes1, "box_iou", fmt), corners(boxes2, "box_iou", fmt), IOU, 0.0)
 
 
+@fx_leaf
 def box_ios(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
     """Compute the intersection over the smaller area of every pair of boxes; differentiable.
 
@@ -87,6 +90,7 @@ def box_ios(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
     return _pairwise(corners(boxes1, "box_ios", fmt), corners(boxes2, "box_ios", fmt), SMALLER, 0.0)
 
 
+@fx_leaf
 def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """Compute the generalized IoU of every pair of boxes; differentiable.
 
@@ -113,6 +117,7 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     return _pairwise(corners(boxes1, op), corners(boxes2, op), GENERALIZED, 0.0)
 
 
+@fx_leaf
 def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
     """Compute the distance IoU of every pair of boxes; differentiable.
 
@@ -140,6 +145,7 @@ def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
     return _pairwise(corners(boxes1, op), corners(boxes2, op), DISTANCE, eps)
 
 
+@fx_leaf
 def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
     """Compute the complete IoU of every pair of boxes; differentiable.
 

@@ -16,11 +16,13 @@ from torch import Tensor
 
 from rcnn_ext import reference
 from rcnn_ext.ops._boxes import corners
+from rcnn_ext.ops._fx import fx_leaf
 from rcnn_ext.ops._library import define_operator, refuse_vmap
 from rcnn_ext.reference.checks import name_of
 from rcnn_ext.reference.nms import check_batched_nms, check_max_output, check_nms
 
 
+@fx_leaf
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     """Suppress boxes that overlap a better one (greedy non-maximum suppression).
 
@@ -51,6 +53,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     return _nms(corners(boxes, "nms"), scores, iou_threshold)
 
 
+@fx_leaf
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
     """Suppress boxes within each class, image or level (non-maximum suppression).
 
@@ -86,6 +89,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     return _batched_nms(corners(boxes, "batched_nms"), scores, idxs, iou_threshold)
 
 
+@fx_leaf
 def nms_padded(
     boxes: Tensor, scores: Tensor, iou_threshold: float, max_output: int
 ) -> tuple[Tensor, Tensor]:
@@ -117,6 +121,7 @@ def nms_padded(
     return _nms_padded(boxes, scores, iou_threshold, max_output)
 
 
+@fx_leaf
 def batched_nms_padded(
     boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, max_output: int
 ) -> tuple[Tensor, Tensor]:
