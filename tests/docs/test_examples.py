@@ -66,6 +66,7 @@ _RPN = (
 _OF_RECIPE = {
     "fast_rcnn": ("selective_search.mode=single", "selective_search.max_boxes=40"),
     "faster_rcnn_coco": ("model.fixed_size=[64, 64]", *_RPN),
+    "faster_rcnn_finetune": ("model.weights=null", "model.fixed_size=[64, 64]", *_RPN),
     "faster_rcnn_roipool": _RPN,
     "faster_rcnn_synthetic": ("data.synthetic.train=8", "data.synthetic.val=4", *_RPN),
     "localizer_csv": ("model.fixed_size=[64, 64]",),
