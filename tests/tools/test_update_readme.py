@@ -149,4 +149,4 @@ def test_every_chosen_row_is_a_case_of_the_suite(tool):
 
     names = {case.name for case in suite(quick=False)}
     assert {case for kind, case in tool.SHORT_ROWS if kind == "operators"} <= names
-    assert len(tool.SHORT_ROWS) == 6
+    assert len(tool.SHORT_ROWS) == 7
