@@ -164,6 +164,8 @@ def read_json(path: Path) -> Any:
     Raises:
         UserError: The file is missing, unreadable or not JSON; the message has the line and column.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is not a file")
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:

@@ -66,6 +66,8 @@ class JsonStream:
             UserError: The file is missing, unreadable, not text, not JSON, or no object; the
                 message has the line and column, or the byte.
         """
+        if self.path.exists() and not self.path.is_file():
+            raise UserError(f"{self.path} is not a file")
         try:
             with self.path.open("rb") as file:
                 yield from self._sections(self._decoded(file))

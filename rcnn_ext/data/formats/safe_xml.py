@@ -40,6 +40,8 @@ def read_xml(path: Path, encoding: str | None = None) -> Any:
         XmlError: It is no XML, or holds what a harmless file does not need.
         UserError: It cannot be read.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is not a file")
     try:
         content = path.read_bytes()
     except OSError as error:
