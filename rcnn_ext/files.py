@@ -158,6 +158,26 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def read_head(path: Path, count: int = -1) -> bytes:
+    """Return the beginning of a file, for telling what it is.
+
+    Args:
+        path: The file.
+        count: Number of bytes; all where it is negative.
+
+    Returns:
+        The bytes; none where it is no regular file or cannot be read. Pipes and devices are not
+        opened: that would wait for a writer, or never end.
+    """
+    try:
+        if not path.is_file():
+            return b""
+        with path.open("rb") as file:
+            return file.read(count)
+    except OSError:
+        return b""
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 

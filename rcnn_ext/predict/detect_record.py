@@ -224,4 +224,5 @@ class Merger:
 
 
 def _text_file(path: Path) -> TextIO:
-    return path.open("w", encoding="utf-8")
+    # Names of files that are no text are written with escapes, as everywhere in results.
+    return path.open("w", encoding="utf-8", errors="backslashreplace")

@@ -106,7 +106,7 @@ class VideoResults:
         try:
             if self._lines is None:
                 make_folder(self.lines_path.parent)
-                self._lines = self.lines_path.open("w", encoding="utf-8")
+                self._lines = self.lines_path.open("w", encoding="utf-8", errors="backslashreplace")
                 self._written.append(self.lines_path)
             self._lines.write(json.dumps(value, allow_nan=False) + "\n")
             self._lines.flush()  # Whoever follows the file sees each frame when it is done.

@@ -36,9 +36,9 @@ def test_training_reads_what_check_detects(
         assert source.classes.names == layouts.CLASSES
 
 
-def _kaggle(root: Path) -> None:
+def _unknown_columns(root: Path) -> None:
     layouts.pictures(root / "images")
-    header = "image_id,width,height,bbox,source"
+    header = "image_id,width,height,place,source"
     layouts.table(root / "train.csv", header, lambda n: (f"p{n}", 40, 20, "[1, 2, 3, 4]", "x"))
 
 
@@ -78,7 +78,7 @@ def _pictures_alone(root: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (_kaggle, "no columns for a box among image_id, width, height, bbox, source"),
+        (_unknown_columns, "no columns for a box among image_id, width, height, place, source"),
         (_via, "region_shape_attributes cannot be read as one"),
         (_yolo_without_labels, "6 images, but no annotations: looked for "),
         (_validation_without_labels, "2 images, but no annotations: looked for "),

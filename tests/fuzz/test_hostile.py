@@ -137,6 +137,8 @@ def test_json(fuzzer, tmp_path):
     ("make", "name"),
     [
         (layouts.fiftyone_coco, "data/p0.png"),
+        (layouts.fiftyone_coco, "labels.json"),
+        (layouts.labelimg_voc, "p0.xml"),
         (layouts.fiftyone_yolo, "labels/train/p0.txt"),
         (layouts.fiftyone_yolo, "dataset.yaml"),
         (layouts.fiftyone_yolo, "images/train/p0.png"),

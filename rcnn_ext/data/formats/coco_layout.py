@@ -60,6 +60,8 @@ def splits_within(path: Path) -> set[str]:
 
     Some tools write one file, with ``"split": "val"`` and the like in the entries of images.
     """
+    if not path.is_file():  # Opening a pipe would wait for its writer.
+        return set()
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
             found = {match[1].decode() for match in _SPLIT.finditer(text)}
@@ -89,6 +91,8 @@ def _named_annotations(root: Path, split: str) -> list[Path]:
 
 def _has_coco_sections(path: Path) -> bool:
     """Return whether the words of a detection file are in it, without reading it as JSON."""
+    if not path.is_file():  # Opening a pipe would wait for its writer.
+        return False
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
             sections = (b'"images"', b'"annotations"', b'"categories"')

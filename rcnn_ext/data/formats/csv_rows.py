@@ -11,6 +11,7 @@ from typing import NamedTuple
 from rcnn_ext.data.problems import Report
 from rcnn_ext.data.text_files import decode_text, read_lines
 from rcnn_ext.errors import UserError
+from rcnn_ext.files import read_head
 
 # What spreadsheets and tools write, the commonest first.
 DELIMITERS = (",", ";", "\t", "|")
@@ -108,11 +109,7 @@ def first_values(path: Path, count: int = 3, encoding: str | None = None) -> lis
 
     This is for telling formats apart, so it reads the beginning of a file and reports nothing.
     """
-    try:
-        with path.open("rb") as file:
-            content = file.read(1 << 16)
-    except OSError:
-        return []
+    content = read_head(path, 1 << 16)
     try:
         text = decode_text(content, path, encoding)
     except UserError:

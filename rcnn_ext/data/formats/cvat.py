@@ -27,6 +27,7 @@ from rcnn_ext.data.formats.outlines import (
 from rcnn_ext.data.formats.safe_xml import XmlError, read_xml, text_of
 from rcnn_ext.data.formats.split_names import splits_in_name
 from rcnn_ext.errors import UserError
+from rcnn_ext.files import read_head
 
 # The names that CVAT gives to the frames of a video.
 _FRAME_SUFFIXES = (".PNG", ".png", ".jpg", ".jpeg")
@@ -36,10 +37,7 @@ _SHAPES = {"box", "polygon", "polyline", "points", "ellipse", "mask", "cuboid", 
 
 def _split_up(document: Document) -> list[Document]:
     """Divide a file by the subsets that it gives its images, as a project's export does."""
-    try:
-        content = document.path.read_bytes()
-    except OSError:
-        return [document]
+    content = read_head(document.path)
     found = re.findall(rb'<(?:image|track)\b[^>]*?\ssubset="([^"]*)"', content)
     subsets = sorted({name.decode("utf-8", "replace") for name in found})
     splits = {name: splits_in_name(name) for name in subsets}

@@ -20,6 +20,7 @@ from rcnn_ext.data.formats.documents import Document, ImageEntry, Scan
 from rcnn_ext.data.formats.outlines import number, numbers
 from rcnn_ext.data.text_files import read_lines
 from rcnn_ext.errors import UserError
+from rcnn_ext.files import read_head
 
 _BOXES = ("bbox", "bboxes", "boxes", "box")
 _CLASSES = ("category", "categories", "label", "labels", "class", "classes", "name", "category_id")
@@ -29,11 +30,7 @@ _FILE = ("file_name", "image_file_name", "image")
 def _recognize(path: Path) -> bool:
     if path.name not in ("metadata.jsonl", "metadata.csv"):
         return False
-    try:
-        with path.open("rb") as file:
-            head = file.read(1 << 16).replace(b"\0", b"")
-    except OSError:
-        return False
+    head = read_head(path, 1 << 16).replace(b"\0", b"")
     # An empty list of objects has no boxes.
     return b"file_name" in head and re.search(rb"objects|bbox|boxes", head) is not None
 

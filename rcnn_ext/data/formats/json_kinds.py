@@ -7,6 +7,8 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
+from rcnn_ext.files import read_head
+
 # Every mark stands near the beginning, if not behind a picture that is part of the file.
 _HEAD = 4 << 20
 
@@ -56,21 +58,12 @@ def _json_kind(path: Path, size: int, changed: int) -> str | None:
 
 
 def _head(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            head = file.read(_HEAD)
-    except OSError:
-        return ""
+    head = read_head(path, _HEAD)
     return head.decode(json.detect_encoding(head), errors="replace")
 
 
 def is_cvat(path: Path) -> bool:
     """Return whether an XML file is one of CVAT's, for images or for video."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(1 << 16)
-    except OSError:
-        return False
     # UTF-16 has a zero beside each of these letters.
-    head = head.replace(b"\0", b"")
+    head = read_head(path, 1 << 16).replace(b"\0", b"")
     return re.search(rb"<annotations[\s>]", head) is not None and b"<annotation>" not in head

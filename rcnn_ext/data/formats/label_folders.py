@@ -10,6 +10,7 @@ from rcnn_ext.data.builder import RawObject, SetBuilder
 from rcnn_ext.data.images import IMAGE_SUFFIXES, numeric_ids
 from rcnn_ext.data.text_files import read_lines
 from rcnn_ext.errors import UserError
+from rcnn_ext.files import read_head
 
 # Reads a line, given the width and height of the picture in pixels, and the number of the line.
 # Raises ValueError with what is wrong; lines without an object give none.
@@ -161,9 +162,5 @@ def _first_files(folder: Path, suffixes: tuple[str, ...], count: int) -> list[Pa
 
 def first_line(path: Path) -> str:
     """Return the first line of a file that is not empty, for telling formats apart."""
-    try:
-        with path.open("rb") as file:
-            text = file.read(4096).decode("utf-8-sig", errors="replace")
-    except OSError:
-        return ""
+    text = read_head(path, 4096).decode("utf-8-sig", errors="replace")
     return next((line.strip() for line in text.splitlines() if line.strip()), "")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rcnn_ext.data.formats.split_names import SPLITS, mixed_splits, split_folders
 from rcnn_ext.data.images import IMAGE_SUFFIXES
+from rcnn_ext.files import read_head
 
 _ANNOTATIONS = ("Annotations", "annotations", "xml", "xmls", "labels")
 _IMAGES = ("JPEGImages", "images", "Images", "")
@@ -196,10 +197,6 @@ def _has_voc_xml(folder: Path) -> bool:
 
 
 def _begins_like_voc(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            # UTF-16 has a zero beside each of these letters.
-            head = file.read(4096).replace(b"\0", b"")
-    except OSError:
-        return False
+    # UTF-16 has a zero beside each of these letters.
+    head = read_head(path, 4096).replace(b"\0", b"")
     return re.search(rb"<annotation[\s>]", head) is not None

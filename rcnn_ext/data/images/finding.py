@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from rcnn_ext.errors import UserError
+from rcnn_ext.files import read_head
 
 ReadList = Callable[[Path], list[tuple[Path, Path]]]
 
@@ -199,13 +200,7 @@ def is_picture(path: Path) -> bool:
         return suffix in IMAGE_SUFFIXES and path.is_file()
     if path.name.startswith("."):
         return False
-    try:
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            return _MAGIC.match(file.read(16)) is not None
-    except OSError:
-        return False
+    return _MAGIC.match(read_head(path, 16)) is not None
 
 
 def pictures_below(folder: Path) -> list[Path]:
