@@ -41,7 +41,7 @@ from rcnn_ext.train.resume import (
     resume_command,
 )
 from rcnn_ext.train.threads import thread_hint
-from rcnn_ext.train.trainer import build_trainer, quiet_lightning
+from rcnn_ext.train.trainer import build_trainer, quiet_lightning, restored_signal_handlers
 from rcnn_ext.train.training_data import open_source, open_training, report_resume
 from rcnn_ext.train.validation import Validation, open_validation
 from rcnn_ext.train.weights import (
@@ -311,7 +311,7 @@ class _Run:
         update = [] if self.average is None else [UpdateAverage(self.average)]
         parts = phase.optimizer.accumulate_grad_batches
         batches = self.training.loader(parts, self.done, processes, self.device)
-        with quiet_lightning():
+        with quiet_lightning(), restored_signal_handlers():
             trainer = build_trainer(
                 recipe.runtime,
                 phase,

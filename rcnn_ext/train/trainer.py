@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ from rcnn_ext.distributed import Processes
 from rcnn_ext.errors import UserError
 from rcnn_ext.train.checkpoint_io import AtomicCheckpointIO
 from rcnn_ext.train.phases import Phase
+
+# Those that Lightning or the callbacks handle; the last is Slurm's notice that a job is requeued.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM))
 
 
 def build_trainer(
@@ -97,3 +101,23 @@ def quiet_lightning() -> Iterator[None]:
         logger.setLevel(level)
         # Lightning ignores further Ctrl-C after handling one.
         signal.signal(signal.SIGINT, interrupt)
+
+
+@contextmanager
+def restored_signal_handlers() -> Iterator[None]:
+    """Leave the handlers of signals as they were.
+
+    Lightning's handlers refer to the trainer, and so to the model. They are put back by Lightning
+    and by the callback that saves on signals, but each restores what it had found when it began:
+    one would stay, and with it every model that was ever trained in this process.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Only the main thread may set handlers.
+        return
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # One that was set outside of Python.
+                signal.signal(number, handler)
