@@ -149,8 +149,9 @@ def _find_pairs(model: nn.Module) -> Iterator[_Pair]:
             pair = _Pair(parent, conv_name, norm_name)
             if (
                 type(pair.conv) in (nn.Conv2d, FoldedConv2d)
-                # Derived ones may do more: timm's have the activation after them inside.
-                and type(pair.norm) in _NORMS
+                # Derived ones may compute more: timm's have the activation after them inside.
+                and isinstance(pair.norm, _NORMS)
+                and type(pair.norm).forward in [norm.forward for norm in _NORMS]
                 and pair.norm.running_var is not None
                 and pair.conv.out_channels == pair.norm.running_var.numel()
                 and conv_name not in outputs

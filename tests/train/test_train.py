@@ -277,7 +277,7 @@ def test_a_damaged_image_stops_training_with_its_name(tiny_run, tmp_path, capsys
     run = dataclasses.replace(tiny_run, data=data)
     assert train(run, tmp_path / "out", *overrides, steps=1) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith(f"rcnn-ext: the image {data}/train/0000")
+    assert error.startswith(f"rcnn-ext: {data}/train/0000")
     assert error.endswith("truncated") or "damaged" in error
 
 
