@@ -19,6 +19,7 @@ from typing import Any, overload
 import numpy as np
 import torch
 
+from rcnn_ext.data.ragged import gather_parts, starts_of
 from rcnn_ext.data.records import ImageRecord
 from rcnn_ext.data.segmentation import Segmentation
 
@@ -159,7 +160,7 @@ class PackedImages(Sequence[ImageRecord]):
         columns: dict[str, np.ndarray] = {
             "image_ids": np.asarray(image_ids, dtype=np.int64),
             "sizes": np.asarray(sizes, dtype=np.int32).reshape(images, 2),
-            "starts": _starts(np.asarray(counts, dtype=np.int64)),
+            "starts": starts_of(np.asarray(counts, dtype=np.int64)),
             "boxes": np.asarray(boxes, dtype=np.float32).reshape(objects, 4),
             "labels": np.asarray(labels, dtype=np.int32),
             "areas": np.asarray(areas, dtype=np.float32),
@@ -314,7 +315,7 @@ class PackedImages(Sequence[ImageRecord]):
         rows = np.asarray(rows, dtype=np.int64)
         old = self._arrays
         columns = {name: old[name][rows] for name in ("image_ids", "sizes", "lines", "file_index")}
-        columns["starts"], objects = _gather(old["starts"], rows)
+        columns["starts"], objects = gather_parts(old["starts"], rows)
         columns |= {name: old[name][objects] for name in _PER_OBJECT}
         columns |= {name: old[name] for name in ("files", "files_starts")}
         for name in ("paths", "own_ids"):
@@ -339,7 +340,7 @@ class PackedImages(Sequence[ImageRecord]):
 
     def _take_texts(self, columns: dict[str, np.ndarray], name: str, rows: np.ndarray) -> None:
         if name in self._arrays:
-            starts, places = _gather(self._arrays[f"{name}_starts"], rows)
+            starts, places = gather_parts(self._arrays[f"{name}_starts"], rows)
             columns[f"{name}_starts"] = starts
             columns[name] = self._arrays[name][places]
 
@@ -378,21 +379,9 @@ def _from_shared(shared: torch.Tensor, layout: _Layout) -> PackedImages:
     return PackedImages(shared.numpy(), layout)
 
 
-def _starts(counts: np.ndarray) -> np.ndarray:  # int64 [len(counts) + 1]
-    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts, dtype=np.int64)])
-
-
-def _gather(starts: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the starts of some of many parts, and the places of all that is in them."""
-    counts = np.diff(starts)[rows]
-    fresh = _starts(counts)
-    places = np.arange(fresh[-1]) + np.repeat(starts[rows] - fresh[:-1], counts)
-    return fresh, places
-
-
 def _add_texts(columns: dict[str, np.ndarray], name: str, texts: Sequence[bytes]) -> None:
     columns[name] = np.frombuffer(b"".join(texts), dtype=np.uint8)
-    columns[f"{name}_starts"] = _starts(np.array([len(text) for text in texts], dtype=np.int64))
+    columns[f"{name}_starts"] = starts_of(np.array([len(text) for text in texts], dtype=np.int64))
 
 
 def _objects_of(records: Sequence[ImageRecord]) -> dict[str, np.ndarray]:

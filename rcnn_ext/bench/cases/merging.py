@@ -6,15 +6,14 @@ import dataclasses
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from rcnn_ext.bench.cases.base import TOLERANCES, Call, Case, Check, double_reference
-from rcnn_ext.bench.cases.suppression import NmsCase, NmsInputs
+from rcnn_ext.bench.cases.base import TOLERANCES, Call, Check, double_reference
+from rcnn_ext.bench.cases.suppression import NmsInputs, OneClassCase
 
 
 @dataclasses.dataclass(frozen=True)
-class MergingCase(Case):
+class MergingCase(OneClassCase):
     """Merging of boxes of one class.
 
     Attributes:
@@ -22,7 +21,6 @@ class MergingCase(Case):
         metric: ``iou`` or ``ios``.
     """
 
-    count: int = 0
     metric: str = "iou"
 
     @property
@@ -34,15 +32,6 @@ class MergingCase(Case):
     def work(self) -> str:
         """Short description of the work."""
         return f"{self.count:,} boxes, {'IoU' if self.metric == 'iou' else 'IoS'} 0.5"
-
-    @property
-    def has_counterpart(self) -> bool:
-        """False: torchvision has no merging."""
-        return False
-
-    def make(self, seed: int, device: torch.device, dtype: torch.dtype) -> NmsInputs:
-        """Draw boxes and scores."""
-        return NmsCase("nms", count=self.count).make(seed, device, dtype)
 
     def bind(self, ops: Any, inputs: NmsInputs) -> Call:
         """Return the call of ``non_max_merging``: the boxes, their indices and the groups."""
@@ -59,10 +48,6 @@ class MergingCase(Case):
     def measure(self) -> str:
         """Name of the error measure."""
         return "fraction of boxes merged differently"
-
-    def tolerance(self, dtype: torch.dtype, other_library: bool) -> float:
-        """Return the fraction of boxes that rounding may decide: an overlap at the threshold."""
-        return 1e-3
 
     def check(self, inputs: NmsInputs) -> Check:
         """Run the reference in float64."""

@@ -113,15 +113,38 @@ class NmsCase(Case):
 
 
 @dataclasses.dataclass(frozen=True)
-class SoftNmsCase(Case):
-    """Soft NMS, which torchvision does not have.
+class OneClassCase(Case):
+    """Scored boxes of one class, for an operator that torchvision does not have.
+
+    Attributes:
+        count: Number of boxes.
+    """
+
+    count: int = 0
+
+    @property
+    def has_counterpart(self) -> bool:
+        """False: torchvision has none."""
+        return False
+
+    def make(self, seed: int, device: torch.device, dtype: torch.dtype) -> NmsInputs:
+        """Draw boxes and scores."""
+        return NmsCase("nms", count=self.count).make(seed, device, dtype)
+
+    def tolerance(self, dtype: torch.dtype, other_library: bool) -> float:
+        """Return the fraction of boxes that rounding may decide: at the threshold, or in a tie."""
+        return 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftNmsCase(OneClassCase):
+    """Soft NMS.
 
     Attributes:
         count: Number of boxes.
         method: ``linear`` or ``gaussian``.
     """
 
-    count: int = 0
     method: str = "linear"
 
     @property
@@ -134,15 +157,6 @@ class SoftNmsCase(Case):
         """Short description of the work."""
         return f"{self.count:,} boxes, {self.method}"
 
-    @property
-    def has_counterpart(self) -> bool:
-        """False: torchvision has no soft NMS."""
-        return False
-
-    def make(self, seed: int, device: torch.device, dtype: torch.dtype) -> NmsInputs:
-        """Draw boxes and scores."""
-        return NmsCase("nms", count=self.count).make(seed, device, dtype)
-
     def bind(self, ops: Any, inputs: NmsInputs) -> Call:
         """Return the call of ``soft_nms``."""
         boxes, scores, method, function = inputs.boxes, inputs.scores, self.method, ops.soft_nms
@@ -152,10 +166,6 @@ class SoftNmsCase(Case):
     def measure(self) -> str:
         """Name of the error measure."""
         return "fraction of boxes scored differently"
-
-    def tolerance(self, dtype: torch.dtype, other_library: bool) -> float:
-        """Return the fraction of boxes that rounding may decide: an IoU at the threshold, a tie."""
-        return 1e-3
 
     def check(self, inputs: NmsInputs) -> Check:
         """Run the reference in float64; 0 is the score of a box that was dropped."""
