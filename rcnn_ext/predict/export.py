@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -237,6 +238,24 @@ def _write_weights(saved: SavedDetector, path: Path, entry: dict[str, Any]) -> N
     metadata = {ENTRY: json.dumps(entry), "class_names": json.dumps(entry["class_names"])}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata)
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Order the metadata of a ``.safetensors`` file by name, in place.
+
+    The library writes them in an order of chance. One model is to be one file, whose hash says
+    what results were made with.
+    """
+    with path.open("r+b") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(size))
+        # The order of tensors is left as it is.
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= size:
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def _load_weights(path: Path) -> SavedDetector:

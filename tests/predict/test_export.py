@@ -172,6 +172,15 @@ def test_damaged_files_are_told(tmp_path, capsys, name):
     assert "is damaged" in capsys.readouterr().err
 
 
+def test_one_model_is_one_file(tiny_run, tmp_path):
+    saved = load_saved(tiny_run.out)
+    for number in range(8):  # the library orders the two metadata by chance
+        export(saved, tmp_path / f"{number}.safetensors")
+    contents = {path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(contents) == 1
+    assert load_saved(tmp_path / "0.safetensors").classes == saved.classes
+
+
 def test_foreign_weights_are_told(tmp_path):
     torch_files = pytest.importorskip("safetensors.torch")
     torch_files.save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
