@@ -1,8 +1,8 @@
 """Build the native modules; everything else about the package is in pyproject.toml.
 
-``_C`` (CPU kernels) and ``_C_cuda`` (CUDA kernels) use the LibTorch stable ABI only: a build
-against one torch runs under every torch from 2.11 on. ``_selective_search`` is pybind11, without
-torch.
+``_C`` (CPU kernels, and the schemas of all operators) and ``_C_cuda`` (CUDA kernels) use the
+LibTorch stable ABI only, and nothing of Python: a build against one torch runs under every torch
+from 2.11 on, and in programs without Python. ``_selective_search`` is pybind11, without torch.
 
 Environment variables:
   FORCE_CUDA=1          fail rather than build without CUDA kernels
@@ -144,10 +144,9 @@ def choose_architectures() -> str:
 
 
 def operator_sources(suffix: str) -> list[str]:
-    """Return the operators' files for one device, and the module's."""
+    """Return the operators' files for one device."""
     folders = sorted(set(CSRC.iterdir()) - {CSRC / "cpu", CSRC / "cuda"})
-    files = [file for folder in folders for file in sorted(folder.glob(f"*{suffix}"))]
-    return [str(file) for file in (CSRC / "core" / "module.cpp", *files)]
+    return [str(file) for folder in folders for file in sorted(folder.glob(f"*{suffix}"))]
 
 
 def headers() -> list[str]:
@@ -246,6 +245,10 @@ class BuildPython(build_py):
 
 class BuildExtension(cpp_extension.BuildExtension):
     """torch's ``build_ext``, which also records and prints what it built."""
+
+    def get_export_symbols(self, ext: Extension) -> list[str]:
+        """Return the functions that MSVC's linker has to export: no ``PyInit`` of the libraries."""
+        return ext.export_symbols if ext.py_limited_api else super().get_export_symbols(ext)
 
     def build_extensions(self) -> None:
         """Build, then write ``_build_info.json`` beside the modules."""

@@ -1,12 +1,14 @@
 """Loading of the native modules, and their state.
 
-Loading a module registers its kernels with PyTorch's dispatcher; nothing else in the package needs
-to know whether it is there. Where it is not, the dispatcher runs the reference.
+Loading a module registers its kernels, and the operators' schemas, with PyTorch's dispatcher;
+nothing else in the package needs to know whether it is there. Where it is not, the dispatcher runs
+the reference.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import importlib
 import importlib.machinery
@@ -21,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from rcnn_ext import _operator_library
 
 # Forces the CPU kernels of one instruction set: "baseline", "avx2" or "avx512".
 ISA_VARIABLE = "RCNN_EXT_ISA"
@@ -94,19 +98,34 @@ def _load(name: str) -> ModuleStatus:
         reason = recorded if recorded.startswith("not built") else "built, but its file is missing"
         return ModuleStatus(name, False, None, reason)
     try:
-        module = importlib.import_module(full_name)
+        if name == "_selective_search":
+            module = importlib.import_module(full_name)
+            module.instruction_set()  # raises for an unknown name in RCNN_EXT_DISABLE_CPU_FEATURES
+        else:
+            library = _operator_library.load(path)
+            if name == "_C":
+                _start_cpu_kernels(library)
     except (ImportError, OSError) as error:
         # A torch older than the stable ABI it was built for, or another CUDA major version.
         return ModuleStatus(name, False, path, f"cannot be loaded: {error}")
-    if name != "_C_cuda":
-        module.instruction_set()  # raises for an unknown name in RCNN_EXT_DISABLE_CPU_FEATURES
+    return ModuleStatus(name, True, path, None)
+
+
+# Set once _C is loaded.
+_cpu_instruction_sets: _operator_library.InstructionSets | None = None
+
+
+def _start_cpu_kernels(library: ctypes.CDLL) -> None:
+    """Let the kernels of ``_C`` use the instruction set of ``RCNN_EXT_ISA``, where it is set."""
+    global _cpu_instruction_sets
+    sets = _operator_library.InstructionSets(library)
     wanted = os.environ.get(ISA_VARIABLE)
-    if name == "_C" and wanted:
+    if wanted:
         try:
-            module.use_instruction_set(wanted)
+            sets.use(wanted)
         except ValueError as error:
             raise ValueError(f"{ISA_VARIABLE}: {error}") from None
-    return ModuleStatus(name, True, path, None)
+    _cpu_instruction_sets = sets
 
 
 @functools.cache
@@ -121,7 +140,7 @@ def build_info() -> dict[str, Any] | None:
 
 
 def load_operators() -> None:
-    """Register the kernels of ``_C`` and, where torch has CUDA, of ``_C_cuda``."""
+    """Register the schemas and kernels of ``_C`` and, where torch has CUDA, of ``_C_cuda``."""
     _load("_C")
     _load("_C_cuda")
 
@@ -149,11 +168,10 @@ def status() -> dict[str, ModuleStatus]:
     return {name: _load(name) for name in ("_C", "_C_cuda", "_selective_search")}
 
 
-def _cpu_kernels() -> Any:
-    module = _load("_C")
-    if not module.loaded:
-        raise RuntimeError(f"_C is {module.reason}")
-    return importlib.import_module(f"{__package__}._C")
+def _instruction_sets() -> _operator_library.InstructionSets | None:
+    """Load the CPU kernels, and return the choice of their instruction set; None without them."""
+    _load("_C")
+    return _cpu_instruction_sets
 
 
 def instruction_sets() -> tuple[str, ...]:
@@ -161,12 +179,14 @@ def instruction_sets() -> tuple[str, ...]:
 
     Empty where the CPU kernels are not loaded.
     """
-    return tuple(_cpu_kernels().instruction_sets()) if _load("_C").loaded else ()
+    sets = _instruction_sets()
+    return () if sets is None else sets.available()
 
 
 def instruction_set() -> str | None:
     """Return the instruction set that the CPU kernels use, or None where they are not loaded."""
-    return _cpu_kernels().instruction_set() if _load("_C").loaded else None
+    sets = _instruction_sets()
+    return None if sets is None else sets.current()
 
 
 @contextlib.contextmanager
@@ -185,10 +205,12 @@ def use_instruction_set(name: str) -> Iterator[None]:
         ValueError: The name is unknown, or this processor lacks the instruction set.
         RuntimeError: The CPU kernels are not loaded; the message says why.
     """
-    kernels = _cpu_kernels()
-    before = kernels.instruction_set()
-    kernels.use_instruction_set(name)
+    sets = _instruction_sets()
+    if sets is None:
+        raise RuntimeError(f"_C is {_load('_C').reason}")
+    before = sets.current()
+    sets.use(name)
     try:
         yield
     finally:
-        kernels.use_instruction_set(before)
+        sets.use(before)

@@ -18,6 +18,7 @@ LAYERS = (
     "config",
     "_memory_format",
     "_source_hash",
+    "_operator_library",
     "_extension",
     "reference",
     "ops",

@@ -14,6 +14,9 @@ from rcnn_ext.ops._backend import references
 
 NAMESPACE = "rcnn_ext"
 
+# Filled by define_operator: the operator's name -> its schema, as this package states it.
+schemas: dict[str, str] = {}
+
 
 def _tensors(args: tuple[Any, ...]) -> Iterator[torch.Tensor]:
     """Yield the tensors among an operator's arguments, also those in lists."""
@@ -168,14 +171,15 @@ def define_operator(
     composite: Literal["never", "forward mode", "transforms"] = "never",
     takes_lists: bool = False,
 ) -> Any:
-    """Define ``rcnn_ext::name`` and return it, ready to call.
+    """Define ``rcnn_ext::name``, where the native module has not, and return it, ready to call.
 
     The reference is registered for every device (CompositeExplicitAutograd); a kernel that a native
     module registers for CPU or CUDA takes precedence. So the dispatcher is the fallback.
 
     Args:
         name: Name of the operator.
-        schema: Arguments and results in the syntax of ``torch.library.define``.
+        schema: Arguments and results in the syntax of ``torch.library.define``; equal to the
+            operator's in csrc/core/schemas_cpu.cpp, which holds where it is compiled.
         reference: The operator in plain PyTorch, with equal arguments.
         fake: Function that returns empty results of the right shape, dtype and strides.
         backward: Derivative for ``torch.library.register_autograd``.
@@ -189,7 +193,11 @@ def define_operator(
     """
     qualified = f"{NAMESPACE}::{name}"
     reference = _outside_autocast(reference)
-    torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
+    # The first operator loads the schemas and kernels of all.
+    _extension.load_operators()
+    if not hasattr(getattr(torch.ops, NAMESPACE), name):
+        torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
+    schemas[name] = schema
     torch.library.impl(qualified, "CompositeExplicitAutograd", _as_fallback(reference))
     torch.library.register_fake(qualified, fake)
     if backward is not None:
@@ -198,8 +206,6 @@ def define_operator(
         torch.library.register_vmap(qualified, vmap)
     operator = getattr(getattr(torch.ops, NAMESPACE), name).default
     references[operator] = reference
-    # The first operator defined loads the kernels of all; a kernel may come before its schema.
-    _extension.load_operators()
     if backward is None:
         return operator
     assert setup_context is not None
