@@ -83,4 +83,6 @@ def run(options: argparse.Namespace) -> int:
     for sentence in result.not_kept:
         print(f"not kept: {sentence}")
     print(f"wrote {result.summary()}")
+    if options.images == "none" and options.format in ("coco", "csv"):
+        print("its pictures are outside of it: read it with data.allow_outside=true")
     return 0

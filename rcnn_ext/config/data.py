@@ -257,6 +257,8 @@ class DataConfig:
         keep_difficult: Whether objects marked as difficult are trained on.
         masks: Whether outlines and masks of objects are kept, where the data have them: those
             of COCO, polygons of other formats, and instance masks.
+        allow_outside: Whether pictures outside of the data folder, and of the folders that the
+            recipe names, are read, where names with ``..`` or absolute paths lead to such.
         on_error: ``stop``: broken files stop the run; ``skip``: they are left out.
         channels: Channels of the images that the model takes: 3 is RGB and 1 gray, to which
             pictures are converted; of another number, up to 12, each picture must have as many.
@@ -299,6 +301,7 @@ class DataConfig:
     objects: Literal["many", "one", "largest"] = "many"
     keep_difficult: Bool = False
     masks: Bool = False
+    allow_outside: Bool = False
     on_error: Literal["stop", "skip"] = "stop"
     channels: Int = 3
     max_pixels: Int = DEFAULT_MAX_PIXELS

@@ -18,17 +18,33 @@ from rcnn_ext.models.sampler import SEED
 _TRANSFORM_OPTIONS = ("size_divisible", "fixed_size", "_skip_resize")
 
 
+# Numbers in an image of 32 million pixels, 384 MB as float32, from which on it is normalized after
+# resizing. This is the same but for rounding, as both are linear.
+_LARGE_IMAGE = 3 << 25
+
+
 class ResizeTransform(GeneralizedRCNNTransform):
     """torchvision's transform, which here never shrinks the side of an image to nothing.
 
     An image of 3x4000 pixels brought to a longer side of 1333 has a shorter one below 1, which
-    torchvision rounds down to 0.
+    torchvision rounds down to 0. Huge images are normalized after they are resized, as two further
+    copies of one at its own size might not fit into memory.
     """
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """Normalize an image [C, H, W]; a huge one is returned as it is, for :meth:`resize`."""
+        return image if _is_huge(image) else super().normalize(image)
 
     def resize(
         self, image: Tensor, target: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
         """Resize an image [C, H, W] and its boxes; each side keeps at least one pixel."""
+        resized, target = self._resize(image, target)
+        return (super().normalize(resized) if _is_huge(image) else resized), target
+
+    def _resize(
+        self, image: Tensor, target: dict[str, Tensor] | None
+    ) -> tuple[Tensor, dict[str, Tensor] | None]:
         height, width = image.shape[-2:]
         scale = self.max_size / max(height, width)
         # With some room, since the product is rounded.
@@ -42,6 +58,11 @@ class ResizeTransform(GeneralizedRCNNTransform):
         if target is not None:
             target["boxes"] = resize_boxes(target["boxes"], [height, width], size)
         return image, target
+
+
+def _is_huge(image: Tensor) -> bool:
+    # A size that may be any while a graph is traced would be fixed by the comparison.
+    return not torch.compiler.is_compiling() and image.numel() >= _LARGE_IMAGE
 
 
 def build_transform(

@@ -84,7 +84,10 @@ def _pictures_alone(root: Path) -> None:
         (_validation_without_labels, "2 images, but no annotations: looked for "),
         (_two_descriptions, "several YAML files that name splits or classes: animals.yaml, data"),
         (_empty_labels, "no objects in any of 6 images to train on"),
-        (_pictures_alone, "Looked for voc: Annotations or other folders with VOC's XML files"),
+        (
+            _pictures_alone,
+            "no annotations, only files such as images/p0.png (by suffix: 6 .png)",
+        ),
     ],
 )
 def test_annotations_that_are_not_found_are_an_error_that_names_them(

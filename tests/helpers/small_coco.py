@@ -26,8 +26,8 @@ def coco(root, images, objects, names=("a",), split="train"):
     (root / f"{split}.json").write_text(json.dumps(document))
 
 
-def read(root, split="train"):
-    return open_split(DataConfig(), root, split)
+def read(root, split="train", **config):
+    return open_split(DataConfig(**config), root, split)
 
 
 def boxes_by_color(found):

@@ -17,10 +17,11 @@ def list_annotations(root: Path | str, split: str) -> list[Path]:
 
     ``instances_<split>*.json`` in ``root/annotations`` or ``root`` (COCO's own layout has a year
     after the split), ``<split>.json`` in the same places, or ``_annotations.coco.json`` in
-    ``root/<split>`` (the layout of some annotation tools); the first of these that there is. For
-    training, where there are none for any split, all COCO files in ``root/annotations``, or else
-    in ``root``, whose names have no split in them; of these, for the other splits, those whose
-    images name the split.
+    ``root/<split>`` (the layout of some annotation tools), or COCO files in ``root/annotations``
+    or ``root`` that have the split in their names, such as ``lvis_v1_train.json``; the first of
+    these that there is. For training, where there are none for any split, all COCO files in
+    ``root/annotations``, or else in ``root``, whose names have no split in them; of these, for
+    the other splits, those whose images name the split.
 
     Args:
         root: Folder of the data set.
@@ -86,6 +87,12 @@ def _named_annotations(root: Path, split: str) -> list[Path]:
             found = sorted(root.glob(pattern))
             if found:
                 return found
+    # Others are called lvis_v1_train.json or bees-val.json.
+    for folder in (root / "annotations", root):
+        named = (path for path in folder.glob("*.json") if splits_in_name(path.stem) == {split})
+        found = sorted(path for path in named if _has_coco_sections(path))
+        if found:
+            return found
     return []
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from rcnn_ext.data.formats.coco_ids import IdColumn, Key, key_of
+from rcnn_ext.data.formats.image_finder import file_parts
 from rcnn_ext.data.json_lists import JsonListPlaces
 from rcnn_ext.data.json_stream import JsonStream
 from rcnn_ext.data.problems import Report
@@ -294,16 +295,17 @@ def _add_images(
         index = found.num_images
         found.num_images += 1
         key = key_of(entry.get("id")) if isinstance(entry, dict) else None
+        name = _file_name(entry) if isinstance(entry, dict) else ""
         if key is None:
             problem = " has no 'id'"
-        elif not isinstance(entry.get("file_name"), str) or not entry["file_name"]:
+        elif not name:
             problem = f" (id {shown(key)}) has no 'file_name'"
         elif key in found.image_rows:
             first = found.indices[found.image_rows[key]]
             problem = f": the id {shown(key)} is used twice, first by images[{first}]"
         else:
             found.image_rows[key] = len(found.names)
-            found.names.append(entry["file_name"])
+            found.names.append(name)
             found.indices.append(index)
             found.splits.append(entry.get("split"))
             width, height = _side(entry.get("width")), _side(entry.get("height"))
@@ -311,6 +313,20 @@ def _add_images(
             continue
         problems.append(("images", index, problem))
         found.skipped += 1
+
+
+def _file_name(entry: dict[str, Any]) -> str:
+    """Return the name of an image's file, or "" where the entry has none.
+
+    LVIS has addresses only, whose last folder tells the pictures of COCO's training and validation
+    apart, as both are in its training split.
+    """
+    name = entry.get("file_name")
+    if isinstance(name, str) and name:
+        return name
+    address = entry.get("coco_url")
+    parts = file_parts(address) if isinstance(address, str) else ()
+    return "/".join(parts[-2:])
 
 
 def _side(value: Any) -> int:

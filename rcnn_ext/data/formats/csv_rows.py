@@ -19,6 +19,9 @@ DELIMITERS = (",", ";", "\t", "|")
 # Lines over which a value in quotes may go on; annotations have none longer.
 _MAX_LINES = 50
 
+# Beginning of the line with the names of the columns in tables of the VGG Image Annotator 3.
+_VIA_3 = "# CSV_HEADER = metadata_id"
+
 
 class Row(NamedTuple):
     """A row of a table.
@@ -89,11 +92,17 @@ def read_table(
         encoding: See :func:`rcnn_ext.data.text_files.read_text`.
 
     Raises:
-        UserError: It does not exist, cannot be read, or has no header.
+        UserError: It does not exist, cannot be read, has no header, or is of a kind that is not
+            read.
     """
     if not path.exists():
         raise UserError(f"{path} does not exist")
     lines = read_lines(path, encoding)
+    if any(line.startswith(_VIA_3) for line in lines[:_MAX_LINES]):
+        raise UserError(
+            f"{path} is the CSV file of a project of VIA 3, which is not read: save the project "
+            "itself (Save, a .json file), which is"
+        )
     chosen = delimiter or guess_delimiter(lines)
     rows = _rows(lines, chosen, path, report)
     if not rows:

@@ -5,21 +5,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rcnn_ext.config.data import DataConfig, FormatName
 from rcnn_ext.data.annotations import AnnotationSet
-from rcnn_ext.data.archives import SUFFIXES as ARCHIVE_SUFFIXES
 from rcnn_ext.data.archives import unpacked
 from rcnn_ext.data.builder import ReadOptions
-from rcnn_ext.data.formats.folder_tree import walk
+from rcnn_ext.data.formats.folder_tree import unreadable_folders
 from rcnn_ext.data.formats.format import Format, named_annotations, named_images
-from rcnn_ext.data.formats.outside import note_outside
+from rcnn_ext.data.formats.outside import leave_out_outside
 from rcnn_ext.data.formats.split_names import SPLITS
 from rcnn_ext.data.formats.table import FORMATS
+from rcnn_ext.data.formats.unknown import first_file, unknown_format
 from rcnn_ext.data.images import ImageReader
 from rcnn_ext.data.partition import one_object_each, partition
 from rcnn_ext.data.problems import Report
@@ -67,6 +68,17 @@ def open_split(
     Raises:
         UserError: The split does not exist, or files are missing or wrong.
     """
+    with _named_errors(root):
+        return _open_split(config, root, split, classes, report)
+
+
+def _open_split(
+    config: DataConfig,
+    root: Path | str,
+    split: str,
+    classes: Sequence[str] | None,
+    report: Report | None,
+) -> AnnotationSet:
     config, root = resolve_source(config, root, split)
     if not root.exists() and config.format != "synthetic":
         raise UserError(f"the data folder {root} does not exist")
@@ -92,8 +104,11 @@ def open_split(
     )
     if not own and not kind.looks_like(root) and config.format != "synthetic":
         _hint_at_other_format(config.format, root)
+    _report_unreadable(root, found)
     annotations = kind.read(config, root, split if own else "train", options)
-    note_outside(annotations, _folders_of(config, root, split), found)
+    annotations = leave_out_outside(
+        annotations, _folders_of(config, root, split), found, allowed=config.allow_outside
+    )
     if config.objects != "many" and annotations.annotated:
         largest = config.objects == "largest"
         annotations = one_object_each(annotations, found, largest=largest)
@@ -113,6 +128,12 @@ def open_split(
     )
 
 
+def _report_unreadable(root: Path, report: Report) -> None:
+    """Add an error for each folder that cannot be listed, as what it holds would be missed."""
+    for folder, reason in unreadable_folders(root):
+        report.error(folder, None, f"the folder cannot be read: {reason}; what is in it is missing")
+
+
 def _folders_of(config: DataConfig, root: Path, split: str) -> list[Path]:
     """Return the folders that pictures of a split may be in, by what the recipe says."""
     images, named = named_images(config, root, split), named_annotations(config, split)
@@ -125,10 +146,20 @@ def _folders_of(config: DataConfig, root: Path, split: str) -> list[Path]:
 
 def has_split(config: DataConfig, root: Path | str, split: str) -> bool:
     """Return whether :func:`open_split` can give a split: named, found, or cut from training."""
-    config, root = resolve_source(config, root, split)
-    named = named_annotations(config, split) is not None
-    found = named or _format(config.format).has_split(config, root, split)
-    return found or split in _cut_fractions(config, root)
+    with _named_errors(root):
+        config, root = resolve_source(config, root, split)
+        named = named_annotations(config, split) is not None
+        found = named or _format(config.format).has_split(config, root, split)
+        return found or split in _cut_fractions(config, root)
+
+
+@contextlib.contextmanager
+def _named_errors(root: Path | str) -> Iterator[None]:
+    """Name what the operating system refuses to read, wherever a format looks for files."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or root}: {error.strerror}") from error
 
 
 def resolve_source(
@@ -186,7 +217,11 @@ def detect_format(root: Path | str) -> FormatName:
     Raises:
         UserError: It does not exist, or looks like none.
     """
-    root = Path(root)
+    with _named_errors(root):
+        return _detect_format(Path(root))
+
+
+def _detect_format(root: Path) -> FormatName:
     if not root.is_dir():
         hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(root)) and not root.exists()
         hint = "; a name of the Hugging Face Hub needs data.format=hf" if hub else ""
@@ -194,40 +229,9 @@ def detect_format(root: Path | str) -> FormatName:
     for name, kind in FORMATS.items():
         if kind.looks_like(root):
             return name
-    if _first_file(root, (".parquet",)) is not None:
+    if first_file(root, (".parquet",)) is not None:
         return "hf"
-    _name_unreadable(root)
-    found = [name for name in FORMATS if name != "synthetic"]
-    marks = "; ".join(f"{name}: {FORMATS[name].looked_for}" for name in found)
-    raise UserError(
-        f"{root} looks like none of {', '.join(found)}; name its format with data.format=NAME "
-        f"(check: --format NAME). Looked for {marks}"
-    )
-
-
-def _name_unreadable(root: Path) -> None:
-    """Stop at data that are known and not read, with what to do instead."""
-    records = _first_file(root, (".tfrecord", ".tfrecords", ".record"))
-    if records is not None:
-        raise UserError(
-            f"{records} is a TFRecord file (TensorFlow), which is not read: export the data as "
-            "COCO JSON, VOC XML or YOLO instead, which every tool that writes TFRecord has too"
-        )
-    archive = _first_file(root, ARCHIVE_SUFFIXES)
-    if archive is not None:
-        raise UserError(
-            f"{root} has no annotations, but an archive: name {archive} in place of the folder"
-        )
-
-
-def _first_file(root: Path, suffixes: tuple[str, ...]) -> Path | None:
-    """Return the first file below a folder with one of some suffixes, or numbered shards of it."""
-    for folder, files in walk(root):
-        for name in files:
-            # Shards are called train.tfrecord-00000-of-00002.
-            if re.sub(r"-\d+-of-\d+$", "", name.lower()).endswith(suffixes):
-                return folder / name
-    return None
+    raise unknown_format(root, FORMATS)
 
 
 def _hint_at_other_format(name: FormatName, root: Path) -> None:

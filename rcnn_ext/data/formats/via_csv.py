@@ -89,7 +89,7 @@ def _rows_by_image(
                 report.error(table.path, line, str(error))
                 broken = True
         if isinstance(cells[1], dict):
-            counts.update(cells[1])
+            counts.update(list(cells[1]))
         image.rows.append((line, cells))
         image.broken |= broken
     return images, counts

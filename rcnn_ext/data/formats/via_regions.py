@@ -114,8 +114,11 @@ def class_of(attributes: Any, attribute: str | None) -> str | None:
     if isinstance(value, dict):
         checked = [str(name) for name, is_checked in value.items() if is_checked]
         value = checked[0] if len(checked) == 1 else None
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, float):
         value = f"{value:g}"
+    elif isinstance(value, int) and not isinstance(value, bool):
+        # More digits are no number of a class, and Python may not print them.
+        value = str(value) if value.bit_length() < 64 else None
     return value.strip() or None if isinstance(value, str) else None
 
 

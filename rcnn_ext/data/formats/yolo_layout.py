@@ -13,6 +13,7 @@ from typing import Any
 
 from rcnn_ext.data.formats.image_finder import file_parts
 from rcnn_ext.data.formats.label_folders import first_line, folder_texts
+from rcnn_ext.data.formats.outside import is_inside
 from rcnn_ext.data.formats.picture_names import AmbiguousNameError, PictureFinder
 from rcnn_ext.data.formats.safe_yaml import load_yaml
 from rcnn_ext.data.formats.split_names import SPLIT_NAMES, SPLITS, mixed_splits, split_folders
@@ -215,7 +216,10 @@ def _existing(base: Path, root: Path, name: str) -> Path:
     parts = file_parts(name)
     ends = (parts[start:] for start in range(len(parts)) if parts[start] != "..")
     places = (base / name, root / name, *(root.joinpath(*end) for end in ends))
-    return next((place for place in places if place.exists()), base / name)
+    found = [place for place in places if place.exists()]
+    # What lies beside the data folder may belong to other data.
+    found.sort(key=lambda place: not is_inside(place, [root]))
+    return found[0] if found else base / name
 
 
 def _usual_split(root: Path, split: str) -> list[Path]:

@@ -13,6 +13,7 @@ from torchvision import tv_tensors
 
 from rcnn_ext.data.annotations import ImageRecord
 from rcnn_ext.data.builder import RawObject, ReadOptions, SetBuilder
+from rcnn_ext.data.formats.outside import is_inside
 from rcnn_ext.data.hub.split import HubSplit
 from rcnn_ext.data.images import ImageReader, fitting_size
 from rcnn_ext.data.problems import Report
@@ -73,6 +74,7 @@ def decode_row(row: Row, split: HubSplit, number: int | None = None) -> DecodedR
     if content is None:
         if not path:
             raise UserError(f"{name} has neither bytes nor a path")
+        _check_inside(path, split, name)
         try:
             content = Path(path).read_bytes()
         except (OSError, ValueError) as error:
@@ -86,6 +88,28 @@ def decode_row(row: Row, split: HubSplit, number: int | None = None) -> DecodedR
         annotated = fitting_size(io.BytesIO(content), (int(width), int(height)), name)
     image = tv_tensors.Image(reader.load_tensor(io.BytesIO(content), annotated, name=name))
     return DecodedRow(name, image_id, content, image, objects_of(row, split, name, number))
+
+
+def _check_inside(path: str, split: HubSplit, name: str) -> None:
+    """Refuse a path to a file that is neither the data set's nor in the library's cache.
+
+    Raises:
+        UserError: It is such a path, and the recipe does not allow it.
+    """
+    if split.config.allow_outside:
+        return
+    from datasets import config as library
+    from huggingface_hub import constants
+
+    caches = (library.HF_CACHE_HOME, library.HF_DATASETS_CACHE, constants.HF_HUB_CACHE)
+    folders = [Path(folder) for folder in caches]
+    if split.source.is_dir():
+        folders.append(split.source)
+    if not is_inside(Path(path).parent, folders):
+        raise UserError(
+            f"{name} is {path}, outside of the data set: data.allow_outside=true reads it, where "
+            "the data are trusted"
+        )
 
 
 def read_row(row: Row, split: HubSplit) -> tuple[tv_tensors.Image, ImageRecord]:

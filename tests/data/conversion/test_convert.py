@@ -52,7 +52,11 @@ def test_numbers_read_back_as_the_same_values():
 def test_pictures_are_copied_linked_or_left(tmp_path, mode, target):
     layouts.voc_without_sets(tmp_path / "in")
     convert(tmp_path / "in", tmp_path / "out", target, images=mode)
-    old, new = read(tmp_path / "in"), read(tmp_path / "out")
+    old = read(tmp_path / "in")
+    if mode == "none" and target in ("coco", "csv"):
+        with pytest.raises(UserError, match=r"6 pictures lie outside .*data\.allow_outside=true"):
+            read(tmp_path / "out")
+    new = read(tmp_path / "out", allow_outside=True)
     for one, other in zip(old.images, new.images, strict=True):
         assert one.boxes.tolist() == other.boxes.tolist()
         assert os.path.samefile(one.path, other.path) == (mode != "copy")
@@ -153,12 +157,15 @@ def test_rows_of_the_hub_become_files(tmp_path):
     table = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
     (tmp_path / "in").mkdir()
     table.to_parquet(tmp_path / "in" / "train.parquet")
-    result = convert(tmp_path / "in", tmp_path / "out", "voc")
+    with pytest.raises(UserError, match=r"p0\.png, outside of the data set: data\.allow_outside"):
+        convert(tmp_path / "in", tmp_path / "out", "voc")
+    config = DataConfig(allow_outside=True)
+    result = convert(tmp_path / "in", tmp_path / "out", "voc", config=config)
     assert result.read_format == "hf"
     found = read(tmp_path / "out")
     assert [record.boxes.tolist() for record in found.images] == [[list(layouts.BOX)]] * 6
     with pytest.raises(UserError, match="copy them"):
-        convert(tmp_path / "in", tmp_path / "new", "voc", images="none")
+        convert(tmp_path / "in", tmp_path / "new", "voc", config=config, images="none")
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out", "pictures"}
 
 
@@ -183,7 +190,7 @@ def test_data_without_any_object_and_odd_pictures(tmp_path, target):
     Image.fromarray(np.zeros((20, 40), np.uint16)).save(root / "1.png")
     for mode in ("copy", "none"):
         convert(root, tmp_path / mode, target, images=mode)
-        found = read(tmp_path / mode)
+        found = read(tmp_path / mode, allow_outside=True)
         assert sorted(r.path.resolve().read_bytes() for r in found.images) == sorted(
             path.read_bytes() for path in root.glob("*.png")
         )
