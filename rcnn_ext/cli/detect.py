@@ -46,7 +46,8 @@ in the list, counted from 1. Every entry also has file_name.
 A video NAME.mp4 gives videos/NAME.jsonl in --out, one line per frame with its number, its time in
 seconds and its detections, and videos/NAME.mp4, a copy with boxes drawn. Videos may be files, in
 folders with or without pictures, URLs, cameras such as /dev/video0, and - for standard input. Of a
-damaged video, what can be read is done; the error says where it ended. Needs the extra video.
+damaged video, what can be read is done; the error says where it ended. A video that is done is left
+out when the command is run again. Needs the extra video.
 """
 
 
@@ -125,6 +126,7 @@ def run(options: argparse.Namespace) -> int:
         UserError: The checkpoint or an image is wrong.
     """
     from rcnn_ext.predict.detect import detect_to_folder
+    from rcnn_ext.predict.detect_run import loaded
     from rcnn_ext.predict.detect_video import detect_in_videos
     from rcnn_ext.predict.tiles import Tiling
     from rcnn_ext.predict.video_frames import FrameRange
@@ -146,15 +148,19 @@ def run(options: argparse.Namespace) -> int:
         "min_score": options.min_score,
         "draw_score": None if options.no_pictures else options.draw_score,
         "shard": Shard.of(options.shard),
+        "overwrite": options.overwrite,
     }
+    model = options.checkpoint
+    if pictures and videos:
+        # Once for both.
+        model = loaded(model, options.device, settings["shard"])
     failed: UserError | None = None
     if pictures:
         try:
             detect_to_folder(
-                options.checkpoint,
+                model,
                 pictures,
                 options.out,
-                overwrite=options.overwrite,
                 **settings,
             )
         except UserError as error:
@@ -163,7 +169,7 @@ def run(options: argparse.Namespace) -> int:
             failed = error
     if videos:
         try:
-            detect_in_videos(options.checkpoint, videos, options.out, frames=frames, **settings)
+            detect_in_videos(model, videos, options.out, frames=frames, **settings)
         except UserError as error:
             if failed is not None:
                 print(f"rcnn-ext: {failed}", file=sys.stderr)

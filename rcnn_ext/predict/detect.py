@@ -15,18 +15,17 @@ from pathlib import Path
 from rcnn_ext.config import Recipe, with_data_overrides
 from rcnn_ext.data.formats.csv_boxes import listed_images
 from rcnn_ext.data.images import list_images
-from rcnn_ext.distributed import choose_device
 from rcnn_ext.errors import UserError
 from rcnn_ext.predict.detect_record import ERRORS, Merged, Merger
-from rcnn_ext.predict.detect_run import DetectFolder, weights_hash
+from rcnn_ext.predict.detect_run import DetectFolder, loaded, weights_hash
 from rcnn_ext.predict.detect_shard import Outcome, ShardDetector
-from rcnn_ext.predict.load import load
+from rcnn_ext.predict.predictor import Predictor
 from rcnn_ext.predict.tiles import Tiling
 from rcnn_ext.shards import Shard
 
 
 def detect_to_folder(
-    checkpoint: str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str] | Predictor,
     sources: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     *,
@@ -47,7 +46,7 @@ def detect_to_folder(
 
     Args:
         checkpoint: A checkpoint, an exported file, the folder of a training run, the name of a
-            model with published weights, or ``hub:owner/name``.
+            model with published weights, or ``hub:owner/name``; or a model that is loaded.
         sources: Pictures, folders of pictures, patterns, and CSV files that name pictures in a
             column that the recipe names, or that has a usual name. Results of ``detect`` among
             them are left out.
@@ -72,7 +71,7 @@ def detect_to_folder(
     """
     out = Path(out)
     shard = shard or Shard()
-    model = load(checkpoint, device=choose_device(device_name, shard.processes))
+    model = loaded(checkpoint, device_name, shard)
     recipe = with_data_overrides(model.recipe or Recipe(), overrides)
     model.recipe = recipe
     localizes = model.localizes

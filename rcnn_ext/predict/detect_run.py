@@ -18,8 +18,10 @@ import torch
 
 from rcnn_ext import __version__
 from rcnn_ext.data.images import PictureList
+from rcnn_ext.distributed import choose_device
 from rcnn_ext.errors import UserError
 from rcnn_ext.files import file_hash, file_key, read_json, write_json
+from rcnn_ext.predict.load import load
 from rcnn_ext.predict.predictor import Predictor
 from rcnn_ext.shards import Shard, ShardedRun, check_settings, fingerprint_of
 
@@ -28,6 +30,19 @@ MANIFEST = "manifest.json"
 PICTURES = "pictures"
 OVERVIEW = "overview.jpg"
 _FORMAT = 1
+
+
+def loaded(
+    checkpoint: str | os.PathLike[str] | Predictor, device_name: str, shard: Shard
+) -> Predictor:
+    """Return a model on the device of a shard; one that is loaded already as it is.
+
+    Raises:
+        UserError: The checkpoint is wrong, or there is no such device.
+    """
+    if isinstance(checkpoint, Predictor):
+        return checkpoint
+    return load(checkpoint, device=choose_device(device_name, shard.processes))
 
 
 def weights_hash(model: Predictor) -> str:
@@ -125,7 +140,7 @@ class DetectFolder:
             UserError: The folder has results with other settings.
         """
         if self.manifest.exists() and not self.overwrite:
-            check_settings(_settings_in(self.manifest), self.settings, self.out)
+            check_settings(settings_in(self.manifest), self.settings, self.out)
 
     def own_pictures(self, images: PictureList) -> PictureList:
         """Return the pictures without those that are results of ``detect``.
@@ -194,7 +209,7 @@ def _has_manifest(folder: str) -> bool:
     return os.path.exists(os.path.join(folder, FOLDER, MANIFEST))
 
 
-def _settings_in(manifest: Path) -> dict[str, Any]:
+def settings_in(manifest: Path) -> dict[str, Any]:
     """Return the settings in a manifest.
 
     Raises:

@@ -89,6 +89,11 @@ class VideoResults:
         """Copy a packet of sound to the annotated video."""
         self._with_writer(lambda writer: writer.add_audio(packet, origin))
 
+    @property
+    def written(self) -> list[Path]:
+        """The files that are complete."""
+        return list(self._written)
+
     def summary(self, shown: str) -> str:
         """Return in a line what was written.
 

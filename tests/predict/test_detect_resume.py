@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from rcnn_ext.errors import UserError
-from rcnn_ext.predict import detect, detect_record
+from rcnn_ext.predict import detect_record, detect_run
 from rcnn_ext.predict.detect import detect_to_folder
 from rcnn_ext.predict.detections import Detections
 from rcnn_ext.predict.predictor import Predictor
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 def model(monkeypatch):
     """What ``detect`` loads."""
     corner = Corner()
-    monkeypatch.setattr(detect, "load", lambda *_, **__: Predictor(corner, CLASSES))
+    monkeypatch.setattr(detect_run, "load", lambda *_, **__: Predictor(corner, CLASSES))
     return corner
 
 

@@ -18,7 +18,7 @@ import av
 from rcnn_ext.cli import main
 from rcnn_ext.cli.arguments import seconds
 from rcnn_ext.errors import UserError
-from rcnn_ext.predict import detect, detect_video, video_writer
+from rcnn_ext.predict import detect_run, detect_video, video_writer
 from rcnn_ext.predict.predictor import Predictor
 from rcnn_ext.predict.video_frames import FrameRange
 from rcnn_ext.predict.video_sources import VideoSource, split_sources
@@ -30,8 +30,7 @@ from tests.helpers.videos import frame_pixels, make_video, read_frames, set_disp
 @pytest.fixture
 def model(monkeypatch):
     loaded = Predictor(Corner(), CLASSES)
-    for module in (detect, detect_video):
-        monkeypatch.setattr(module, "load", lambda checkpoint, device: loaded)
+    monkeypatch.setattr(detect_run, "load", lambda checkpoint, device: loaded)
     return loaded
 
 
@@ -196,7 +195,8 @@ def test_shards_take_whole_videos(model, tmp_path):
             "run", videos, tmp_path / "out", draw_score=None, shard=Shard(index, 2)
         )
         assert sorted(os.listdir(tmp_path / "out" / "videos")) == expected
-    assert detect_video.detect_in_videos("run", videos, tmp_path / "out", shard=Shard(3, 4)) == 0
+    none = Shard(3, 4)
+    assert detect_video.detect_in_videos("r", videos, tmp_path, draw_score=None, shard=none) == 0
 
 
 def test_a_file_that_cannot_be_written_costs_that_file_only(model, tmp_path, monkeypatch):

@@ -42,6 +42,8 @@ def unreadable_folders(root: Path) -> list[tuple[Path, str]]:
     def visit(folder: str, depth: int) -> None:
         try:
             listing = _list(folder)
+        except FileNotFoundError:
+            return  # Data that are made are not there yet.
         except OSError as error:
             # File systems have a folder of this name, which is for their owner only.
             if os.path.basename(folder) != "lost+found":
