@@ -4,6 +4,7 @@
 used:
 
 - :mod:`rcnn_ext.ops`: The operators, under torchvision's names.
+- :mod:`rcnn_ext.onnx`: The operators in ONNX, for exporting models of your own.
 - :mod:`rcnn_ext.models`: Faster R-CNN, Fast R-CNN and a localizer.
 - :mod:`rcnn_ext.data`: Annotation formats, data sets and augmentation.
 - :mod:`rcnn_ext.selective_search`: Object proposals without a network.
@@ -25,15 +26,16 @@ __all__ = [
     "data",
     "load",
     "models",
+    "onnx",
     "ops",
     "selective_search",
     "train",
 ]
 
-_SUBMODULES = ("data", "models", "ops", "selective_search", "train")
+_SUBMODULES = ("data", "models", "onnx", "ops", "selective_search", "train")
 
 if TYPE_CHECKING:
-    from rcnn_ext import data, models, ops, selective_search, train
+    from rcnn_ext import data, models, onnx, ops, selective_search, train
     from rcnn_ext.predict.load import load
     from rcnn_ext.predict.predictor import Predictor
 else:

@@ -22,6 +22,7 @@ LAYERS = (
     "_extension",
     "reference",
     "ops",
+    "onnx",
     "_environment",
     "files",
     "progress",

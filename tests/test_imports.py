@@ -11,7 +11,7 @@ import pytest
 import rcnn_ext
 from tests.helpers.run_python import PACKAGE, run_python
 
-PARTS = ("data", "models", "ops", "selective_search", "train")
+PARTS = ("data", "models", "onnx", "ops", "selective_search", "train")
 
 
 @pytest.mark.parametrize("name", PARTS)
