@@ -95,6 +95,7 @@ def run(options: argparse.Namespace) -> int:
     from rcnn_ext.metrics.coco import DEFAULT_MAX_DETECTIONS, crowded_images
     from rcnn_ext.metrics.errors import detection_errors
     from rcnn_ext.metrics.report import DRAW_SCORE, write_evaluation
+    from rcnn_ext.metrics.results import require_finite
     from rcnn_ext.metrics.sharded import ShardedEvaluation
     from rcnn_ext.metrics.tasks import compute_metrics, is_localizer
     from rcnn_ext.predict.load import load_saved
@@ -152,6 +153,7 @@ def run(options: argparse.Namespace) -> int:
         )
     if images is None:
         return 0
+    require_finite(annotations.images.paths(), images)
     result = compute_metrics(model, images, saved.classes, max_detections)
     seconds = time.monotonic() - started
     print(result.class_table())

@@ -9,6 +9,7 @@ from pathlib import Path
 from rcnn_ext.errors import UserError
 
 # The mark of UTF-32 begins like that of UTF-16, so it comes first.
+_MAX_DIGITS = 18
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -78,6 +79,15 @@ def _guess_unicode(content: bytes) -> str:
         if zeros[0] == characters and 2 * zeros[1] >= characters:
             return "utf-32-be"
     return "utf-16-le" if content[1::2].count(0) > content[0::2].count(0) else "utf-16-be"
+
+
+def whole_number(text: str) -> int | None:
+    """Return the number that decimal digits are; None for other text, and for more than 18 digits.
+
+    Python refuses to read numbers of thousands of digits.
+    """
+    text = text.strip()
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS else None
 
 
 def _decode(content: bytes, encoding: str, path: Path, skipped: int, stated: bool) -> str:

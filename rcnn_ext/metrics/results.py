@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from rcnn_ext import ops
 from rcnn_ext.distributed import Processes
+from rcnn_ext.errors import UserError
 
 _TRUTH_COLUMNS = 9  # image, x1, y1, x2, y2, label, area, crowd, difficult
 _FOUND_COLUMNS = 7  # image, x1, y1, x2, y2, label, score
@@ -42,6 +45,24 @@ class ImageResult:
     def ignored(self) -> np.ndarray:
         """Bool [N]: objects that detections need not match."""
         return self.crowd | self.difficult
+
+
+def require_finite(paths: Iterable[Path], images: Sequence[ImageResult]) -> None:
+    """Refuse detections that are not finite, which no metric can rank.
+
+    Args:
+        paths: The files of the images.
+        images: Their results.
+
+    Raises:
+        UserError: There are such.
+    """
+    for path, image in zip(paths, images, strict=True):
+        if not (np.isfinite(image.found_boxes).all() and np.isfinite(image.scores).all()):
+            raise UserError(
+                f"{path}: the model gives numbers that are not finite: its weights are damaged, or "
+                "its training did not converge"
+            )
 
 
 def result_rows(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,8 +11,9 @@ pytest.importorskip("faster_coco_eval", reason="faster-coco-eval comes with the 
 
 from rcnn_ext.data import ClassList
 from rcnn_ext.distributed import Processes
+from rcnn_ext.errors import UserError
 from rcnn_ext.metrics.coco import COCO_SUMMARY, SUMMARY, detection_metrics
-from rcnn_ext.metrics.results import Results
+from rcnn_ext.metrics.results import Results, require_finite
 
 TWO = ClassList(("cat", "dog"), (17, 18))
 
@@ -206,3 +209,20 @@ def test_agrees_with_torchmetrics_on_random_scenes():
     for name, theirs_name in names.items():
         assert ours[name] == pytest.approx(float(expected[theirs_name]), abs=1e-6), name
     assert 0.2 < ours["AP"] < 0.9
+
+
+@pytest.mark.parametrize("name", ["boxes", "scores"])
+def test_detections_that_are_not_finite_are_refused_by_name(name):
+    detections = found([[1, 2, 3, 4]], [1], [0.5])
+    for broken in (False, True):
+        if broken:
+            detections[name] = detections[name] * float("nan")
+        results = Results()
+        results.add(0, detections, truth([[1, 2, 3, 4]], [1]))
+        images = results.all_gather(Processes(0, 1), torch.device("cpu"))
+        if broken:
+            message = r"a\.jpg: the model gives numbers that are not finite"
+            with pytest.raises(UserError, match=message):
+                require_finite([Path("a.jpg")], images)
+        else:
+            require_finite([Path("a.jpg")], images)

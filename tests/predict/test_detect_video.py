@@ -240,7 +240,7 @@ def test_the_command_does_pictures_and_videos_and_names_the_damaged(tiny_run, tm
     alone = [*command[:2], str(folder / "a" / "clip.mp4"), str(folder / "b" / "clip.mov")]
     more = ["--out", str(tmp_path / "two"), "--no-pictures", "--start", "0:00.1", "--tile", "32"]
     assert main([*alone, *more]) == 0
-    assert sorted(os.listdir(tmp_path / "two")) == ["videos"]
+    assert sorted(os.listdir(tmp_path / "two")) == ["detect-shards", "videos"]
     assert sorted(os.listdir(tmp_path / "two" / "videos")) == ["clip-2.jsonl", "clip.jsonl"]
     lines = lines_of(tmp_path / "two", "clip-2")
     assert [line["frame"] for line in lines] == [3, 4, 5]

@@ -9,6 +9,7 @@ from rcnn_ext.data.formats.csv_rows import first_values, read_table
 from rcnn_ext.data.formats.split_names import SPLIT_NAMES, SPLITS, split_of, splits_in_name
 from rcnn_ext.data.images import IMAGE_SUFFIXES
 from rcnn_ext.data.problems import Report
+from rcnn_ext.data.text_files import whole_number
 from rcnn_ext.errors import UserError
 
 _SUFFIXES = (".csv", ".tsv")
@@ -121,11 +122,12 @@ def read_class_list(path: Path, encoding: str | None = None) -> dict[str, int] |
     table = read_table(found, Report(), encoding=encoding)
     numbers: dict[str, int] = {}
     for line, values, broken in ((1, table.header, False), *table.rows):
-        if broken or len(values) != 2 or not values[1].isdecimal():
+        number = whole_number(values[1]) if not broken and len(values) == 2 else None
+        if number is None:
             if line == 1:
                 continue
             raise UserError(f"{found}:{line}: not a class name and its number")
-        name, number = values[0], int(values[1])
+        name = values[0]
         if name in numbers or number in numbers.values():
             raise UserError(f"{found}:{line}: the class {name} or its number {number} repeats")
         numbers[name] = number

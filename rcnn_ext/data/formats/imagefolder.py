@@ -168,10 +168,10 @@ def _class_names(path: Path, root: Path) -> list[str] | None:
 
 
 def _names_in_card(text: str) -> list[str] | None:
-    block = re.search(r"class_label:\s*\n\s*names:\s*\n((?:\s+['\"]?\d+['\"]?:.*\n?)+)", text)
+    block = re.search(r"class_label:\s*\n\s*names:\s*\n((?:\s+['\"]?\d{1,9}['\"]?:.*\n?)+)", text)
     if block is None:
         return None
-    pairs = re.findall(r"['\"]?(\d+)['\"]?:[ \t]*(.*)", block[1])
+    pairs = re.findall(r"['\"]?(\d{1,9})['\"]?:[ \t]*(.*)", block[1])
     names = {int(index): name.strip().strip("'\"") for index, name in pairs}
     return (
         [names[index] for index in sorted(names)] if sorted(names) == [*range(len(names))] else None

@@ -16,7 +16,7 @@ from rcnn_ext.data.formats.picture_names import PictureFinder
 from rcnn_ext.data.formats.split_names import SPLIT_NAMES, SPLITS
 from rcnn_ext.data.images import IMAGE_SUFFIXES
 from rcnn_ext.data.problems import Report
-from rcnn_ext.data.text_files import read_lines
+from rcnn_ext.data.text_files import read_lines, whole_number
 from rcnn_ext.errors import UserError
 
 # x, y, width, height, blur, expression, illumination, invalid, occlusion, pose
@@ -103,7 +103,8 @@ def _scan(path: Path, lines: list[str], report: Report) -> dict[str, ListedImage
             continue
         image = images.setdefault(text, ListedImage())
         counted = lines[index].strip() if index < len(lines) else ""
-        if not counted.isdecimal():
+        count = whole_number(counted)
+        if count is None:
             report.error(path, line + 1, f"{counted[:80]!r} is not the number of faces of {text}")
             image.rows.append((line, ""))
             image.broken = True
@@ -111,7 +112,6 @@ def _scan(path: Path, lines: list[str], report: Report) -> dict[str, ListedImage
                 index += 1
             continue
         index += 1
-        count = int(counted)
         faces: list[tuple[int, str]] = []
         while index < len(lines) and not _is_name(lines[index].strip()):
             if lines[index].strip():
