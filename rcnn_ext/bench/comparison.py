@@ -10,7 +10,8 @@ from rcnn_ext import _environment, files
 from rcnn_ext.bench import plots, suite
 from rcnn_ext.bench.cases import Case
 from rcnn_ext.bench.memory import keep_freed_memory
-from rcnn_ext.bench.report import Report, format_report, format_seconds
+from rcnn_ext.bench.report import Report, format_report, format_seconds, row_as_json
+from rcnn_ext.bench.row_lines import RowLines
 from rcnn_ext.bench.runner import Row, Settings, run_cases
 from rcnn_ext.bench.timing import TimingConfig, copy_bandwidth
 from rcnn_ext.progress import Progress
@@ -43,13 +44,22 @@ def run_quick(out_dir: pathlib.Path) -> pathlib.Path:
     return out_dir / "operators.txt"
 
 
-def compare(settings: Settings, cases: list[Case], name: str = "operators") -> Report:
+def compare(
+    settings: Settings,
+    cases: list[Case],
+    name: str = "operators",
+    lines: RowLines | None = None,
+) -> Report:
     """Run cases with progress on the terminal.
 
     Args:
         settings: Device, dtypes, threads and timing.
         cases: The cases to run.
         name: Name of the suite in the JSON.
+        lines: A file to write each row to as soon as it is measured.
+
+    Raises:
+        DeviceFaultError: A kernel made a CUDA device unusable.
     """
     total = sum(
         len(settings.dtypes or case.dtypes)
@@ -58,10 +68,16 @@ def compare(settings: Settings, cases: list[Case], name: str = "operators") -> R
     )
     with Progress("Comparing", total, "row") as progress:
         allocator = keep_freed_memory() if settings.device.type == "cpu" else None
-        rows, skipped = run_cases(cases, settings, lambda row: progress.advance(note=_note(row)))
+        ceiling = copy_bandwidth(settings.device)
+
+        def report(row: Row) -> None:
+            if lines is not None:
+                lines.add(row_as_json(row, settings.device.type, ceiling))
+            progress.advance(note=_note(row))
+
+        rows, skipped = run_cases(cases, settings, report, lines and lines.start)
     backends = _environment.operator_backends(settings.device.type)
     description = _environment.describe(settings.device) | {"allocator": allocator}
-    ceiling = copy_bandwidth(settings.device)
     return Report(description, settings, rows, skipped, backends, name, ceiling)
 
 

@@ -1,4 +1,4 @@
-"""Peak memory of a call beyond its result, and on CUDA its number of kernels."""
+"""Peak memory of a call beyond its result, and on CUDA its kernels and their times."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+# For each name of a kernel, how many were launched and their time in seconds.
+KernelTimes = dict[str, tuple[int, float]]
 
 
 def extra_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
@@ -66,8 +69,12 @@ def keep_freed_memory() -> str | None:
     return "freed memory kept; results above 32 MiB in fresh pages" if kept else None
 
 
-def kernel_count(call: Callable[[], Any], device: torch.device) -> int | None:
-    """Count the kernels (with copies and fills) that a call puts on the device; None on the CPU."""
+def kernel_times(call: Callable[[], Any], device: torch.device) -> KernelTimes | None:
+    """Profile the kernels (with copies and fills) that a call puts on the device.
+
+    Returns:
+        Their names with counts and times; None on the CPU, and where there is no profiler.
+    """
     if device.type != "cuda":
         return None
     activities = [torch.profiler.ProfilerActivity.CUDA]
@@ -78,9 +85,11 @@ def kernel_count(call: Callable[[], Any], device: torch.device) -> int | None:
             torch.cuda.synchronize(device)
     except RuntimeError:  # no CUPTI, or another profiler holds it
         return None
-    return sum(
-        event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events() or ()
-    )
+    seconds: dict[str, list[float]] = {}
+    for event in profile.events() or ():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            seconds.setdefault(event.name, []).append(event.device_time / 1e6)
+    return {name: (len(times), sum(times)) for name, times in seconds.items()}
 
 
 def bytes_of(result: Any) -> int:

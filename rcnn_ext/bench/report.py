@@ -59,7 +59,7 @@ class Report:
             },
             "backends": self.backends,
             "copy_bytes_per_s": self.copy_bandwidth,
-            "results": [_row_json(row, device, self.copy_bandwidth) for row in self.rows],
+            "results": [row_as_json(row, device, self.copy_bandwidth) for row in self.rows],
             "skipped": self.skipped,
             "failures": self.failures,
         }
@@ -178,7 +178,7 @@ def _rows_table(report: Report) -> str:
         pair = (OURS, TORCHVISION)
         cells += [" / ".join(_mebibytes(row.extra_bytes.get(name)) for name in pair)]
         if device == "cuda":
-            cells += [" / ".join(str(row.kernels.get(name, "-")) for name in pair)]
+            cells += [" / ".join(str(row.kernel_count(name) or "-") for name in pair)]
             fraction = row.copy_bandwidth_fraction(report.copy_bandwidth)
             cells += ["" if fraction is None else f"{fraction:.0%}"]
         body.append(cells)
@@ -274,7 +274,14 @@ def _summary(report: Report) -> str:
     return " ".join(lines)
 
 
-def _row_json(row: Row, device: str, copy_bandwidth: float | None) -> dict[str, Any]:
+def row_as_json(row: Row, device: str, copy_bandwidth: float | None) -> dict[str, Any]:
+    """Return a row for JSON.
+
+    Args:
+        row: The row.
+        device: Type of the device.
+        copy_bandwidth: Copy bandwidth of the device in bytes per second, where it is known.
+    """
     # Every contender that was timed or failed.
     names = dict.fromkeys([*row.timings, *row.errors, *row.problems])
     contenders = {}
@@ -285,7 +292,11 @@ def _row_json(row: Row, device: str, copy_bandwidth: float | None) -> dict[str, 
             **({} if timing is None else timing.as_json()),
             "error": error if error is not None and math.isfinite(error) else None,
             "problem": row.problems.get(name),
-            "kernels": row.kernels.get(name),
+            "kernels": row.kernel_count(name),
+            "kernel_times": [
+                {"name": kernel, "count": count, "seconds": seconds}
+                for kernel, (count, seconds) in row.kernels.get(name, {}).items()
+            ],
             "extra_bytes": row.extra_bytes.get(name),
         }
     return {

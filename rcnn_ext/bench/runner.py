@@ -73,7 +73,7 @@ class Row:
         errors: Error of each contender, in the measure ``case.measure``.
         problems: Reason why a contender is missing or wrong, by contender.
         failures: Problems of this package itself, or of the float64 truth.
-        kernels: Kernels a call launches on CUDA, by contender.
+        kernels: Names, counts and times of the kernels a call launches on CUDA, by contender.
         extra_bytes: Peak of memory beyond the result, by contender.
         moved_bytes: Minimum memory traffic of the work: every input and result once.
     """
@@ -85,7 +85,7 @@ class Row:
     errors: dict[str, float] = dataclasses.field(default_factory=dict)
     problems: dict[str, str] = dataclasses.field(default_factory=dict)
     failures: list[str] = dataclasses.field(default_factory=list)
-    kernels: dict[str, int] = dataclasses.field(default_factory=dict)
+    kernels: dict[str, memory.KernelTimes] = dataclasses.field(default_factory=dict)
     extra_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
     moved_bytes: int | None = None
 
@@ -94,6 +94,11 @@ class Row:
         if ours not in self.timings or contender not in self.timings:
             return None
         return self.timings[contender].median / self.timings[ours].median
+
+    def kernel_count(self, contender: str) -> int | None:
+        """Return how many kernels a call of a contender launches; None where that is unknown."""
+        found = self.kernels.get(contender)
+        return None if found is None else sum(count for count, _ in found.values())
 
     def time_ratio_to_atomic(self) -> float | None:
         """Return our time relative to the atomic variant's; None where one was not timed."""
@@ -146,8 +151,41 @@ def active(name: str, case: Case) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _on_device(name: str, case: Case, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """As ``active``, and where torchvision lacks a dtype, with its users' way to do without."""
+    casts: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    if name == TORCHVISION and device.type == "cuda" and dtype == torch.bfloat16:
+        # It has no kernels for this type; autocast converts to float32 and back.
+        casts = torch.autocast("cuda", torch.bfloat16)
+    with active(name, case), casts:
+        yield
+
+
+class DeviceFaultError(RuntimeError):
+    """A kernel made the CUDA context unusable: nothing of this process can be believed any more."""
+
+    def __init__(self, case: str) -> None:
+        super().__init__(f"the device cannot be used any more after {case}")
+        self.case = case
+
+
+def device_works(device: torch.device) -> bool:
+    """Return whether a device can still be used by this process."""
+    if device.type != "cuda":
+        return True
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return False
+    return True
+
+
 def run_cases(
-    cases: Sequence[Case], settings: Settings, report: Callable[[Row], None]
+    cases: Sequence[Case],
+    settings: Settings,
+    report: Callable[[Row], None],
+    begin: Callable[[Case], None] | None = None,
 ) -> tuple[list[Row], list[str]]:
     """Run cases in turn.
 
@@ -155,9 +193,13 @@ def run_cases(
         cases: The cases to run.
         settings: Device, dtypes, threads and timing.
         report: Called with each finished row, for progress.
+        begin: Called with each case before anything of it runs.
 
     Returns:
         The rows, and the names of the cases that ``settings.time_limit`` left no time for.
+
+    Raises:
+        DeviceFaultError: A kernel faulted; its row was reported.
     """
     start = time.monotonic()
     threads_before = torch.get_num_threads()
@@ -168,10 +210,14 @@ def run_cases(
             if settings.time_limit is not None and time.monotonic() - start > settings.time_limit:
                 skipped.append(case.name)
                 continue
+            if begin is not None:
+                begin(case)
             for dtype in settings.dtypes or case.dtypes:
                 for row in run_case(case, dtype, settings):
                     rows.append(row)
                     report(row)
+                    if not device_works(settings.device):
+                        raise DeviceFaultError(case.name)
     finally:
         torch.set_num_threads(threads_before)
     return rows, skipped
@@ -226,7 +272,7 @@ def _verified(
     """Compare one contender with the truth; return it for timing, or None if it fails."""
     case = row.case
     try:
-        with active(name, case):
+        with _on_device(name, case, device, row.dtype):
             calls = [case.bind(contender_ops(name), inputs) for inputs in sets]
             result = calls[0]()
             error = check(result)
@@ -237,7 +283,7 @@ def _verified(
             # Memory of the reference is not reported, and calling it once more may take seconds.
             if name != REFERENCE:
                 extra = memory.extra_bytes(calls[0], device)
-                kernels = memory.kernel_count(calls[0], device)
+                kernels = memory.kernel_times(calls[0], device)
     except Exception as failure:  # whatever it is, it is reported and the suite goes on
         # Another library that lacks a dtype, or runs out of memory, is no failure of ours.
         row.problems[name] = f"{type(failure).__name__}: {_first_line(failure)}"
@@ -254,7 +300,12 @@ def _verified(
         row.problems[name] = f"{case.measure} {error:.3g}, at most {tolerance:.3g} is right"
         row.failures.append(f"{name}: {row.problems[name]}")
         return None
-    return Contender(name, calls, lambda: active(name, case), may_be_slow=name == REFERENCE)
+    return Contender(
+        name,
+        calls,
+        lambda: _on_device(name, case, device, row.dtype),
+        may_be_slow=name == REFERENCE,
+    )
 
 
 def _more_inputs(

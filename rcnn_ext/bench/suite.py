@@ -93,6 +93,15 @@ def select(cases: list[Case], device: str, pattern: str | None = None) -> list[C
     return kept
 
 
+def targets_first(cases: list[Case], device: str) -> list[Case]:
+    """Order cases so that those with a target on a device type (``cpu``, ``cuda``) come first."""
+
+    def has_none(case: Case) -> bool:
+        return (case.targets.cuda if device == "cuda" else case.targets.cpu) is None
+
+    return sorted(cases, key=has_none)
+
+
 def _iou() -> list[Case]:
     return [
         # Overhead of a call.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -90,6 +91,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="start no case after this time, and list those skipped",
     )
+    parser.add_argument(
+        "--targets-first", action="store_true", help="run the cases that have a target first"
+    )
+    parser.add_argument(
+        "--rows",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="append each row to this file as a line of JSON as soon as it is measured; cases that"
+        " were begun there before are left out",
+    )
     parser.add_argument("--list", action="store_true", help="list the cases and stop")
     parser.add_argument(
         "--out", type=pathlib.Path, metavar="DIR", help="write table, JSON and plots there"
@@ -117,6 +128,7 @@ def run(args: argparse.Namespace) -> int:
     from rcnn_ext import files
     from rcnn_ext.bench import atomic, comparison, plots, runner, suite
     from rcnn_ext.bench.report import format_report, result_name
+    from rcnn_ext.bench.row_lines import RowLines
     from rcnn_ext.bench.timing import TimingConfig
 
     device = _device(args.device)
@@ -126,6 +138,15 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--pictures is for --pipeline")
     cases = suite.growth() if args.growth else suite.suite(args.quick)
     cases = suite.select(cases, device.type, args.only)
+    if args.targets_first:
+        cases = suite.targets_first(cases, device.type)
+    lines = None if args.rows is None else RowLines(args.rows)
+    if lines is not None:
+        files.make_folder(args.rows.parent)
+        cases = lines.remaining(cases)
+        if not cases:
+            print(f"{args.rows} has all cases")
+            return 0
     if args.list:
         print("\n".join(f"{case.name:<40} {case.work}" for case in cases))
         return 0
@@ -146,7 +167,13 @@ def run(args: argparse.Namespace) -> int:
         contenders=args.contenders or contenders,
         time_limit=args.budget,
     )
-    report = comparison.compare(settings, cases, "growth" if args.growth else "operators")
+    try:
+        report = comparison.compare(
+            settings, cases, "growth" if args.growth else "operators", lines
+        )
+    except runner.DeviceFaultError as error:
+        print(f"rcnn-ext: {error}", file=sys.stderr)
+        return 1
     text = format_report(report)
     print(text, end="")
     written = [] if args.out is None else comparison.write_report(report, args.out, "operators")
@@ -173,7 +200,7 @@ def _run_detectors(args: argparse.Namespace, device: torch.device) -> int:
     from rcnn_ext.bench.report import result_name
 
     suite = "models" if args.models else "pipeline"
-    for name in ("growth", "list", "only", "dtype", "contenders", "budget", "out"):
+    for name in ("growth", "list", "only", "dtype", "contenders", "budget", "rows", "out"):
         if getattr(args, name):
             raise UserError(f"--{suite}: --{name} is for the comparison of operators")
     if args.models and args.pictures:

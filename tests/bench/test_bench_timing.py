@@ -179,7 +179,7 @@ def test_extra_memory_is_what_the_result_does_not_hold() -> None:
 
 
 def test_kernels_are_counted_on_cuda_only() -> None:
-    assert memory.kernel_count(lambda: None, torch.device("cpu")) is None
+    assert memory.kernel_times(lambda: None, torch.device("cpu")) is None
 
 
 _TAKE_AND_TAKE_AGAIN = """

@@ -1,0 +1,64 @@
+"""Rows of a comparison as lines of JSON, written as they are measured.
+
+A GPU may fault in the middle, or its time may be over: what was measured until then is kept, and
+another process goes on behind the case that the last one ended in.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rcnn_ext.bench.cases import Case
+
+
+class RowLines:
+    """A file of lines, each an object with ``started``, the name of a case, or ``row``.
+
+    Args:
+        path: The file; it is made where it is missing and appended to where it exists.
+    """
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+
+    def start(self, case: Case) -> None:
+        """Note that a case begins, before anything of it runs."""
+        self._append({"started": case.name})
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Add the result of a row."""
+        self._append({"row": row})
+
+    def remaining(self, cases: Iterable[Case]) -> list[Case]:
+        """Return the cases that were not begun yet."""
+        begun = set(started_cases(read_lines(self.path)))
+        return [case for case in cases if case.name not in begun]
+
+    def _append(self, line: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Return the lines of a file without the last one where that was cut; none if it is missing."""
+    lines = []
+    if path.is_file():
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                continue
+    return lines
+
+
+def started_cases(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the names of the cases that were begun, in order."""
+    return [line["started"] for line in lines if "started" in line]
+
+
+def rows_of(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows that were measured."""
+    return [line["row"] for line in lines if "row" in line]
