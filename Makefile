@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= gpu-out
+GPU_ARCH ?= 9.0
 DEMO_OUT ?= demo-out
 BENCH_ARGS ?=
 MINUTES ?= 20
@@ -15,7 +16,7 @@ PYTHON_FILES := setup.py rcnn_ext tests benchmarks tools
 NATIVE_FILES := 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'benchmarks/*.cu' \
   'tests/*.h' 'tests/*.cpp' 'tests/*.cu'
 
-.PHONY: help demo test lint format docs bench gpu test-compat sanitize mutants fuzz clean
+.PHONY: help demo test lint format docs bench gpu gpu-modules test-compat sanitize mutants fuzz clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -68,6 +69,13 @@ bench: $(VENV)/.installed-train  ## operators against torchvision: table, JSON, 
 # Uses the Python at hand and nothing from the network: a GPU machine may have neither.
 gpu:  ## on a GPU machine, offline: build, test, sanitize, compare (OUT=dir)
 	$(PYTHON) tools/gpu_gate.py --out $(OUT)
+
+# What the gate takes instead of building, to be copied to a GPU machine beside the sources:
+# rcnn_ext/_*.so, rcnn_ext/_build_info.json, benchmarks/cuda/_*.so, build/emulation/recorded.pt.
+gpu-modules: $(VENV)/.installed-dev  ## for make gpu on another machine: modules and results to compare with (GPU_ARCH=9.0)
+	FORCE_CUDA=1 RCNN_EXT_BENCHMARKS=1 TORCH_CUDA_ARCH_LIST=$(GPU_ARCH) \
+	  $(BIN)/python setup.py build_ext --inplace
+	$(BIN)/python -m tests.helpers.emulation.recorded
 
 test-compat: $(VENV)/.installed-dev  ## one wheel under torch 2.11 and under a CPU-only torch
 	$(BIN)/python tools/test_compat.py

@@ -1,21 +1,22 @@
 """Build, test, check and time the CUDA kernels on a bare GPU machine: one command, no network.
 
-Needs torch, torchvision, nvcc, ninja, pybind11, setuptools and pytest. Writes ``gpu.json`` (whole
-after every stage, never in part) and a log for each stage, and prints one table last. Exit status:
-0 when all passed, 1 when a stage failed, 2 when there is no GPU to run on.
+Needs torch, torchvision and pytest; nvcc, ninja, pybind11 and setuptools where no modules for the
+device came along (``make gpu-modules`` builds them on a machine without one); uses pytest-xdist and
+compute-sanitizer where they are. Writes two files, each whole at every moment: ``gpu.json`` and
+``logs.tar.gz``. Prints one table last. Exit status: 0 when all passed, 1 when a stage failed, 2
+when there is no GPU to run on.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import json
-import os
 import pathlib
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,27 +24,22 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from gate_reports import last_line
-from gate_stages import (
-    FAILED,
-    MISSING,
-    REPOSITORY,
-    STAGES,
-    Command,
-    Context,
-    Finished,
-    Gpu,
-    Outcome,
-    Stage,
-)
+from gate_process import no_core_files, run_command
+from gate_rehearsal import FAULTS, rehearse
+from gate_reports import last_line, printable
+from gate_stages import STAGES
+from gate_types import FAILED, MISSING, REPOSITORY, Context, Gpu, Outcome, Stage
 
 from rcnn_ext._source_hash import csrc_hash
-from rcnn_ext.files import write_json
+from rcnn_ext.files import replacing, write_json
 
-# A log keeps its beginning and its end; a sanitizer that finds much writes gigabytes.
-_LOG_HALF = 2 << 20
-# The stages that need no GPU.
-WITHOUT_DEVICE = ("build", "atomic", "resources")
+# Seconds for all stages: a second run must fit into the time that machines are lent for.
+BUDGET = 400.0
+# Seconds below which a process is not even started.
+_SHORTEST = 0.1
+NO_DEVICE = "no device"
+RESULT = "gpu.json"
+LOGS = "logs.tar.gz"
 _PROBE = (
     "import json, torch; p = torch.cuda.get_device_properties(0);"
     "print(json.dumps({'name': p.name, 'capability': f'{p.major}.{p.minor}'}))"
@@ -76,44 +72,10 @@ def time_limit(stages: Sequence[Stage], index: int, remaining: float) -> float:
     """
     later = sum(stage.least for stage in stages[index + 1 :])
     own = stages[index].least
-    if remaining >= own + later:
-        return remaining - later
-    return max(1.0, remaining * own / (own + later))
-
-
-def run_command(command: Command, log: pathlib.Path, limit: float) -> Finished:
-    """Run a process with its output in a log; stop it, and all it started, at its time limit."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **command.environment}
-    with log.open("w+b") as output:
-        process = subprocess.Popen(
-            command.arguments,
-            cwd=REPOSITORY,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        timed_out = False
-        try:
-            process.wait(timeout=limit)
-        except subprocess.TimeoutExpired:
-            timed_out = True
-        finally:
-            if process.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        size = output.seek(0, os.SEEK_END)
-        output.seek(0)
-        kept = output.read(2 * _LOG_HALF)
-        if size > 2 * _LOG_HALF:
-            output.seek(-_LOG_HALF, os.SEEK_END)
-            kept = kept[:_LOG_HALF] + b"\n[...]\n" + output.read()
-            output.seek(0)
-            output.truncate()
-            output.write(kept)
-    return Finished(process.returncode, timed_out, kept.decode(errors="replace"))
+    remaining = max(0.0, remaining)
+    enough = remaining >= own + later
+    limit = remaining - later if enough else remaining * own / (own + later)
+    return min(remaining, max(limit, stages[index].takes))
 
 
 def run_stage(stage: Stage, context: Context, limit: float) -> dict[str, Any]:
@@ -123,19 +85,29 @@ def run_stage(stage: Stage, context: Context, limit: float) -> dict[str, Any]:
         prepared = stage.prepare(context, limit)
         if isinstance(prepared, Outcome):
             outcome = prepared
+        elif limit < _SHORTEST:
+            outcome = Outcome(MISSING, "no time was left: NOT CHECKED")
         else:
-            done = run_command(prepared, context.out / f"{stage.name}.log", limit)
+            limit -= time.monotonic() - start
+            done = run_command(prepared, context.scratch / f"{stage.name}.log", limit)
             outcome = stage.judge(context, done)
-            if done.timed_out:
-                summary = f"stopped after {limit:.0f} s; {outcome.summary}"
-                outcome = Outcome(FAILED, summary, outcome.details)
+            if done.timed_out or done.flooded:
+                why = "it wrote too much" if done.flooded else f"{limit:.0f} s"
+                killed = done.code == -signal.SIGKILL
+                if killed and not done.flooded:
+                    why += ", which it did not do when asked"
+                fine = stage.may_be_stopped and not killed
+                status = outcome.status if fine else FAILED
+                outcome = Outcome(
+                    status, f"stopped after {why}; {outcome.summary}", outcome.details
+                )
     except Exception as error:
         outcome = Outcome(FAILED, f"the gate itself failed: {error!r}")
     return {
         "name": stage.name,
         "status": outcome.status,
         "seconds": round(time.monotonic() - start, 1),
-        "summary": outcome.summary,
+        "summary": printable(outcome.summary),
         "details": outcome.details,
     }
 
@@ -153,9 +125,11 @@ def assemble(
     """
     complete = len(entries) == len(stages)
     return {
-        "schema": 1,
+        "schema": 2,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "gpu": {"name": gpu.name, "capability": gpu.capability},
+        # Rows that nobody measured are never taken for measured ones.
+        "rehearsal": gpu.name == NO_DEVICE,
         "csrc_hash": csrc_hash(REPOSITORY / "csrc"),
         "complete": complete,
         "passed": complete and not any(entry["status"] == FAILED for entry in entries),
@@ -205,47 +179,90 @@ def print_plan(stages: Sequence[Stage], context: Context, budget: float) -> None
         print(f"{stage.name} (at most {limit:.0f} s, at least {stage.least:.0f} s): {text}")
 
 
+def write_logs(scratch: pathlib.Path, out: pathlib.Path) -> None:
+    """Archive the logs, and the lines that stages wrote, in one file that is whole or absent."""
+    with replacing(out / LOGS) as temporary, tarfile.open(temporary, "w:gz") as archive:
+        for path in sorted(scratch.iterdir()):
+            if path.suffix in (".log", ".jsonl"):
+                archive.add(path, arcname=path.name)
+
+
+def run_stages(
+    stages: Sequence[Stage], context: Context, budget: float, start: float
+) -> dict[str, Any]:
+    """Run stages within a budget; result and logs on disk are whole at every moment.
+
+    Args:
+        stages: the stages.
+        context: what they share.
+        budget: seconds for all, from ``start`` on.
+        start: reading of the monotonic clock.
+
+    Returns:
+        The result, as it is in the file.
+    """
+    entries: list[dict[str, Any]] = []
+    result = assemble(context.gpu, entries, stages, time.monotonic() - start)
+    write_json(context.out / RESULT, result)
+    for index, stage in enumerate(stages):
+        limit = time_limit(stages, index, budget - (time.monotonic() - start))
+        print(f"{stage.name} (at most {limit:.0f} s) ...", flush=True)
+        entries.append(run_stage(stage, context, limit))
+        result = assemble(context.gpu, entries, stages, time.monotonic() - start)
+        write_json(context.out / RESULT, result)
+        write_logs(context.scratch, context.out)
+        print(f"  {entries[-1]['status'].upper()}: {entries[-1]['summary']}", flush=True)
+    return result
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the gate."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR")
     parser.add_argument(
-        "--budget", type=float, default=540, metavar="SECONDS", help="for all stages (default: 540)"
+        "--budget",
+        type=float,
+        default=BUDGET,
+        metavar="SECONDS",
+        help=f"for all stages (default: {BUDGET:.0f})",
     )
     parser.add_argument("--only", metavar="STAGE[,STAGE]", help="run these stages alone")
     parser.add_argument(
         "--no-device",
         action="store_true",
-        help="on a machine without a GPU: compile, and report registers and spills",
+        help="rehearse on a machine without a GPU: a program in the place of each stage's command"
+        " prints and writes what that would",
+    )
+    parser.add_argument(
+        "--fault",
+        action="append",
+        default=[],
+        metavar="STAGE=FAULT",
+        help=f"with --no-device: let a stage's program have a fault: {', '.join(FAULTS)}",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     options = parser.parse_args(arguments)
     stages = choose(options.only)
-    if options.no_device:
-        stages = tuple(stage for stage in stages if stage.name in WITHOUT_DEVICE)
+    if options.fault and not options.no_device:
+        raise SystemExit("--fault is for --no-device")
     start = time.monotonic()
     if options.dry_run:
         nowhere = pathlib.Path("SCRATCH")
         print_plan(stages, Context(options.out, nowhere, Gpu("none", "9.0")), options.budget)
         return 0
-    gpu = Gpu("no device", "9.0") if options.no_device else find_gpu()
+    gpu = Gpu(NO_DEVICE, "9.0") if options.no_device else find_gpu()
     if isinstance(gpu, str):
         print(f"GPU gate: no GPU that torch can use ({gpu})", file=sys.stderr)
         return 2
+    if options.no_device:
+        stages = rehearse(stages, options.fault)
 
+    # Whoever runs this may stop it in either way; the result on disk is whole then.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     options.out.mkdir(parents=True, exist_ok=True)
-    entries: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, no_core_files():
         context = Context(options.out.resolve(), pathlib.Path(scratch), gpu)
-        for index, stage in enumerate(stages):
-            limit = time_limit(stages, index, options.budget - (time.monotonic() - start))
-            print(f"{stage.name} (at most {limit:.0f} s) ...", flush=True)
-            entries.append(run_stage(stage, context, limit))
-            result = assemble(gpu, entries, stages, time.monotonic() - start)
-            write_json(options.out / "gpu.json", result)
-    comparison = options.out / "compare.log"
-    if comparison.is_file():
-        print("\n" + comparison.read_text(errors="replace"))
+        result = run_stages(stages, context, options.budget, start)
     print(format_result(result))
     return 0 if result["passed"] else 1
 

@@ -75,7 +75,7 @@ def compare(
                 lines.add(row_as_json(row, settings.device.type, ceiling))
             progress.advance(note=_note(row))
 
-        rows, skipped = run_cases(cases, settings, report, lines and lines.start)
+        rows, skipped = run_cases(cases, settings, report, None if lines is None else lines.start)
     backends = _environment.operator_backends(settings.device.type)
     description = _environment.describe(settings.device) | {"allocator": allocator}
     return Report(description, settings, rows, skipped, backends, name, ceiling)

@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rcnn_ext.bench.cases import Case
+if TYPE_CHECKING:  # what only reads lines needs no torch
+    from rcnn_ext.bench.cases import Case
 
 
 class RowLines:
-    """A file of lines, each an object with ``started``, the name of a case, or ``row``.
+    """A file of lines: objects with ``planned``, ``started`` or ``row``.
+
+    These are the names of all cases, the name of a case that begins, and the result of a row.
 
     Args:
         path: The file; it is made where it is missing and appended to where it exists.
@@ -33,8 +36,11 @@ class RowLines:
         self._append({"row": row})
 
     def remaining(self, cases: Iterable[Case]) -> list[Case]:
-        """Return the cases that were not begun yet."""
-        begun = set(started_cases(read_lines(self.path)))
+        """Return the cases that were not begun yet, and note which ones there are."""
+        lines, cases = read_lines(self.path), list(cases)
+        planned, begun = planned_cases(lines), set(started_cases(lines))
+        if new := [case.name for case in cases if case.name not in planned]:
+            self._append({"planned": new})
         return [case for case in cases if case.name not in begun]
 
     def _append(self, line: dict[str, Any]) -> None:
@@ -48,15 +54,22 @@ def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     if path.is_file():
         for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                lines.append(json.loads(text))
+                line = json.loads(text)
             except ValueError:
                 continue
+            if isinstance(line, dict):
+                lines.append(line)
     return lines
 
 
 def started_cases(lines: Sequence[dict[str, Any]]) -> list[str]:
     """Return the names of the cases that were begun, in order."""
     return [line["started"] for line in lines if "started" in line]
+
+
+def planned_cases(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the names of all cases that were to be run."""
+    return [name for line in lines for name in line.get("planned", ())]
 
 
 def rows_of(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
