@@ -37,6 +37,7 @@ LAYERS = (
     "data_report",
     "metrics",
     "predict",
+    "export",
     "train",
     "bench",
     "cli",

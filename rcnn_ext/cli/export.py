@@ -11,23 +11,30 @@ SUMMARY = "write a model for use elsewhere"
 EPILOG = """\
 examples:
   rcnn-ext export runs/first --out detector.safetensors
-  rcnn-ext export runs/first --out detector.pt2 --size 640x480
+  rcnn-ext export runs/first --out detector.pt2
+  rcnn-ext export runs/first --format pt2 --out detector.pt2 --size 640x480
 
-.safetensors holds the weights, with the recipe and the class names in its metadata.
-.pt2 is a torch.export program for images of one size: it runs with torch and the operators of
-this package (import rcnn_ext.ops), without the code of the models.
-rcnn-ext detect and rcnn-ext eval accept both in the place of RUN.
+safetensors holds the weights, with the recipe and the class names in its metadata.
+pt2 is a torch.export program for pictures of any size, any number of them at once: it runs with
+torch and the operators of this package (import rcnn_ext.ops), without the code of the models.
+rcnn-ext detect and rcnn-ext eval accept every format in the place of RUN.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``rcnn-ext export``."""
     add_checkpoint(parser)
+    parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="the file to write")
     parser.add_argument(
-        "--out", metavar="FILE", type=Path, required=True, help="ends in .safetensors or .pt2"
+        "--format",
+        metavar="FORMAT",
+        help="safetensors or pt2 (default: by the suffix of FILE)",
     )
     parser.add_argument(
-        "--size", metavar="WxH", type=_size, help="image size of a .pt2 (default: the recipe's)"
+        "--size",
+        metavar="WxH",
+        type=_size,
+        help="make a program for one size, which all pictures are brought to (default: any size)",
     )
 
 
@@ -41,13 +48,14 @@ def run(options: argparse.Namespace) -> int:
         0.
 
     Raises:
-        UserError: The checkpoint or the name of the file is wrong.
+        UserError: The checkpoint, the format or the name of the file is wrong.
     """
-    from rcnn_ext.predict.export import export
+    from rcnn_ext.export import ExportOptions, export, format_of
     from rcnn_ext.predict.load import load_saved
 
+    format_of(options.out, options.format)  # a mistake is told before anything is read
     saved = load_saved(options.checkpoint)
-    export(saved, options.out, options.size)
+    export(saved, options.out, ExportOptions(options.size), format=options.format)
     print(f"{saved.path}: step {saved.step}, classes {', '.join(saved.classes.names)}")
     print(f"wrote {options.out}")
     return 0

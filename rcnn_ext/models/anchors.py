@@ -98,24 +98,46 @@ class AnchorGenerator(nn.Module):
         Raises:
             ValueError: The number of feature maps is not the number of ``sizes``.
         """
+        anchors = self.of_batch(image_list.tensors, feature_maps)
+        return [anchors] * len(image_list.image_sizes)
+
+    def of_batch(
+        self, images: Tensor, feature_maps: list[Tensor], strides: Sequence[float] | None = None
+    ) -> Tensor:
+        """Return the anchors of every image of a batch.
+
+        Args:
+            images: [N, 3, H, W], padded.
+            feature_maps: [N, C, H_l, W_l] for each level l.
+            strides: Image pixels from one position of each map to the next, used where
+                ``strides`` is None; None finds them from the sizes of image and map.
+
+        Returns:
+            Tensor [A, 4], as ``forward`` gives it for an image.
+
+        Raises:
+            ValueError: The number of feature maps is not the number of ``sizes``.
+        """
         if len(feature_maps) != len(self.sizes):
             raise ValueError(
                 f"the anchor generator has sizes for {len(self.sizes)} feature maps, the backbone "
                 f"gives {len(feature_maps)}"
             )
-        height, width = image_list.tensors.shape[-2:]
+        height, width = images.shape[-2:]
         grids = tuple((f.shape[-2], f.shape[-1]) for f in feature_maps)
-        strides = self._strides_of((height, width), grids)
+        if self.strides is None and strides is not None:
+            used = _repeated(strides)
+        else:
+            used = self._strides_of((height, width), grids)
         dtype = torch.promote_types(feature_maps[0].dtype, torch.float32)
-        anchors = self._cached_anchors(grids, strides, dtype, feature_maps[0])
-        return [anchors] * len(image_list.image_sizes)
+        return self._cached_anchors(grids, used, dtype, feature_maps[0])
 
     def _strides_of(
         self, image: tuple[int, int], grids: tuple[tuple[int, int], ...]
     ) -> tuple[tuple[float, float], ...]:
         """Return the strides (y, x) of each level."""
         if isinstance(self.strides, tuple):
-            return tuple((stride, stride) for stride in self.strides)
+            return _repeated(self.strides)
         if self.strides is None:
             return tuple(_found_strides(image, grid) for grid in grids)
         return tuple((image[0] // rows, image[1] // columns) for rows, columns in grids)
@@ -187,6 +209,11 @@ def _checked_strides(
     if any(not 0 < stride < math.inf for stride in strides):
         raise ValueError(f"strides must be positive, got {tuple(strides)}")
     return tuple(int(stride) if stride == int(stride) else float(stride) for stride in strides)
+
+
+def _repeated(strides: Sequence[float]) -> tuple[tuple[float, float], ...]:
+    """Return each stride for both directions."""
+    return tuple((stride, stride) for stride in strides)
 
 
 def _found_strides(image: tuple[int, int], grid: tuple[int, int]) -> tuple[int, int]:

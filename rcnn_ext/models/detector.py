@@ -1,14 +1,18 @@
-"""The base of all models: preparation for inference."""
+"""The base of all models: preparation for inference, and the core that is exported."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from typing_extensions import Self  # torch itself requires it
 
 from rcnn_ext.models.box_heads import flatten_channels_last
+from rcnn_ext.models.core import DetectionCore, PaddedDetections
 from rcnn_ext.models.folding import fold_norms
 from rcnn_ext.models.poolers import RoIPooler
 from rcnn_ext.ops import MultiScaleRoIAlign
@@ -28,6 +32,7 @@ class Detector(nn.Module):
     """Base of the models."""
 
     backbone: nn.Module
+    transform: GeneralizedRCNNTransform
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,6 +110,45 @@ class Detector(nn.Module):
                 part.compile(**(compile if isinstance(compile, dict) else {}))
         self._compute = (dtype, layout)
         return self
+
+    def core(self) -> DetectionCore:
+        """Return the part of the detector that is one function of tensors, with its weights.
+
+        Raises:
+            RuntimeError: The detector is in training mode.
+        """
+        return DetectionCore(self)
+
+    @abstractmethod
+    def detect_padded(
+        self,
+        images: Tensor,
+        image_sizes: Tensor,
+        proposals: Tensor | None = None,
+        proposal_counts: Tensor | None = None,
+        *,
+        strides: Mapping[str, float] | None = None,
+    ) -> PaddedDetections:
+        """Detect objects in a batch that is resized, normalized and padded already.
+
+        Args:
+            images: [N, 3, H, W], as for :meth:`rcnn_ext.models.core.DetectionCore.forward`.
+            image_sizes: [N, 2] float32 (height, width) of each image without padding.
+            proposals: [N, P, 4] (x1, y1, x2, y2), pixels of ``images``, for Fast R-CNN.
+            proposal_counts: [N] int64, how many proposals of an image are real; None means all.
+            strides: Pixels from one position of each feature map to the next, by name; None
+                measures them in this call, by the sizes of maps and images.
+
+        Returns:
+            Boxes [N, D, 4], scores [N, D], labels [N, D] and counts [N], padded with zeros.
+
+        Raises:
+            ValueError: Proposals are missing for Fast R-CNN, or given to another detector.
+        """
+
+    def needs_strides(self) -> bool:
+        """Return whether :meth:`detect_padded` measures strides unless it is given them."""
+        return False
 
     def _pools_all_channels(self) -> bool:
         """Return whether pooled features have the channels of the backbone: a pooler is known."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torchvision.models.detection.transform import resize_boxes
 from rcnn_ext.models.box_heads import default_box_branch
 from rcnn_ext.models.box_utils import first_bad_box, image_size_tensor
 from rcnn_ext.models.channels import in_channels_of
+from rcnn_ext.models.core import PaddedDetections
 from rcnn_ext.models.detector import Detector
 from rcnn_ext.models.feature_maps import out_channels_of
 from rcnn_ext.models.inputs import (
@@ -22,7 +23,7 @@ from rcnn_ext.models.inputs import (
     prepare_batch,
 )
 from rcnn_ext.models.loss_normalizer import LossNormalizer, own_samples
-from rcnn_ext.models.poolers import RoIPooler
+from rcnn_ext.models.poolers import RoIPooler, measures_strides
 from rcnn_ext.models.roi_heads import RoIHeads
 from rcnn_ext.reference.box_coding import clip
 
@@ -167,6 +168,37 @@ class FastRCNN(Detector):
         if self.training:
             return losses
         return self.transform.postprocess(detections, batch.image_sizes, original_sizes)
+
+    def detect_padded(
+        self,
+        images: Tensor,
+        image_sizes: Tensor,
+        proposals: Tensor | None = None,
+        proposal_counts: Tensor | None = None,
+        *,
+        strides: Mapping[str, float] | None = None,
+    ) -> PaddedDetections:
+        """See :meth:`rcnn_ext.models.Detector.detect_padded`."""
+        if proposals is None:
+            raise ValueError("Fast R-CNN needs proposals [N, P, 4] besides images")
+        features = backbone_features(self.backbone, self.to_compute(images))
+        dtype = torch.promote_types(images.dtype, torch.float32)
+        boxes = clip(proposals.to(dtype), image_sizes.to(dtype)[:, None])  # [N, P, 4]
+        is_real = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)  # [N, P]
+        if proposal_counts is not None:
+            positions = torch.arange(boxes.shape[1], device=boxes.device)
+            is_real = is_real & (positions < proposal_counts[:, None])
+        # Whatever fills a tensor up must not reach the pooler: NaN has no place in a map.
+        boxes = torch.where(is_real[..., None], boxes, 0.0)
+        height, width = images.shape[-2:]
+        found = self.roi_heads.detect_padded(
+            features, boxes, is_real, image_sizes, (height, width), strides
+        )
+        return found.boxes, found.scores, found.labels, found.counts
+
+    def needs_strides(self) -> bool:
+        """Return whether the pooler needs the strides of the feature maps."""
+        return measures_strides(self.roi_heads.box_roi_pool)
 
 
 def needs_proposals(model: nn.Module) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from rcnn_ext import ops
@@ -12,10 +13,12 @@ from rcnn_ext.config.model import ANCHOR_SIZES, ASPECT_RATIOS
 from rcnn_ext.models.anchors import AnchorGenerator
 from rcnn_ext.models.box_heads import default_box_branch
 from rcnn_ext.models.channels import in_channels_of
+from rcnn_ext.models.core import PaddedDetections
 from rcnn_ext.models.detector import Detector
 from rcnn_ext.models.feature_maps import out_channels_of
 from rcnn_ext.models.inputs import backbone_features, build_transform, prepare_batch
 from rcnn_ext.models.loss_normalizer import LossNormalizer, own_samples
+from rcnn_ext.models.poolers import measures_strides
 from rcnn_ext.models.roi_heads import RoIHeads
 from rcnn_ext.models.rpn import RegionProposalNetwork, RPNHead
 
@@ -206,6 +209,31 @@ class FasterRCNN(Detector):
         if self.training:
             return {**detector_losses, **proposal_losses}
         return self.transform.postprocess(detections, batch.image_sizes, original_sizes)
+
+    def detect_padded(
+        self,
+        images: Tensor,
+        image_sizes: Tensor,
+        proposals: Tensor | None = None,
+        proposal_counts: Tensor | None = None,
+        *,
+        strides: Mapping[str, float] | None = None,
+    ) -> PaddedDetections:
+        """See :meth:`rcnn_ext.models.Detector.detect_padded`."""
+        if proposals is not None or proposal_counts is not None:
+            raise ValueError("Faster R-CNN finds its own proposals, and takes none")
+        features = backbone_features(self.backbone, self.to_compute(images))
+        boxes, _, counts = self.rpn.propose_padded(images, features, image_sizes, strides)
+        is_real = torch.arange(boxes.shape[1], device=boxes.device) < counts[:, None]  # [N, P]
+        height, width = images.shape[-2:]
+        found = self.roi_heads.detect_padded(
+            features, boxes, is_real, image_sizes, (height, width), strides
+        )
+        return found.boxes, found.scores, found.labels, found.counts
+
+    def needs_strides(self) -> bool:
+        """Return whether the pooler or the anchors need the strides of the feature maps."""
+        return measures_strides(self.roi_heads.box_roi_pool) or self.rpn.measures_strides()
 
 
 def anchors_per_position(generator: nn.Module) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from rcnn_ext.models.backbones import BACKBONES, NormLayer, build_c5_backbone, b
 from rcnn_ext.models.box_utils import at_least_float32, image_size_tensor
 from rcnn_ext.models.channels import in_channels_of
 from rcnn_ext.models.checkpointing import checkpoint_stages as make_checkpointed
+from rcnn_ext.models.core import PaddedDetections
 from rcnn_ext.models.detector import Detector
 from rcnn_ext.models.feature_maps import measure_feature_maps
 from rcnn_ext.models.inputs import (
@@ -162,7 +163,38 @@ class Localizer(Detector):
                 "a localizer with batch norm in its heads needs two images in a training batch, "
                 "got 1; pass batch_norm=False or leave out the last, smaller batch"
             )
-        features = backbone_features(self.backbone, self.to_compute(batch.tensors))
+        logits, boxes = self._predict(batch.tensors)
+        sizes = image_size_tensor(batch.image_sizes, like=boxes)  # [N, 2] (height, width)
+        if self.training:
+            assert resized_targets is not None
+            sides = sizes[:, [1, 0, 1, 0]]  # [N, 4]
+            return self.compute_loss(logits, boxes, resized_targets, sides, normalizer=normalizer)
+        found = self._postprocess(logits, boxes, sizes)
+        detections = [
+            {"boxes": box, "labels": label, "scores": score}
+            for box, score, label in zip(*found, strict=True)
+        ]
+        return self.transform.postprocess(detections, batch.image_sizes, original_sizes)
+
+    def detect_padded(
+        self,
+        images: Tensor,
+        image_sizes: Tensor,
+        proposals: Tensor | None = None,
+        proposal_counts: Tensor | None = None,
+        *,
+        strides: Mapping[str, float] | None = None,
+    ) -> PaddedDetections:
+        """See :meth:`rcnn_ext.models.Detector.detect_padded`; D is 1."""
+        if proposals is not None or proposal_counts is not None:
+            raise ValueError("a localizer takes no proposals")
+        logits, boxes = self._predict(images)
+        boxes, scores, labels = self._postprocess(logits, boxes, image_sizes.to(boxes.dtype))
+        return boxes, scores, labels, torch.ones_like(labels[:, 0])
+
+    def _predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits [N, K - 1] and boxes [N, 4] in units of the image's sides."""
+        features = backbone_features(self.backbone, self.to_compute(images))
         maps = [feature for name, feature in features.items() if name != "pool"]
         # [N, C_l, H_l, W_l] each -> [N, C], C the sum of C_l
         means = torch.cat([feature.mean(dim=(2, 3)) for feature in maps], dim=1)
@@ -172,15 +204,7 @@ class Localizer(Detector):
         )
         logits = at_least_float32(self.class_head(means))  # [N, K - 1]
         boxes = at_least_float32(self.box_head(grids))  # [N, 4] in units of the image's sides
-        if self.sigmoid_boxes:
-            boxes = boxes.sigmoid()
-
-        sizes = image_size_tensor(batch.image_sizes, like=boxes)  # [N, 2] (height, width)
-        sides = sizes[:, [1, 0, 1, 0]]  # [N, 4]
-        if self.training:
-            assert resized_targets is not None
-            return self.compute_loss(logits, boxes, resized_targets, sides, normalizer=normalizer)
-        return self._postprocess(logits, boxes * sides, sizes, batch.image_sizes, original_sizes)
+        return logits, boxes.sigmoid() if self.sigmoid_boxes else boxes
 
     def compute_loss(
         self,
@@ -229,21 +253,21 @@ class Localizer(Detector):
         }
 
     def _postprocess(
-        self,
-        logits: Tensor,
-        boxes: Tensor,
-        sizes: Tensor,
-        resized: list[tuple[int, int]],
-        original_sizes: list[tuple[int, int]],
-    ) -> list[dict[str, Tensor]]:
-        """Turn logits [N, K - 1] and boxes [N, 4], in resized pixels, into detections."""
+        self, logits: Tensor, boxes: Tensor, sizes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Turn predictions into one detection per image.
+
+        Args:
+            logits: [N, K - 1].
+            boxes: [N, 4] in units of the image's sides.
+            sizes: [N, 2] (height, width) of the resized images.
+
+        Returns:
+            Boxes [N, 1, 4] in pixels of the resized images, scores [N, 1] and labels [N, 1].
+        """
         scores, classes = logits.softmax(dim=1).max(dim=1)  # [N], [N]
-        boxes = clip(_ordered(boxes), sizes)
-        detections = [
-            {"boxes": box[None], "labels": label[None] + 1, "scores": score[None]}
-            for box, label, score in zip(boxes, classes, scores, strict=True)
-        ]
-        return self.transform.postprocess(detections, resized, original_sizes)
+        boxes = clip(_ordered(boxes * sizes[:, [1, 0, 1, 0]]), sizes)
+        return boxes[:, None], scores[:, None], classes[:, None] + 1
 
 
 def localizer(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from rcnn_ext.models.box_utils import at_least_float32, image_size_tensor, unpad
 from rcnn_ext.models.inputs import check_labels
 from rcnn_ext.models.loss_normalizer import LossNormalizer, own_samples
 from rcnn_ext.models.matcher import Matcher
+from rcnn_ext.models.poolers import pool_padded
 from rcnn_ext.models.sampler import BalancedPositiveNegativeSampler, image_generator
 
 # See ``image_generator``.
@@ -134,6 +135,53 @@ class RoIHeads(nn.Module):
         # height of a flat image without its padding can be off by more than a factor of sqrt(2).
         covered = image_shapes if padded_size is None else [padded_size] * len(image_shapes)
         pooled = self.box_roi_pool(features, proposals, covered)  # [R, C, h, w]
+        logits, deltas = self._predict(pooled)
+        if self.training:
+            assert targets is not None
+            check_labels([target["labels"] for target in targets], logits.shape[1])
+            return [], self.compute_loss(
+                logits, deltas, labels, delta_targets, normalizer=normalizer
+            )
+        return self.postprocess_detections(logits, deltas, proposals, image_shapes), {}
+
+    def detect_padded(
+        self,
+        features: dict[str, Tensor],
+        proposals: Tensor,
+        is_real: Tensor,
+        image_sizes: Tensor,
+        padded_size: tuple[int, int],
+        strides: Mapping[str, float] | None = None,
+    ) -> ops.Detections:
+        """Detect objects in a batch with equally many proposals for each image.
+
+        Args:
+            features: Name of a level to its map [N, C, H_l, W_l].
+            proposals: [N, P, 4] (x1, y1, x2, y2), image pixels.
+            is_real: [N, P] bool; the others only fill the tensor up, and are left out.
+            image_sizes: [N, 2] (height, width) of each image without padding.
+            padded_size: (height, width) of the batch that the features were computed from.
+            strides: Stride of each map by name, for poolers that measure them; None measures.
+
+        Returns:
+            Boxes [N, D, 4], scores [N, D], labels [N, D] and counts [N] among others, padded with
+            zeros.
+
+        Raises:
+            ValueError: The predictor gives neither one box per RoI nor one for each class.
+        """
+        pooled = pool_padded(self.box_roi_pool, features, proposals, padded_size, strides)
+        logits, deltas = self._predict(pooled)
+        images = torch.arange(proposals.shape[0], device=proposals.device)[:, None]  # [N, 1]
+        image_ids = torch.where(is_real, images, -1).flatten()  # [N * P]
+        return self._detect(logits, deltas, proposals.flatten(0, 1), image_ids, image_sizes)
+
+    def _predict(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits [R, K] and deltas [R, K, 4] or [R, 1, 4] for pooled features [R, C, h, w].
+
+        Raises:
+            ValueError: The predictor gives neither one box per RoI nor one for each class.
+        """
         logits, deltas = self.box_predictor(self.box_head(pooled))
         num_rois, num_classes = logits.shape
         logits = at_least_float32(logits)  # [R, K]
@@ -144,14 +192,7 @@ class RoIHeads(nn.Module):
                 f"the box predictor gives {num_classes} classes and {deltas.shape[1]} boxes per "
                 "RoI; expected one box, or one for each class"
             )
-
-        if self.training:
-            assert targets is not None
-            check_labels([target["labels"] for target in targets], num_classes)
-            return [], self.compute_loss(
-                logits, deltas, labels, delta_targets, normalizer=normalizer
-            )
-        return self.postprocess_detections(logits, deltas, proposals, image_shapes), {}
+        return logits, deltas
 
     @torch.no_grad()
     def select_training_samples(
@@ -267,12 +308,24 @@ class RoIHeads(nn.Module):
                 for image, in_image in enumerate(proposals)
             ]
         )  # [R]
-        found = ops.postprocess_detections(
+        sizes = image_size_tensor(image_shapes, like=rois)  # [N, 2]
+        found = self._detect(logits, deltas, rois, image_of_roi, sizes)
+        return [
+            {"boxes": boxes, "labels": labels, "scores": scores}
+            for boxes, labels, scores in unpad(
+                found.counts, found.boxes, found.labels, found.scores
+            )
+        ]
+
+    def _detect(
+        self, logits: Tensor, deltas: Tensor, rois: Tensor, image_ids: Tensor, image_sizes: Tensor
+    ) -> ops.Detections:
+        return ops.postprocess_detections(
             logits,
             deltas.flatten(1),  # [R, K, 4] -> [R, K * 4]
             rois,
-            image_of_roi,
-            image_size_tensor(image_shapes, like=rois),  # [N, 2]
+            image_ids,
+            image_sizes,
             score_threshold=self.score_thresh,
             iou_threshold=self.nms_thresh,
             detections_per_image=self.detections_per_img,
@@ -280,12 +333,6 @@ class RoIHeads(nn.Module):
             means=self.box_coder.means,
             max_log_ratio=self.box_coder.max_log_ratio,
         )  # [N, D, 4], [N, D] each, [N]
-        return [
-            {"boxes": boxes, "labels": labels, "scores": scores}
-            for boxes, labels, scores in unpad(
-                found.counts, found.boxes, found.labels, found.scores
-            )
-        ]
 
 
 def set_class_weights(model: nn.Module, weights: Sequence[float] | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from torchvision.models.detection.image_list import ImageList
 
 from rcnn_ext import ops
+from rcnn_ext.models.anchors import AnchorGenerator
 from rcnn_ext.models.box_coder import BoxCoder
 from rcnn_ext.models.box_utils import at_least_float32, image_size_tensor, unpad
 from rcnn_ext.models.loss_normalizer import LossNormalizer, own_samples
@@ -96,6 +98,21 @@ def _flatten_predictions(logits: list[Tensor], deltas: list[Tensor]) -> tuple[Te
         at_least_float32(torch.cat(flat_logits, dim=1)),
         at_least_float32(torch.cat(flat_deltas, dim=1)),
     )
+
+
+def _checked_anchors(anchors: Tensor, logits: list[Tensor]) -> Tensor:
+    """Return anchors [A, 4] or [N, A, 4] in float32 at least.
+
+    Raises:
+        ValueError: The head does not predict one box for each of them.
+    """
+    predicted = sum(math.prod(level.shape[1:]) for level in logits)
+    if anchors.shape[-2] != predicted:
+        raise ValueError(
+            f"the RPN head predicts {predicted} boxes per image, the anchor generator "
+            f"makes {anchors.shape[-2]} anchors: their numbers of anchors per position differ"
+        )
+    return at_least_float32(anchors)
 
 
 class RegionProposalNetwork(nn.Module):
@@ -192,14 +209,7 @@ class RegionProposalNetwork(nn.Module):
             anchors = per_image[0]  # [A, 4], the same for all
         else:
             anchors = torch.stack(per_image)  # [N, A, 4]
-        anchors = at_least_float32(anchors)
-        predicted = sum(math.prod(level.shape[1:]) for level in logits)
-        if anchors.shape[-2] != predicted:
-            raise ValueError(
-                f"the RPN head predicts {predicted} boxes per image, the anchor generator "
-                f"makes {anchors.shape[-2]} anchors: their numbers of anchors per position differ"
-            )
-
+        anchors = _checked_anchors(anchors, logits)
         proposals = self.propose(logits, deltas, anchors, images.image_sizes)
         if not self.training:
             return proposals, {}
@@ -210,6 +220,41 @@ class RegionProposalNetwork(nn.Module):
             *_flatten_predictions(logits, deltas), anchors, targets, normalizer=normalizer
         )
         return proposals, losses
+
+    def propose_padded(
+        self,
+        images: Tensor,
+        features: dict[str, Tensor],
+        image_sizes: Tensor,
+        strides: Mapping[str, float] | None = None,
+    ) -> ops.Proposals:
+        """Propose boxes for a batch, without cutting them to their number in each image.
+
+        Args:
+            images: [N, 3, H, W], padded.
+            features: Name of a level to its map [N, C, H_l, W_l]; all levels are used.
+            image_sizes: [N, 2] (height, width) of each image without padding.
+            strides: Stride of each map by name, for anchor generators that find them; None lets
+                them.
+
+        Returns:
+            Boxes [N, P, 4], scores [N, P] and counts [N].
+        """
+        feature_maps = list(features.values())
+        logits, deltas = self.head(feature_maps)
+        if isinstance(self.anchor_generator, AnchorGenerator):
+            given = None if strides is None else [strides[name] for name in features]
+            anchors = self.anchor_generator.of_batch(images, feature_maps, given)
+        else:
+            # One image for all, since the number of images may be unknown while this is traced.
+            height, width = images.shape[-2:]
+            (anchors,) = self.anchor_generator(ImageList(images, [(height, width)]), feature_maps)
+        return self._generate(logits, deltas, _checked_anchors(anchors, logits), image_sizes)
+
+    def measures_strides(self) -> bool:
+        """Return whether the anchor generator finds the strides of the maps in each call."""
+        generator = self.anchor_generator
+        return isinstance(generator, AnchorGenerator) and generator.strides is None
 
     def propose(
         self,
@@ -231,11 +276,18 @@ class RegionProposalNetwork(nn.Module):
         Returns:
             One tensor [P_i, 4] per image, image pixels, by descending objectness.
         """
-        boxes, _, counts = ops.generate_proposals(
+        sizes = image_size_tensor(image_sizes, like=anchors)  # [N, 2]
+        boxes, _, counts = self._generate(logits, deltas, anchors, sizes)  # [N, P, 4], [N]
+        return [in_image for (in_image,) in unpad(counts, boxes)]
+
+    def _generate(
+        self, logits: list[Tensor], deltas: list[Tensor], anchors: Tensor, image_sizes: Tensor
+    ) -> ops.Proposals:
+        return ops.generate_proposals(
             logits,
             deltas,
             anchors,
-            image_size_tensor(image_sizes, like=anchors),  # [N, 2]
+            image_sizes,
             pre_nms_top_n=self.pre_nms_top_n(),
             post_nms_top_n=self.post_nms_top_n(),
             iou_threshold=self.nms_thresh,
@@ -244,8 +296,7 @@ class RegionProposalNetwork(nn.Module):
             weights=self.box_coder.weights,
             means=self.box_coder.means,
             max_log_ratio=self.box_coder.max_log_ratio,
-        )  # [N, P, 4], [N]
-        return [in_image for (in_image,) in unpad(counts, boxes)]
+        )
 
     def compute_loss(
         self,

@@ -108,14 +108,51 @@ class MultiScaleRoIAlign(nn.Module):
         Raises:
             ValueError: No map of the names wanted, or wrong shapes.
         """
+        levels = None if self._given_map_levels is None else self._given_map_levels(boxes)
+        rois = to_rois(boxes, "MultiScaleRoIAlign")  # [K, 5]
+        return self.pool_rois(x, rois, image_shapes, levels=levels)
+
+    @property
+    def fixed_scales(self) -> list[float] | None:
+        """Return the scales that were assigned; None where each call measures them."""
+        return self._given_scales
+
+    @property
+    def pools_by_size(self) -> bool:
+        """Return whether the level of a box follows from its size: no other rule was assigned."""
+        return self._given_map_levels is None
+
+    def pool_rois(
+        self,
+        x: dict[str, Tensor],
+        rois: Tensor,
+        image_shapes: list[tuple[int, int]],
+        scales: list[float] | None = None,
+        *,
+        levels: Tensor | None = None,
+    ) -> Tensor:
+        """Pool RoIs of all images.
+
+        Args:
+            x: Maps ``[N, C, H, W]`` by name, finest first.
+            rois: ``[K, 5]`` (index of the image, x1, y1, x2, y2), image pixels.
+            image_shapes: (height, width) of the images that the maps cover.
+            scales: 1 / stride of each map; None takes those that were assigned, else measures.
+            levels: Index ``[K]`` of the map that each RoI is pooled from; None chooses by size.
+
+        Returns:
+            ``[K, C, height, width]``.
+
+        Raises:
+            ValueError: No map of the names wanted, or wrong shapes.
+        """
         features = [x[name] for name in self.featmap_names if name in x]
         if not features:
             raise ValueError(
                 f"MultiScaleRoIAlign: expected a map named one of {self.featmap_names}, "
                 f"got {sorted(x)}"
             )
-        rois = to_rois(boxes, "MultiScaleRoIAlign")  # [K, 5]
-        scales = self._given_scales
+        scales = self._given_scales if scales is None else scales
         if scales is None:
             scales = measure_scales(features, image_shapes)
             if not torch.compiler.is_compiling():
@@ -126,8 +163,8 @@ class MultiScaleRoIAlign(nn.Module):
             )
         # Maps of several dtypes, as autocast may leave them, take that of the first.
         features = [feature.to(features[0].dtype) for feature in features]
-        if self._given_map_levels is not None:
-            return self._pool_from(self._given_map_levels(boxes), features, rois, scales)
+        if levels is not None:
+            return self._pool_from(levels, features, rois, scales)
         return multiscale_roi_align(
             features,
             rois,
@@ -168,7 +205,7 @@ def measure_scales(features: list[Tensor], image_shapes: list[tuple[int, int]]) 
     if not image_shapes:
         raise ValueError("MultiScaleRoIAlign: expected at least one image shape")
     extent = _longest(side for shape in image_shapes for side in shape)
-    return [_nearest_power(_longest(feature.shape[-2:]) / extent) for feature in features]
+    return [nearest_power_of_two(_longest(feature.shape[-2:]) / extent) for feature in features]
 
 
 def _longest(sides: Iterable[int]) -> int:
@@ -178,7 +215,7 @@ def _longest(sides: Iterable[int]) -> int:
     return longest
 
 
-def _nearest_power(ratio: float) -> float:
+def nearest_power_of_two(ratio: float) -> float:
     """Return the power of two whose logarithm is nearest to that of a positive number.
 
     By comparisons: the logarithm of a symbolic number would fix it in an exported program.

@@ -18,7 +18,8 @@ from rcnn_ext.errors import UserError
 from rcnn_ext.files import read_json, write_json, write_text
 from rcnn_ext.predict.checkpoint import PRETRAINED as WEIGHTS
 from rcnn_ext.predict.checkpoint import SavedDetector
-from rcnn_ext.predict.export import export, load_exported
+from rcnn_ext.predict.exported import load_exported
+from rcnn_ext.predict.exported.weights import write_weights
 
 RECIPE, CONFIG, CARD = "recipe.yaml", "config.json", "README.md"
 LIBRARY = "rcnn_ext"
@@ -62,7 +63,7 @@ class HubModel(
     def _save_pretrained(self, save_directory: Path) -> None:
         """Write all but the card, which the mixin writes."""
         classes, recipe = self.saved.classes, self.saved.recipe
-        export(self.saved, save_directory / WEIGHTS)
+        write_weights(self.saved, save_directory / WEIGHTS)
         write_text(save_directory / RECIPE, recipe_to_yaml(recipe))
         write_json(
             save_directory / CONFIG,

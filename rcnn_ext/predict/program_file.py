@@ -2,7 +2,7 @@
 
 ``torch.export.load`` unpickles some entries of the archive, evaluates expressions of its graph as
 Python, calls whatever function below ``torch`` a node names, and loads compiled code if there is
-any. None of this is in the programs of :mod:`rcnn_ext.predict.export`. So an archive is checked
+any. None of this is in the programs of :mod:`rcnn_ext.export`. So an archive is checked
 against what those hold, entry by entry and string by string, and PyTorch gets a copy that is made
 of what was checked only: its reader of archives and Python's need not agree on a prepared one.
 """
@@ -59,7 +59,8 @@ _EXPRESSION = re.compile(
     r"|'[suz]\d{1,9}'|\b(?:integer|positive|nonnegative)=True\b|\btrue\b|\bfalse\b"
     r"|-?\b\d{1,19}\b|\)|, )*"
 )
-_MAX_EXPRESSION = 2000
+# The number of proposals of a pyramid of five levels is one of 2,300 characters.
+_MAX_EXPRESSION = 10_000
 _NAME = re.compile(r"\w*", re.ASCII)
 _DOTTED = re.compile(r"[\w.]*", re.ASCII)
 _TYPES = ("builtins.tuple", "builtins.list", "builtins.dict")
@@ -70,7 +71,7 @@ class ProgramError(UserError, ValueError):
 
 
 def read_program(path: Path) -> tuple[ExportedProgram, Any]:
-    """Read a program and what :func:`rcnn_ext.predict.export.export` stored beside it.
+    """Read a program and what :func:`rcnn_ext.export.export` stored beside it.
 
     Args:
         path: The ``.pt2`` file.

@@ -22,7 +22,7 @@ from rcnn_ext.hub import (
     parse_hub_id,
 )
 from rcnn_ext.predict.checkpoint import PRETRAINED, SavedDetector
-from rcnn_ext.predict.export import SavedProgram
+from rcnn_ext.predict.exported.program import SavedProgram
 
 
 def save_pretrained(

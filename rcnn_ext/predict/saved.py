@@ -17,7 +17,7 @@ from rcnn_ext.predict.checkpoint import (
     find_checkpoint,
     load_checkpoint,
 )
-from rcnn_ext.predict.export import PROGRAM_SUFFIX, WEIGHTS_SUFFIX, load_exported
+from rcnn_ext.predict.exported import is_exported, load_exported
 
 # The files that a repository on the Hub may hold a model in, the first that exists.
 HUB_FILES = (PRETRAINED, BEST, LAST)
@@ -36,7 +36,7 @@ def load_saved(path: str | os.PathLike[str]) -> SavedDetector:
     """
     text = os.fspath(path)
     path = fetch_hub_file(text, HUB_FILES) if is_hub_id(text) else find_checkpoint(path)
-    if path.suffix in (WEIGHTS_SUFFIX, PROGRAM_SUFFIX):
+    if is_exported(path):
         return load_exported(path)
     return load_checkpoint(path)
 

@@ -15,9 +15,9 @@ from rcnn_ext.config import ModelConfig, Recipe
 from rcnn_ext.config.selective_search import SearchSettings
 from rcnn_ext.data.annotations import ClassList
 from rcnn_ext.data.images import IMAGE_SUFFIXES
+from rcnn_ext.export import export
 from rcnn_ext.models.from_config import build_model
 from rcnn_ext.predict.checkpoint import PREFIX, SavedDetector, describe
-from rcnn_ext.predict.export import export
 from rcnn_ext.selective_search.cache import CachedRegions, ProposalCache
 from rcnn_ext.selective_search.regions import Regions
 from tests.helpers import layouts, made_data, text_layouts, tool_layouts

@@ -12,10 +12,11 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights as Weig
 
 from rcnn_ext.cli import main
 from rcnn_ext.errors import UserError
+from rcnn_ext.export import export
 from rcnn_ext.models import Detector, presets
 from rcnn_ext.predict.checkpoint import ModelFormatError, ModelNotFoundError, load_checkpoint
 from rcnn_ext.predict.detect import detect_to_folder
-from rcnn_ext.predict.export import export, load_exported
+from rcnn_ext.predict.exported import load_exported
 from rcnn_ext.predict.load import load, load_saved
 
 CLASSES = ("circle", "square", "triangle")

@@ -15,9 +15,9 @@ from rcnn_ext.cli import main
 from rcnn_ext.config import ModelConfig, Recipe
 from rcnn_ext.data.annotations import ClassList
 from rcnn_ext.errors import UserError
+from rcnn_ext.export import export
 from rcnn_ext.models.from_config import build_model
 from rcnn_ext.predict.checkpoint import ModelFormatError, SavedDetector
-from rcnn_ext.predict.export import export
 from rcnn_ext.predict.load import load_saved
 from tests.helpers.pictures import upright_picture
 

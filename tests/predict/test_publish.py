@@ -15,9 +15,9 @@ import rcnn_ext
 from rcnn_ext.cli import main
 from rcnn_ext.config import recipe_from_dict
 from rcnn_ext.errors import UserError
+from rcnn_ext.export import export
 from rcnn_ext.models import faster_rcnn
 from rcnn_ext.predict import publish
-from rcnn_ext.predict.export import export
 from rcnn_ext.predict.load import load, load_saved
 from rcnn_ext.predict.predictor import Predictor
 from tests.helpers.hub_server import COMMIT

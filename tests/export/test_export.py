@@ -13,20 +13,30 @@ from torch import nn
 from rcnn_ext.cli import main
 from rcnn_ext.config import ModelConfig, Recipe
 from rcnn_ext.data.annotations import ClassList
-from rcnn_ext.models import fast_rcnn, localizer
+from rcnn_ext.export import export
+from rcnn_ext.models.core import DeployedDetector
 from rcnn_ext.models.from_config import build_model
 from rcnn_ext.predict.checkpoint import SavedDetector
-from rcnn_ext.predict.export import _OneImage, export
 from rcnn_ext.predict.load import load_saved
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", params=["detector.safetensors", "detector.pt2"])
-def exported(request, tiny_run, tmp_path_factory):
-    pytest.importorskip("safetensors", reason="safetensors comes with the extra train")
-    path = tmp_path_factory.mktemp("export") / request.param
+@pytest.fixture(scope="module")
+def exported_program(tiny_run, tmp_path_factory):
+    path = tmp_path_factory.mktemp("export") / "detector.pt2"
     assert main(["export", str(tiny_run.out), "--out", str(path)]) == 0
+    return path
+
+
+@pytest.fixture(scope="module", params=["safetensors", "pt2"])
+def exported(request, tiny_run, exported_program):
+    if request.param == "pt2":
+        return exported_program
+    pytest.importorskip("safetensors", reason="safetensors comes with the extra train")
+    path = exported_program.with_suffix(".safetensors")
+    command = ["export", str(tiny_run.out), "--format", "safetensors", "--out", str(path)]
+    assert main(command) == 0
     return path
 
 
@@ -65,25 +75,47 @@ def test_evaluation_takes_it_too(tiny_run, exported, tmp_path):
         assert results[1][name] == pytest.approx(results[0][name], abs=1e-3)
 
 
-def test_a_program_needs_the_operators_only_and_any_number_of_detections(tiny_run, tmp_path):
-    path = tmp_path / "detector.pt2"
-    assert main(["export", str(tiny_run.out), "--out", str(path), "--size", "80x48"]) == 0
-    image = torch.rand(3, 48, 80)
+def test_a_program_needs_the_operators_only(tiny_run, exported_program, tmp_path):
     model = load_saved(tiny_run.out).build(CPU)
+    calls = []
     with torch.inference_mode():
-        (expected,) = model([image])
-    torch.save({"image": image, **expected}, tmp_path / "expected.pt")
+        for sizes in ([(64, 80)], [(50, 64), (64, 64)], [(64, 64), (64, 30), (33, 64)]):
+            images = [torch.rand(3, *size) for size in sizes]
+            batch = torch.zeros(len(sizes), 3, *(max(sides) for sides in zip(*sizes, strict=True)))
+            for whole, image in zip(batch, images, strict=True):
+                whole[:, : image.shape[1], : image.shape[2]] = image
+            batch_sizes = torch.tensor(sizes, dtype=torch.float32)
+            calls.append((batch, batch_sizes, DeployedDetector(model)(batch, batch_sizes)))
+    torch.save(calls, tmp_path / "calls.pt")
     script = f"""
 import sys, torch, rcnn_ext.ops
-expected = torch.load({str(tmp_path / "expected.pt")!r})
-program = torch.export.load({str(path)!r}).module()
-boxes, labels, scores = program(expected["image"])
-torch.testing.assert_close(boxes, expected["boxes"], atol=1e-3, rtol=1e-4)
-assert torch.equal(labels, expected["labels"])
-torch.testing.assert_close(scores, expected["scores"], atol=1e-5, rtol=1e-4)
+program = torch.export.load({str(exported_program)!r}).module()
+for images, sizes, expected in torch.load({str(tmp_path / "calls.pt")!r}):
+    boxes, scores, labels, counts = program(images, sizes)
+    assert torch.equal(counts, expected[3]) and counts.min() > 0
+    assert torch.equal(labels, expected[2])
+    torch.testing.assert_close(boxes, expected[0], atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(scores, expected[1], atol=1e-5, rtol=1e-4)
 assert not [name for name in sys.modules if name.startswith("rcnn_ext.models")]
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+def test_a_program_can_be_for_one_size(tiny_run, tmp_path):
+    path = tmp_path / "detector.pt2"
+    assert main(["export", str(tiny_run.out), "--out", str(path), "--size", "80x48"]) == 0
+    program = load_saved(path).build(CPU)
+    deployed = DeployedDetector(load_saved(tiny_run.out).build(CPU))
+    image = torch.rand(3, 48, 80)
+    with torch.inference_mode():
+        (found,) = program([image])
+        boxes, scores, labels, _ = deployed(image[None], torch.tensor([[48.0, 80.0]]))
+        torch.testing.assert_close(found["boxes"], boxes[0, : len(found["boxes"])])
+        assert torch.equal(found["labels"], labels[0, : len(found["boxes"])])
+        # Another image is brought to this size.
+        (found,) = program([torch.rand(3, 100, 100)])
+    assert len(found["boxes"]) > 0
+    assert 80 < found["boxes"].max() <= 100
 
 
 def test_no_detection_is_an_answer_too(tiny_run, tmp_path):
@@ -96,27 +128,6 @@ def test_no_detection_is_an_answer_too(tiny_run, tmp_path):
         "labels": (0,),
         "scores": (0,),
     }
-
-
-@pytest.mark.parametrize("kind", ["fast_rcnn", "localizer"])
-def test_other_models_become_programs_too(kind):
-    if kind == "localizer":
-        model = localizer("cnn", num_classes=3, image_size=64)
-        arguments, dynamic = (torch.rand(3, 50, 70),), (None,)
-        others = [(torch.rand(3, 50, 70),)]
-    else:
-        options = {"norm_layer": "frozen", "pool_size": 2, "min_size": 64, "max_size": 64}
-        model = fast_rcnn("resnet18", num_classes=3, neck="fpn", **options)
-        boxes = torch.tensor([[1.0, 2, 30, 40], [10, 10, 60, 50], [0, 30, 40, 64]])
-        arguments = (torch.rand(3, 64, 64), boxes)
-        dynamic = (None, {0: torch.export.Dim.DYNAMIC})
-        others = [(torch.rand(3, 64, 64), boxes[:2]), (torch.rand(3, 64, 64), boxes.repeat(4, 1))]
-    one = _OneImage(model.eval())
-    with torch.no_grad():
-        program = torch.export.export(one, arguments, dynamic_shapes=dynamic, strict=False)
-        for other in (arguments, *others):
-            for value, expected in zip(program.module()(*other), one(*other), strict=True):
-                torch.testing.assert_close(value, expected)
 
 
 @pytest.mark.parametrize("detector", ["fast_rcnn", "faster_rcnn"])
@@ -151,7 +162,15 @@ def test_live_batch_norm_on_each_roi_is_exported_for_any_number_of_rois(detector
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--out", "model.onnx"], "must end in .safetensors (weights) or .pt2 (a program)"),
+        (
+            ["--out", "model.bin"],
+            "model.bin ends in the suffix of no format; there are",
+        ),
+        (["--out", "model.pt2", "--format", "jit"], "there is no format 'jit'; there are safetens"),
+        (
+            ["--out", "model.pt2", "--format", "safetensors"],
+            "in .safetensors, not as model.pt2",
+        ),
         (["--out", "w.safetensors", "--size", "64x64"], "weights have no size of images"),
     ],
 )

@@ -1,0 +1,51 @@
+"""Exported models, read back: each is a :class:`SavedDetector`, as a checkpoint is.
+
+:mod:`rcnn_ext.export` writes them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from rcnn_ext.errors import UserError
+from rcnn_ext.predict.checkpoint import ModelFormatError, SavedDetector
+from rcnn_ext.predict.exported.program import load_program
+from rcnn_ext.predict.exported.weights import load_weights
+from rcnn_ext.predict.program_file import ProgramError
+
+# How the files of each suffix are read.
+READERS: dict[str, Callable[[Path], SavedDetector]] = {
+    ".safetensors": load_weights,
+    ".pt2": load_program,
+}
+
+
+def is_exported(path: str | os.PathLike[str]) -> bool:
+    """Return whether the suffix of a file is that of an exported model."""
+    return Path(path).suffix in READERS
+
+
+def load_exported(path: str | os.PathLike[str]) -> SavedDetector:
+    """Read what :func:`rcnn_ext.export.export` wrote.
+
+    Nothing in the file is unpickled or evaluated; see :mod:`rcnn_ext.predict.program_file`.
+
+    Raises:
+        ModelFormatError: It is damaged, or was not written by ``rcnn-ext export``, or is a program
+            with more in it than that writes.
+    """
+    path = Path(path)
+    try:
+        return READERS[path.suffix](path)
+    except ProgramError as error:
+        raise ModelFormatError(str(error)) from error
+    except (UserError, ModuleNotFoundError):
+        raise
+    except Exception as error:
+        # Each format has exceptions of its own for damaged files.
+        reason = str(error).partition("\n")[0]
+        raise ModelFormatError(
+            f"{path} was not written by rcnn-ext export, or is damaged: {reason}"
+        ) from error
