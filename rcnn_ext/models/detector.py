@@ -14,6 +14,7 @@ from typing_extensions import Self  # torch itself requires it
 from rcnn_ext.models.box_heads import flatten_channels_last
 from rcnn_ext.models.core import DetectionCore, PaddedDetections
 from rcnn_ext.models.folding import fold_norms
+from rcnn_ext.models.fusion import FusionReport, fuse_layers, restore_classes
 from rcnn_ext.models.poolers import RoIPooler
 from rcnn_ext.ops import MultiScaleRoIAlign
 
@@ -38,6 +39,8 @@ class Detector(nn.Module):
         super().__init__()
         # Chosen by ``prepare_for_inference``; None in a model that can still be trained.
         self._compute: tuple[torch.dtype, torch.memory_format] | None = None
+        # What it changed in the networks; None likewise.
+        self.preparation_report: FusionReport | None = None
 
     @property
     def is_prepared(self) -> bool:
@@ -66,17 +69,23 @@ class Detector(nn.Module):
     ) -> Self:
         """Make evaluation fast, in place; training is no longer possible.
 
-        Batch norms go into the convolutions before them, and no gradient is recorded. The model
-        keeps its device; move it before. Detections stay the same within the rounding of ``dtype``:
-        bfloat16 has two to three digits, so that one near a threshold may come or go.
+        Batch norms go into the convolutions before them, and no gradient is recorded. On a CPU,
+        weights are packed once for oneDNN, and activations, residual sums and the predictors of one
+        map run in one pass; ``preparation_report`` says which layers were changed, which were not
+        and why, and the memory that packed weights take. Parameters and state dicts stay those of
+        the layers.
+
+        The model keeps its device; move it before. Detections stay the same within the rounding of
+        ``dtype``: bfloat16 has two to three digits, so that one near a threshold may come or go.
 
         Args:
             dtype: Type of weights and feature maps. "auto" is bfloat16 where the device computes in
                 it natively (else float16 on CUDA, else as it is); None leaves it as it is. Images
                 may come in any floating-point type; boxes and scores stay float32.
-            channels_last: Store weights and feature maps with channels last.
-            compile: Run the networks through ``torch.compile``, with these options if it is a dict.
-                Each new size of image may compile anew.
+            channels_last: Store weights and feature maps with channels last, which packed weights
+                need.
+            compile: Run the networks through ``torch.compile``, with these options if it is a dict,
+                instead of packed weights. Each new size of image may compile anew.
 
         Returns:
             The model itself, in evaluation mode.
@@ -92,6 +101,7 @@ class Detector(nn.Module):
         if not dtype.is_floating_point:
             raise ValueError(f"dtype must be a floating-point type, got {dtype}")
         layout = torch.channels_last if channels_last else torch.contiguous_format
+        restore_classes(self)
         self.eval().requires_grad_(False)
         fold_norms(self)
         for name in _COMPUTING_PARTS:
@@ -109,6 +119,12 @@ class Detector(nn.Module):
             if compile:
                 part.compile(**(compile if isinstance(compile, dict) else {}))
         self._compute = (dtype, layout)
+        if compile:
+            self.preparation_report = FusionReport(kept={"": "torch.compile runs the networks"})
+        elif not channels_last:
+            self.preparation_report = FusionReport(kept={"": "packed weights need channels_last"})
+        else:
+            self.preparation_report = fuse_layers(self)
         return self
 
     def core(self) -> DetectionCore:

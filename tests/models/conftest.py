@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from rcnn_ext.models.fusion import onednn
+
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
 
 
@@ -54,3 +56,18 @@ def make_batch(make_boxes: Callable[..., Tensor]) -> Callable[..., Batch]:
         return images, targets
 
     return make
+
+
+@pytest.fixture
+def onednn_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the oneDNN operators that ran."""
+    calls = []
+    for name in ("convolution", "convolution_add", "linear_layer", "linear_add"):
+        function = getattr(onednn, name)
+
+        def counted(*args, _name=name, _function=function, **kwargs):
+            calls.append(_name)
+            return _function(*args, **kwargs)
+
+        monkeypatch.setattr(onednn, name, counted)
+    return calls

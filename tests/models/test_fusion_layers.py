@@ -1,0 +1,119 @@
+"""Fused layers: results of convolutions, linear layers and activations from packed weights."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rcnn_ext.models.fusion import fuse_model, layers
+from tests.helpers.fused import DTYPES, assert_near, needs_onednn
+
+pytestmark = needs_onednn
+
+LAST = torch.channels_last
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients():
+    with torch.no_grad():
+        yield
+
+
+CONVOLUTIONS = [
+    {"kernel_size": 1},
+    {"kernel_size": 1, "stride": 2},
+    {"kernel_size": 1, "padding": 1},
+    {"kernel_size": 1, "groups": 4},
+    {"kernel_size": 3, "padding": 1},
+    {"kernel_size": 3, "padding": 1, "bias": False},
+    {"kernel_size": 3, "stride": (2, 1), "padding": (0, 1)},
+    {"kernel_size": 3, "padding": 2, "dilation": 2},
+    {"kernel_size": 3, "padding": "same"},
+    {"kernel_size": (3, 1), "padding": "valid"},
+    {"kernel_size": 3, "padding": 1, "groups": 8},
+    {"kernel_size": 7, "stride": 2, "padding": 3},
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("options", CONVOLUTIONS, ids=str)
+def test_convolutions_with_sum_and_activation(options, dtype, onednn_calls):
+    conv = nn.Conv2d(8, 16, **options).to(dtype)
+    plain = copy.deepcopy(conv)
+    report = fuse_model(conv)
+    assert report.packed == ("",)
+    bound = 1e-6 if dtype is torch.float32 else 6e-3
+    for size in ((1, 8, 9, 13), (3, 8, 32, 17)):
+        x = torch.randn(size).to(dtype)
+        expected = F.conv2d(
+            x.double(),
+            plain.weight.double(),
+            None if plain.bias is None else plain.bias.double(),
+            plain.stride,
+            plain.padding,
+            plain.dilation,
+            plain.groups,
+        )
+        other = torch.randn(expected.shape).to(dtype)
+        assert_near(conv(x).double(), expected, bound)
+        both = conv.run(x, other, nn.ReLU())
+        assert_near(both.double(), (expected + other.double()).relu(), bound)
+        assert both.is_contiguous(memory_format=LAST)
+        kept = other.clone()
+        assert_near(conv.run(x, other, nn.ReLU()), both, bound)
+        assert torch.equal(other, kept), "written over without leave"
+        assert_near(
+            conv.run(x, other.contiguous(memory_format=LAST), overwrite=True).double(),
+            expected + kept.double(),
+            bound,
+        )
+    assert onednn_calls
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        nn.ReLU(inplace=True),
+        nn.ReLU6(),
+        nn.Hardtanh(-0.3, 0.7),
+        nn.LeakyReLU(0.2),
+        nn.Hardswish(),
+        nn.SiLU(),
+        nn.Sigmoid(),
+        nn.Tanh(),
+        nn.GELU(),
+        nn.GELU("tanh"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_activations_run_in_the_layer_before_them(activation, kernel_size, monkeypatch):
+    network = nn.Sequential(nn.Conv2d(4, 8, kernel_size), nn.Identity(), copy.copy(activation))
+    plain = copy.deepcopy(network)
+    fuse_model(network)
+    x = torch.randn(2, 4, 11, 7)
+    assert_near(network(x), plain(x), 2e-6)
+    runs = []
+    monkeypatch.setattr(type(activation), "forward", lambda self, x: runs.append(x))
+    network(x)
+    assert not runs
+    network[2].forward = torch.sign
+    assert set(network(x).unique().tolist()) <= {-1.0, 0.0, 1.0}, "replaced, so it runs"
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, 8, 100])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_linear_layers(rows, dtype, monkeypatch):
+    network = nn.Sequential(nn.Linear(30, 40), nn.ReLU(), nn.Linear(40, 5, bias=False)).to(dtype)
+    plain = copy.deepcopy(network)
+    fuse_model(network)
+    x = torch.randn(rows, 30).to(dtype)
+    bound = 1e-6 if dtype is torch.float32 else 1e-2
+    assert_near(network(x), plain(x), bound)
+    assert_near(network[0](x[None]), plain[0](x[None]), bound)
+    monkeypatch.setattr(layers, "_MAX_PACKED_BYTES", 0)
+    assert_near(network(x), plain(x), bound)
