@@ -11,8 +11,8 @@ import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 from rcnn_ext.errors import UserError
 
 _MAX_TEMPORARY_NAME = 200
+_RANDOM_BYTES = 4
 
 
 @contextmanager
@@ -43,16 +44,16 @@ def replacing(path: Path, *, sync: bool = False) -> Iterator[Path]:
     """
     make_folder(path.parent)
     prefix, suffix = _temporary_affixes(path)
+    temporary = _unused_name(path.parent, prefix, suffix)
+    name = str(temporary)
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=suffix)
+        # With the mode of an ordinary file, of which the system takes the umask: to ask for that
+        # means to change it for a moment, in all threads.
+        os.close(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
-    os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
-        # mkstemp makes files that only their owner may read; results are ordinary files.
-        temporary.chmod(0o666 & ~_umask())
         if sync:
             # Without it, the rename may reach the disk before the contents.
             _sync(temporary, os.O_RDWR)
@@ -71,7 +72,7 @@ def replacing(path: Path, *, sync: bool = False) -> Iterator[Path]:
 def temporaries_of(path: Path) -> list[Path]:
     """Return what :func:`replacing` left beside a file when its process was killed."""
     prefix, suffix = (glob.escape(part) for part in _temporary_affixes(path))
-    return sorted(path.parent.glob(f"{prefix}????????{suffix}"))
+    return sorted(path.parent.glob(f"{prefix}{'?' * 2 * _RANDOM_BYTES}{suffix}"))
 
 
 def _temporary_affixes(path: Path) -> tuple[str, str]:
@@ -99,10 +100,9 @@ def replacing_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         UserError: The parent folder cannot be created.
     """
     make_folder(path.parent)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:200]}-"))
+    temporary = _make_temporary_folder(path)
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
         if overwrite and path.is_dir() and any(path.iterdir()):
             _exchange(temporary, path)
         else:
@@ -113,9 +113,23 @@ def replacing_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _make_temporary_folder(path: Path) -> Path:
+    temporary = _unused_name(path.parent, *_temporary_affixes(path))
+    try:
+        temporary.mkdir()
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    return temporary
+
+
+def _unused_name(folder: Path, prefix: str, suffix: str) -> Path:
+    """Return the path of a temporary file or folder, as no other process takes it."""
+    return folder / f"{prefix}{secrets.token_hex(_RANDOM_BYTES)}{suffix}"
+
+
 def _exchange(new: Path, path: Path) -> None:
     """Put a folder in the place of another, which is removed."""
-    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:200]}-"))
+    aside = _make_temporary_folder(path)
     old = aside / "old"
     os.replace(path, old)
     try:
@@ -238,9 +252,3 @@ def _sync(path: Path, flags: int) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -31,6 +31,21 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ["a.json"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="modes are a thing of POSIX")
+def test_the_umask_is_heeded_and_never_changed(tmp_path, monkeypatch):
+    before = os.umask(0o027)
+    try:
+        monkeypatch.setattr(os, "umask", None)
+        write_text(tmp_path / "a.txt", "a")
+        with replacing_folder(tmp_path / "b"):
+            pass
+    finally:
+        monkeypatch.undo()
+        os.umask(before)
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "b").stat().st_mode & 0o777 == 0o750
+
+
 def test_a_written_file_has_ordinary_permissions_and_its_suffix_while_written(tmp_path):
     plain = tmp_path / "plain"
     plain.write_text("")

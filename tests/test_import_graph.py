@@ -25,6 +25,7 @@ LAYERS = (
     "onnx",
     "_environment",
     "files",
+    "locks",
     "progress",
     "distributed",
     "shards",

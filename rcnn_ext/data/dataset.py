@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import warnings
 from collections.abc import Iterator
-from types import FrameType
 from typing import Literal
 
 import numpy as np
@@ -18,6 +16,7 @@ from rcnn_ext.data.copy_paste import copy_paste
 from rcnn_ext.data.samples import ProposalSource, RawSample, Sample, apply_transform, raw_sample
 from rcnn_ext.data.sampling import SampleOrder, mixed_seed, repeat_factors
 from rcnn_ext.data.transforms import mosaic
+from rcnn_ext.data.workers import leave_signals_to_main
 from rcnn_ext.errors import UserError
 
 Batch = tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]
@@ -237,20 +236,6 @@ def collate(samples: list[Sample]) -> Batch:
     """Batch samples as lists, since images differ in size."""
     images, targets = zip(*samples, strict=True)
     return list(images), list(targets)
-
-
-def leave_signals_to_main(worker: int) -> None:
-    """Let a worker survive what stops a run, since the main process still needs it until it saves.
-
-    Terminals send SIGINT, and batch systems SIGTERM, to all processes of a run. A second SIGTERM
-    ends the worker, as that by which the main process ends one that does not answer.
-    """
-
-    def survive(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, survive)
 
 
 class _Positions(Sampler[list[int]]):

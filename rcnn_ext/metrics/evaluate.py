@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 from rcnn_ext.data.dataset import DetectionDataset, evaluation_loader
+from rcnn_ext.data.workers import named_worker_death
 from rcnn_ext.distributed import Processes
 from rcnn_ext.metrics.results import ImageResult, Results
 from rcnn_ext.metrics.tasks import call_model
@@ -104,7 +105,7 @@ def evaluate_batches(
         For each batch its images: index, detections and ground truth.
 
     Raises:
-        UserError: A picture is missing or damaged.
+        UserError: A picture is missing or damaged, or a worker was killed.
     """
     indices = [index for batch in batches for index in batch]
     loader: Any = evaluation_loader(
@@ -113,7 +114,7 @@ def evaluate_batches(
         workers,
         device.type == "cuda",
     )
-    with torch.inference_mode(), _at_least(model, max_detections):
+    with named_worker_death(), torch.inference_mode(), _at_least(model, max_detections):
         for batch, (images, targets) in zip(batches, loader, strict=True):
             found = call_model(
                 model,

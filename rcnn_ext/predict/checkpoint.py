@@ -149,7 +149,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> SavedDetector:
     """
     path = find_checkpoint(path)
     try:
-        content = read_torch_file(path)
+        content = read_torch_file(path, check_sums=True)
     except UserError as error:
         raise ModelFormatError(str(error)) from error
     entry = content.get(ENTRY) if isinstance(content, dict) else None

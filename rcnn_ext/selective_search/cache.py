@@ -17,8 +17,9 @@ from rcnn_ext.errors import UserError
 from rcnn_ext.selective_search.filters import ProposalFilter
 from rcnn_ext.selective_search.regions import Regions
 
-# To be raised when a search gives other regions for the same settings than before.
-_VERSION = 1
+# To be raised when a search gives other regions for the same settings than before, or the files
+# have other contents.
+_VERSION = 2
 _SUFFIX = ".safetensors"
 
 
@@ -156,6 +157,7 @@ class ProposalCache:
             "height": str(found.height),
             "width": str(found.width),
         }
+        strings["sha256"] = _checksum(arrays, strings)
         with files.replacing(path) as temporary:
             try:
                 save_file(arrays, temporary, strings)
@@ -179,16 +181,27 @@ class ProposalCache:
         try:
             with safe_open(path, framework="numpy") as opened:
                 strings: dict[str, Any] = opened.metadata() or {}
-                regions = Regions(opened.get_tensor("boxes"), opened.get_tensor("sizes"))
+                arrays = {name: opened.get_tensor(name) for name in ("boxes", "sizes")}
+            checksum = strings.pop("sha256")
+            if checksum != _checksum(arrays, strings):
+                raise ValueError("another checksum than when they were written")
             height, width = int(strings["height"]), int(strings["width"])
-        except (SafetensorError, KeyError, ValueError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise UserError(
-                f"the proposals in {path} are damaged ({error}); delete the file and run "
+                f"the proposals in {path} are damaged ({reason}); delete the file and run "
                 "rcnn-ext selective-search again"
             ) from error
-        if regions.boxes.shape != (len(regions.sizes), 4):
-            raise UserError(f"the proposals in {path} are damaged: boxes {regions.boxes.shape}")
-        return CachedRegions(regions, height, width)
+        return CachedRegions(Regions(arrays["boxes"], arrays["sizes"]), height, width)
+
+
+def _checksum(arrays: dict[str, np.ndarray], strings: dict[str, str]) -> str:
+    """Return a hash of all that a file holds."""
+    digest = hashlib.sha256(json.dumps(strings, sort_keys=True).encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}\0".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _content(image: Path) -> bytes:

@@ -11,11 +11,7 @@ from typing import Any
 
 from rcnn_ext.errors import UserError
 from rcnn_ext.files import make_folder
-
-try:
-    import fcntl
-except ModuleNotFoundError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from rcnn_ext.locks import close_locked, lock_file
 
 _TAIL = 1 << 16
 
@@ -42,7 +38,7 @@ class LineFile:
         self._handle = -1
         try:
             self._handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-            if not _lock(self._handle, wait=wait):
+            if not lock_file(self._handle, wait=wait):
                 raise UserError(
                     f"another process writes {path}: wait until it ends, or end it, or let each "
                     "process do its own part with --shard I/N"
@@ -82,7 +78,7 @@ class LineFile:
     def close(self) -> None:
         """Close the file and give up the lock."""
         if self._handle >= 0:
-            os.close(self._handle)
+            close_locked(self._handle)
             self._handle = -1
 
     def __enter__(self) -> LineFile:
@@ -144,22 +140,9 @@ def is_locked(path: Path) -> bool:
     except OSError:
         return False
     try:
-        return not _lock(handle)
+        return not lock_file(handle)
     finally:
-        os.close(handle)
-
-
-def _lock(handle: int, *, wait: bool = False) -> bool:
-    """Take the lock of an open file; return whether no other process has it."""
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # A file system without locks.
-        return True
-    return True
+        close_locked(handle)
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,12 +14,16 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
+from rcnn_ext.config import recipe_to_yaml
+from rcnn_ext.data.workers import DelayedWorkerDeath
 from rcnn_ext.errors import UserError
+from rcnn_ext.files import write_text
 from rcnn_ext.metrics.coco import EvaluationResult
 from rcnn_ext.predict.checkpoint import BEST, LAST
 from rcnn_ext.train.logs import Logs
 from rcnn_ext.train.module import DetectionModule
 from rcnn_ext.train.optim import train_mode
+from rcnn_ext.train.resume import RECIPE
 from rcnn_ext.train.validation import Validation
 
 
@@ -68,6 +72,9 @@ class Checkpoints(Checkpoint):
         self.result: EvaluationResult | None = None
         self._handlers: dict[int, Any] = {}
         self._module: DetectionModule | None = None
+        # The last step of which all is known, and that of last.ckpt.
+        self._complete = self._saved = 0
+        self._deaths = DelayedWorkerDeath()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Install signal handlers, and repeat a validation that was interrupted."""
@@ -80,7 +87,7 @@ class Checkpoints(Checkpoint):
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._on_signal)
-        step = pl_module.steps_done
+        self._complete = self._saved = step = pl_module.steps_done
         due = pl_module.global_step and self._validates(pl_module)
         if due and pl_module.state.validated < step:
             self._run_validation(trainer, pl_module)
@@ -96,16 +103,38 @@ class Checkpoints(Checkpoint):
         """Save and validate when due, and stop if asked to."""
         assert isinstance(pl_module, DetectionModule)
         if not pl_module.step_done:
+            self._deaths.tell()
             return
         validates = self._validates(pl_module)
         if self.validate is None:
             pl_module.state.ended = pl_module.steps_done >= pl_module.phase.end
         if pl_module.steps_done % self.every == 0 or validates or pl_module.stopping:
-            trainer.save_checkpoint(self.folder / LAST)
+            self._save(trainer, pl_module)
         if pl_module.stopping:
             raise StopTraining(pl_module.stopping)
         if validates:
             self._run_validation(trainer, pl_module)
+        self._complete = pl_module.steps_done
+        self._deaths.tell()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note that the state is that of no whole step any more."""
+        self._deaths.wait()
+        self._complete = -1
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Save the steps that are done where the images of the next one cannot be read."""
+        module = self._module
+        # Several processes can only save together.
+        if module is None or module.processes.count > 1 or not isinstance(exception, Exception):
+            return
+        if module.steps_done == self._complete > self._saved:
+            with suppress(UserError):  # The disk may be full; the first error is to be told.
+                self._save(trainer, module)
 
     def run_missed_validation(
         self, trainer: pl.Trainer, module: DetectionModule, device: torch.device
@@ -120,6 +149,7 @@ class Checkpoints(Checkpoint):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Restore the signal handlers."""
+        self._deaths.restore()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
@@ -157,7 +187,15 @@ class Checkpoints(Checkpoint):
                 f"the phase ends at step {step}"
             )
             trainer.should_stop = True
+        self._save(trainer, module)
+
+    def _save(self, trainer: pl.Trainer, module: DetectionModule) -> None:
         trainer.save_checkpoint(self.folder / LAST)
+        self._saved = module.steps_done
+        recipe = self.folder / RECIPE
+        if module.processes.is_main_process and not recipe.exists():
+            # The folder was removed; the run makes it anew.
+            write_text(recipe, recipe_to_yaml(module.recipe))
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # A second signal stops at once, in case a step hangs.

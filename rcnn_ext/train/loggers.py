@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import Logger
 
 from rcnn_ext.config import RuntimeConfig
 from rcnn_ext.errors import UserError
-from rcnn_ext.files import write_text
+from rcnn_ext.files import make_folder, write_text
 
 LOSSES, VALIDATION, TENSORBOARD = "losses.csv", "validation.csv", "tensorboard"
 # What Weights & Biases and MLflow store in the folder of a run.
@@ -240,7 +240,8 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def append_csv(path: Path, row: dict[str, Any]) -> None:
-    """Append a row, after a header if the file is empty."""
+    """Append a row, after a header if the file is empty; a folder that was removed is made anew."""
+    make_folder(path.parent)
     with path.open("a", encoding="utf-8") as file:
         lines = [] if file.tell() else [",".join(row)]
         file.write("".join(f"{line}\n" for line in [*lines, _csv_line(row)]))

@@ -92,12 +92,18 @@ class DetectionModule(pl.LightningModule):
         return optimizer
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the entry that lets the file be loaded as a detector."""
+        """Add the entry that lets the file be loaded as a detector.
+
+        Raises:
+            UserError: A weight is not finite; the checkpoint before is worth more than this one.
+        """
+        self._check_weights(checkpoint["state_dict"])
         checkpoint.update(
             describe(self.recipe, self.classes, self.steps_done, self.state.as_dict())
         )
         if self.average is not None:
             save_average(checkpoint, self.average, PREFIX)
+            self._check_weights(checkpoint["state_dict"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue with the weights of the last step, not with their average."""
@@ -169,6 +175,15 @@ class DetectionModule(pl.LightningModule):
                 f"{_MAX_SKIPPED_IN_A_ROW} steps in a row were skipped, the last one since "
                 f"{self._skip_reason}"
             )
+
+    def _check_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        for name, weight in weights.items():
+            if not bool(weight.isfinite().all()):
+                raise UserError(
+                    f"{name.removeprefix(PREFIX)} is not finite after step {self.steps_done}, so "
+                    "that nothing is saved: the checkpoints in the folder are those of earlier "
+                    "steps; a lower optimizer.lr or a longer schedule.warmup_steps often helps"
+                )
 
     def _first_position(self, images: int) -> int:
         """Return the position in the training stream of the first image of this process's batch."""

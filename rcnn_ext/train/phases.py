@@ -68,6 +68,8 @@ class RunState:
         skipped: Number of steps that were skipped for a loss or gradient that was not finite.
         processes: Number of processes that trained it, which the order of a stream depends on.
         logger_runs: Ids of the run in Weights & Biases and MLflow, by logger.
+        data: What the training images were, as
+            :func:`rcnn_ext.train.training_data.describe_images` gives it; empty for a stream.
     """
 
     phase: int = 0
@@ -82,14 +84,28 @@ class RunState:
     skipped: int = 0
     processes: int = 1
     logger_runs: dict[str, str] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for a checkpoint."""
         return dataclasses.asdict(self)
 
+    def see_data(self, found: dict[str, Any]) -> list[str]:
+        """Note the training images, and return lines about how they differ from those before."""
+        before, self.data = self.data, found
+        if not before or before == found:
+            return []
+        counts = ("images", "objects")
+        then, now = (", ".join(f"{of.get(n)} {n}" for n in counts) for of in (before, found))
+        changed = f"{then} before, {now} now" if then != now else f"still {now}, but others"
+        return [
+            f"the training data have changed since the checkpoint ({changed}): from here the "
+            "images come in another order, and losses are not those of a run without a stop"
+        ]
+
     def next_phase(self, start: int) -> None:
         """Begin the next phase after ``start`` steps, and keep the best of the run."""
-        names = ("best", "validated", "skipped", "processes", "logger_runs")
+        names = ("best", "validated", "skipped", "processes", "logger_runs", "data")
         kept = {name: getattr(self, name) for name in names}
         self.__dict__.update(RunState(self.phase + 1, start, **kept).__dict__)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from rcnn_ext.config import Recipe, recipe_to_yaml
 from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.data.hub import HubSplit
 from rcnn_ext.data.sampling import mixed_seed
+from rcnn_ext.data.workers import named_worker_death
 from rcnn_ext.distributed import Processes, choose_device
 from rcnn_ext.errors import UserError
 from rcnn_ext.files import write_text
+from rcnn_ext.locks import locked_folder
 from rcnn_ext.metrics.coco import EvaluationResult
 from rcnn_ext.models.from_config import build_model
 from rcnn_ext.models.roi_heads import set_class_weights
@@ -42,7 +45,12 @@ from rcnn_ext.train.resume import (
 )
 from rcnn_ext.train.threads import thread_hint
 from rcnn_ext.train.trainer import build_trainer, quiet_lightning, restored_signal_handlers
-from rcnn_ext.train.training_data import open_source, open_training, report_resume
+from rcnn_ext.train.training_data import (
+    describe_images,
+    open_source,
+    open_training,
+    report_resume,
+)
 from rcnn_ext.train.validation import Validation, open_validation
 from rcnn_ext.train.weights import (
     WEIGHTS_TABLE,
@@ -132,8 +140,8 @@ def train(
         The result of the run in the main process; None in all others.
 
     Raises:
-        UserError: Something about the recipe, the data or ``out`` is wrong, or a loss is not
-            finite.
+        UserError: Something about the recipe, the data or ``out`` is wrong, another process trains
+            into ``out``, or a loss is not finite.
         Interrupted: A signal stopped it, after it saved ``last.ckpt``.
     """
     processes = Processes.from_environment()
@@ -143,7 +151,10 @@ def train(
     # Lightning reads other variables than torchrun's too, Slurm's for instance, which may name
     # another rank; its loggers write on rank 0 only.
     rank_zero_only.rank = processes.rank  # type: ignore[attr-defined]
-    with processes.group(device):
+    lock = (
+        locked_folder(Path(out), "a training run") if processes.is_main_process else nullcontext()
+    )
+    with processes.group(device), lock:
         paths = Path(data), Path(out)
         run = _Run(recipe, *paths, processes, device, resume=resume, overwrite=overwrite)
         return run.run()
@@ -190,6 +201,9 @@ class _Run:
         if resume:
             saved, self.state = check_resumable(out, recipe, self.classes)
             processes.print_once(describe_resume(saved, recipe, self.state))
+        if annotations is not None:
+            for line in self.state.see_data(describe_images(annotations.images)):
+                processes.print_once(line)
         # Weights that cannot be downloaded are to fail here, before the search for proposals,
         # which takes longest, and before anything of an earlier run is deleted.
         torch.manual_seed(mixed_seed(recipe.seed, 3))
@@ -311,7 +325,7 @@ class _Run:
         update = [] if self.average is None else [UpdateAverage(self.average)]
         parts = phase.optimizer.accumulate_grad_batches
         batches = self.training.loader(parts, self.done, processes, self.device)
-        with quiet_lightning(), restored_signal_handlers():
+        with quiet_lightning(), restored_signal_handlers(), named_worker_death(self._advice):
             trainer = build_trainer(
                 recipe.runtime,
                 phase,
@@ -343,6 +357,10 @@ class _Run:
                     "or a smaller data.batch_size"
                 ) from error
         self.done = module.steps_done
+
+    def _advice(self) -> str:
+        """Return how to go on after an error that another try may not have."""
+        return f"; continue with: {self.resume_command}" if (self.out / LAST).is_file() else ""
 
 
 def _check_divisible(recipe: Recipe, processes: Processes) -> None:

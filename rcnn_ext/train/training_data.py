@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -13,6 +16,7 @@ from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.data.dataset import TrainingStream, training_loader
 from rcnn_ext.data.formats.registry import open_split, resolve_source
 from rcnn_ext.data.hub import HubSplit, HubStream, open_stream, stream_loader
+from rcnn_ext.data.packed import PackedImages
 from rcnn_ext.data.sampling import mixed_seed
 from rcnn_ext.data.transforms import build_augmentation
 from rcnn_ext.distributed import Processes
@@ -42,6 +46,27 @@ def open_source(recipe: Recipe, root: Path) -> AnnotationSet | HubSplit:
             "step, and data.format=hf is a stream; Faster R-CNN learns from one"
         )
     return open_stream(config, root, "train")
+
+
+def describe_images(images: PackedImages) -> dict[str, Any]:
+    """Return what tells that training images have changed, for checkpoints.
+
+    Args:
+        images: The images, wherever their folder is: only their names count.
+
+    Returns:
+        How many ``images`` and ``objects`` there are, and their ``sha256`` in the order of both.
+    """
+    digest = hashlib.sha256()
+    for path in images.paths():
+        digest.update(os.fsencode(path.name) + b"\0")
+    for column in (images.sizes, images.counts, images.boxes, images.labels, images.crowd):
+        digest.update(np.ascontiguousarray(column).tobytes())
+    return {
+        "images": len(images),
+        "objects": len(images.boxes),
+        "sha256": digest.hexdigest()[:16],
+    }
 
 
 def open_training(

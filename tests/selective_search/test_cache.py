@@ -286,3 +286,26 @@ def test_command_reports_and_fails_on_broken_images(images: list[Path], tmp_path
     )
     assert refused.returncode == 2
     assert refused.stderr.startswith("rcnn-ext: scale: expected a finite number of at least 0")
+
+
+def test_every_flipped_bit_is_noticed_or_harmless(images: list[Path], cache: ProposalCache) -> None:
+    precompute(images[:1], cache)
+    (path,) = _files(cache)
+    whole, content = cache.read(images[0]), path.read_bytes()
+    random = np.random.default_rng(0)
+    refused = 0
+    for place in random.integers(len(content), size=300):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << random.integers(8)
+        path.write_bytes(damaged)
+        try:
+            found = cache.read(images[0])
+        except UserError as error:
+            assert "are damaged" in str(error)
+            assert not cache.has(images[0].read_bytes())
+            refused += 1
+            continue
+        np.testing.assert_array_equal(found.regions.boxes, whole.regions.boxes)
+        np.testing.assert_array_equal(found.regions.sizes, whole.regions.sizes)
+        assert (found.height, found.width) == (whole.height, whole.width)
+    assert refused > 200

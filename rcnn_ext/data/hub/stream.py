@@ -12,12 +12,13 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torchvision.transforms import v2
 
-from rcnn_ext.data.dataset import collate, leave_signals_to_main
+from rcnn_ext.data.dataset import collate
 from rcnn_ext.data.hub.rows import Row, plain_rows, read_row, useful
 from rcnn_ext.data.hub.split import HubSplit
 from rcnn_ext.data.samples import RawSample, Sample, apply_transform, keep_boxes, raw_target
 from rcnn_ext.data.sampling import mixed_seed
 from rcnn_ext.data.transforms import mosaic
+from rcnn_ext.data.workers import leave_signals_to_main
 from rcnn_ext.errors import UserError
 
 # Rows that are kept, undecoded, to take the place of broken ones and for mosaics. Where all of
