@@ -1,6 +1,7 @@
 """R-CNN operators with native CPU and CUDA kernels, and the models built on them.
 
-``import rcnn_ext`` imports nothing else, not even torch; each part is imported when it is first
+``import rcnn_ext`` imports nothing else, not even torch, unless the environment variable
+``RCNN_EXT_ACCELERATE`` asks for :func:`rcnn_ext.accelerate`; each part is imported when it is first
 used:
 
 - :mod:`rcnn_ext.ops`: The operators, under torchvision's names.
@@ -9,6 +10,7 @@ used:
 - :mod:`rcnn_ext.data`: Annotation formats, data sets and augmentation.
 - :mod:`rcnn_ext.selective_search`: Object proposals without a network.
 - :mod:`rcnn_ext.train`: Training by a recipe.
+- :func:`rcnn_ext.accelerate`: torchvision's own operators and detectors on these kernels.
 - :func:`rcnn_ext.load`: A trained model, ready to detect.
 - :class:`rcnn_ext.Predictor`: A model of your own, run on pictures in any form.
 """
@@ -16,6 +18,7 @@ used:
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
@@ -23,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Predictor",
     "__version__",
+    "accelerate",
     "data",
     "load",
     "models",
@@ -32,10 +36,12 @@ __all__ = [
     "train",
 ]
 
-_SUBMODULES = ("data", "models", "onnx", "ops", "selective_search", "train")
+# `accelerate` is a module that can be called.
+_SUBMODULES = ("accelerate", "data", "models", "onnx", "ops", "selective_search", "train")
 
 if TYPE_CHECKING:
     from rcnn_ext import data, models, onnx, ops, selective_search, train
+    from rcnn_ext.accelerate import accelerate
     from rcnn_ext.predict.load import load
     from rcnn_ext.predict.predictor import Predictor
 else:
@@ -52,3 +58,7 @@ else:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+if os.environ.get("RCNN_EXT_ACCELERATE", "0") not in ("", "0"):
+    importlib.import_module(f"{__name__}.accelerate").accelerate_from_environment()

@@ -31,7 +31,7 @@ def test_load_is_the_function_and_predictor_the_class() -> None:
 
 
 def test_names() -> None:
-    assert set(rcnn_ext.__all__) == {"__version__", "load", "Predictor", *PARTS}
+    assert set(rcnn_ext.__all__) == {"__version__", "accelerate", "load", "Predictor", *PARTS}
     assert dir(rcnn_ext) == sorted(rcnn_ext.__all__)
     with pytest.raises(AttributeError, match="module 'rcnn_ext' has no attribute 'lod'"):
         rcnn_ext.lod  # noqa: B018

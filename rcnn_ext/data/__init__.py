@@ -4,6 +4,7 @@
 one format without a recipe.
 """
 
+from rcnn_ext import torchvision_compat  # noqa: F401 - before torchvision
 from rcnn_ext.config.data import DataConfig
 from rcnn_ext.data.annotations import AnnotationSet, ClassList, ImageRecord, PackedImages
 from rcnn_ext.data.conversion import Conversion, convert

@@ -5,6 +5,7 @@ drop-in replacements for torchvision's; ``faster_rcnn`` and ``fast_rcnn`` build 
 options by name, on a backbone by name or on any module that gives feature maps.
 """
 
+from rcnn_ext import torchvision_compat  # noqa: F401 - before torchvision
 from rcnn_ext.models.anchors import AnchorGenerator
 from rcnn_ext.models.backbones import BACKBONES
 from rcnn_ext.models.box_coder import BoxCoder

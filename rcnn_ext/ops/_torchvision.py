@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 
+from rcnn_ext.ops import _torchvision_binary
+
 _HERE, _THERE = "rcnn_ext.ops", "torchvision.ops"
 
 
@@ -29,6 +31,7 @@ def torchvision_ops() -> ModuleType:
         ModuleNotFoundError: torchvision is not installed.
     """
     if not _loaded:
+        _torchvision_binary.install()
         with _original_in_place():
             _loaded.append(importlib.import_module(_THERE))
     return _loaded[0]
