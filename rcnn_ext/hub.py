@@ -198,6 +198,26 @@ def hub_is_reachable(library: ModuleType) -> bool:
     return True
 
 
+@contextmanager
+def cache_only_without_network() -> Iterator[None]:
+    """Let the libraries within the block use the cache at once where the Hub does not answer.
+
+    timm and others fetch through ``huggingface_hub``, which would repeat each request for half a
+    minute. Nothing changes where it is not installed.
+    """
+    try:
+        library = hub_library()
+    except UserError:
+        yield
+        return
+    before = library.constants.HF_HUB_OFFLINE
+    library.constants.HF_HUB_OFFLINE = before or not hub_is_reachable(library)
+    try:
+        yield
+    finally:
+        library.constants.HF_HUB_OFFLINE = before
+
+
 def _connection_errors(library: ModuleType) -> tuple[type[Exception], ...]:
     """Return what the library raises without a network, or in its offline mode."""
     # The HTTP client has changed between versions; its base of errors is one of these.

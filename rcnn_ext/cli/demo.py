@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 from pathlib import Path
 
@@ -32,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="OUT", type=Path, required=True, help="folder for everything it writes"
     )
+    parser.add_argument(
+        "--resume", action="store_true", help="continue the training of an interrupted demo in OUT"
+    )
     parser.add_argument("--no-bench", action="store_true", help="skip the comparison of operators")
 
 
@@ -54,8 +58,9 @@ def run(args: argparse.Namespace) -> int:
     from rcnn_ext.metrics.evaluate import evaluate
     from rcnn_ext.metrics.report import DRAW_SCORE, draw_pairs, write_evaluation
     from rcnn_ext.metrics.tasks import compute_metrics
+    from rcnn_ext.predict.checkpoint import LAST
     from rcnn_ext.predict.load import load_saved
-    from rcnn_ext.train.run import train
+    from rcnn_ext.train.run import Interrupted, train
 
     started = time.monotonic()
     recipe = load_recipe(_RECIPE, args.overrides)
@@ -66,13 +71,19 @@ def run(args: argparse.Namespace) -> int:
     validation = open_split(recipe.data, data, "val")
 
     _announce(2, f"training {_RECIPE}")
-    result = train(recipe, data, folder, overwrite=True)
+    try:
+        result = train(recipe, data, folder, resume=args.resume, overwrite=not args.resume)
+    except Interrupted as stop:
+        words = ["rcnn-ext", "demo", "--out", str(out), "--resume"]
+        words += ["--no-bench"] if args.no_bench else []
+        command = shlex.join([*words, *args.overrides])
+        raise Interrupted(stop.signal_number, folder / LAST, command) from None
     assert result is not None  # Only other processes than the main one get None.
     print(result.summary())
 
     _announce(3, f"COCO metrics on the {len(validation)} validation images")
     device = choose_device(recipe.runtime.device)
-    saved = load_saved(folder / "last.ckpt")
+    saved = load_saved(folder / LAST)
     model = saved.build(device)
     before = time.monotonic()
     images = evaluate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from rcnn_ext.errors import UserError
+from rcnn_ext.hub import cache_only_without_network
 from rcnn_ext.models.weights import DownloadError
 
 PREFIX = "timm:"
@@ -183,10 +185,12 @@ def _create_pretrained(
         raise UserError(f"timm has no published weights for {name}")
     # timm prefers the Hub.
     url = f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url
+    fetching = cache_only_without_network() if config.hf_hub_id else nullcontext()
     try:
-        network: nn.Module = timm.create_model(
-            name, features_only=True, pretrained=True, in_chans=in_channels, **options
-        )
+        with fetching:
+            network: nn.Module = timm.create_model(
+                name, features_only=True, pretrained=True, in_chans=in_channels, **options
+            )
     # Of huggingface_hub, of urllib or of the file that came.
     except Exception as error:
         place = (

@@ -77,7 +77,11 @@ class Checkpoints(Checkpoint):
         self._deaths = DelayedWorkerDeath()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Install signal handlers, and repeat a validation that was interrupted."""
+        """Install signal handlers, and repeat a validation that was interrupted.
+
+        The handlers that were there come back with
+        :func:`rcnn_ext.train.trainer.restored_signal_handlers`.
+        """
         assert isinstance(pl_module, DetectionModule)
         if self._module is not None:
             # A signal in the last step of a phase stops the next one.
@@ -148,11 +152,8 @@ class Checkpoints(Checkpoint):
             self._run_validation(trainer, module)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Restore the signal handlers."""
+        """Put back the handler of the deaths of workers."""
         self._deaths.restore()
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
 
     def _validates(self, module: DetectionModule) -> bool:
         step = module.steps_done

@@ -85,7 +85,6 @@ def quiet_lightning() -> Iterator[None]:
     """Hide Lightning's messages about its own set-up; errors and other warnings stay."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
-    interrupt = signal.getsignal(signal.SIGINT)
     logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
@@ -99,17 +98,16 @@ def quiet_lightning() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-        # Lightning ignores further Ctrl-C after handling one.
-        signal.signal(signal.SIGINT, interrupt)
 
 
 @contextmanager
 def restored_signal_handlers() -> Iterator[None]:
     """Leave the handlers of signals as they were.
 
-    Lightning's handlers refer to the trainer, and so to the model. They are put back by Lightning
-    and by the callback that saves on signals, but each restores what it had found when it began:
-    one would stay, and with it every model that was ever trained in this process.
+    Those of Lightning, and of the callback that saves on signals, refer to the trainer, and so to
+    the model. Lightning puts back what it had found when it began, which may be the callback's: it
+    would stay, and with it every model that was ever trained in this process. After one Ctrl-C it
+    also ignores all further ones.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # Only the main thread may set handlers.

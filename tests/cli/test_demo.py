@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import signal
 
 import pytest
 from PIL import Image
@@ -63,6 +66,34 @@ def test_the_exit_code_follows_ap50_and_the_operators_are_compared(demo, monkeyp
     assert code == 0
     assert captured.out.splitlines()[-1] == "AP50 is 0.930"
     assert str(out / "operators" / "operators.txt") in captured.out
+
+
+def test_an_interrupted_demo_says_how_it_goes_on_and_does(demo, tmp_path, monkeypatch, capsys):
+    from rcnn_ext.train.module import DetectionModule
+
+    step = DetectionModule.on_train_batch_start
+
+    def interrupt(self, *arguments, **options):
+        os.kill(os.getpid(), signal.SIGINT)
+        return step(self, *arguments, **options)
+
+    code, _, captured = demo("--resume", "--no-bench")
+    assert code == 2
+    assert f"nothing to resume: {tmp_path / 'out' / 'run' / 'last.ckpt'}" in captured.err
+    with monkeypatch.context() as patch:
+        patch.setattr(DetectionModule, "on_train_batch_start", interrupt)
+        code, out, captured = demo("--no-bench")
+    assert code == 128 + signal.SIGINT
+    command = captured.err.partition("continue with: ")[2].strip()
+    words = shlex.split(command)
+    assert words[:6] == ["rcnn-ext", "demo", "--out", str(out), "--resume", "--no-bench"]
+    assert "schedule.steps=2" in words
+    assert main(words[1:]) == 1
+    printed = capsys.readouterr().out
+    assert "step 1 of 2 is done" in printed
+    assert (out / "metrics.json").exists()
+    assert main(words[1:]) == 2
+    assert "has 2 steps already" in capsys.readouterr().err
 
 
 def test_mistakes_are_user_errors(demo):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 
 import pytest
@@ -125,6 +126,27 @@ def test_weights_that_cannot_be_fetched(monkeypatch):
     # A checkpoint that follows needs none, and has the frozen norms of the weights.
     model = build_model(config, 2, pretrained=False)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.backbone.modules())
+
+
+def test_without_a_network_the_error_comes_at_once(monkeypatch, tmp_path):
+    constants = pytest.importorskip(
+        "huggingface_hub.constants", reason="huggingface_hub comes with the extra hf"
+    )
+    tried = []
+
+    def refuse(*arguments, **options):
+        tried.append(arguments)
+        raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail(f"waits {seconds} s"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    config = ModelConfig(backbone="timm:resnet10t", weights_backbone="DEFAULT", **SMALL)
+    with pytest.raises(UserError, match=r"cannot be fetched from https://huggingface\.co/timm/"):
+        build_model(config, 2)
+    assert len(tried) <= 1  # None through a proxy.
+    assert constants.HF_HUB_OFFLINE is False
 
 
 def test_timm_missing(monkeypatch):
