@@ -99,8 +99,7 @@ __global__ void __launch_bounds__(kMatchThreads)
       for (int g = threadIdx.x; g < count; g += kMatchThreads) {
         tile_boxes[g] = load_box<T>(gt_boxes + 4 * (image.first_gt + tile + g));
         tile_areas[g] = area(tile_boxes[g]);
-        // A lower bound from other thread blocks, possibly outdated: it only saves atomics, so any
-        // value is correct.
+        // A lower bound from other thread blocks, possibly outdated: any value is correct.
         if (kLowQuality) tile_best[g] = gt_best[image.first_gt + tile + g];
       }
       __syncthreads();
@@ -118,8 +117,9 @@ __global__ void __launch_bounds__(kMatchThreads)
           if (kLowQuality && is_better(iou, thread_best)) thread_best = iou;
         }
         if (kLowQuality) {
-          const OrderedBits<Iou> bits = to_ordered_bits(thread_best);
-          if (bits > tile_best[g]) atomicMax(&tile_best[g], bits);
+          // The compiler takes the maximum of a warp first. A look at the present value, to save
+          // the atomic, would be a read beside others' atomics.
+          atomicMax(&tile_best[g], to_ordered_bits(thread_best));
         }
       }
       __syncthreads();

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "../core/box_math.h"
+#include "../cuda/block_primitives.cuh"
 #include "../cuda/launch.cuh"
 
 namespace rcnn_ext {
@@ -74,7 +75,10 @@ __device__ __forceinline__ void find_suppression_masks(SuppressionMasks& masks, 
 template <class T>
 struct BlockNmsShared {
   Box<T> boxes[kBoxesPerWord];
-  bool removed[kBoxesPerWord];  // not a candidate, or suppressed by a box of an earlier word
+  // Bit i of the 64: box i is no candidate; box i is suppressed by a box of an earlier word. Two
+  // masks, since threads read the one while others still set bits of the other.
+  unsigned excluded[kBoxesPerWord / kWarpSize];
+  unsigned suppressed[kBoxesPerWord / kWarpSize];
   SuppressionMasks masks;
   unsigned long long kept;
 };
@@ -90,25 +94,37 @@ __device__ void block_nms(BlockNmsShared<T>& shared, int64_t count, int64_t max_
   static_assert(kThreads % kBoxesPerWord == 0, "every box of a word has as many threads");
   const int thread = threadIdx.x;
   const int column = thread % kBoxesPerWord;
+  // The lanes of a warp have consecutive columns.
+  const int half = column / kWarpSize;
+  const unsigned column_bit = 1u << column % kWarpSize;
   int64_t kept_count = 0;
   int64_t first = 0;
   for (; first < count && kept_count < max_kept; first += kBoxesPerWord) {
     const int size = static_cast<int>(min(static_cast<int64_t>(kBoxesPerWord), count - first));
-    if (thread < size) shared.removed[thread] = !load(first + thread, shared.boxes[thread]);
+    if (thread < kBoxesPerWord) {  // whole warps
+      const bool is_candidate = thread < size && load(first + thread, shared.boxes[thread]);
+      const unsigned excluded = __ballot_sync(kFullWarp, !is_candidate);
+      if (lane_index() == 0) {
+        shared.excluded[half] = excluded;
+        shared.suppressed[half] = 0;
+      }
+    }
     __syncthreads();
 
-    // Against the boxes kept from earlier words. Whether a thread sees that another one has already
-    // removed the box or not, the box is removed.
-    if (column < size && !shared.removed[column]) {
+    // Against the boxes kept from earlier words.
+    bool is_suppressed = false;
+    if (!(shared.excluded[half] & column_bit)) {
       const Box<T> mine = shared.boxes[column];
       const T my_area = area(mine);
       for (int64_t k = thread / kBoxesPerWord; k < kept_count; k += kThreads / kBoxesPerWord) {
         if (suppresses(kept[k], area(kept[k]), mine, my_area, bound)) {
-          shared.removed[column] = true;
+          is_suppressed = true;
           break;
         }
       }
     }
+    const unsigned suppressed = __ballot_sync(kFullWarp, is_suppressed);
+    if (lane_index() == 0 && suppressed != 0) atomicOr(&shared.suppressed[half], suppressed);
     find_suppression_masks(shared.masks, size, [&](int i, int j) {
       return suppresses(shared.boxes[i], area(shared.boxes[i]), shared.boxes[j],
                         area(shared.boxes[j]), bound);
@@ -116,12 +132,9 @@ __device__ void block_nms(BlockNmsShared<T>& shared, int64_t count, int64_t max_
     __syncthreads();
     if (thread < kWarpSize) {
       const int other = thread + kWarpSize;
-      const unsigned candidates_low =
-          __ballot_sync(kFullWarp, thread < size && !shared.removed[thread]);
-      const unsigned candidates_high =
-          __ballot_sync(kFullWarp, other < size && !shared.removed[other]);
       const unsigned long long resolved =
-          resolve_word(make_word(candidates_low, candidates_high),
+          resolve_word(make_word(~(shared.excluded[0] | shared.suppressed[0]),
+                                 ~(shared.excluded[1] | shared.suppressed[1])),
                        make_word(shared.masks[thread][0], shared.masks[thread][1]),
                        make_word(shared.masks[other][0], shared.masks[other][1]));
       if (thread == 0) shared.kept = resolved;
