@@ -9,6 +9,7 @@ import csv
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -16,6 +17,14 @@ CLASSES = ("cat", "dog")
 # (x1, y1, x2, y2), pixels, x2 and y2 beyond the last one.
 BOX = (10, 4, 30, 16)
 COUNT = 6
+X1, Y1, X2, Y2 = BOX
+CORNERS = [[X1, Y1], [X2, Y1], [X2, Y2], [X1, Y2]]
+ALL = tuple(range(COUNT))
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=1))
 
 
 def pictures(folder: Path, numbers: Sequence[int] = range(COUNT)) -> list[str]:

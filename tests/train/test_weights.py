@@ -23,8 +23,8 @@ from rcnn_ext.models.from_config import build_model
 from rcnn_ext.predict.checkpoint import load_checkpoint
 from rcnn_ext.train import weights
 from rcnn_ext.train.weights import load_weights, open_weights, with_options_of
+from tests.helpers.detectron2_checkpoints import checkpoint
 from tests.helpers.made_data import as_coco
-from tests.models.test_detectron2 import checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
