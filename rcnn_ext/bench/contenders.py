@@ -11,3 +11,9 @@ ATOMIC = "atomic"
 TORCHVISION = "torchvision"
 REFERENCE = "reference"
 CONTENDERS = (OURS, AVX2, BASELINE, ATOMIC, TORCHVISION, REFERENCE)
+
+# Detectors only, see ``runtimes``.
+OURS_BFLOAT16 = "rcnn_ext-bfloat16"
+ONNXRUNTIME = "onnxruntime"
+OPENVINO = "openvino"
+OPENVINO_BFLOAT16 = "openvino-bfloat16"

@@ -6,7 +6,6 @@ Detections and losses are compared before anything is timed.
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
@@ -14,59 +13,33 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from rcnn_ext import _environment, ops
+from rcnn_ext import _environment
 from rcnn_ext.bench import memory
 from rcnn_ext.bench.contenders import OURS, TORCHVISION
-from rcnn_ext.bench.model_pair import SMALL, Scale, make_image, make_pair, make_target
+from rcnn_ext.bench.model_cases import (
+    AS_BUILT,
+    Call,
+    ModelCase,
+    inference_case,
+    outside_case,
+    training_case,
+)
+from rcnn_ext.bench.model_pair import SMALL, Scale
 from rcnn_ext.bench.report import SCHEMA, format_seconds, format_table
 from rcnn_ext.bench.timing import (
     MIN_RUNS,
     Contender,
     Timing,
     TimingConfig,
+    WallAndCpuClock,
     clock_for,
     time_interleaved,
 )
 from rcnn_ext.progress import Progress
 
-AS_BUILT = "rcnn_ext-as-built"
-
 # Scores, 1 - IoU of the boxes, and losses may differ by this between libraries in float32.
 _TOLERANCE = 1e-3
-# Folded norms and another layout round otherwise; one proposal more or less then draws another
-# random sample, which moves a loss by some hundredths.
-_OTHER_SAMPLE = 0.1
-# A detection this near to the score threshold, or to the last one kept, may go either way.
-_MARGIN = 0.02
-
-Call = Callable[[], Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelCase:
-    """A task of a detector, and the contenders that do it.
-
-    Attributes:
-        name: Unique name in the suite.
-        work: Short description for the table.
-        target: Target speed-up over torchvision on the CPU.
-        calls: Calls by contender; torchvision's is the first.
-        error: Measures a result against torchvision's.
-        error_measure: Name of the error.
-        gradients: Whether the calls record and run gradients.
-        tolerances: Tolerances by contender, where above ``_TOLERANCE``.
-    """
-
-    name: str
-    work: str
-    target: float | None
-    calls: dict[str, Call]
-    error: Callable[[Any, Any], float]
-    error_measure: str
-    gradients: bool = False
-    tolerances: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -136,9 +109,10 @@ def run_models(
     rows = []
     before = torch.get_num_threads()
     try:
-        with Progress("Comparing", len(_MAKERS) * len(threads), "row") as progress:
-            for make in _MAKERS:
-                case = make(scale, device)
+        makers = _makers(scale, device, runtimes=not quick)
+        with Progress("Comparing", len(makers) * len(threads), "row") as progress:
+            for make in makers:
+                case = make()
                 for count in threads:
                     torch.set_num_threads(count)
                     rows.append(run_case(case, count, device, config))
@@ -166,63 +140,16 @@ def run_models(
     return report, _format(report, rows)
 
 
-def inference_case(scale: Scale, device: torch.device) -> ModelCase:
-    """Make the case of images to detections, batch 1."""
-    ours, theirs = make_pair(scale, device, trainable_layers=3)
-    image = make_image(scale, device)
-    detectors: dict[str, Any] = {
-        TORCHVISION: theirs,
-        AS_BUILT: ours,
-        OURS: copy.deepcopy(ours).prepare_for_inference(dtype=None),
-    }
-    return ModelCase(
-        "inference",
-        f"Faster R-CNN {scale.backbone} FPN, {scale.width}x{scale.height}, inference",
-        1.4,
-        {name: partial(model, [image]) for name, model in detectors.items()},
-        detection_error,
-        "score or 1 - IoU",
-    )
-
-
-def outside_case(scale: Scale, device: torch.device) -> ModelCase:
-    """Make the case of inference without its networks.
-
-    What remains is the transform, proposals, RoI pooling and post-processing.
-    """
-    ours, theirs = make_pair(scale, device, trainable_layers=3)
-    image = make_image(scale, device)
-    detectors = {TORCHVISION: theirs, OURS: ours.prepare_for_inference(dtype=None)}
-    for model in detectors.values():
-        _replay_networks(model, image)
-    return ModelCase(
-        "outside_networks",
-        "inference without backbone, RPN head, box head and predictor",
-        6.0,
-        {name: partial(model, [image]) for name, model in detectors.items()},
-        detection_error,
-        "score or 1 - IoU",
-    )
-
-
-def training_case(scale: Scale, device: torch.device) -> ModelCase:
-    """Make the case of a training step with frozen body, batch 1: losses, gradients, optimizer."""
-    ours, theirs = make_pair(scale, device, trainable_layers=0)
-    last = copy.deepcopy(ours).to(memory_format=torch.channels_last)
-    image, target = make_image(scale, device), make_target(scale, device)
-    return ModelCase(
-        "training_step",
-        f"Faster R-CNN {scale.backbone} FPN, {scale.width}x{scale.height}, step, frozen body",
-        1.3,
-        {
-            name: _training_step(model.train(), image, target)
-            for name, model in ((TORCHVISION, theirs), (OURS, last), (AS_BUILT, ours))
-        },
-        loss_error,
-        "relative error of the losses",
-        gradients=True,
-        tolerances={OURS: _OTHER_SAMPLE, AS_BUILT: _OTHER_SAMPLE},
-    )
+def _makers(scale: Scale, device: torch.device, *, runtimes: bool) -> list[Callable[[], ModelCase]]:
+    makers: list[Callable[[], ModelCase]] = [
+        partial(inference_case, scale, device, runtimes=runtimes),
+        partial(outside_case, scale, device),
+        partial(training_case, scale, device),
+    ]
+    if runtimes:
+        smaller = dataclasses.replace(scale, backbone="resnet18")
+        makers.insert(1, partial(inference_case, smaller, device, runtimes=True))
+    return makers
 
 
 def run_case(case: ModelCase, threads: int, device: torch.device, config: TimingConfig) -> ModelRow:
@@ -250,113 +177,26 @@ def run_case(case: ModelCase, threads: int, device: torch.device, config: Timing
 
             row.extra_bytes[name] = memory.extra_bytes(without_result, device)
             contenders.append(Contender(name, [call], context))
-    row.timings = time_interleaved(contenders, clock_for(device), config)
+    clock = WallAndCpuClock() if device.type == "cpu" else clock_for(device)
+    row.timings = time_interleaved(contenders, clock, config)
     return row
-
-
-def detection_error(found: list[dict[str, Tensor]], expected: list[dict[str, Tensor]]) -> float:
-    """Return the largest difference between detections and their partners in another result.
-
-    Detections that may fall either side of the score threshold, or of the limit on their number,
-    are left out.
-
-    Returns:
-        The largest of 1 - IoU and the difference of scores, in both directions.
-    """
-    pairs = list(_partners(found, expected))
-    return max((max(1 - overlap, score) for overlap, score in pairs), default=0.0)
-
-
-def _partners(
-    found: list[dict[str, Tensor]], expected: list[dict[str, Tensor]]
-) -> Iterator[tuple[float, float]]:
-    """Yield IoU and score difference to the nearest detection of the class in the other result."""
-    for mine, other in zip(found, expected, strict=True):
-        for one, two in ((mine, other), (other, mine)):
-            if len(one["scores"]) == 0:
-                continue
-            for i in (one["scores"] > one["scores"].min() + _MARGIN).nonzero()[:, 0].tolist():
-                same = two["labels"] == one["labels"][i]
-                if not bool(same.any()):
-                    yield 0.0, float(one["scores"][i])
-                    continue
-                iou = ops.box_iou(one["boxes"][i : i + 1], two["boxes"][same])[0]  # [same]
-                overlap, nearest = iou.max(dim=0)
-                yield float(overlap), float((one["scores"][i] - two["scores"][same][nearest]).abs())
-
-
-def loss_error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """Return the largest relative difference of losses; NaN where their names differ."""
-    if found.keys() != expected.keys():
-        return math.nan
-    return max(
-        abs(float(found[name]) - float(value)) / max(abs(float(value)), 1e-6)
-        for name, value in expected.items()
-    )
-
-
-def _training_step(model: nn.Module, image: Tensor, target: dict[str, Tensor]) -> Call:
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # A rate of zero: the same work, and every step starts from equal weights.
-    optimizer = torch.optim.SGD(learning, lr=0.0, momentum=0.9)
-
-    def step() -> dict[str, Tensor]:
-        torch.manual_seed(0)
-        losses = model([image], [target])
-        optimizer.zero_grad()
-        torch.stack(list(losses.values())).sum().backward()
-        optimizer.step()
-        return {name: value.detach() for name, value in losses.items()}
-
-    return step
-
-
-class _Replay(nn.Module):
-    """Return the recorded output of a module, whatever it is called with."""
-
-    def __init__(self, output: Any) -> None:
-        super().__init__()
-        self.output = output
-        # A detector reads device and dtype off the parameters of its backbone.
-        self.anchor = nn.Parameter(torch.zeros(()), requires_grad=False)
-
-    def forward(self, *_: Any) -> Any:
-        return self.output
-
-
-@torch.no_grad()
-def _replay_networks(model: Any, image: Tensor) -> None:
-    """Replace the networks of a detector by their recorded outputs for an image."""
-    names = ("backbone", "rpn.head", "roi_heads.box_head", "roi_heads.box_predictor")
-    outputs: dict[str, Any] = {}
-    hooks = [
-        model.get_submodule(name).register_forward_hook(
-            lambda _, __, output, name=name: outputs.update({name: output})
-        )
-        for name in names
-    ]
-    model([image])
-    for hook in hooks:
-        hook.remove()
-    for name in names:
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, _Replay(outputs[name]))
 
 
 def _format(report: dict[str, Any], rows: list[ModelRow]) -> str:
     described = report["environment"]
     versions = described["versions"]
     head = ["work", "threads", "contender", "median", "min", "vs torchvision", "target"]
-    head += ["error", "extra MiB"]
+    head += ["CPU time", "error", "extra MiB"]
     lines = [
         f"Detectors of equal weights on {described['device_name']}, "
         + ", ".join(f"{name} {versions[name]}" for name in ("rcnn_ext", "torch", "torchvision")),
         "",
         format_table(head, list(_cells(rows, described["device"])), left=1),
         "",
-        # Half types are no part of it: rounding reorders the proposals of an untrained network.
-        f"Medians of at least {MIN_RUNS} interleaved runs, float32. {OURS}: prepared for",
+        f"Medians of at least {MIN_RUNS} interleaved runs; CPU time is that of all threads, the",
+        f"least of the runs. float32, unless the name says otherwise. {OURS}: prepared for",
         f"inference, or with channels last in training; {AS_BUILT}: as the builder gives it.",
+        "Errors in bfloat16 say nothing: rounding reorders the proposals of an untrained network.",
     ]
     if report["failures"]:
         lines += ["", "FAILED:", *(f"  {failure}" for failure in report["failures"])]
@@ -377,9 +217,9 @@ def _cells(rows: list[ModelRow], device: str) -> Iterator[list[str]]:
                 "-" if timing is None else format_seconds(min(timing.seconds)),
                 "-" if ratio is None else f"{ratio:.2f}x",
                 f"{row.case.target:g}x" + "*" * reached if has_target else "",
+                "-"
+                if timing is None or not timing.cpu_seconds
+                else format_seconds(min(timing.cpu_seconds)),
                 f"{error:.1e}",
                 "-" if extra is None else f"{extra / 2**20:.0f}",
             ]
-
-
-_MAKERS = (inference_case, outside_case, training_case)

@@ -23,8 +23,8 @@ from torchvision.transforms.v2 import functional as F
 
 from rcnn_ext import _environment
 from rcnn_ext.bench.contenders import OURS, TORCHVISION
+from rcnn_ext.bench.model_cases import detection_error
 from rcnn_ext.bench.model_pair import SMALL, Scale, make_image, make_pair
-from rcnn_ext.bench.models import detection_error
 from rcnn_ext.bench.report import SCHEMA, format_table
 from rcnn_ext.bench.timing import Timing, collector_paused
 from rcnn_ext.models import FasterRCNN

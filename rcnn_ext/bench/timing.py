@@ -25,10 +25,13 @@ class Timing:
     Attributes:
         seconds: Mean time per call of each run.
         calls: Number of calls per run.
+        cpu_seconds: Mean processor time per call of each run, of all threads; empty where the clock
+            does not take it.
     """
 
     seconds: tuple[float, ...]
     calls: int
+    cpu_seconds: tuple[float, ...] = ()
 
     @property
     def median(self) -> float:
@@ -37,7 +40,14 @@ class Timing:
 
     def as_json(self) -> dict[str, Any]:
         """Return median, spread and counts."""
+        cpu = {}
+        if self.cpu_seconds:
+            cpu = {
+                "median_cpu_s": statistics.median(self.cpu_seconds),
+                "min_cpu_s": min(self.cpu_seconds),
+            }
         return {
+            **cpu,
             "median_s": self.median,
             "min_s": min(self.seconds),
             "max_s": max(self.seconds),
@@ -98,6 +108,25 @@ class WallClock:
         for call in turn:
             call()
         return (time.perf_counter_ns() - start) / 1e9
+
+
+class WallAndCpuClock:
+    """Measures synchronous work by wall time, and keeps the processor time of each measurement.
+
+    On a machine where others work too, processor time says more: waiting for a turn is no part of
+    it, nor are threads that sleep.
+    """
+
+    def __init__(self) -> None:
+        # Of the last measurement, in seconds, of all threads of the process.
+        self.cpu_seconds = 0.0
+
+    def measure(self, calls: Sequence[Callable[[], Any]], count: int) -> float:
+        """Return the time of ``count`` calls, taken in turn, in seconds."""
+        start = time.process_time_ns()
+        seconds = WallClock().measure(calls, count)
+        self.cpu_seconds = (time.process_time_ns() - start) / 1e9
+        return seconds
 
 
 class EventClock:
@@ -170,6 +199,7 @@ def time_interleaved(
             name: max(1, round(config.min_run_time / max(estimate, 1e-9)))
             for name, estimate in estimates.items()
         }
+        cpu: dict[str, list[float]] = {name: [] for name in estimates}
         in_turns = [contender for contender in contenders if contender.name not in single]
         turn_time = sum(
             estimates[contender.name] * counts[contender.name] for contender in in_turns
@@ -180,7 +210,12 @@ def time_interleaved(
                 count = counts[contender.name]
                 with contender.context():
                     runs[contender.name].append(clock.measure(contender.calls, count) / count)
-    return {name: Timing(tuple(seconds), counts[name]) for name, seconds in runs.items()}
+                if isinstance(clock, WallAndCpuClock):
+                    cpu[contender.name].append(clock.cpu_seconds / count)
+    return {
+        name: Timing(tuple(seconds), counts[name], tuple(cpu[name]))
+        for name, seconds in runs.items()
+    }
 
 
 def _in_turn(contenders: Sequence[Contender], turn: int) -> list[Contender]:

@@ -71,7 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--models",
         action="store_true",
         help="compare Faster R-CNN with torchvision's instead of operators: inference, training"
-        " step, memory; some minutes, with --quick seconds",
+        " step, memory; in inference with ONNX Runtime and OpenVINO too where they are installed;"
+        " some minutes, with --quick seconds, and then without them",
     )
     detectors.add_argument(
         "--pipeline",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from functools import partial
 
 import pytest
 import torch
 
-from rcnn_ext.bench import models
+from rcnn_ext.bench import model_cases, models
 from rcnn_ext.bench.contenders import OURS, TORCHVISION
+from rcnn_ext.bench.model_cases import ModelCase, detection_error, loss_error
 from rcnn_ext.bench.model_pair import SMALL, make_image, make_pair
-from rcnn_ext.bench.models import ModelCase, detection_error, loss_error, run_case
+from rcnn_ext.bench.models import run_case
 from rcnn_ext.bench.timing import TimingConfig
 from rcnn_ext.cli import main
 
@@ -91,9 +94,9 @@ def case(calls, **options):
 
 def test_a_wrong_result_is_not_timed():
     right, wrong = detections(*BASE), detections([], [], [])
-    calls = {TORCHVISION: lambda: right, OURS: lambda: wrong, models.AS_BUILT: lambda: right}
+    calls = {TORCHVISION: lambda: right, OURS: lambda: wrong, model_cases.AS_BUILT: lambda: right}
     row = run_case(case(calls), 1, CPU, TIMING)
-    assert set(row.timings) == {TORCHVISION, models.AS_BUILT}
+    assert set(row.timings) == {TORCHVISION, model_cases.AS_BUILT}
     assert len(row.failures) == 1
     assert row.failures[0].startswith("rcnn_ext: ")
     entry = row.as_json(CPU)
@@ -102,7 +105,9 @@ def test_a_wrong_result_is_not_timed():
     assert run_case(case(calls, tolerances={OURS: 2.0}), 1, CPU, TIMING).failures == []
 
 
-@pytest.mark.parametrize("make", [models.inference_case, models.training_case, models.outside_case])
+@pytest.mark.parametrize(
+    "make", [model_cases.inference_case, model_cases.training_case, model_cases.outside_case]
+)
 def test_cases_agree(make):
     made = make(SMALL, CPU)
     row = run_case(made, 1, CPU, TIMING)
@@ -111,8 +116,24 @@ def test_cases_agree(make):
     assert row.ratio(OURS) > 0
 
 
+def test_runtimes_detect_the_same():
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("openvino")
+    made = model_cases.inference_case(SMALL, CPU, runtimes=True)
+    assert {"onnxruntime", "openvino"} <= set(made.calls)
+    # Half types have no answer to compare.
+    calls = {name: call for name, call in made.calls.items() if not name.endswith("bfloat16")}
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        row = run_case(dataclasses.replace(made, calls=calls), threads, CPU, TIMING)
+        assert row.failures == []
+        assert row.timings.keys() == calls.keys()
+        assert max(row.errors.values()) < 1e-3
+
+
 def test_networks_do_not_run_outside_of_themselves(monkeypatch):
-    made = models.outside_case(SMALL, CPU)
+    made = model_cases.outside_case(SMALL, CPU)
 
     def fail(*_, **__):
         raise AssertionError("a convolution ran")
@@ -130,7 +151,9 @@ def test_options_that_do_not_apply(capsys):
 
 
 def test_command_writes_json(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(models, "_MAKERS", (models.outside_case,))
+    monkeypatch.setattr(
+        models, "_makers", lambda *args, runtimes: [partial(model_cases.outside_case, *args)]
+    )
     arguments = ["bench", "--models", "--quick", "--threads", "1", "--json", str(tmp_path)]
     assert main(arguments) == 0
     (path,) = tmp_path.glob("*-models.json")
@@ -138,5 +161,7 @@ def test_command_writes_json(monkeypatch, tmp_path, capsys):
     assert report["suite"] == "models"
     assert report["failures"] == []
     assert [row["case"] for row in report["results"]] == ["outside_networks"]
-    assert report["results"][0]["contenders"]["torchvision"]["median_s"] > 0
+    contender = report["results"][0]["contenders"]["torchvision"]
+    assert contender["median_s"] > 0
+    assert contender["median_cpu_s"] >= contender["min_cpu_s"] > 0
     assert "without backbone" in capsys.readouterr().out
