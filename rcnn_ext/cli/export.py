@@ -13,10 +13,15 @@ examples:
   rcnn-ext export runs/first --out detector.safetensors
   rcnn-ext export runs/first --out detector.pt2
   rcnn-ext export runs/first --format pt2 --out detector.pt2 --size 640x480
+  rcnn-ext export runs/first --out detector.onnx --verify-on DATA/images
 
 safetensors holds the weights, with the recipe and the class names in its metadata.
 pt2 is a torch.export program for pictures of any size, any number of them at once: it runs with
 torch and the operators of this package (import rcnn_ext.ops), without the code of the models.
+onnx is a graph of standard ONNX operators, openvino the files of OpenVINO (.xml, and .bin beside
+it), both for pictures of any size, any number of them at once; the metadata hold the classes, the
+preprocessing and the recipe. Before such a file is written it is run in its own runtime and
+compared with the model, on three pictures.
 rcnn-ext detect and rcnn-ext eval accept every format in the place of RUN.
 """
 
@@ -28,13 +33,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         metavar="FORMAT",
-        help="safetensors or pt2 (default: by the suffix of FILE)",
+        help="safetensors, pt2, onnx or openvino (default: by the suffix of FILE)",
     )
     parser.add_argument(
         "--size",
         metavar="WxH",
         type=_size,
         help="make a program for one size, which all pictures are brought to (default: any size)",
+    )
+    parser.add_argument(
+        "--verify",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compare what onnx and openvino files give with what the model gives (default: yes)",
+    )
+    parser.add_argument(
+        "--verify-on",
+        metavar="PICTURES",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="picture files or folders to compare on (default: made pictures)",
     )
 
 
@@ -48,14 +67,16 @@ def run(options: argparse.Namespace) -> int:
         0.
 
     Raises:
-        UserError: The checkpoint, the format or the name of the file is wrong.
+        UserError: The checkpoint, the format or the name of the file is wrong, or what was exported
+            does not give what the model gives.
     """
     from rcnn_ext.export import ExportOptions, export, format_of
     from rcnn_ext.predict.load import load_saved
 
     format_of(options.out, options.format)  # a mistake is told before anything is read
     saved = load_saved(options.checkpoint)
-    export(saved, options.out, ExportOptions(options.size), format=options.format)
+    how = ExportOptions(options.size, options.verify, tuple(options.verify_on), print)
+    export(saved, options.out, how, format=options.format)
     print(f"{saved.path}: step {saved.step}, classes {', '.join(saved.classes.names)}")
     print(f"wrote {options.out}")
     return 0

@@ -10,13 +10,15 @@ import os
 from pathlib import Path
 
 from rcnn_ext.errors import UserError
-from rcnn_ext.export import pt2, safetensors
+from rcnn_ext.export import onnx, openvino, pt2, safetensors
 from rcnn_ext.export.format import ExportOptions, Format
 from rcnn_ext.predict.checkpoint import SavedDetector
 
 __all__ = ["FORMATS", "ExportOptions", "Format", "export", "format_of"]
 
-FORMATS: dict[str, Format] = {one.name: one for one in (safetensors.FORMAT, pt2.FORMAT)}
+FORMATS: dict[str, Format] = {
+    one.name: one for one in (safetensors.FORMAT, pt2.FORMAT, onnx.FORMAT, openvino.FORMAT)
+}
 
 
 def format_of(path: str | os.PathLike[str], name: str | None = None) -> Format:
@@ -67,4 +69,7 @@ def export(
     Example:
         >>> export(load_saved("runs/first"), "detector.pt2")
     """
-    format_of(path, format).write(saved, Path(path), options or ExportOptions())
+    chosen, options = format_of(path, format), options or ExportOptions()
+    if options.pictures and not (chosen.verifies and options.verify):
+        raise UserError(f"pictures to verify with are of no use for the format {chosen.name}")
+    chosen.write(saved, Path(path), options)

@@ -9,6 +9,10 @@ from pathlib import Path
 from rcnn_ext.predict.checkpoint import SavedDetector
 
 
+def _say_nothing(line: str) -> None:
+    """Ignore a line of a report."""
+
+
 @dataclass(frozen=True)
 class ExportOptions:
     """How a model is exported. A format refuses what it has no use for.
@@ -16,9 +20,17 @@ class ExportOptions:
     Attributes:
         size: (width, height) that every picture is brought to, where the program is to be for one
             size; None makes it for any size.
+        verify: Whether to run what was exported, in its own runtime, and to compare it with the
+            model, in formats that need another runtime than PyTorch.
+        pictures: Picture files, and folders of such, to verify with; without any, pictures are
+            made.
+        report: Is told results in lines of text.
     """
 
     size: tuple[int, int] | None = None
+    verify: bool = True
+    pictures: tuple[Path, ...] = ()
+    report: Callable[[str], None] = _say_nothing
 
 
 @dataclass(frozen=True)
@@ -30,9 +42,11 @@ class Format:
         suffix: What the names of its files end in.
         summary: What it is, in one line.
         write: Writes a model to a file, whole or not at all.
+        verifies: Whether ``write`` verifies what it writes, in the runtime that it is for.
     """
 
     name: str
     suffix: str
     summary: str
     write: Callable[[SavedDetector, Path, ExportOptions], None]
+    verifies: bool = False

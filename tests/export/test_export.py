@@ -29,14 +29,23 @@ def exported_program(tiny_run, tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module", params=["safetensors", "pt2"])
+# The suffix of each format, and what it needs.
+FORMATS = {
+    "safetensors": (".safetensors", "safetensors"),
+    "pt2": (".pt2", "torch"),
+    "onnx": (".onnx", "onnxruntime"),
+    "openvino": (".xml", "openvino"),
+}
+
+
+@pytest.fixture(scope="module", params=FORMATS)
 def exported(request, tiny_run, exported_program):
-    if request.param == "pt2":
-        return exported_program
-    pytest.importorskip("safetensors", reason="safetensors comes with the extra train")
-    path = exported_program.with_suffix(".safetensors")
-    command = ["export", str(tiny_run.out), "--format", "safetensors", "--out", str(path)]
-    assert main(command) == 0
+    suffix, package = FORMATS[request.param]
+    pytest.importorskip(package, reason=f"needs {package}, which comes with an extra")
+    path = exported_program.with_suffix(suffix)
+    if not path.exists():
+        command = ["export", str(tiny_run.out), "--format", request.param, "--out", str(path)]
+        assert main(command) == 0
     return path
 
 

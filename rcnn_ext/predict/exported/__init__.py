@@ -11,6 +11,8 @@ from pathlib import Path
 
 from rcnn_ext.errors import UserError
 from rcnn_ext.predict.checkpoint import ModelFormatError, SavedDetector
+from rcnn_ext.predict.exported.onnx import load_onnx
+from rcnn_ext.predict.exported.openvino import load_openvino
 from rcnn_ext.predict.exported.program import load_program
 from rcnn_ext.predict.exported.weights import load_weights
 from rcnn_ext.predict.program_file import ProgramError
@@ -19,6 +21,8 @@ from rcnn_ext.predict.program_file import ProgramError
 READERS: dict[str, Callable[[Path], SavedDetector]] = {
     ".safetensors": load_weights,
     ".pt2": load_program,
+    ".onnx": load_onnx,
+    ".xml": load_openvino,
 }
 
 
