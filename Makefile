@@ -7,6 +7,7 @@ GPU_ARCH ?= 9.0
 DEMO_OUT ?= demo-out
 BENCH_ARGS ?=
 MINUTES ?= 20
+ATTACK_MINUTES ?= 60
 # Each test process holds torch and the emulator, so at most four, however many cores there are.
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
@@ -16,7 +17,8 @@ PYTHON_FILES := setup.py rcnn_ext tests benchmarks tools
 NATIVE_FILES := 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'benchmarks/*.cu' \
   'tests/*.h' 'tests/*.cpp' 'tests/*.cu'
 
-.PHONY: help demo test lint format docs bench gpu gpu-modules test-compat sanitize mutants fuzz clean
+.PHONY: help demo test lint format docs bench gpu gpu-modules test-compat sanitize mutants fuzz \
+  attack test-long audit clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -49,6 +51,9 @@ demo: $(VENV)/.installed-train  ## install, train on synthetic data, evaluate, d
 test: $(VENV)/.installed-dev  ## install, build and run all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+test-long: $(VENV)/.installed-dev  ## the tests that take minutes: runs killed at random moments
+	$(BIN)/python -m pytest -m long
+
 lint: $(VENV)/.installed-dev  ## ruff, clang-format and mypy
 	$(BIN)/ruff check $(PYTHON_FILES)
 	$(BIN)/ruff format --check $(PYTHON_FILES)
@@ -80,7 +85,7 @@ gpu-modules: $(VENV)/.installed-dev  ## for make gpu on another machine: modules
 test-compat: $(VENV)/.installed-dev  ## one wheel under torch 2.11 and under a CPU-only torch
 	$(BIN)/python tools/test_compat.py
 
-sanitize: $(VENV)/.installed-dev  ## CPU kernels and selective search under ASan and UBSan
+sanitize: $(VENV)/.installed-dev  ## CPU kernels and selective search under ASan, UBSan and TSan
 	$(BIN)/python tools/sanitize.py
 
 mutants: $(VENV)/.installed-dev  ## break the CUDA kernels and see that the emulated tests notice
@@ -88,6 +93,13 @@ mutants: $(VENV)/.installed-dev  ## break the CUDA kernels and see that the emul
 
 fuzz: $(VENV)/.installed-dev  ## damage files of every kind at random (MINUTES=20)
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
+
+attack: $(VENV)/.installed-dev  ## wrong calls, damaged files, threads, little memory (ATTACK_MINUTES=60)
+	$(BIN)/python -m tests.attack --minutes $(ATTACK_MINUTES)
+
+audit: $(VENV)/.installed-dev  ## known vulnerabilities and the licenses of what is installed
+	$(BIN)/pip-audit --skip-editable
+	$(BIN)/pip-licenses --order=license
 
 clean:  ## remove what was built, keep the environment
 	rm -rf build dist site *.egg-info rcnn_ext/*.so benchmarks/cuda/*.so rcnn_ext/_build_info.json $(VENV)/.compiled $(VENV)/.installed-*

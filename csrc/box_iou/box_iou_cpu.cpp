@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../core/dual.h"
+#include "../core/register.h"
 #include "../core/stable_ops.h"
 #include "../cpu/huge_pages.h"
 #include "../cpu/intrinsics.h"
@@ -150,6 +151,6 @@ std::tuple<Tensor, Tensor> box_iou_backward_cpu(const Tensor& grad, const Tensor
 }  // namespace rcnn_ext
 
 STABLE_TORCH_LIBRARY_IMPL(rcnn_ext, CPU, m) {
-  m.impl("box_iou", TORCH_BOX(&rcnn_ext::box_iou_cpu));
-  m.impl("box_iou_backward", TORCH_BOX(&rcnn_ext::box_iou_backward_cpu));
+  RCNN_REGISTER(m, "box_iou", box_iou_cpu, boxes1, boxes2);
+  RCNN_REGISTER(m, "box_iou_backward", box_iou_backward_cpu, grad, boxes1, boxes2);
 }

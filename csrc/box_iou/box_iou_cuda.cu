@@ -1,5 +1,6 @@
 // Pairwise measures of boxes on CUDA. Contract: rcnn_ext/ops/box_iou.py.
 #include "../core/dual.h"
+#include "../core/register.h"
 #include "../core/stable_ops.h"
 #include "../cuda/launch.cuh"
 #include "box_iou.h"
@@ -211,6 +212,6 @@ std::tuple<Tensor, Tensor> box_iou_backward_cuda(const Tensor& grad, const Tenso
 }  // namespace rcnn_ext
 
 RCNN_CUDA_LIBRARY(m) {
-  m.impl("box_iou", TORCH_BOX(&rcnn_ext::box_iou_cuda));
-  m.impl("box_iou_backward", TORCH_BOX(&rcnn_ext::box_iou_backward_cuda));
+  RCNN_REGISTER(m, "box_iou", box_iou_cuda, boxes1, boxes2);
+  RCNN_REGISTER(m, "box_iou_backward", box_iou_backward_cuda, grad, boxes1, boxes2);
 }

@@ -61,7 +61,27 @@ inline const char* name_of(ScalarType type) {
     case ScalarType::ComplexHalf: return "complex32";
     case ScalarType::ComplexFloat: return "complex64";
     case ScalarType::ComplexDouble: return "complex128";
+    case ScalarType::UInt16: return "uint16";
+    case ScalarType::UInt32: return "uint32";
+    case ScalarType::UInt64: return "uint64";
+    case ScalarType::Float8_e5m2: return "float8_e5m2";
+    case ScalarType::Float8_e4m3fn: return "float8_e4m3fn";
+    case ScalarType::Float8_e5m2fnuz: return "float8_e5m2fnuz";
+    case ScalarType::Float8_e4m3fnuz: return "float8_e4m3fnuz";
     default: return "another dtype";
+  }
+}
+
+// Bytes per element of a dtype that results have.
+inline int64_t element_size_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Double:
+    case ScalarType::Long: return 8;
+    case ScalarType::Float:
+    case ScalarType::Int: return 4;
+    case ScalarType::Half:
+    case ScalarType::BFloat16: return 2;
+    default: return 1;
   }
 }
 
@@ -129,6 +149,10 @@ inline void check_roi_arguments(const Tensor& input, const Tensor& rois, const c
 inline void check_pooled_size(int64_t pooled_height, int64_t pooled_width, const char* op) {
   RCNN_CHECK(pooled_height > 0 && pooled_width > 0, op, ": expected a positive output size, got ",
              pooled_height, " x ", pooled_width);
+  constexpr int64_t kMaxBins = std::numeric_limits<int32_t>::max();
+  RCNN_CHECK(pooled_height <= kMaxBins / pooled_width, op,
+             ": expected an output size of at most 2^31 - 1 bins, got ", pooled_height, " x ",
+             pooled_width);
 }
 
 inline void check_spatial_scale(double spatial_scale, const char* op) {

@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "checks.h"
+#include "memory_limit.h"
 
 namespace rcnn_ext {
 
@@ -18,6 +19,7 @@ using torch::headeronly::MemoryFormat;
 
 inline Tensor empty_on_device_of(const Tensor& like, std::initializer_list<int64_t> shape,
                                  ScalarType dtype, MemoryFormat format = MemoryFormat::Contiguous) {
+  check_fits_memory(shape, element_size_of(dtype), like.is_cpu());
   return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(shape.begin(), shape.size()),
                               dtype, std::nullopt, like.device(), std::nullopt, format);
 }

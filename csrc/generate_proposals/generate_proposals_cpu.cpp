@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "../core/dispatch.h"
+#include "../core/register.h"
 #include "../core/sort_key.h"
 #include "../core/stable_ops.h"
 #include "../nms/nms_per_image_cpu.h"
@@ -227,5 +228,6 @@ std::tuple<Tensor, Tensor, Tensor> generate_proposals_cpu(
 }  // namespace rcnn_ext
 
 STABLE_TORCH_LIBRARY_IMPL(rcnn_ext, CPU, m) {
-  m.impl("generate_proposals", TORCH_BOX(&rcnn_ext::generate_proposals_cpu));
+  RCNN_REGISTER(m, "generate_proposals", generate_proposals_cpu, logits, deltas, anchors,
+                image_sizes);
 }

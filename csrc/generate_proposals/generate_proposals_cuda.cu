@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "../core/dispatch.h"
+#include "../core/register.h"
 #include "../core/sort_key.h"
 #include "../core/stable_ops.h"
 #include "../cuda/block_primitives.cuh"
@@ -296,5 +297,6 @@ std::tuple<Tensor, Tensor, Tensor> generate_proposals_cuda(
 }  // namespace rcnn_ext
 
 RCNN_CUDA_LIBRARY(m) {
-  m.impl("generate_proposals", TORCH_BOX(&rcnn_ext::generate_proposals_cuda));
+  RCNN_REGISTER(m, "generate_proposals", generate_proposals_cuda, logits, deltas, anchors,
+                image_sizes);
 }

@@ -27,6 +27,7 @@
 #include <vector>
 
 #include "../core/dispatch.h"
+#include "../core/register.h"
 #include "../core/stable_ops.h"
 #include "../cpu/intrinsics.h"
 #include "../cpu/isa.h"
@@ -146,5 +147,5 @@ std::tuple<Tensor, Tensor> match_boxes_cpu(const Tensor& gt_boxes, std::vector<i
 }  // namespace rcnn_ext
 
 STABLE_TORCH_LIBRARY_IMPL(rcnn_ext, CPU, m) {
-  m.impl("match_boxes", TORCH_BOX(&rcnn_ext::match_boxes_cpu));
+  RCNN_REGISTER(m, "match_boxes", match_boxes_cpu, gt_boxes, gt_counts, boxes);
 }

@@ -10,6 +10,7 @@
 // low_quality_kernel then compares boxes and ground truth once more: a box whose IoU with a
 // ground truth is that ground truth's best keeps its match, whatever the IoU; the thresholds apply
 // to all others. No G x P matrix: memory is O(G + P). The host waits for nothing.
+#include "../core/register.h"
 #include "../core/stable_ops.h"
 #include "../cuda/launch.cuh"
 #include "match_boxes.h"
@@ -267,4 +268,6 @@ std::tuple<Tensor, Tensor> match_boxes_cuda(const Tensor& gt_boxes, std::vector<
 }  // namespace
 }  // namespace rcnn_ext
 
-RCNN_CUDA_LIBRARY(m) { m.impl("match_boxes", TORCH_BOX(&rcnn_ext::match_boxes_cuda)); }
+RCNN_CUDA_LIBRARY(m) {
+  RCNN_REGISTER(m, "match_boxes", match_boxes_cuda, gt_boxes, gt_counts, boxes);
+}

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../core/dispatch.h"
+#include "../core/register.h"
 #include "../core/stable_ops.h"
 #include "../roi_align/roi_align_cpu.h"
 #include "multiscale_roi_align.h"
@@ -68,6 +69,6 @@ std::vector<Tensor> multiscale_roi_align_backward_cpu(
 }  // namespace rcnn_ext
 
 STABLE_TORCH_LIBRARY_IMPL(rcnn_ext, CPU, m) {
-  m.impl("multiscale_roi_align", TORCH_BOX(&rcnn_ext::multiscale_roi_align_cpu));
-  m.impl("multiscale_roi_align_backward", TORCH_BOX(&rcnn_ext::multiscale_roi_align_backward_cpu));
+  RCNN_REGISTER(m, "multiscale_roi_align", multiscale_roi_align_cpu, inputs, rois);
+  RCNN_REGISTER(m, "multiscale_roi_align_backward", multiscale_roi_align_backward_cpu, grad, rois);
 }

@@ -1,5 +1,6 @@
 // RoIAlign over the levels of a feature pyramid, on CUDA. Contract:
 // rcnn_ext/ops/multiscale_roi_align.py.
+#include "../core/register.h"
 #include "../core/stable_ops.h"
 #include "../roi_align/roi_align_backward_cuda_kernels.cuh"
 #include "../roi_align/roi_align_forward_cuda_kernels.cuh"
@@ -81,6 +82,6 @@ std::vector<Tensor> multiscale_roi_align_backward_cuda(
 }  // namespace rcnn_ext
 
 RCNN_CUDA_LIBRARY(m) {
-  m.impl("multiscale_roi_align", TORCH_BOX(&rcnn_ext::multiscale_roi_align_cuda));
-  m.impl("multiscale_roi_align_backward", TORCH_BOX(&rcnn_ext::multiscale_roi_align_backward_cuda));
+  RCNN_REGISTER(m, "multiscale_roi_align", multiscale_roi_align_cuda, inputs, rois);
+  RCNN_REGISTER(m, "multiscale_roi_align_backward", multiscale_roi_align_backward_cuda, grad, rois);
 }

@@ -8,12 +8,19 @@
 
 namespace rcnn_ext {
 
+inline bool is_float8(ScalarType type) {
+  return type == ScalarType::Float8_e5m2 || type == ScalarType::Float8_e4m3fn ||
+         type == ScalarType::Float8_e5m2fnuz || type == ScalarType::Float8_e4m3fnuz;
+}
+
 // boxes: [N, 4], scores: [N]
 inline void check_nms(const Tensor& boxes, const Tensor& scores, const char* op) {
   check_boxes(boxes, op, "boxes");
   check_floating(boxes, op, "boxes");
   check_per_box(scores, boxes, op, "scores");
   RCNN_CHECK(!is_complex(scores.scalar_type()), op, ": expected scores to be real numbers, got ",
+             name_of(scores.scalar_type()));
+  RCNN_CHECK(!is_float8(scores.scalar_type()), op, ": expected scores of a dtype that sorts, got ",
              name_of(scores.scalar_type()));
 }
 

@@ -19,6 +19,7 @@
 
 #include "../core/box_math.h"
 #include "../core/dispatch.h"
+#include "../core/register.h"
 #include "../core/stable_ops.h"
 #include "../cpu/intrinsics.h"
 #include "../cpu/prefetch.h"
@@ -275,8 +276,8 @@ std::tuple<Tensor, Tensor> batched_nms_padded_cpu(const Tensor& boxes, const Ten
 }  // namespace rcnn_ext
 
 STABLE_TORCH_LIBRARY_IMPL(rcnn_ext, CPU, m) {
-  m.impl("nms", TORCH_BOX(&rcnn_ext::nms_cpu));
-  m.impl("batched_nms", TORCH_BOX(&rcnn_ext::batched_nms_cpu));
-  m.impl("nms_padded", TORCH_BOX(&rcnn_ext::nms_padded_cpu));
-  m.impl("batched_nms_padded", TORCH_BOX(&rcnn_ext::batched_nms_padded_cpu));
+  RCNN_REGISTER(m, "nms", nms_cpu, boxes, scores);
+  RCNN_REGISTER(m, "batched_nms", batched_nms_cpu, boxes, scores, idxs);
+  RCNN_REGISTER(m, "nms_padded", nms_padded_cpu, boxes, scores);
+  RCNN_REGISTER(m, "batched_nms_padded", batched_nms_padded_cpu, boxes, scores, idxs);
 }

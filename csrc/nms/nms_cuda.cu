@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "../core/dispatch.h"
+#include "../core/register.h"
 #include "../core/stable_ops.h"
 #include "../cuda/launch.cuh"
 #include "nms.h"
@@ -150,8 +151,8 @@ std::tuple<Tensor, Tensor> batched_nms_padded_cuda(const Tensor& boxes, const Te
 }  // namespace rcnn_ext
 
 RCNN_CUDA_LIBRARY(m) {
-  m.impl("nms", TORCH_BOX(&rcnn_ext::nms_cuda));
-  m.impl("batched_nms", TORCH_BOX(&rcnn_ext::batched_nms_cuda));
-  m.impl("nms_padded", TORCH_BOX(&rcnn_ext::nms_padded_cuda));
-  m.impl("batched_nms_padded", TORCH_BOX(&rcnn_ext::batched_nms_padded_cuda));
+  RCNN_REGISTER(m, "nms", nms_cuda, boxes, scores);
+  RCNN_REGISTER(m, "batched_nms", batched_nms_cuda, boxes, scores, idxs);
+  RCNN_REGISTER(m, "nms_padded", nms_padded_cuda, boxes, scores);
+  RCNN_REGISTER(m, "batched_nms_padded", batched_nms_padded_cuda, boxes, scores, idxs);
 }

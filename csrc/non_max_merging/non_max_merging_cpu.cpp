@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "../core/dispatch.h"
+#include "../core/register.h"
 #include "../core/stable_ops.h"
 #include "../cpu/intrinsics.h"
 #include "../nms/nms_score_order_cpu.h"
@@ -193,5 +194,5 @@ std::tuple<Tensor, Tensor, Tensor> non_max_merging_cpu(const Tensor& boxes, cons
 }  // namespace rcnn_ext
 
 STABLE_TORCH_LIBRARY_IMPL(rcnn_ext, CPU, m) {
-  m.impl("non_max_merging", TORCH_BOX(&rcnn_ext::non_max_merging_cpu));
+  RCNN_REGISTER(m, "non_max_merging", non_max_merging_cpu, boxes, scores, idxs);
 }

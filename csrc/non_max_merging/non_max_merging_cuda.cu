@@ -6,6 +6,7 @@
 
 #include "../core/box_math.h"
 #include "../core/dispatch.h"
+#include "../core/register.h"
 #include "../core/stable_ops.h"
 #include "../cuda/launch.cuh"
 #include "../nms/nms_score_order_cuda_kernels.cuh"
@@ -184,4 +185,6 @@ std::tuple<Tensor, Tensor, Tensor> non_max_merging_cuda(const Tensor& boxes, con
 }  // namespace
 }  // namespace rcnn_ext
 
-RCNN_CUDA_LIBRARY(m) { m.impl("non_max_merging", TORCH_BOX(&rcnn_ext::non_max_merging_cuda)); }
+RCNN_CUDA_LIBRARY(m) {
+  RCNN_REGISTER(m, "non_max_merging", non_max_merging_cuda, boxes, scores, idxs);
+}

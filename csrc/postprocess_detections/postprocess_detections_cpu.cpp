@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../core/dispatch.h"
+#include "../core/register.h"
 #include "../core/stable_ops.h"
 #include "../nms/nms_per_image_cpu.h"
 #include "postprocess_detections.h"
@@ -131,5 +132,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> postprocess_detections_cpu(
 }  // namespace rcnn_ext
 
 STABLE_TORCH_LIBRARY_IMPL(rcnn_ext, CPU, m) {
-  m.impl("postprocess_detections", TORCH_BOX(&rcnn_ext::postprocess_detections_cpu));
+  RCNN_REGISTER(m, "postprocess_detections", postprocess_detections_cpu, logits, deltas, rois,
+                image_ids, image_sizes);
 }

@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "../core/dispatch.h"
+#include "../core/register.h"
 #include "../core/stable_ops.h"
 #include "../cuda/block_primitives.cuh"
 #include "../cuda/launch.cuh"
@@ -230,5 +231,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> postprocess_detections_cuda(
 }  // namespace rcnn_ext
 
 RCNN_CUDA_LIBRARY(m) {
-  m.impl("postprocess_detections", TORCH_BOX(&rcnn_ext::postprocess_detections_cuda));
+  RCNN_REGISTER(m, "postprocess_detections", postprocess_detections_cuda, logits, deltas, rois,
+                image_ids, image_sizes);
 }

@@ -67,6 +67,7 @@
 
 #include "../core/dispatch.h"
 #include "../core/map_strides.h"
+#include "../core/register.h"
 #include "../cpu/huge_pages.h"
 #include "../cpu/isa.h"
 #include "../cpu/parallel.h"
@@ -158,6 +159,8 @@ void run_forward(const std::vector<Tensor>& maps, const Tensor& rois,
   auto* const out = output.mutable_data_ptr<Stored>();
   const auto* const roi_data = rois.const_data_ptr<T>();
   check_batch_indices(roi_data, rois.size(0), batch_size, request.op);
+  // Before the weights: without channels there may be any number of bins.
+  if (output.numel() == 0) return;
   const int64_t roi_count = rois.size(0);
   const int64_t threads = torch::stable::get_num_threads();
   // Each split of the RoIs transposes the pixels it reads itself.
@@ -168,8 +171,7 @@ void run_forward(const std::vector<Tensor>& maps, const Tensor& rois,
   };
   // Estimated cycles per channel of a RoI.
   const int64_t cycles = 60 + 4 * pooled.bins();
-  if (output.numel() > 0 &&
-      takes_few_taps(request.options, pooled, levels, roi_count, channels_last)) {
+  if (takes_few_taps(request.options, pooled, levels, roi_count, channels_last)) {
     const auto level_of = [&](int64_t k) {
       return request.level_of.empty() ? 0 : request.level_of[k];
     };
@@ -211,7 +213,6 @@ void run_forward(const std::vector<Tensor>& maps, const Tensor& rois,
         }
         return has_permutes ? WeightLayout::kPermutedColumns : WeightLayout::kSharedColumns;
       });
-  if (output.numel() == 0) return;
   advise_huge_pages_for(output);
   const auto level_count = static_cast<int64_t>(levels.size());
 
@@ -276,6 +277,7 @@ void run_backward(const Tensor& grad, const Tensor& rois, const std::vector<Leve
   const int64_t channels = pooled.channels;
   const auto* const upstream = grad.const_data_ptr<Stored>();
   check_batch_indices(rois.const_data_ptr<T>(), rois.size(0), batch_size, request.op);
+  if (channels == 0) return;
   const auto weights = compute_weights<T>(rois, levels, batch_size, request, [&](int64_t, int64_t) {
     return channels_last ? WeightLayout::kBackwardRows : WeightLayout::kBackwardPlanes;
   });
@@ -391,6 +393,6 @@ Tensor roi_align_backward_cpu(const Tensor& grad, const Tensor& rois, double spa
 }  // namespace rcnn_ext
 
 STABLE_TORCH_LIBRARY_IMPL(rcnn_ext, CPU, m) {
-  m.impl("roi_align", TORCH_BOX(&rcnn_ext::roi_align_cpu));
-  m.impl("roi_align_backward", TORCH_BOX(&rcnn_ext::roi_align_backward_cpu));
+  RCNN_REGISTER(m, "roi_align", roi_align_cpu, input, rois);
+  RCNN_REGISTER(m, "roi_align_backward", roi_align_backward_cpu, grad, rois);
 }

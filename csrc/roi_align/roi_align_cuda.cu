@@ -1,4 +1,5 @@
 // RoIAlign on CUDA. Contract: rcnn_ext/ops/roi_align.py.
+#include "../core/register.h"
 #include "../core/stable_ops.h"
 #include "roi_align_backward_cuda_kernels.cuh"
 #include "roi_align_forward_cuda_kernels.cuh"
@@ -63,6 +64,6 @@ Tensor roi_align_backward_cuda(const Tensor& grad, const Tensor& rois, double sp
 }  // namespace rcnn_ext
 
 RCNN_CUDA_LIBRARY(m) {
-  m.impl("roi_align", TORCH_BOX(&rcnn_ext::roi_align_cuda));
-  m.impl("roi_align_backward", TORCH_BOX(&rcnn_ext::roi_align_backward_cuda));
+  RCNN_REGISTER(m, "roi_align", roi_align_cuda, input, rois);
+  RCNN_REGISTER(m, "roi_align_backward", roi_align_backward_cuda, grad, rois);
 }

@@ -29,6 +29,7 @@
 #include "../core/dispatch.h"
 #include "../core/host_device.h"
 #include "../core/map_strides.h"
+#include "../core/register.h"
 #include "../core/roi_math.h"
 #include "../core/stable_ops.h"
 #include "../cpu/huge_pages.h"
@@ -364,6 +365,6 @@ Tensor roi_pool_backward_cpu(const Tensor& grad, const Tensor& argmax, const Ten
 }  // namespace rcnn_ext
 
 STABLE_TORCH_LIBRARY_IMPL(rcnn_ext, CPU, m) {
-  m.impl("roi_pool", TORCH_BOX(&rcnn_ext::roi_pool_cpu));
-  m.impl("roi_pool_backward", TORCH_BOX(&rcnn_ext::roi_pool_backward_cpu));
+  RCNN_REGISTER(m, "roi_pool", roi_pool_cpu, input, rois);
+  RCNN_REGISTER(m, "roi_pool_backward", roi_pool_backward_cpu, grad, argmax, rois);
 }

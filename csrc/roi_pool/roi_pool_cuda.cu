@@ -1,5 +1,6 @@
 // RoIPool on CUDA. Contract: rcnn_ext/ops/roi_pool.py.
 #include "../core/dispatch.h"
+#include "../core/register.h"
 #include "../core/roi_math.h"
 #include "../core/stable_ops.h"
 #include "../cuda/launch.cuh"
@@ -376,6 +377,6 @@ Tensor roi_pool_backward_cuda(const Tensor& grad, const Tensor& argmax, const Te
 }  // namespace rcnn_ext
 
 RCNN_CUDA_LIBRARY(m) {
-  m.impl("roi_pool", TORCH_BOX(&rcnn_ext::roi_pool_cuda));
-  m.impl("roi_pool_backward", TORCH_BOX(&rcnn_ext::roi_pool_backward_cuda));
+  RCNN_REGISTER(m, "roi_pool", roi_pool_cuda, input, rois);
+  RCNN_REGISTER(m, "roi_pool_backward", roi_pool_backward_cuda, grad, argmax, rois);
 }

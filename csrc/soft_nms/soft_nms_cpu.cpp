@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "../core/dispatch.h"
+#include "../core/register.h"
 #include "../core/stable_ops.h"
 #include "../cpu/intrinsics.h"
 #include "../nms/nms_score_order_cpu.h"
@@ -165,6 +166,6 @@ std::tuple<Tensor, Tensor> batched_soft_nms_cpu(const Tensor& boxes, const Tenso
 }  // namespace rcnn_ext
 
 STABLE_TORCH_LIBRARY_IMPL(rcnn_ext, CPU, m) {
-  m.impl("soft_nms", TORCH_BOX(&rcnn_ext::soft_nms_cpu));
-  m.impl("batched_soft_nms", TORCH_BOX(&rcnn_ext::batched_soft_nms_cpu));
+  RCNN_REGISTER(m, "soft_nms", soft_nms_cpu, boxes, scores);
+  RCNN_REGISTER(m, "batched_soft_nms", batched_soft_nms_cpu, boxes, scores, idxs);
 }

@@ -7,6 +7,7 @@
 
 #include "../core/box_math.h"
 #include "../core/dispatch.h"
+#include "../core/register.h"
 #include "../core/stable_ops.h"
 #include "../cuda/block_primitives.cuh"
 #include "../cuda/launch.cuh"
@@ -209,6 +210,6 @@ std::tuple<Tensor, Tensor> batched_soft_nms_cuda(const Tensor& boxes, const Tens
 }  // namespace rcnn_ext
 
 RCNN_CUDA_LIBRARY(m) {
-  m.impl("soft_nms", TORCH_BOX(&rcnn_ext::soft_nms_cuda));
-  m.impl("batched_soft_nms", TORCH_BOX(&rcnn_ext::batched_soft_nms_cuda));
+  RCNN_REGISTER(m, "soft_nms", soft_nms_cuda, boxes, scores);
+  RCNN_REGISTER(m, "batched_soft_nms", batched_soft_nms_cuda, boxes, scores, idxs);
 }

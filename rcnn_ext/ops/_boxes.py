@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rcnn_ext.ops._arguments import check_readable
+
 FORMATS = ("xyxy", "xywh", "cxcywh")
 
 
@@ -32,6 +34,7 @@ def corners(boxes: Tensor, op: str, fmt: str = "xyxy") -> Tensor:
                 boxes = boxes.as_subclass(Tensor)
     if fmt == "xyxy":
         return boxes
+    check_readable(boxes, op, "boxes")
     start, size = boxes[..., :2], boxes[..., 2:]
     if fmt == "cxcywh":
         start = start - size / 2

@@ -10,6 +10,7 @@ import torch
 from torch.autograd import forward_ad
 
 from rcnn_ext import _extension
+from rcnn_ext.ops._arguments import check_arguments, named_error
 from rcnn_ext.ops._backend import references
 
 NAMESPACE = "rcnn_ext"
@@ -25,6 +26,17 @@ def _tensors(args: tuple[Any, ...]) -> Iterator[torch.Tensor]:
             yield argument
         elif isinstance(argument, (list, tuple)):
             yield from _tensors(tuple(argument))
+
+
+def _device_type(args: tuple[Any, ...]) -> str:
+    """Return the type of the device of an operator's first tensor; "cpu" where there is none."""
+    return next((tensor.device.type for tensor in _tensors(args)), "cpu")
+
+
+def _argument_names(schema: str) -> list[str]:
+    """Return the names of the arguments in a schema such as ``(Tensor a, float b) -> Tensor``."""
+    arguments = schema[1 : schema.index(")")]
+    return [argument.split()[-1] for argument in arguments.split(",") if argument.strip()]
 
 
 def detached(tensor: torch.Tensor) -> torch.Tensor:
@@ -45,16 +57,24 @@ def refuse_vmap(reason: str) -> Callable[..., NoReturn]:
     return rule
 
 
-def _outside_autocast(reference: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a reference so that autocast does not take its matrix products in 16 bits."""
+def _checked(name: str, schema: str, reference: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a reference: tensors are readable, and autocast takes no products in 16 bits."""
+    names = _argument_names(schema)
 
     @functools.wraps(reference)
     def run(*args: Any, **kwargs: Any) -> Any:
-        device = next(_tensors(args)).device.type
-        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
-            return reference(*args, **kwargs)
-        with torch.autocast(device, enabled=False):
-            return reference(*args, **kwargs)
+        check_arguments(name, names, args)
+        device = _device_type(args)
+        try:
+            if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+                return reference(*args, **kwargs)
+            with torch.autocast(device, enabled=False):
+                return reference(*args, **kwargs)
+        except Exception as error:
+            better = named_error(name, error)
+            if better is None:
+                raise
+            raise better from None
 
     return run
 
@@ -64,7 +84,7 @@ def _as_fallback(reference: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(reference)
     def run(*args: Any, **kwargs: Any) -> Any:
-        _extension.warn_of_hidden_kernels(next(_tensors(args)).device.type)
+        _extension.warn_of_hidden_kernels(_device_type(args))
         return reference(*args, **kwargs)
 
     return run
@@ -192,7 +212,7 @@ def define_operator(
             function transform, can't.
     """
     qualified = f"{NAMESPACE}::{name}"
-    reference = _outside_autocast(reference)
+    reference = _checked(name, schema, reference)
     # The first operator loads the schemas and kernels of all.
     _extension.load_operators()
     if not hasattr(getattr(torch.ops, NAMESPACE), name):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rcnn_ext.ops._arguments import check_readable
 from rcnn_ext.ops._boxes import corners
 from rcnn_ext.reference.checks import check_roi_arguments
 
@@ -49,6 +50,7 @@ def to_rois(boxes: Tensor | Sequence[Tensor], op: str) -> Tensor:
             raise RuntimeError(
                 f"{op}: expected boxes[{image}] of shape [L, 4], got {list(tensor.shape)}"
             )
+        check_readable(tensor, op, f"boxes[{image}]")
     rois = []
     for image, tensor in enumerate(boxes):
         # Half types hold whole numbers only up to 256 or 2048: too few for a batch index.

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from rcnn_ext import reference
+from rcnn_ext.ops._arguments import check_readable
 from rcnn_ext.ops._boxes import FORMATS, corners
-from rcnn_ext.ops._fx import fx_leaf
 from rcnn_ext.ops._library import define_operator
+from rcnn_ext.ops._public import public_operator
 from rcnn_ext.ops._torchvision import torchvision_ops
 from rcnn_ext.reference.box_iou import (
     COMPLETE,
@@ -24,9 +25,10 @@ from rcnn_ext.reference.box_iou import (
     SMALLER,
     check_box_iou,
 )
+from rcnn_ext.reference.checks import check_same_device
 
 
-@fx_leaf
+@public_operator
 def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
     """Compute the intersection over union of every pair of boxes; differentiable.
 
@@ -61,7 +63,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
     return _pairwise(corners(boxes1, "box_iou", fmt), corners(boxes2, "box_iou", fmt), IOU, 0.0)
 
 
-@fx_leaf
+@public_operator
 def box_ios(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
     """Compute the intersection over the smaller area of every pair of boxes; differentiable.
 
@@ -90,7 +92,7 @@ def box_ios(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
     return _pairwise(corners(boxes1, "box_ios", fmt), corners(boxes2, "box_ios", fmt), SMALLER, 0.0)
 
 
-@fx_leaf
+@public_operator
 def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """Compute the generalized IoU of every pair of boxes; differentiable.
 
@@ -117,7 +119,7 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     return _pairwise(corners(boxes1, op), corners(boxes2, op), GENERALIZED, 0.0)
 
 
-@fx_leaf
+@public_operator
 def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
     """Compute the distance IoU of every pair of boxes; differentiable.
 
@@ -145,7 +147,7 @@ def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
     return _pairwise(corners(boxes1, op), corners(boxes2, op), DISTANCE, eps)
 
 
-@fx_leaf
+@public_operator
 def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
     """Compute the complete IoU of every pair of boxes; differentiable.
 
@@ -175,6 +177,9 @@ def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
 
 def _pairwise(boxes1: Tensor, boxes2: Tensor, measure: int, eps: float) -> Tensor:
     """Bring boxes to the operator's ``[B, N, 4]`` and its result back."""
+    if boxes1.dtype != boxes2.dtype or not boxes1.is_floating_point():
+        check_readable(boxes1, "box_iou", "boxes1")
+        check_readable(boxes2, "box_iou", "boxes2")
     if boxes1.dtype != boxes2.dtype:
         dtype = torch.promote_types(boxes1.dtype, boxes2.dtype)
         boxes1, boxes2 = boxes1.to(dtype), boxes2.to(dtype)
@@ -210,6 +215,7 @@ def _fake_backward(
     grad: Tensor, boxes1: Tensor, boxes2: Tensor, measure: int, eps: float
 ) -> tuple[Tensor, Tensor]:
     check_box_iou(boxes1, boxes2)
+    check_same_device(grad, boxes1, "box_iou_backward", "grad", "boxes1")
     return boxes1.new_empty(boxes1.shape), boxes2.new_empty(boxes2.shape)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rcnn_ext import reference
 from rcnn_ext.ops._library import define_operator, detached, refuse_vmap
+from rcnn_ext.ops._public import public_operator
 from rcnn_ext.reference.box_coding import MAX_LOG_RATIO
 from rcnn_ext.reference.generate_proposals import check_generate_proposals
 
@@ -33,6 +34,7 @@ class Proposals(NamedTuple):
     counts: Tensor
 
 
+@public_operator
 def generate_proposals(
     logits: Sequence[Tensor],
     deltas: Sequence[Tensor],

@@ -15,11 +15,14 @@ import torch
 from torch import Tensor
 
 from rcnn_ext import reference
+from rcnn_ext.ops._arguments import check_readable
 from rcnn_ext.ops._boxes import corners
 from rcnn_ext.ops._library import define_operator
+from rcnn_ext.ops._public import public_operator
 from rcnn_ext.reference.match_boxes import check_match_boxes
 
 
+@public_operator
 def match_boxes(
     gt_boxes: Tensor,
     boxes: Tensor,
@@ -76,6 +79,7 @@ def match_boxes(
     )
 
 
+@public_operator
 def batched_match_boxes(
     gt_boxes: Sequence[Tensor],
     boxes: Tensor | Sequence[Tensor],
@@ -127,6 +131,7 @@ def batched_match_boxes(
             raise RuntimeError(
                 f"match_boxes: expected gt_boxes[{image}] of shape [G, 4], got {list(gt.shape)}"
             )
+        check_readable(gt, "match_boxes", f"gt_boxes[{image}]")
     box_counts: list[int] = []
     if isinstance(boxes, Tensor):
         flat = boxes
@@ -135,6 +140,7 @@ def batched_match_boxes(
             if images > 1 and boxes.stride(0) == 0:
                 flat = boxes[0]
             else:
+                check_readable(boxes, "match_boxes", "boxes")
                 flat = boxes.flatten(0, 1)
                 box_counts = [boxes.shape[1]] * images
         per_image = [flat.shape[0] // max(images, 1) if box_counts else flat.shape[0]]
@@ -145,6 +151,7 @@ def batched_match_boxes(
                     f"match_boxes: expected boxes[{image}] of shape [P, 4], "
                     f"got {list(image_boxes.shape)}"
                 )
+            check_readable(image_boxes, "match_boxes", f"boxes[{image}]")
         flat = torch.cat(list(boxes)) if images else torch.empty(0, 4)
         box_counts = [image_boxes.shape[0] for image_boxes in boxes]
         per_image = []
@@ -166,6 +173,9 @@ def batched_match_boxes(
 
 def _promote_and_detach(gt_boxes: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """Promote and detach both sets of boxes as box_iou does; a match has no gradient."""
+    if gt_boxes.dtype != boxes.dtype or not boxes.is_floating_point():
+        check_readable(gt_boxes, "match_boxes", "gt_boxes")
+        check_readable(boxes, "match_boxes", "boxes")
     if gt_boxes.dtype != boxes.dtype:
         dtype = torch.promote_types(gt_boxes.dtype, boxes.dtype)
         gt_boxes, boxes = gt_boxes.to(dtype), boxes.to(dtype)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from rcnn_ext import reference
 from rcnn_ext._memory_format import empty_map, is_channels_last
-from rcnn_ext.ops._fx import fx_leaf
 from rcnn_ext.ops._library import define_operator, refuse_vmap
+from rcnn_ext.ops._public import public_operator
 from rcnn_ext.ops._rois import empty_bins, pair, to_rois
 from rcnn_ext.reference.multiscale_roi_align import (
     check_multiscale_roi_align,
@@ -23,7 +23,7 @@ from rcnn_ext.reference.multiscale_roi_align import (
 )
 
 
-@fx_leaf
+@public_operator
 def multiscale_roi_align(
     inputs: Sequence[Tensor],
     boxes: Tensor | Sequence[Tensor],

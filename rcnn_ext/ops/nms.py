@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from rcnn_ext import reference
+from rcnn_ext.ops._arguments import check_readable
 from rcnn_ext.ops._boxes import corners
-from rcnn_ext.ops._fx import fx_leaf
 from rcnn_ext.ops._library import define_operator, refuse_vmap
+from rcnn_ext.ops._public import public_operator
 from rcnn_ext.reference.checks import name_of
 from rcnn_ext.reference.nms import check_batched_nms, check_max_output, check_nms
 
 
-@fx_leaf
+@public_operator
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     """Suppress boxes that overlap a better one (greedy non-maximum suppression).
 
@@ -53,7 +54,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     return _nms(corners(boxes, "nms"), scores, iou_threshold)
 
 
-@fx_leaf
+@public_operator
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
     """Suppress boxes within each class, image or level (non-maximum suppression).
 
@@ -89,7 +90,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     return _batched_nms(corners(boxes, "batched_nms"), scores, idxs, iou_threshold)
 
 
-@fx_leaf
+@public_operator
 def nms_padded(
     boxes: Tensor, scores: Tensor, iou_threshold: float, max_output: int
 ) -> tuple[Tensor, Tensor]:
@@ -121,7 +122,7 @@ def nms_padded(
     return _nms_padded(boxes, scores, iou_threshold, max_output)
 
 
-@fx_leaf
+@public_operator
 def batched_nms_padded(
     boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, max_output: int
 ) -> tuple[Tensor, Tensor]:
@@ -165,6 +166,7 @@ def _integers(idxs: Tensor, op: str, argument: str = "idxs") -> Tensor:
     """Return classes as int64 that are equal where the given ones are, whatever their dtype."""
     if idxs.dtype == torch.int64:
         return idxs
+    check_readable(idxs, op, argument)
     if idxs.is_complex():
         raise RuntimeError(
             f"{op}: expected {argument} to be real numbers, got {name_of(idxs.dtype)}"

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from rcnn_ext import reference
+from rcnn_ext.ops._arguments import check_readable
 from rcnn_ext.ops._boxes import corners
 from rcnn_ext.ops._library import define_operator, detached, refuse_vmap
+from rcnn_ext.ops._public import public_operator
 from rcnn_ext.ops.nms import _integers
 from rcnn_ext.reference.checks import check_boxes, check_per_box
 from rcnn_ext.reference.non_max_merging import check_non_max_merging
@@ -44,6 +46,7 @@ class MergedBoxes(NamedTuple):
     groups: Tensor
 
 
+@public_operator
 def non_max_merging(
     boxes: Tensor,
     scores: Tensor,
@@ -102,6 +105,7 @@ def non_max_merging(
     for name, values in (("labels", labels), ("idxs", idxs)):
         if values is not None:
             check_per_box(values, boxes, op, name)
+            check_readable(values, op, name)
     parts = [] if class_agnostic or labels is None else [_integers(labels, op, "labels")]
     parts += [] if idxs is None else [_integers(idxs, op)]
     boxes, scores = detached(boxes), detached(scores)

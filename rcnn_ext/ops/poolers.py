@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rcnn_ext.ops._arguments import explained
 from rcnn_ext.ops._rois import pair, to_rois
 from rcnn_ext.ops._torchvision import torchvision_ops
 from rcnn_ext.ops.multiscale_roi_align import multiscale_roi_align
@@ -92,6 +93,7 @@ class MultiScaleRoIAlign(nn.Module):
     def map_levels(self, value: Callable[[list[Tensor]], Tensor] | None) -> None:
         self._given_map_levels = value
 
+    @explained
     def forward(
         self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> Tensor:
@@ -205,7 +207,13 @@ def measure_scales(features: list[Tensor], image_shapes: list[tuple[int, int]]) 
     if not image_shapes:
         raise ValueError("MultiScaleRoIAlign: expected at least one image shape")
     extent = _longest(side for shape in image_shapes for side in shape)
-    return [nearest_power_of_two(_longest(feature.shape[-2:]) / extent) for feature in features]
+    sides = [_longest(feature.shape[-2:]) for feature in features]
+    if not torch.compiler.is_compiling() and not (extent > 0 and all(side > 0 for side in sides)):
+        raise ValueError(
+            "MultiScaleRoIAlign: expected maps and images of at least one pixel, got maps of "
+            f"{[tuple(feature.shape[-2:]) for feature in features]} and images of {image_shapes}"
+        )
+    return [nearest_power_of_two(side / extent) for side in sides]
 
 
 def _longest(sides: Iterable[int]) -> int:

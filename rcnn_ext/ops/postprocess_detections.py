@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rcnn_ext import reference
 from rcnn_ext.ops._library import define_operator, detached, refuse_vmap
+from rcnn_ext.ops._public import public_operator
 from rcnn_ext.reference.box_coding import MAX_LOG_RATIO, clip, decode
 from rcnn_ext.reference.postprocess_detections import check_postprocess_detections
 
@@ -37,6 +38,7 @@ class Detections(NamedTuple):
     counts: Tensor
 
 
+@public_operator
 def postprocess_detections(
     logits: Tensor,
     deltas: Tensor,

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from rcnn_ext import reference
 from rcnn_ext._memory_format import empty_map, is_channels_last
-from rcnn_ext.ops._fx import fx_leaf
 from rcnn_ext.ops._library import define_operator
+from rcnn_ext.ops._public import public_operator
 from rcnn_ext.ops._rois import empty_bins, pair, to_rois
 from rcnn_ext.reference.roi_pool import check_roi_pool, check_roi_pool_backward, gather_at_maxima
 
 
-@fx_leaf
+@public_operator
 def roi_pool(
     input: Tensor,
     boxes: Tensor | Sequence[Tensor],

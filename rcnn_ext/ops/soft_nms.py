@@ -14,6 +14,7 @@ from torch import Tensor
 from rcnn_ext import reference
 from rcnn_ext.ops._boxes import corners
 from rcnn_ext.ops._library import define_operator, detached, refuse_vmap
+from rcnn_ext.ops._public import public_operator
 from rcnn_ext.ops.nms import _integers
 from rcnn_ext.reference.nms import check_segments
 from rcnn_ext.reference.soft_nms import GAUSSIAN, LINEAR, check_soft_nms
@@ -23,6 +24,7 @@ Method = Literal["linear", "gaussian"]
 _METHODS = {"linear": LINEAR, "gaussian": GAUSSIAN}
 
 
+@public_operator
 def soft_nms(
     boxes: Tensor,
     scores: Tensor,
@@ -69,6 +71,7 @@ def soft_nms(
     return _soft_nms(boxes, scores, iou_threshold, sigma, score_threshold, method_id)
 
 
+@public_operator
 def batched_soft_nms(
     boxes: Tensor,
     scores: Tensor,

@@ -38,7 +38,10 @@ def decode(
     changes = (deltas + shift) / weight
     sides = anchors[..., 2:] - anchors[..., :2]
     centers = changes[..., :2] * sides + (anchors[..., :2] + 0.5 * sides)
-    ratios = changes[..., 2:].clamp(max=max_log_ratio).contiguous().exp()
+    # The bound as a number of the dtype: clamp() refuses one that it cannot hold. NaN is no bound.
+    largest = torch.finfo(deltas.dtype).max
+    bound = max(-largest, min(largest, max_log_ratio))
+    ratios = changes[..., 2:].clamp(max=bound).contiguous().exp()
     halves = 0.5 * (ratios * sides)
     return torch.cat([centers - halves, centers + halves], dim=-1)
 

@@ -98,6 +98,11 @@ def check_pooled_size(pooled_height: int, pooled_width: int, op: str) -> None:
         pooled_height > 0 and pooled_width > 0,
         f"{op}: expected a positive output size, got {pooled_height} x {pooled_width}",
     )
+    check(
+        pooled_height * pooled_width <= torch.iinfo(torch.int32).max,
+        f"{op}: expected an output size of at most 2^31 - 1 bins, "
+        f"got {pooled_height} x {pooled_width}",
+    )
 
 
 def check_spatial_scale(spatial_scale: float, op: str) -> None:

@@ -21,6 +21,10 @@ def check_nms(boxes: Tensor, scores: Tensor, op: str) -> None:
         not scores.is_complex(),
         f"{op}: expected scores to be real numbers, got {name_of(scores.dtype)}",
     )
+    check(
+        not scores.is_floating_point() or scores.dtype.itemsize > 1,
+        f"{op}: expected scores of a dtype that sorts, got {name_of(scores.dtype)}",
+    )
 
 
 def check_batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, op: str = "batched_nms") -> None:

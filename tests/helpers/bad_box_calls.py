@@ -149,6 +149,10 @@ BOX_ERRORS: Cases = {
         _nms((2, 4), COMPLEX[:, 0]),
         "nms: expected scores to be real numbers, got complex64",
     ),
+    "nms, scores of 8 bits": (
+        _nms((2, 4), torch.zeros(2).to(torch.float8_e4m3fn)),
+        "nms: expected scores of a dtype that sorts, got float8_e4m3fn",
+    ),
     "match of 5 columns": (
         _match((3, 5), (3, 4)),
         r"match_boxes: expected gt_boxes of shape \[N, 4\], got \[3, 5\]",

@@ -1,4 +1,4 @@
-"""Operators as leaves of ``torch.fx.symbolic_trace``."""
+"""Public operators: leaves of ``torch.fx.symbolic_trace``, with errors that name the argument."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from typing import Any, TypeVar
 import torch
 from torch.fx import Proxy
 
-_PLAIN = (torch.Tensor, float, int)
+from rcnn_ext.ops._arguments import explain
+
+_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter, float, int, bool, str, type(None)))
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def fx_leaf(function: _Function) -> _Function:
-    """Record calls of a function with symbolic values as one node, as ``torch.fx.wrap`` does.
+def public_operator(function: _Function) -> _Function:
+    """Make a function an operator of the public interface.
 
-    That of PyTorch works for calls by a name of the calling module only, not for ``ops.nms``.
+    Calls with symbolic values are recorded as one node, as ``torch.fx.wrap`` does: that of PyTorch
+    works for calls by a name of the calling module only, not for ``ops.nms``. A call that fails for
+    an argument of a wrong kind, or for lack of memory, says so; see
+    :func:`rcnn_ext.ops._arguments.explain`.
     """
 
     @functools.wraps(function)
@@ -29,7 +34,13 @@ def fx_leaf(function: _Function) -> _Function:
             proxy = _find_proxy(argument)
             if proxy is not None:
                 return proxy.tracer.create_proxy("call_function", call, args, kwargs)
-        return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            better = explain(function, error, args, kwargs)
+            if better is None:
+                raise
+            raise better from None
 
     return call  # type: ignore[return-value]
 

@@ -1,0 +1,1 @@
+"""An attack on the package: calls, files, threads, memory and faults that none should meet."""
