@@ -18,8 +18,15 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import FeaturePyramidNetwork
 
 from rcnn_ext.models.box_heads import FastRCNNPredictor, TwoMLPHead
+from rcnn_ext.models.fusion.buffers import MapBuffers
 from rcnn_ext.models.fusion.classes import FusedLayer, is_unhooked
-from rcnn_ext.models.fusion.layers import FusedConv2d, FusedLinear, PackedWeights, run_as_one
+from rcnn_ext.models.fusion.layers import (
+    FusedConv2d,
+    FusedLinear,
+    PackedWeights,
+    computes_packed,
+    run_as_one,
+)
 from rcnn_ext.models.fusion.onednn import epilogue_of
 from rcnn_ext.models.rpn import RPNHead
 
@@ -102,6 +109,8 @@ class FusedResidualBlock(FusedLayer, nn.Module):
 class FusedPyramid(FusedLayer, nn.Module):
     """A feature pyramid: the lateral convolutions add the maps from above."""
 
+    _fused_buffers: MapBuffers
+
     def layers_packed_late(self) -> list[nn.Module]:
         """Return the lateral convolutions that add: on large maps they read plain weights."""
         pyramid: Any = self
@@ -122,14 +131,21 @@ class FusedPyramid(FusedLayer, nn.Module):
             if top is None:
                 top = lateral.run(feature)
             else:
-                size = lateral.output_size(feature)
-                above = F.interpolate(top, size=size, mode="nearest")
-                # The map itself where both have one size.
+                above = self._upsample(top, lateral.output_size(feature))
+                # Never the map that a hook may have seen.
                 top = lateral.run(feature, above, overwrite=above is not top)
             results.insert(0, output(top))
         if pyramid.extra_blocks is not None:
             results, names = pyramid.extra_blocks(results, maps, names)
         return OrderedDict(zip(names, results, strict=False))
+
+    def _upsample(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return ``x`` [N, C, H, W] in a size, by nearest neighbor."""
+        if computes_packed(x):
+            buffer = self._fused_buffers.take((*x.shape[:2], *size), x.dtype)
+            if buffer is not None:
+                return torch.ops.aten.upsample_nearest2d.out(x, list(size), out=buffer)
+        return F.interpolate(x, size=size, mode="nearest")
 
 
 class FusedRPNHead(FusedLayer, nn.Module):
