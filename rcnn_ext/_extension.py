@@ -189,11 +189,18 @@ def instruction_set() -> str | None:
     return None if sets is None else sets.current()
 
 
+def has_bf16_products() -> bool:
+    """Return whether the CPU kernels use the processor's dot products of bfloat16."""
+    sets = _instruction_sets()
+    return sets is not None and sets.has_bf16_products()
+
+
 @contextlib.contextmanager
 def use_instruction_set(name: str) -> Iterator[None]:
     """Run the CPU kernels of one instruction set in a block of code, in all threads.
 
-    All sets give equal results; this is for tests and measurements. The environment variable
+    All sets give equal results, but for the last bits of ``ops.conv_winograd``; this is for tests
+    and measurements. The environment variable
     ``RCNN_EXT_ISA`` chooses for a whole process, and ``RCNN_EXT_DISABLE_CPU_FEATURES`` takes
     single features of the processor away (such as ``f16c,avx512vl``), and with them the
     instruction sets that need them.

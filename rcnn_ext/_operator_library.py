@@ -54,6 +54,10 @@ class InstructionSets:
         self._at.argtypes = [ctypes.c_int]
         self._use.argtypes = [ctypes.c_char_p]
         self._use.restype = ctypes.c_bool
+        # A library that was built before it had kernels with them lacks the function.
+        self._has_bf16_products = getattr(library, "rcnn_ext_has_bf16_products", None)
+        if self._has_bf16_products is not None:
+            self._has_bf16_products.restype = ctypes.c_bool
         self.current()
 
     def _error(self) -> ValueError:
@@ -70,6 +74,10 @@ class InstructionSets:
         """Return the instruction sets of this processor, the best last."""
         names = iter(map(self._at, itertools.count()).__next__, None)
         return tuple(name.decode() for name in names)
+
+    def has_bf16_products(self) -> bool:
+        """Return whether kernels use the processor's dot products of bfloat16."""
+        return self._has_bf16_products is not None and bool(self._has_bf16_products())
 
     def use(self, name: str) -> None:
         """Choose an instruction set.

@@ -45,6 +45,11 @@ C10_EXPORT const char* rcnn_ext_instruction_set_at(int index) {
   });
 }
 
+// Whether kernels use the processor's dot products of bfloat16.
+C10_EXPORT bool rcnn_ext_has_bf16_products() {
+  return with_errors(false, [] { return rcnn_ext::has_bf16_products(); });
+}
+
 // Lets all threads use an instruction set.
 C10_EXPORT bool rcnn_ext_use_instruction_set(const char* name) {
   return with_errors(false, [name] {

@@ -28,6 +28,8 @@ constexpr const char* kSchemas[] = {
     "box_iou(Tensor boxes1, Tensor boxes2, int measure, float eps) -> Tensor",
     "box_iou_backward(Tensor grad, Tensor boxes1, Tensor boxes2, int measure, float eps) "
     "-> (Tensor, Tensor)",
+    "conv3x3_winograd(Tensor x, Tensor packed, Tensor? bias, Tensor? other, bool relu, int tile, "
+    "int out_channels) -> Tensor",
     "generate_proposals(Tensor[] logits, Tensor[] deltas, Tensor anchors, Tensor image_sizes, "
     "int pre_nms_top_n, int post_nms_top_n, float iou_threshold, float score_threshold, "
     "float min_size, float[] weights, float[] means, float max_log_ratio) "

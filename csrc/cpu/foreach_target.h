@@ -12,6 +12,10 @@
 // nothing is contracted into fused multiply-adds, and vector code keeps the order of a sum whatever
 // the width of its registers. How such a file is written: targets.h.
 //
+// With RCNN_TARGET_BF16 defined, the file is compiled a fourth time, in the namespace avx512_bf16
+// and with that instruction set's dot products of bfloat16; RCNN_DYNAMIC_DISPATCH_BF16 takes it
+// where the processor has them.
+//
 // Once per source file: one that needs several such files includes a *-inl.h that includes them.
 #ifdef RCNN_CPU_FOREACH_TARGET_H_
 #error "include foreach_target.h once per source file"
@@ -40,6 +44,19 @@
 #define RCNN_ISA 2
 #include RCNN_TARGET_INCLUDE
 
+#ifdef RCNN_TARGET_BF16
+#define RCNN_TARGET_TOGGLE
+#undef RCNN_ISA
+#define RCNN_ISA 3
+#include RCNN_TARGET_INCLUDE
+
+#define RCNN_DYNAMIC_DISPATCH_BF16(...)                                   \
+  [&]() -> decltype(auto) {                                               \
+    if (::rcnn_ext::has_bf16_products()) return avx512_bf16::__VA_ARGS__; \
+    return RCNN_DYNAMIC_DISPATCH(__VA_ARGS__);                            \
+  }()
+#endif
+
 #define RCNN_DYNAMIC_DISPATCH(...)                               \
   [&]() -> decltype(auto) {                                      \
     switch (::rcnn_ext::active_isa()) {                          \
@@ -50,6 +67,7 @@
   }()
 #else
 #define RCNN_DYNAMIC_DISPATCH(...) baseline::__VA_ARGS__
+#define RCNN_DYNAMIC_DISPATCH_BF16(...) baseline::__VA_ARGS__
 #endif
 
 #undef RCNN_ISA

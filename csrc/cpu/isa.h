@@ -27,6 +27,10 @@ Isa best_isa();
 // The instruction set that kernels run with: best_isa() until use_isa() is told another.
 Isa active_isa();
 
+// Whether kernels run with AVX-512 and the processor has its dot products of bfloat16, which not
+// every processor with AVX-512 has; "avx512bf16" in the environment variable takes them away.
+bool has_bf16_products();
+
 // Throws std::invalid_argument for a name that is unknown or that this processor lacks.
 void use_isa(const char* name);
 

@@ -19,9 +19,12 @@ namespace {
 // A feature of the processor that kernels may be compiled for.
 struct Feature {
   const char* name;
-  Isa isa;  // the first instruction set that needs it
+  Isa isa;  // the first instruction set that needs it, or that some kernels use it with
   bool present;
+  bool optional = false;
 };
+
+constexpr const char* kBf16Products = "avx512bf16";
 
 #if RCNN_HAS_X86_ISAS
 struct CpuidRegisters {
@@ -29,9 +32,9 @@ struct CpuidRegisters {
 };
 
 // All bits 0 where the processor has no such leaf.
-CpuidRegisters cpuid(unsigned leaf) {
+CpuidRegisters cpuid(unsigned leaf, unsigned subleaf = 0) {
   CpuidRegisters r;
-  __get_cpuid_count(leaf, 0, &r.eax, &r.ebx, &r.ecx, &r.edx);
+  __get_cpuid_count(leaf, subleaf, &r.eax, &r.ebx, &r.ecx, &r.edx);
   return r;
 }
 
@@ -45,7 +48,10 @@ std::vector<Feature> find_features() {
   {#name, Isa::kAvx2, saves_256_bits && (cpuid(leaf).register >> bit & 1)},
 #define RCNN_AVX512_FEATURE(name, leaf, register, bit) \
   {#name, Isa::kAvx512, saves_512_bits && (cpuid(leaf).register >> bit & 1)},
-  return {RCNN_AVX2_FEATURES(RCNN_AVX2_FEATURE) RCNN_AVX512_FEATURES(RCNN_AVX512_FEATURE)};
+#define RCNN_AVX512_BF16_FEATURE(name, leaf, register, bit) \
+  {#name, Isa::kAvx512, saves_512_bits && (cpuid(leaf, 1).register >> bit & 1), true},
+  return {RCNN_AVX2_FEATURES(RCNN_AVX2_FEATURE) RCNN_AVX512_FEATURES(RCNN_AVX512_FEATURE)
+              RCNN_AVX512_BF16_FEATURES(RCNN_AVX512_BF16_FEATURE)};
 }
 #else
 std::vector<Feature> find_features() { return {}; }
@@ -72,15 +78,30 @@ void disable(const std::string& names, std::vector<Feature>& features) {
   }
 }
 
-Isa detect() {
+// What kernels may use of this processor.
+struct Usable {
+  Isa best;
+  bool bf16_products = false;
+};
+
+Usable detect() {
   std::vector<Feature> features = find_features();
   const char* const disabled = std::getenv("RCNN_EXT_DISABLE_CPU_FEATURES");
   if (disabled != nullptr && !features.empty()) disable(disabled, features);
   int best = static_cast<int>(features.empty() ? Isa::kBaseline : Isa::kAvx512);
+  Usable usable;
   for (const Feature& feature : features) {
-    if (!feature.present) best = std::min(best, static_cast<int>(feature.isa) - 1);
+    if (feature.name == std::string(kBf16Products)) usable.bf16_products = feature.present;
+    if (feature.present || feature.optional) continue;
+    best = std::min(best, static_cast<int>(feature.isa) - 1);
   }
-  return static_cast<Isa>(best);
+  usable.best = static_cast<Isa>(best);
+  return usable;
+}
+
+const Usable& usable() {
+  static const Usable found = detect();
+  return found;
 }
 
 std::atomic<Isa>& active() {
@@ -98,12 +119,11 @@ const char* name_of(Isa isa) {
   }
 }
 
-Isa best_isa() {
-  static const Isa best = detect();
-  return best;
-}
+Isa best_isa() { return usable().best; }
 
 Isa active_isa() { return active().load(std::memory_order_relaxed); }
+
+bool has_bf16_products() { return active_isa() == Isa::kAvx512 && usable().bf16_products; }
 
 void use_isa(const char* name) {
   const std::string wanted = name;

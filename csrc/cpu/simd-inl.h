@@ -6,6 +6,7 @@
 //   kLanes<T>                   numbers of the widest register
 //   LoadU<T, N>(from)           N stored numbers, converted to T exactly; any alignment
 //   StoreU<N, T>(to, vec)       converted to what is stored, to nearest and ties to even
+//   LoadN<T, N>(from, n)        the first n of them, and 0
 //   StoreN<N, T>(to, vec, n)    the first n of them
 //   Set<N>(value)               N copies
 //   Max, Min, MaxBits, MinBits  lane by lane
@@ -118,7 +119,15 @@ struct Convert<float, N, BFloat16> {
     const auto bits = __builtin_convertvector(halves, Vec<uint32_t, N>) << 16;
     return (Vec<float, N>)(bits);
   }
+  // Where the processor has an instruction for it, that takes subnormal numbers for 0.
   static RCNN_INLINE void store(BFloat16* to, const Vec<float, N>& vec) {
+#if RCNN_ISA >= 3
+    if constexpr (N == 16) {
+      const __m256bh halves = _mm512_cvtneps_pbh((__m512)vec);
+      std::memcpy(to, &halves, sizeof(halves));
+      return;
+    }
+#endif
     const auto bits = (Vec<uint32_t, N>)(vec);
     const auto rounded = (bits + ((bits >> 16) & 1u) + 0x7fffu) >> 16;
     const auto is_nan = (Vec<uint32_t, N>)(vec != vec);
@@ -269,6 +278,15 @@ RCNN_INLINE Vec<T, N> MinBits(const Vec<T, N>& a, const Vec<T, N>& b) {
   }
 #endif
   return Min<N, T>(a, b);
+}
+
+// Loads `count` numbers into the first lanes; the others are 0.
+template <class T, int N, class Stored>
+RCNN_INLINE Vec<T, N> LoadN(const Stored* from, int64_t count) {
+  if (count >= N) return LoadU<T, N>(from);
+  T numbers[N] = {};
+  for (int64_t i = 0; i < count; ++i) numbers[i] = static_cast<T>(from[i]);
+  return LoadU<T, N>(numbers);
 }
 
 // Stores the first `count` lanes of a vector.

@@ -24,23 +24,24 @@
 //
 //   #endif
 //
-// foreach_target.h includes such a file with RCNN_ISA = 0, 1 and 2. Parsed alone, as editors do, it
-// is one for the baseline, or for another with -DRCNN_ISA. Ordinary headers stand above
-// RCNN_BEFORE_NAMESPACE(), so that none of their inline functions is compiled for a processor that
-// may not be there. The unnamed namespace is on purpose, though these are headers: the compiler
-// inlines a function that is called once only if no other file can call it, and two files that
-// include the same kernels must not share one copy that was compiled for either.
+// foreach_target.h includes such a file with RCNN_ISA = 0, 1, 2 and perhaps 3. Parsed alone, as
+// editors do, it is one for the baseline, or for another with -DRCNN_ISA. Ordinary headers stand
+// above RCNN_BEFORE_NAMESPACE(), so that none of their inline functions is compiled for a processor
+// that may not be there. The unnamed namespace is on purpose, though these are headers: the
+// compiler inlines a function that is called once only if no other file can call it, and two files
+// that include the same kernels must not share one copy that was compiled for either.
 #pragma once
 
 #include "isa.h"
 
-// 0: baseline (SSE2, NEON), 1: AVX2, 2: AVX-512; the values of enum Isa.
+// 0: baseline (SSE2, NEON), 1: AVX2, 2: AVX-512, the values of enum Isa; 3: AVX-512 with dot
+// products of bfloat16, for files that ask for it (foreach_target.h).
 #ifndef RCNN_ISA
 #define RCNN_ISA 0
 #endif
 
 // Bytes of the widest register.
-#define RCNN_VECTOR_BYTES (16 << RCNN_ISA)
+#define RCNN_VECTOR_BYTES (RCNN_ISA >= 2 ? 64 : 16 << RCNN_ISA)
 
 // X(name, cpuid leaf, register, bit) for every feature that the code of an instruction set is
 // compiled for, beyond those of the set before: the compiler's options and isa_cpu.cpp's check at
@@ -59,6 +60,8 @@
   X(avx512bw, 7, ebx, 30)       \
   X(avx512dq, 7, ebx, 17)       \
   X(avx512vl, 7, ebx, 31)
+// Read from subleaf 1. A processor without it still has enum Isa's kAvx512.
+#define RCNN_AVX512_BF16_FEATURES(X) X(avx512bf16, 7, eax, 5)
 
 #define RCNN_TARGET_CONCATENATE_(a, b) a##b
 #define RCNN_TARGET_CONCATENATE(a, b) RCNN_TARGET_CONCATENATE_(a, b)
@@ -67,6 +70,7 @@
 #define RCNN_NAMESPACE_0 baseline
 #define RCNN_NAMESPACE_1 avx2
 #define RCNN_NAMESPACE_2 avx512
+#define RCNN_NAMESPACE_3 avx512_bf16
 
 #define RCNN_TARGET_PRAGMA_(...) _Pragma(#__VA_ARGS__)
 #define RCNN_TARGET_PRAGMA(...) RCNN_TARGET_PRAGMA_(__VA_ARGS__)
@@ -98,6 +102,10 @@
 #define RCNN_BEFORE_NAMESPACE_2                            \
   RCNN_PUSH_TARGET(RCNN_AVX2_FEATURES(RCNN_FEATURE_STRING) \
                        RCNN_AVX512_FEATURES(RCNN_FEATURE_STRING) RCNN_VECTOR_WIDTH_STRING)
+#define RCNN_BEFORE_NAMESPACE_3                                                         \
+  RCNN_PUSH_TARGET(                                                                     \
+      RCNN_AVX2_FEATURES(RCNN_FEATURE_STRING) RCNN_AVX512_FEATURES(RCNN_FEATURE_STRING) \
+          RCNN_AVX512_BF16_FEATURES(RCNN_FEATURE_STRING) RCNN_VECTOR_WIDTH_STRING)
 
 #define RCNN_AFTER_NAMESPACE()                             \
   RCNN_TARGET_CONCATENATE(RCNN_AFTER_NAMESPACE_, RCNN_ISA) \
@@ -105,3 +113,4 @@
 #define RCNN_AFTER_NAMESPACE_0
 #define RCNN_AFTER_NAMESPACE_1 RCNN_POP_TARGET
 #define RCNN_AFTER_NAMESPACE_2 RCNN_POP_TARGET
+#define RCNN_AFTER_NAMESPACE_3 RCNN_POP_TARGET

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rcnn_ext.ops import boxes as boxes
+from rcnn_ext.ops import conv_winograd as conv_winograd
 from rcnn_ext.ops import poolers as poolers
 from rcnn_ext.ops._backend import has_native_kernel, use_backend
 from rcnn_ext.ops._torchvision import install_finder, torchvision_ops

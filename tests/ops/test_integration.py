@@ -41,6 +41,9 @@ def _samples(device: torch.device) -> dict[str, list[tuple[Any, ...]]]:
     anchors, sizes = pyramid.anchors, pyramid.sizes
     predictions = (heads.logits.to(device), heads.deltas.to(device))
     of_rois = (heads.rois.to(device), heads.image_ids.to(device), heads.sizes.to(device))
+    weight, bias = torch.randn(5, 3, 3, 3, device=device), torch.randn(5, device=device)
+    filters = ops.conv_winograd.pack(weight)
+    few_filters = ops.conv_winograd.pack(weight, 2, torch.bfloat16)
     return {
         "box_iou": [
             (leaf(boxes1), leaf(boxes2), 0, 0.0),
@@ -49,6 +52,11 @@ def _samples(device: torch.device) -> dict[str, list[tuple[Any, ...]]]:
         ],
         "box_iou_backward": [
             (leaf(torch.randn(2, 5, 6, device=device)), leaf(boxes1), leaf(boxes2), 1, 0.0),
+        ],
+        "conv3x3_winograd": [
+            (features, filters, bias, None, True, 4, 5),
+            (last.detach(), filters, None, torch.randn(2, 5, 9, 7, device=device), False, 4, 5),
+            (features.bfloat16(), few_filters, bias, None, False, 2, 5),
         ],
         "match_boxes": [
             (boxes[:5], [2, 0, 3], boxes, [10, 15, 5], 0.5, 0.2, True),
