@@ -125,14 +125,15 @@ def run_pipeline(
         device: The device of the networks.
         threads: Numbers of CPU threads, with a row for each.
         quick: A small detector and small pictures; for tests of the comparison itself.
-        pictures: Number of pictures; None means 1,000, or 20 with ``quick``.
+        pictures: Number of pictures; None means 300, which take some minutes on two cores, or
+            20 with ``quick``.
 
     Returns:
         The report for JSON and the text to print. The report's ``failures`` are empty if all went
         well.
     """
     scale = SMALL if quick else Scale("resnet18", 91, 480, 640, 320, 640)
-    count = pictures or (20 if quick else 1000)
+    count = pictures or (20 if quick else 300)
     before = torch.get_num_threads()
     rows = []
     with tempfile.TemporaryDirectory(prefix="rcnn-ext-") as folder:
@@ -212,7 +213,7 @@ def run_row(
             return lambda files: _predict(predictor, files, size)
         return lambda files: _plain_loop(theirs, files, size, device)
 
-    trial = paths[: min(len(paths), 4 * max(_BATCH_SIZES))]
+    trial = paths[: min(len(paths), 2 * max(_BATCH_SIZES))]
     calls: dict[str, Call] = {}
     sizes: dict[str, int] = {}
     for name in (TORCHVISION, OURS):

@@ -47,7 +47,6 @@ _DAMAGED = (
     zlib.error,
     lzma.LZMAError,
     EOFError,
-    NotImplementedError,  # A method of compression that Python does not have.
 )
 
 
@@ -125,8 +124,14 @@ def _unpack(archive: Path, folder: Path, made_from: dict[str, int]) -> None:
         with replacing_folder(folder) as temporary:
             _write_all(archive, temporary)
             write_json(temporary / _MARKER, made_from)
+    except NotImplementedError as error:  # A method of compression that Python does not have.
+        raise UserError(
+            f"{archive} is compressed by a method that is not read: pack its content anew"
+        ) from error
     except _DAMAGED as error:
-        raise UserError(f"{archive} is damaged, or no archive of its suffix: {error}") from None
+        raise UserError(
+            f"{archive} is damaged, or no archive of its suffix: copy or download it again"
+        ) from error
     except OSError as error:
         # Another process of this machine may have been faster.
         if _holds(folder, made_from):

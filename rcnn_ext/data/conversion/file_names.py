@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rcnn_ext.data.conversion.losses import Losses
-from rcnn_ext.data.formats.image_finder import file_parts
+from rcnn_ext.data.formats.file_names import file_parts
 
 # File systems allow 255 bytes, also for the name of a label file.
 _MAX_BYTES = 250

@@ -11,7 +11,7 @@ from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.data.conversion.file_names import FileNames
 from rcnn_ext.data.conversion.pictures import ImagesMode, place_picture, turned
 from rcnn_ext.data.conversion.target import Target
-from rcnn_ext.data.formats.image_finder import file_parts
+from rcnn_ext.data.formats.file_names import file_parts
 from rcnn_ext.data.images import IMAGE_SUFFIXES, Header, read_header
 from rcnn_ext.data.records import ImageRecord
 from rcnn_ext.errors import UserError

@@ -22,7 +22,7 @@ from rcnn_ext.data.formats.coco_layout import (
     split_of,
     splits_within,
 )
-from rcnn_ext.data.formats.coco_pictures import PictureFinder, find_images_folder
+from rcnn_ext.data.formats.coco_pictures import CocoPictureFinder, find_images_folder
 from rcnn_ext.data.formats.coco_scan import Category, CocoColumns, scan_coco, shown
 from rcnn_ext.data.formats.format import Format, named_annotations, named_images
 from rcnn_ext.data.formats.split_names import SPLITS
@@ -120,7 +120,7 @@ def read_coco_with(
     if not found.names or (annotated and not found.categories):
         report.raise_if_errors(annotations)
     top = root or annotations.parent
-    paths, missing = PictureFinder(annotations, images, top, report).paths(found.names)
+    paths, missing = CocoPictureFinder(annotations, images, top, report).paths(found.names)
     ids, own_ids = number_images(found.image_rows)
     columns = ImageColumns(
         ids,

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from rcnn_ext.data.formats.file_names import file_parts, name_key
+from rcnn_ext.data.images import IMAGE_SUFFIXES
 from rcnn_ext.data.problems import Report
 from rcnn_ext.errors import UserError
 
@@ -57,7 +59,7 @@ def _is_file(path: Path | str) -> bool:
         return False
 
 
-class PictureFinder:
+class CocoPictureFinder:
     """Finds the pictures of one annotation file.
 
     Args:
@@ -82,7 +84,8 @@ class PictureFinder:
 
         A name is looked for as it is written; with the other system's separators; without its
         first folders, one by one; and at last by its file name anywhere below the folder of the
-        images, in any case, if only one file there has it.
+        images, in any case, with its accents composed or not, and without its suffix, if only one
+        file there has it.
 
         Args:
             names: Names as the annotation file has them.
@@ -113,6 +116,8 @@ class PictureFinder:
                 outside.append(path)
             found.append(path)
         if len(missing) == len(names) and not self.named:
+            if self._ambiguous:
+                raise UserError(f"{self.annotations}: {next(iter(missing.values()))}")
             raise _not_found(self._candidates, self.annotations, names[0])
         self._say(folder, elsewhere, outside)
         return found, missing
@@ -168,7 +173,7 @@ class PictureFinder:
     def _elsewhere(self, folder: str, name: str, as_written: str) -> str | None:
         if as_written != name and self._exists(os.path.join(folder, as_written)):
             return os.path.join(folder, as_written)
-        parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+        parts = [part for part in file_parts(name) if part != ".."]
         for start in range(len(parts)):
             path = os.path.join(folder, *parts[start:])
             if self._exists(path):
@@ -177,7 +182,7 @@ class PictureFinder:
             return None
         if self._below is None:
             self._below = _names_below(folder)
-        same = self._below.get(parts[-1].casefold(), [])
+        same = self._below.get(name_key(parts[-1]), [])
         exact = [path for path in same if os.path.basename(path) == parts[-1]]
         same = exact or same
         if len(same) > 1:
@@ -195,10 +200,15 @@ class PictureFinder:
 
 
 def _names_below(folder: str) -> dict[str, list[str]]:
-    """Return all files below a folder by their names in lower case."""
+    """Return all files below a folder by their names, and pictures without their suffixes too."""
     found: dict[str, list[str]] = {}
+    stems: dict[str, list[str]] = {}
     for top, folders, files in os.walk(folder):
         folders.sort()
         for file in sorted(files):
-            found.setdefault(file.casefold(), []).append(os.path.join(top, file))
-    return found
+            path = os.path.join(top, file)
+            found.setdefault(name_key(file), []).append(path)
+            stem, suffix = os.path.splitext(file)
+            if suffix.lower() in IMAGE_SUFFIXES:
+                stems.setdefault(name_key(stem), []).append(path)
+    return stems | found

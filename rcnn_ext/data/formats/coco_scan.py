@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from rcnn_ext.data.formats.coco_ids import IdColumn, Key, key_of
-from rcnn_ext.data.formats.image_finder import file_parts
+from rcnn_ext.data.formats.file_names import file_parts
 from rcnn_ext.data.json_lists import JsonListPlaces
 from rcnn_ext.data.json_stream import JsonStream
 from rcnn_ext.data.problems import Report

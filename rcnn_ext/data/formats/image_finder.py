@@ -6,8 +6,8 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
 
+from rcnn_ext.data.formats.file_names import file_parts, name_key
 from rcnn_ext.data.formats.folder_tree import walk
 
 # What is no image, whatever else may be one.
@@ -15,22 +15,6 @@ _OTHER_SUFFIXES = {".json", ".jsonl", ".xml", ".txt", ".csv", ".yaml", ".yml", "
 
 # Label Studio writes eight hexadecimal digits before the name of an uploaded file.
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-(?=.)")
-
-
-def file_parts(name: str) -> tuple[str, ...]:
-    r"""Return the folders and the file name in a path or address as tools write them.
-
-    Understands ``C:\data\a.jpg``, ``/home/me/a.jpg``, ``file:///a.jpg``, ``s3://bucket/a.jpg``,
-    ``https://host/a.jpg?key=1`` and Label Studio's ``/data/local-files/?d=images/a.jpg``.
-    """
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):
-        parts = urlsplit(name)
-        within = parse_qs(parts.query).get("d")
-        name = within[0] if within else unquote(parts.path) or name
-    elif "?d=" in name:
-        name = unquote(name.partition("?d=")[2].partition("&")[0])
-    name = re.sub(r"^[A-Za-z]:", "", name.replace("\\", "/"))
-    return tuple(part for part in name.split("/") if part not in ("", "."))
 
 
 class ImageFinder:
@@ -84,21 +68,21 @@ class ImageFinder:
             for folder, files in walk(self.base):
                 for file in files:
                     if os.path.splitext(file)[1].lower() not in _OTHER_SUFFIXES:
-                        self._files.setdefault(file.lower(), []).append(folder / file)
+                        self._files.setdefault(name_key(file), []).append(folder / file)
         return self._files
 
     def _by_end(self, parts: tuple[str, ...], near: Path) -> Path | None:
         if not parts:
             return None
-        found = self._index().get(parts[-1].lower(), [])
+        found = self._index().get(name_key(parts[-1]), [])
         if not found:
-            found = self._index().get(_UPLOAD_PREFIX.sub("", parts[-1]).lower(), [])
+            found = self._index().get(name_key(_UPLOAD_PREFIX.sub("", parts[-1])), [])
         if not found:
             return None
 
         def agreement(path: Path) -> tuple[int, bool, int]:
-            own = [part.lower() for part in path.parts]
-            wanted = [part.lower() for part in parts]
+            own = [name_key(part) for part in path.parts]
+            wanted = [name_key(part) for part in parts]
             count = 0
             while count < min(len(own), len(wanted)) and own[-1 - count] == wanted[-1 - count]:
                 count += 1

@@ -13,7 +13,7 @@ from typing import Any
 from rcnn_ext.data.builder import RawObject
 from rcnn_ext.data.formats.document_format import DocumentFormat
 from rcnn_ext.data.formats.documents import Document, ImageEntry, Scan, load_json
-from rcnn_ext.data.formats.image_finder import file_parts
+from rcnn_ext.data.formats.file_names import file_parts
 from rcnn_ext.data.formats.json_kinds import json_kind
 from rcnn_ext.data.formats.outlines import Box, box_around, number, points_of, segmentation_of
 from rcnn_ext.data.images import IMAGE_SUFFIXES

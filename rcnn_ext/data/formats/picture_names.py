@@ -7,11 +7,10 @@ differ in case or in the form of its accents, as file systems allow that ignore 
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from rcnn_ext.data.formats.image_finder import file_parts
+from rcnn_ext.data.formats.file_names import file_parts, name_key
 from rcnn_ext.data.images import IMAGE_SUFFIXES
 
 
@@ -85,7 +84,7 @@ class PictureFinder:
         listing = self._listing(folder)
         if name in listing.names:
             return folder / name
-        for candidates in (listing.by_key.get(_key(name)), listing.by_stem.get(_key(name))):
+        for candidates in (listing.by_key.get(name_key(name)), listing.by_stem.get(name_key(name))):
             if candidates is not None and len(candidates) > 1:
                 raise AmbiguousNameError(f"{name} may be {' or '.join(candidates)} in {folder}")
             if candidates:
@@ -110,14 +109,10 @@ class _Listing:
         self.by_key: dict[str, list[str]] = {}
         self.by_stem: dict[str, list[str]] = {}
         for name in sorted(self.names):
-            self.by_key.setdefault(_key(name), []).append(name)
+            self.by_key.setdefault(name_key(name), []).append(name)
             stem, suffix = os.path.splitext(name)
             if suffix.lower() in IMAGE_SUFFIXES:
-                self.by_stem.setdefault(_key(stem), []).append(name)
-
-
-def _key(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
+                self.by_stem.setdefault(name_key(stem), []).append(name)
 
 
 def _is_absolute(name: str) -> bool:

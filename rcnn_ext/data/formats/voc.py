@@ -13,8 +13,8 @@ from pathlib import Path
 from rcnn_ext.config.data import VocConfig
 from rcnn_ext.data.annotations import AnnotationSet
 from rcnn_ext.data.builder import ReadOptions, SetBuilder
+from rcnn_ext.data.formats.file_names import file_parts
 from rcnn_ext.data.formats.format import Format, named_annotations
-from rcnn_ext.data.formats.image_finder import file_parts
 from rcnn_ext.data.formats.picture_names import AmbiguousNameError, PictureFinder
 from rcnn_ext.data.formats.safe_xml import XmlError, read_xml, text_of
 from rcnn_ext.data.formats.voc_layout import (

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rcnn_ext.data.formats.image_finder import file_parts
+from rcnn_ext.data.formats.file_names import file_parts
 from rcnn_ext.data.formats.label_folders import first_line, folder_texts
 from rcnn_ext.data.formats.outside import is_inside
 from rcnn_ext.data.formats.picture_names import AmbiguousNameError, PictureFinder
