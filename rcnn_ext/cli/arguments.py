@@ -23,13 +23,19 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 
 
 def add_inference(parser: argparse.ArgumentParser) -> None:
-    """Declare ``--batch-size`` and ``--device``."""
+    """Declare ``--batch-size``, ``--device`` and ``--trust``."""
     parser.add_argument("--batch-size", metavar="N", type=positive_int, help="images per batch")
     parser.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
         help="where to run (default: a GPU if there is one)",
+    )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="let RUN be a package of compiled code (export --format aoti), which can do anything "
+        "that you can: only if you know who made it",
     )
 
 

@@ -151,9 +151,9 @@ def run(options: argparse.Namespace) -> int:
         "overwrite": options.overwrite,
     }
     model = options.checkpoint
-    if pictures and videos:
+    if options.trust or (pictures and videos):
         # Once for both.
-        model = loaded(model, options.device, settings["shard"])
+        model = loaded(model, options.device, settings["shard"], trust=options.trust)
     failed: UserError | None = None
     if pictures:
         try:

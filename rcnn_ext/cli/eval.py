@@ -107,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
     device = choose_device(options.device, shard.processes)
     if is_hub_id(options.checkpoint) and options.out is None:
         raise UserError(f"{options.checkpoint} has no folder to write to: add --out FOLDER")
-    saved = load_saved(options.checkpoint)
+    saved = load_saved(options.checkpoint, trust=options.trust)
     recipe = with_data_overrides(saved.recipe, options.overrides)
     config = recipe.data
     out = options.out or saved.path.parent

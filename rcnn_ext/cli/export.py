@@ -13,11 +13,14 @@ examples:
   rcnn-ext export runs/first --out detector.safetensors
   rcnn-ext export runs/first --out detector.pt2
   rcnn-ext export runs/first --format pt2 --out detector.pt2 --size 640x480
+  rcnn-ext export runs/first --format aoti --out compiled.pt2
   rcnn-ext export runs/first --out detector.onnx --verify-on DATA/images
 
 safetensors holds the weights, with the recipe and the class names in its metadata.
 pt2 is a torch.export program for pictures of any size, any number of them at once: it runs with
 torch and the operators of this package (import rcnn_ext.ops), without the code of the models.
+aoti is the same, compiled by AOTInductor for the CPU of this machine; it takes a C++ compiler and
+minutes. It also runs from C++ without Python. As compiled code it needs --trust to be loaded.
 onnx is a graph of standard ONNX operators, openvino the files of OpenVINO (.xml, and .bin beside
 it), both for pictures of any size, any number of them at once; the metadata hold the classes, the
 preprocessing and the recipe. Before such a file is written it is run in its own runtime and
@@ -33,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         metavar="FORMAT",
-        help="safetensors, pt2, onnx or openvino (default: by the suffix of FILE)",
+        help="safetensors, pt2, aoti, onnx or openvino (default: by the suffix of FILE, for .pt2 "
+        "pt2)",
     )
     parser.add_argument(
         "--size",

@@ -10,15 +10,14 @@ import os
 from pathlib import Path
 
 from rcnn_ext.errors import UserError
-from rcnn_ext.export import onnx, openvino, pt2, safetensors
+from rcnn_ext.export import aoti, onnx, openvino, pt2, safetensors
 from rcnn_ext.export.format import ExportOptions, Format
 from rcnn_ext.predict.checkpoint import SavedDetector
 
 __all__ = ["FORMATS", "ExportOptions", "Format", "export", "format_of"]
 
-FORMATS: dict[str, Format] = {
-    one.name: one for one in (safetensors.FORMAT, pt2.FORMAT, onnx.FORMAT, openvino.FORMAT)
-}
+_ALL = (safetensors.FORMAT, pt2.FORMAT, aoti.FORMAT, onnx.FORMAT, openvino.FORMAT)
+FORMATS: dict[str, Format] = {one.name: one for one in _ALL}
 
 
 def format_of(path: str | os.PathLike[str], name: str | None = None) -> Format:

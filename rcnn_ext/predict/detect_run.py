@@ -33,16 +33,26 @@ _FORMAT = 1
 
 
 def loaded(
-    checkpoint: str | os.PathLike[str] | Predictor, device_name: str, shard: Shard
+    checkpoint: str | os.PathLike[str] | Predictor,
+    device_name: str,
+    shard: Shard,
+    *,
+    trust: bool = False,
 ) -> Predictor:
     """Return a model on the device of a shard; one that is loaded already as it is.
+
+    Args:
+        checkpoint: As for :func:`rcnn_ext.load`, or the model.
+        device_name: ``auto``, ``cpu`` or ``cuda``.
+        shard: The part of this process.
+        trust: Whether compiled code in a package may run.
 
     Raises:
         UserError: The checkpoint is wrong, or there is no such device.
     """
     if isinstance(checkpoint, Predictor):
         return checkpoint
-    return load(checkpoint, device=choose_device(device_name, shard.processes))
+    return load(checkpoint, device=choose_device(device_name, shard.processes), trust=trust)
 
 
 def weights_hash(model: Predictor) -> str:

@@ -35,12 +35,14 @@ def load(
     device: str | torch.device = "auto",
     dtype: torch.dtype | None = None,
     prepare: bool = True,
+    trust: bool = False,
 ) -> Predictor:
     """Return a trained model that is ready to detect.
 
     Files hold tensors and plain values, and ``.pt2`` files a graph of operators too; one with
     anything else in it, such as a pickle, is refused before any of it is used. A graph runs the
-    operators of PyTorch that it names, on as much memory as it asks for.
+    operators of PyTorch that it names, on as much memory as it asks for. Packages of compiled code
+    (``rcnn-ext export --format aoti``) are the exception, and need ``trust=True``.
 
     Args:
         path_or_name: The folder of a training run (its best, else its last checkpoint), a
@@ -54,6 +56,8 @@ def load(
             are float32 with any.
         prepare: Whether to call ``prepare_for_inference``, which makes evaluation faster and
             training impossible. Programs (``.pt2``) are always prepared.
+        trust: Whether a package of compiled code may be loaded. Such code can do anything that you
+            can, so say so only of files whose maker you know.
 
     Returns:
         A model in evaluation mode. ``model.predict(pictures)`` takes paths, Pillow images, arrays
@@ -67,7 +71,8 @@ def load(
     Raises:
         ModelNotFoundError: No such file, folder or name exists. It is a ``FileNotFoundError``.
         ModelFormatError: It is not a model of this package, or is damaged. It is a ``ValueError``.
-        UserError: The device does not exist, or the weights cannot be downloaded.
+        UserError: The device does not exist; the weights cannot be downloaded; or the file is a
+            package of compiled code, and ``trust`` is false.
         ValueError: ``dtype`` is not a floating-point type, or is given for a program or with
             ``prepare=False``.
 
@@ -79,7 +84,7 @@ def load(
     target = choose_device(device)
     path = Path(path_or_name)
     if path.exists() or is_hub_id(os.fspath(path_or_name)):
-        saved = load_saved(path_or_name)
+        saved = load_saved(path_or_name, trust=trust)
         return Predictor.of_saved(saved, target, dtype=dtype, prepare=prepare)
     if str(path_or_name) not in PUBLISHED:
         raise ModelNotFoundError(

@@ -23,21 +23,22 @@ from rcnn_ext.predict.exported import is_exported, load_exported
 HUB_FILES = (PRETRAINED, BEST, LAST)
 
 
-def load_saved(path: str | os.PathLike[str]) -> SavedDetector:
+def load_saved(path: str | os.PathLike[str], *, trust: bool = False) -> SavedDetector:
     """Read a trained model from a checkpoint or an exported file.
 
     Args:
         path: The file, the folder of a training run, or ``hub:owner/name``.
+        trust: Whether compiled code in a package (``rcnn-ext export --format aoti``) may run.
 
     Raises:
         ModelNotFoundError: There is none.
         ModelFormatError: It is damaged, or was not written by this package.
-        UserError: It cannot be downloaded.
+        UserError: It cannot be downloaded, or holds compiled code and ``trust`` is false.
     """
     text = os.fspath(path)
     path = fetch_hub_file(text, HUB_FILES) if is_hub_id(text) else find_checkpoint(path)
     if is_exported(path):
-        return load_exported(path)
+        return load_exported(path, trust=trust)
     return load_checkpoint(path)
 
 
