@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import Any, Literal, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from rcnn_ext.models.folding import fold_norms
 from rcnn_ext.models.fusion import FusionReport, fuse_layers, restore_classes
 from rcnn_ext.models.poolers import RoIPooler
 from rcnn_ext.ops import MultiScaleRoIAlign
+from rcnn_ext.ops._torchscript import refuse_torchscript
 
 # Where the arithmetic is: transform, RPN and RoI heads have code around theirs.
 _COMPUTING_PARTS = (
@@ -46,6 +47,10 @@ class Detector(nn.Module):
     def is_prepared(self) -> bool:
         """Whether the model was prepared for inference, and has other weights than it learned."""
         return self._compute is not None
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Refuse ``torch.jit.script``, which calls this first."""
+        refuse_torchscript(type(self).__name__)
 
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation.

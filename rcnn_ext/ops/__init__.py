@@ -12,6 +12,7 @@ from rcnn_ext.ops import boxes as boxes
 from rcnn_ext.ops import conv_winograd as conv_winograd
 from rcnn_ext.ops import poolers as poolers
 from rcnn_ext.ops._backend import has_native_kernel, use_backend
+from rcnn_ext.ops._torchscript import mark_unscriptable
 from rcnn_ext.ops._torchvision import install_finder, torchvision_ops
 from rcnn_ext.ops.box_iou import (
     box_ios,
@@ -138,6 +139,8 @@ else:
     # the operators of this package can be imported and run without it.
     _OWN = tuple(__all__)
     del __all__
+    for _name in _OWN:
+        mark_unscriptable(globals()[_name])
 
     def __getattr__(name: str) -> Any:
         if name == "__all__":

@@ -9,6 +9,7 @@ import importlib.machinery
 import sys
 from collections.abc import Iterator, Sequence
 from types import ModuleType
+from typing import Any
 
 from rcnn_ext.ops import _torchvision_binary
 
@@ -99,8 +100,23 @@ class _Finder(importlib.abc.MetaPathFinder):
         return importlib.machinery.ModuleSpec(fullname, _Alias(original))
 
 
+class _Package(ModuleType):
+    """``rcnn_ext.ops``, whose functions are not hidden by the modules of the same name.
+
+    In torchvision ``ops.ps_roi_align`` is a function, although there is a module
+    ``torchvision.ops.ps_roi_align``; Python would set the attribute to the module when somebody
+    imports that.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and value.__name__ == f"{_THERE}.{name}":
+            value = getattr(torchvision_ops(), name)
+        super().__setattr__(name, value)
+
+
 def install_finder() -> None:
     """Make the modules of ``torchvision.ops`` importable from ``rcnn_ext.ops``, once."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         # First: a parent that was replaced leads to the files of this package.
         sys.meta_path.insert(0, _Finder())
+    sys.modules[_HERE].__class__ = _Package

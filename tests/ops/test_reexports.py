@@ -136,6 +136,20 @@ def test_modules_with_operators_of_this_package() -> None:
             module.__hard_nms__  # noqa: B018
 
 
+def test_importing_a_module_hides_no_function() -> None:
+    script = """
+import rcnn_ext.ops.misc, rcnn_ext.ops.nms, rcnn_ext.ops.ps_roi_align, rcnn_ext.ops.stochastic_depth
+from rcnn_ext.ops.ps_roi_pool import PSRoIPool
+from rcnn_ext import ops
+import torchvision
+for name in ("ps_roi_align", "ps_roi_pool", "stochastic_depth"):
+    assert getattr(ops, name) is getattr(torchvision.ops, name), name
+assert ops.misc is torchvision.ops.misc
+assert ops.nms.__module__ == "rcnn_ext.ops.nms" and PSRoIPool is torchvision.ops.PSRoIPool
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 @pytest.mark.parametrize("first", ["", "import torchvision"])
 def test_in_the_place_of_torchvisions_module(first: str) -> None:
     script = f"""
