@@ -12,6 +12,7 @@
 #include <optional>
 #include <type_traits>
 
+#include "../core/register.h"
 #include "../core/stable_ops.h"
 #include "../cpu/huge_pages.h"
 #include "../cpu/parallel.h"
@@ -96,6 +97,8 @@ void convolve(const WinogradConv<Stored>& conv, int64_t batch_size) {
 Tensor conv3x3_winograd_cpu(const Tensor& x, const Tensor& packed,
                             const std::optional<Tensor>& bias, const std::optional<Tensor>& other,
                             bool relu, int64_t tile, int64_t out_channels) {
+  if (bias.has_value()) check_readable(*bias, "conv3x3_winograd", "bias", 0);
+  if (other.has_value()) check_readable(*other, "conv3x3_winograd", "other", 0);
   check_conv3x3_winograd(x, packed, bias, other, tile, out_channels);
   const ScalarType dtype = x.scalar_type();
   const Tensor dense_x = dense_map_as(x, true);
@@ -140,5 +143,5 @@ Tensor conv3x3_winograd_cpu(const Tensor& x, const Tensor& packed,
 }  // namespace rcnn_ext
 
 STABLE_TORCH_LIBRARY_IMPL(rcnn_ext, CPU, m) {
-  m.impl("conv3x3_winograd", TORCH_BOX(&rcnn_ext::conv3x3_winograd_cpu));
+  RCNN_REGISTER(m, "conv3x3_winograd", conv3x3_winograd_cpu, x, packed);
 }

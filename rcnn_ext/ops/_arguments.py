@@ -178,21 +178,21 @@ def check_readable(tensor: Tensor, op: str, argument: str) -> None:
         raise RuntimeError(f"{op}: expected {argument} {fault}")
 
 
-def check_arguments(op: str, names: Sequence[str], args: Sequence[Any]) -> None:
+def check_arguments(op: str, arguments: dict[str, bool], args: Sequence[Any]) -> None:
     """Expect tensors that PyTorch's operators can read, in a call of a raw operator.
 
     Args:
         op: Name of the operator.
-        names: Names of its arguments.
+        arguments: Whether each of its arguments may be None, by name, in order.
         args: The arguments; None is what the dispatcher takes for a tensor, too.
 
     Raises:
         TypeError: A tensor is None.
         RuntimeError: One is not dense, or its storage was freed.
     """
-    for name, value in zip(names, args, strict=False):
+    for (name, is_optional), value in zip(arguments.items(), args, strict=False):
         for tensor in value if isinstance(value, list | tuple) else [value]:
-            if tensor is None:
+            if tensor is None and not is_optional:
                 raise TypeError(f"{op}: expected {name} to be a tensor, got None")
             if isinstance(tensor, Tensor):
                 fault = layout_fault(tensor)

@@ -19,7 +19,8 @@ def corners(boxes: Tensor, op: str, fmt: str = "xyxy") -> Tensor:
         fmt: Format of boxes that don't say theirs, one of ``FORMATS``.
 
     Raises:
-        RuntimeError: Bounding boxes of a format that has rotations or four corners.
+        RuntimeError: Bounding boxes of a format that has rotations or four corners; or boxes of
+            another shape, where they have to be converted.
     """
     if type(boxes) is not Tensor:
         own = getattr(getattr(boxes, "format", None), "name", None)
@@ -34,6 +35,8 @@ def corners(boxes: Tensor, op: str, fmt: str = "xyxy") -> Tensor:
                 boxes = boxes.as_subclass(Tensor)
     if fmt == "xyxy":
         return boxes
+    if boxes.dim() == 0 or boxes.shape[-1] != 4:
+        raise RuntimeError(f"{op}: expected boxes of shape [..., 4], got {list(boxes.shape)}")
     check_readable(boxes, op, "boxes")
     start, size = boxes[..., :2], boxes[..., 2:]
     if fmt == "cxcywh":

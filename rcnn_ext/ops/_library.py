@@ -33,10 +33,14 @@ def _device_type(args: tuple[Any, ...]) -> str:
     return next((tensor.device.type for tensor in _tensors(args)), "cpu")
 
 
-def _argument_names(schema: str) -> list[str]:
-    """Return the names of the arguments in a schema such as ``(Tensor a, float b) -> Tensor``."""
-    arguments = schema[1 : schema.index(")")]
-    return [argument.split()[-1] for argument in arguments.split(",") if argument.strip()]
+def _arguments_of(schema: str) -> dict[str, bool]:
+    """Return the arguments of a schema such as ``(Tensor a, Tensor? b) -> Tensor``.
+
+    Returns:
+        Whether each may be None, by name, in order.
+    """
+    arguments = (text.split() for text in schema[1 : schema.index(")")].split(",") if text.strip())
+    return {name: kind.endswith("?") for kind, name in arguments}
 
 
 def detached(tensor: torch.Tensor) -> torch.Tensor:
@@ -59,11 +63,11 @@ def refuse_vmap(reason: str) -> Callable[..., NoReturn]:
 
 def _checked(name: str, schema: str, reference: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a reference: tensors are readable, and autocast takes no products in 16 bits."""
-    names = _argument_names(schema)
+    arguments = _arguments_of(schema)
 
     @functools.wraps(reference)
     def run(*args: Any, **kwargs: Any) -> Any:
-        check_arguments(name, names, args)
+        check_arguments(name, arguments, args)
         device = _device_type(args)
         try:
             if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
@@ -75,6 +79,20 @@ def _checked(name: str, schema: str, reference: Callable[..., Any]) -> Callable[
             if better is None:
                 raise
             raise better from None
+
+    return run
+
+
+def _checked_fake(name: str, schema: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a fake kernel: the dispatcher takes None for a tensor, where another one is fake."""
+    arguments = _arguments_of(schema)
+
+    @functools.wraps(fake)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        for (argument, is_optional), value in zip(arguments.items(), args, strict=False):
+            if value is None and not is_optional:
+                raise TypeError(f"{name}: expected {argument} to be a tensor, got None")
+        return fake(*args, **kwargs)
 
     return run
 
@@ -219,7 +237,7 @@ def define_operator(
         torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
     schemas[name] = schema
     torch.library.impl(qualified, "CompositeExplicitAutograd", _as_fallback(reference))
-    torch.library.register_fake(qualified, fake)
+    torch.library.register_fake(qualified, _checked_fake(name, schema, fake))
     if backward is not None:
         torch.library.register_autograd(qualified, backward, setup_context=setup_context)
     if vmap is not None:

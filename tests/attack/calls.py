@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rcnn_ext import ops
+from rcnn_ext.ops import conv_winograd
 
 RAW = torch.ops.rcnn_ext
 PUBLIC = (
@@ -119,7 +120,21 @@ def _arguments() -> dict[str, Any]:
     }
 
 
+def _convolution() -> dict[str, Any]:
+    weight = torch.randn(5, 3, 3, 3) / 5
+    return {
+        "x": torch.randn(2, 3, 6, 7).contiguous(memory_format=torch.channels_last),
+        "packed": conv_winograd.pack(weight),
+        "bias": torch.randn(5),
+        "other": torch.randn(2, 5, 6, 7).contiguous(memory_format=torch.channels_last),
+        "relu": True,
+        "tile": 4,
+        "out_channels": 5,
+    }
+
+
 _PER_OPERATOR: dict[str, Callable[[], dict[str, Any]]] = {
+    "conv3x3_winograd": _convolution,
     "box_iou": lambda: {"boxes1": _boxes(5)[None], "boxes2": _boxes(6)[None]},
     "box_iou_backward": lambda: {
         "grad": torch.randn(1, 5, 6),
@@ -161,7 +176,10 @@ def raw_operators() -> list[Operator]:
         values = _arguments() | _PER_OPERATOR.get(plain, dict)()
         schema = function._schema.arguments
         arguments = {argument.name: values[argument.name] for argument in schema}
-        kinds = {argument.name: str(argument.type) for argument in schema}
+        kinds = {
+            argument.name: str(argument.type).replace("Optional[Tensor]", "Tensor?")
+            for argument in schema
+        }
         found.append(Operator(name, function, kinds, arguments))
     return found
 

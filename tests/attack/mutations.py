@@ -79,10 +79,11 @@ def _quantized(value: Tensor) -> Tensor:
     return torch.quantize_per_tensor(value.float(), 0.1, 0, torch.quint8)
 
 
-def _subclass(value: Tensor) -> Tensor:
-    class Odd(Tensor):
-        pass
+class Odd(Tensor):
+    """A subclass without anything of its own."""
 
+
+def _subclass(value: Tensor) -> Tensor:
     return value.as_subclass(Odd)
 
 
@@ -172,7 +173,7 @@ LISTS: dict[str, Mutation] = {
 def mutations_of(kind: str) -> dict[str, Mutation]:
     """Return what to put in the place of an argument of a type of schemas."""
     found = dict(WRONG_KINDS)
-    if kind == "Tensor":
+    if kind in ("Tensor", "Tensor?"):
         found |= TENSOR
     elif kind.startswith("List[Tensor"):
         found |= LISTS

@@ -174,6 +174,24 @@ for size in ((10**9, 1), (1, 10**9)):
     subprocess.run([sys.executable, "-c", script], check=True, timeout=200)
 
 
+@pytest.mark.parametrize("fmt", ["xywh", "cxcywh"])
+@pytest.mark.parametrize("name", ["box_iou", "box_ios"])
+def test_boxes_of_another_shape_are_named_before_they_are_converted(name, fmt):
+    for boxes in (torch.rand(3, 5), torch.rand(4, 3), torch.tensor(1.0)):
+        for argument in ("boxes1", "boxes2"):
+            with pytest.raises(RuntimeError, match=f"^{name}: expected boxes of shape "):
+                call(name, fmt=fmt, **{argument: boxes})
+
+
+def test_a_fake_kernel_names_a_tensor_that_is_none():
+    for name, operator in RAW.items():
+        tensors = [argument for argument, kind in operator.kinds.items() if kind == "Tensor"]
+        if len(tensors) > 1:
+            meta = {argument: operator.arguments[argument].to("meta") for argument in tensors}
+            with pytest.raises(TypeError, match=rf"^{name}: expected {tensors[0]} to be a tensor"):
+                operator.function(**operator.arguments | meta | {tensors[0]: None})
+
+
 def test_modules_name_themselves():
     features = {"0": torch.rand(1, 2, 8, 8), "1": torch.rand(1, 2, 4, 4)}
     pooler = ops.MultiScaleRoIAlign(["0", "1"], 3, 2)

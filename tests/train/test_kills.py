@@ -149,7 +149,10 @@ def test_a_signal_to_the_group_leaves_a_run_that_goes_on(
     assert load_checkpoint(out / "last.ckpt").step == step + 1
 
 
-@pytest.mark.parametrize("limit", [0, 200, 1 << 20, pytest.param(30 << 20, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "limit",
+    [0, 1 << 20, *(pytest.param(size, marks=pytest.mark.long) for size in (200, 30 << 20))],
+)
 def test_a_full_disk_is_named_and_leaves_what_was_there(tiny_run, tmp_path, limit):
     out = tmp_path / "out"
     first = Child(tiny_run, out, steps=1)
