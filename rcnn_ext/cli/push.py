@@ -62,7 +62,8 @@ def run(options: argparse.Namespace) -> int:
     if options.repository is None and options.to is None:
         raise UserError("name a repository (owner/name) or a folder (--to FOLDER)")
     repo_id = None if options.repository is None else publish.hub_id_of(options.repository).repo
-    saved = load_saved(options.checkpoint)
+    # Trusted, since the code of a package is not run here: packages are refused below.
+    saved = load_saved(options.checkpoint, trust=True)
     print(f"{saved.path}: step {saved.step}, classes {', '.join(saved.classes.names)}")
     if options.to is not None:
         for path in publish.save_pretrained(

@@ -13,6 +13,7 @@ from rcnn_ext.errors import UserError
 from rcnn_ext.export import aoti, onnx, openvino, pt2, safetensors
 from rcnn_ext.export.format import ExportOptions, Format
 from rcnn_ext.predict.checkpoint import SavedDetector
+from rcnn_ext.predict.exported.program import SavedProgram
 
 __all__ = ["FORMATS", "ExportOptions", "Format", "export", "format_of"]
 
@@ -63,7 +64,8 @@ def export(
         format: Name of the format, a key of ``FORMATS``; None goes by the suffix of ``path``.
 
     Raises:
-        UserError: There is no such format, it takes another suffix, or an option is none of its.
+        UserError: There is no such format, it takes another suffix, or an option is none of its;
+            or the model is an exported program itself.
 
     Example:
         >>> export(load_saved("runs/first"), "detector.pt2")
@@ -71,4 +73,9 @@ def export(
     chosen, options = format_of(path, format), options or ExportOptions()
     if options.pictures and not (chosen.verifies and options.verify):
         raise UserError(f"pictures to verify with are of no use for the format {chosen.name}")
+    if isinstance(saved, SavedProgram):
+        raise UserError(
+            f"{saved.path} is a program already, which cannot be exported again: export the run, "
+            "or the checkpoint, that it is from"
+        )
     chosen.write(saved, Path(path), options)

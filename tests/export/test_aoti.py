@@ -279,6 +279,18 @@ def test_a_package_without_code_is_named_when_it_is_built(
         found.build(CPU)
 
 
+def test_a_package_is_neither_exported_nor_published(
+    saved: SavedDetector, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(write_archive(tmp_path / "model.pt2", metadata_of(saved)))
+    assert main(["export", path, "--out", str(tmp_path / "model.safetensors")]) == 2
+    assert "is a program already, which cannot be exported again" in capsys.readouterr().err
+    pytest.importorskip("huggingface_hub", reason="huggingface_hub comes with the extra hf")
+    assert main(["push", path, "--to", str(tmp_path / "repository")]) == 2
+    assert "is a program, which others could not train on" in capsys.readouterr().err
+    assert [one.name for one in tmp_path.iterdir()] == ["model.pt2"]
+
+
 def test_a_missing_compiler_is_named(
     saved: SavedDetector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,8 +19,9 @@ import torch
 from torch import nn
 
 from rcnn_ext.errors import UserError
-from rcnn_ext.predict.checkpoint import ModelFormatError, SavedDetector, read_entry
+from rcnn_ext.predict.checkpoint import ModelFormatError, read_entry
 from rcnn_ext.predict.exported.model import ExportedModel, ModelFacts, naming
+from rcnn_ext.predict.exported.program import SavedProgram
 
 # The key of the metadata that holds recipe, classes and facts; others are for programs in C++.
 METADATA = "rcnn_ext"
@@ -33,14 +34,8 @@ _CAPABILITIES = ("DEFAULT", "AVX2", "AVX512")
 
 
 @dataclass(frozen=True)
-class SavedPackage(SavedDetector):
-    """A detector as a package holds it.
-
-    Attributes:
-        facts: What is known of the model.
-    """
-
-    facts: ModelFacts | None = None
+class SavedPackage(SavedProgram):
+    """A detector as a package holds it."""
 
     def build(self, device: torch.device) -> nn.Module:
         """Load the compiled code, and return it as a model in evaluation mode.
