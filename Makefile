@@ -17,8 +17,8 @@ PYTHON_FILES := setup.py rcnn_ext tests benchmarks tools
 NATIVE_FILES := 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'benchmarks/*.cu' \
   'tests/*.h' 'tests/*.cpp' 'tests/*.cu'
 
-.PHONY: help demo test lint format docs bench gpu gpu-modules test-compat sanitize mutants fuzz \
-  attack test-long audit clean
+.PHONY: help demo test lint format docs bench gpu gpu-modules test-clients test-compat sanitize \
+  mutants fuzz attack test-long audit clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -82,7 +82,10 @@ gpu-modules: $(VENV)/.installed-dev  ## for make gpu on another machine: modules
 	  $(BIN)/python setup.py build_ext --inplace
 	$(BIN)/python -m tests.helpers.emulation.recorded
 
-test-compat: $(VENV)/.installed-dev  ## one wheel under torch 2.11 and under a CPU-only torch
+test-clients: $(VENV)/.installed-dev  ## ultralytics and effdet, accelerated, in an environment of their own
+	$(BIN)/python tools/test_clients.py
+
+test-compat: $(VENV)/.installed-dev  ## one wheel under torch 2.11 and under a CPU-only torch, with torchvision too
 	$(BIN)/python tools/test_compat.py
 
 sanitize: $(VENV)/.installed-dev  ## CPU kernels and selective search under ASan, UBSan and TSan

@@ -4,6 +4,8 @@ The native modules use the LibTorch stable ABI, so the wheel must load under tor
 that it supports, and under a torch without CUDA; and the source must compile with the headers of
 torch 2.11, which declare less. Each torch gets a virtual environment under
 ``build/compat``; the package is installed from the wheel, and the tests run outside the source.
+A third environment has the CPU-only torch and torchvision from PyPI, whose binary does not load
+there: ``rcnn_ext.torchvision_compat`` has to make it run.
 
 A CPU-only torch comes from an index or a folder of its own, which pip has to be told:
 
@@ -80,6 +82,16 @@ def test(python: Path, wheel: Path) -> None:
     run(python, "-m", "pytest", *subset, "tests/ops", cwd=folder)
 
 
+def test_torchvision(python: Path, wheel: Path) -> None:
+    """Run torchvision, whose binary does not load, on the operators of an installed wheel."""
+    run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", wheel)
+    fails = "import subprocess, sys\nfailed = subprocess.run([sys.executable, '-c', "
+    fails += "'import torchvision'], capture_output=True).returncode\n"
+    fails += "sys.exit(0 if failed else 'torchvision loads here: nothing to test')"
+    run(python, "-c", fails)
+    run(python, ROOT / "tests" / "helpers" / "without_binary.py", cwd=python.parents[1])
+
+
 def main() -> int:
     """Build the wheel, make the environments and test in each."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -88,13 +100,22 @@ def main() -> int:
         default=os.environ.get("RCNN_EXT_CPU_TORCH", "torch==2.13.0+cpu"),
         help="what pip installs as CPU-only torch, with options",
     )
-    parser.add_argument("--only", choices=["oldest", "cpu"], help="one environment of the two")
+    parser.add_argument(
+        "--torchvision", default="torchvision==0.28.*", help="what does not load beside that torch"
+    )
+    parser.add_argument(
+        "--only", choices=["oldest", "cpu", "torchvision"], help="one environment of the three"
+    )
     parser.add_argument("--wheel", type=Path, help="test this wheel instead of building one")
     arguments = parser.parse_args()
     tools = ["pytest", "numpy", "setuptools>=77", "wheel", "ninja", "pybind11"]
     environments = {
         "oldest": [["torch==2.11.*", "torchvision==0.26.*", *tools]],
         "cpu": [[*shlex.split(arguments.cpu_torch), *tools]],
+        "torchvision": [
+            [*shlex.split(arguments.cpu_torch), "numpy", "pillow", "pydantic>=2"],
+            ["--no-deps", arguments.torchvision],
+        ],
     }
     start = time.monotonic()
     try:
@@ -102,7 +123,7 @@ def main() -> int:
         for name, requirements in environments.items():
             if arguments.only in (None, name):
                 python = make_environment(name, requirements)
-                test(python, wheel)
+                (test_torchvision if name == "torchvision" else test)(python, wheel)
                 if name == "oldest":
                     test(python, build_wheel("oldest-wheel", python))
     except subprocess.CalledProcessError as error:

@@ -1,7 +1,7 @@
-"""Put the newest figures of ``benchmarks/results`` into the two READMEs.
+"""Put the newest figures of ``benchmarks/results`` into the documents that show them.
 
-README.md gets seven rows and benchmarks/README.md every row, each between
-``<!-- figures:begin -->`` and ``<!-- figures:end -->``.
+README.md gets seven rows, benchmarks/README.md every row, and docs/accelerate.md the detectors of
+torchvision, each between ``<!-- figures:begin -->`` and ``<!-- figures:end -->``.
 
 python tools/update_readme.py           write them
 python tools/update_readme.py --check   exit with 1 where a README does not match
@@ -19,6 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 FULL_README = ROOT / "benchmarks" / "README.md"
+ACCELERATE = ROOT / "docs" / "accelerate.md"
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
 
@@ -242,6 +243,30 @@ def full_block() -> str:
     return "\n\n".join(parts)
 
 
+def clients_table(report: Report) -> str:
+    """Format the detectors of torchvision, alone and accelerated: speed-ups in CPU time."""
+    head = ["torchvision's", "threads", "alone", "`accelerate()`", '`level="models"`']
+    body = []
+    for row in report["results"]:
+        entries = row["contenders"]
+        cells = [row["work"], str(row["threads"]), seconds(entries["torchvision"]["cpu_median_s"])]
+        for level in ("operators", "models"):
+            cells.append(f"{entries[level]['cpu_ratio_torchvision']:.2f}x")
+        body.append(cells)
+    settings = report["settings"]
+    caption = (
+        f"CPU time, {settings['backbone']} where there is a choice, "
+        f"{settings['width']}x{settings['height']}, {machine(report['environment'])}:"
+    )
+    return markdown(caption, head, body)
+
+
+def clients_block() -> str:
+    """Return the figures of docs/accelerate.md."""
+    found = newest("cpu", suite="clients")
+    return _unrun("CPU") if found is None else clients_table(found[1])
+
+
 def updated(text: str, block: Callable[[], str]) -> str:
     """Return a README with the newest figures between its markers.
 
@@ -253,7 +278,11 @@ def updated(text: str, block: Callable[[], str]) -> str:
     return f"{before}{BEGIN}\n{block()}\n{END}{after}"
 
 
-DOCUMENTS = ((README, short_block), (FULL_README, full_block))
+DOCUMENTS = (
+    (README, short_block),
+    (FULL_README, full_block),
+    (ACCELERATE, clients_block),
+)
 
 
 def main() -> int:

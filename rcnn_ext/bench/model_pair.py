@@ -86,7 +86,7 @@ def make_pair(
         return tv.FasterRCNN(backbone, scale.num_classes, **sizes)
 
     live = torchvisions(nn.BatchNorm2d, 5).to(device)
-    _calibrate(live, make_image(scale, device))
+    calibrate(live, make_image(scale, device))
     theirs = torchvisions(FrozenBatchNorm2d, trainable_layers).to(device).eval()
     state = {k: v for k, v in live.state_dict().items() if not k.endswith("num_batches_tracked")}
     theirs.load_state_dict(state)
@@ -103,21 +103,16 @@ def make_pair(
 
 
 @torch.no_grad()
-def _calibrate(model: Any, image: Tensor) -> None:
+def calibrate(model: Any, image: Tensor) -> None:
     """Return random weights statistics, scores and boxes spread as those of a trained model.
 
     With fresh weights all boxes score alike, and either none or all pass the thresholds: then
     suppression has nothing or everything to do.
     """
-    batch = model.eval().transform([image])[0].tensors
-    norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = 1.0
-    model.backbone.train()(batch)
-    model.eval()
-    _spread(model, image, {model.rpn.head.cls_logits: 2.0, model.rpn.head.bbox_pred: 0.3})
+    calibrate_norms(model, image)
+    spread(model, image, {model.rpn.head.cls_logits: 2.0, model.rpn.head.bbox_pred: 0.3})
     predictor = model.roi_heads.box_predictor
-    logits = _spread(model, image, {predictor.cls_score: 2.0, predictor.bbox_pred: 0.5})
+    logits = spread(model, image, {predictor.cls_score: 2.0, predictor.bbox_pred: 0.5})
     # Raise the background until about as many candidates are left as a trained model has.
     scores = logits[predictor.cls_score].clone()  # [R, K]
     low, high = 0.0, 40.0
@@ -129,7 +124,18 @@ def _calibrate(model: Any, image: Tensor) -> None:
     predictor.cls_score.bias[0] += high
 
 
-def _spread(model: Any, image: Tensor, deviations: dict[Any, float]) -> dict[Any, Tensor]:
+@torch.no_grad()
+def calibrate_norms(model: Any, image: Tensor) -> None:
+    """Take the statistics of all batch norms of the backbone from one image."""
+    batch = model.eval().transform([image])[0].tensors
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 1.0
+    model.backbone.train()(batch)
+    model.eval()
+
+
+def spread(model: Any, image: Tensor, deviations: dict[Any, float]) -> dict[Any, Tensor]:
     """Scale layers until each output channel has mean 0 and the given standard deviation.
 
     Returns:

@@ -62,8 +62,9 @@ class TimingConfig:
 
     Attributes:
         min_run_time: Minimum duration of one run, in seconds; shorter calls are repeated within it.
-        budget: Time to spend on one case, in seconds, as far as ``MIN_RUNS`` allows.
+        budget: Time to spend on one case, in seconds, as far as ``min_runs`` allows.
         max_runs: Maximum number of runs per contender.
+        min_runs: Minimum number of runs per contender, whatever the budget.
         slow_threshold: A contender that may be slow is timed in a single run when a call on each
             of its inputs takes longer than this, in seconds.
     """
@@ -72,6 +73,7 @@ class TimingConfig:
     budget: float = 3.0
     max_runs: int = 25
     slow_threshold: float = 1.0
+    min_runs: int = MIN_RUNS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +207,7 @@ def time_interleaved(
             estimates[contender.name] * counts[contender.name] for contender in in_turns
         )
         turns = int(config.budget / turn_time) if turn_time else 0
-        for turn in range(min(max(turns, MIN_RUNS), config.max_runs)):
+        for turn in range(min(max(turns, config.min_runs), config.max_runs)):
             for contender in _in_turn(in_turns, turn):
                 count = counts[contender.name]
                 with contender.context():

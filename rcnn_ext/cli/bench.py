@@ -22,6 +22,7 @@ examples:
   rcnn-ext bench --only roi_align --threads 1,2 --out comparison
   rcnn-ext bench --device cuda --json benchmarks/results
   rcnn-ext bench --models
+  rcnn-ext bench --clients
   rcnn-ext bench --pipeline --threads 2
 
 Every result is compared with a float64 reference before it is timed. The exit code is 1 if an
@@ -80,6 +81,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compare detection in 300 JPEG files with a loop over torchvision's detector, and"
         " with our network alone; about 4 minutes on two cores, with --quick seconds",
     )
+    detectors.add_argument(
+        "--clients",
+        action="store_true",
+        help="compare torchvision's five families of detectors with themselves under"
+        " rcnn_ext.accelerate(): inference, training step; 5 minutes, with --quick seconds",
+    )
     parser.add_argument(
         "--pictures",
         type=positive_int,
@@ -133,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
     from rcnn_ext.bench.timing import TimingConfig
 
     device = _device(args.device)
-    if args.models or args.pipeline:
+    if args.models or args.pipeline or args.clients:
         return _run_detectors(args, device)
     if args.pictures:
         raise UserError("--pictures is for --pipeline")
@@ -196,20 +203,23 @@ def _run_detectors(args: argparse.Namespace, device: torch.device) -> int:
     import torch
 
     from rcnn_ext import files
+    from rcnn_ext.bench.clients import run_clients
     from rcnn_ext.bench.models import run_models
     from rcnn_ext.bench.pipeline import run_pipeline
     from rcnn_ext.bench.report import result_name
 
-    suite = "models" if args.models else "pipeline"
+    suite = next(name for name in ("models", "clients", "pipeline") if getattr(args, name))
     for name in ("growth", "list", "only", "dtype", "contenders", "budget", "rows", "out"):
         if getattr(args, name):
             raise UserError(f"--{suite}: --{name} is for the comparison of operators")
-    if args.models and args.pictures:
+    if suite != "pipeline" and args.pictures:
         raise UserError("--pictures is for --pipeline")
     target = None if args.json is None else _json_target(args.json)
     threads = args.threads or (torch.get_num_threads(),)
     if args.models:
         report, text = run_models(device, threads, args.quick)
+    elif args.clients:
+        report, text = run_clients(device, threads, args.quick)
     else:
         report, text = run_pipeline(device, threads, args.quick, args.pictures)
     print(text, end="")

@@ -93,6 +93,7 @@ def examine() -> dict[str, Any]:
     findings["gpu"] = _environment.describe_gpu()
     _examine_modules(findings)
     findings["operators"] = {kind: _environment.operator_backends(kind) for kind in ("cpu", "cuda")}
+    findings["acceleration"] = _examine_acceleration()
     findings["extras"] = {
         extra: {name: _environment.installed_version(name) for name in distributions}
         for extra, distributions in EXTRAS.items()
@@ -104,6 +105,18 @@ def examine() -> dict[str, Any]:
                 findings["problems"].append(f"{name} on {kind}: {result}")
     findings["works"] = not findings["problems"]
     return findings
+
+
+def _examine_acceleration() -> dict[str, Any]:
+    """Examine what of torchvision runs on the kernels of this package."""
+    import dataclasses
+
+    from rcnn_ext.accelerate import status
+
+    try:
+        return dataclasses.asdict(status())
+    except (ImportError, OSError, RuntimeError) as error:  # of torchvision
+        return {"problem": f"torchvision cannot be imported: {error}"}
 
 
 def rebuild_advice() -> str:
@@ -246,6 +259,7 @@ def format_findings(findings: dict[str, Any]) -> str:
     parts = []
     if "versions" in findings:
         parts += [_versions_text(findings), _modules_text(findings), _operators_text(findings)]
+        parts += [_acceleration_text(findings["acceleration"])]
         parts += [_self_test_text(findings), _extras_text(findings)]
     if "traceback" in findings:
         parts.append(findings["traceback"].rstrip())
@@ -318,6 +332,21 @@ def _operators_text(findings: dict[str, Any]) -> str:
     cpu, cuda = findings["operators"]["cpu"], findings["operators"]["cuda"]
     lines = ["Operators, and what runs for tensors on", f"  {'':<24} {'cpu':<11} cuda"]
     lines += [f"  {name:<24} {cpu[name]:<11} {cuda[name]}" for name in cpu]
+    return "\n".join(lines)
+
+
+def _acceleration_text(state: dict[str, Any]) -> str:
+    lines = ["torchvision on these kernels"]
+    if "problem" in state:
+        return f"{lines[0]}\n  {state['problem']}"
+    if state["compat"] is not None:
+        lines.append(f"  its binary does not load, its operators are ours: {state['compat']}")
+    elif state["level"] is None:
+        lines.append("  off: rcnn_ext.accelerate() or RCNN_EXT_ACCELERATE=1 turns it on")
+    else:
+        lines.append(f"  on: level {state['level']}")
+    for kind, names in state["operators"].items():
+        lines.append(f"  {kind:<5} {', '.join(names) or 'nothing to replace'}")
     return "\n".join(lines)
 
 

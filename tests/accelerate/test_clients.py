@@ -209,7 +209,7 @@ def test_effdet(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn(count, 1, generator=random) * 2
     deltas = torch.randn(count, 4, generator=random) * 0.2
     indices = torch.randperm(len(anchors), generator=random)[:count]
-    classes = torch.randint(0, 5, (count, 1), generator=random)
+    classes = torch.randint(0, 5, (count,), generator=random)
 
     def call() -> Tensor:
         return generate_detections(

@@ -51,6 +51,23 @@ def test_text_names_what_a_reader_looks_for(capsys: pytest.CaptureFixture[str]) 
     assert "Problems" not in text
 
 
+def test_acceleration_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    from rcnn_ext import accelerate
+
+    assert doctor._acceleration_text(doctor._examine_acceleration()).startswith(
+        "torchvision on these kernels\n  off: "
+    )
+    with accelerate(level="models"):
+        state = doctor._examine_acceleration()
+    assert state["level"] == "models"
+    text = doctor._acceleration_text(state)
+    assert "on: level models" in text
+    native = torch._C._dispatch_has_kernel_for_dispatch_key("rcnn_ext::nms", "CPU")
+    assert ("cpu   nms, roi_align" in text) == native
+    broken = doctor._acceleration_text({**state, "compat": "_C.so: no such library"})
+    assert "its operators are ours: _C.so: no such library" in broken
+
+
 def test_wrong_operator_is_a_problem(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

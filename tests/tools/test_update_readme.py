@@ -150,3 +150,23 @@ def test_every_chosen_row_is_a_case_of_the_suite(tool):
     names = {case.name for case in suite(quick=False)}
     assert {case for kind, case in tool.SHORT_ROWS if kind == "operators"} <= names
     assert len(tool.SHORT_ROWS) == 7
+
+
+def test_table_of_accelerated_detectors(tool, tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, "newest", lambda device, suite: None)
+    assert "unrun" in tool.clients_block()
+    made = report("2026-11-01T00:00:00+00:00")
+    times = {"torchvision": (2.0, 1.0), "operators": (1.6, 1.25), "models": (1.0, 2.0)}
+    made["settings"] = {"backbone": "resnet50", "width": 544, "height": 400}
+    made["results"] = [
+        {
+            "work": "SSD, inference",
+            "threads": 1,
+            "contenders": {
+                name: {"cpu_median_s": seconds, "cpu_ratio_torchvision": ratio}
+                for name, (seconds, ratio) in times.items()
+            },
+        }
+    ]
+    monkeypatch.setattr(tool, "newest", lambda device, suite: (tmp_path / "x.json", made))
+    assert "| SSD, inference | 1 | 2.00 s | 1.25x | 2.00x |" in tool.clients_block()
