@@ -11,7 +11,9 @@ import functools
 import sys
 import types
 from collections.abc import Callable
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from torch import nn
 
 from rcnn_ext.accelerate.environment import accelerate_from_environment
 from rcnn_ext.accelerate.switch import (
@@ -25,6 +27,9 @@ from rcnn_ext.accelerate.switch import (
     status,
 )
 from rcnn_ext.errors import UserError
+
+if TYPE_CHECKING:
+    from rcnn_ext.models.fusion import FusionReport
 
 __all__ = [
     "LEVELS",
@@ -44,6 +49,10 @@ def accelerate(
     target: None = None, *, level: Level = "operators", exact: bool = True
 ) -> Acceleration: ...
 @overload
+def accelerate(  # type: ignore[overload-overlap] # modules can be called, but are not decorated
+    target: nn.Module,
+) -> FusionReport: ...
+@overload
 def accelerate(
     target: _Function, *, level: Level = "operators", exact: bool = True
 ) -> _Function: ...
@@ -57,9 +66,14 @@ def accelerate(target: Any = None, *, level: Level = "operators", exact: bool = 
     own kernels. Nothing is printed, calls may be nested, and threads may enter and leave at any
     time: it is on as long as anyone holds it.
 
+    A model is accelerated by itself, whoever built it: its convolutions, norms and linear layers
+    are fused in place for evaluation on a CPU, see :func:`rcnn_ext.models.fusion.fuse_model`. That
+    is independent of the operators.
+
     Args:
-        target: A function, coroutine or generator to decorate. Without it torchvision is
-            accelerated from now on, until the result is undone or a ``with`` over it ends.
+        target: A model to fuse, or a function, coroutine or generator to decorate. Without it
+            torchvision is accelerated from now on, until the result is undone or a ``with`` over it
+            ends.
         level: ``"operators"``, or ``"models"`` to take parts of torchvision's detectors over too:
             ``batched_nms``, ``MultiScaleRoIAlign``, matching, proposals and post-processing. The
             order among equal scores may differ there, and with it the random sample of a training
@@ -68,10 +82,12 @@ def accelerate(target: Any = None, *, level: Level = "operators", exact: bool = 
             looking for such inputs.
 
     Returns:
-        An :class:`Acceleration`, or the decorated function.
+        An :class:`Acceleration`, or the decorated function; for a model a report, which printed
+        says what was changed and what was not.
 
     Raises:
-        UserError: An unknown level, or something that can't be accelerated.
+        UserError: An unknown level, something that can't be accelerated, or a model with options
+            that are for operators.
 
     Example:
         >>> import rcnn_ext, torch, torchvision
@@ -83,10 +99,20 @@ def accelerate(target: Any = None, *, level: Level = "operators", exact: bool = 
     check_level(level)
     if target is None:
         return Acceleration(level, exact)
+    if isinstance(target, nn.Module):
+        if level != "operators" or not exact:
+            raise UserError(
+                "accelerate: level and exact are for torchvision's operators; fuse the model by "
+                "accelerate(model), and accelerate operators by another call without it"
+            )
+        from rcnn_ext.models.fusion import fuse_model
+
+        return fuse_model(target)
     if isinstance(target, (types.FunctionType, types.MethodType, functools.partial)):
         return decorated(target, functools.partial(held, level, exact))
     raise UserError(
-        f"accelerate: expected nothing or a function to decorate, got {type(target).__name__}"
+        "accelerate: expected nothing, a model or a function to decorate, got "
+        f"{type(target).__name__}"
     )
 
 

@@ -23,8 +23,8 @@ from rcnn_ext import _environment
 from rcnn_ext.accelerate import Acceleration, Level
 from rcnn_ext.bench.client_models import MAKERS, make_client
 from rcnn_ext.bench.contenders import TORCHVISION
+from rcnn_ext.bench.model_cases import detection_error, loss_error
 from rcnn_ext.bench.model_pair import SMALL, Scale, make_image, make_target
-from rcnn_ext.bench.models import detection_error, loss_error
 from rcnn_ext.bench.report import SCHEMA, format_seconds, format_table
 from rcnn_ext.bench.timing import Contender, TimingConfig, WallClock, time_interleaved
 from rcnn_ext.progress import Progress

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import rcnn_ext
-from rcnn_ext.bench.models import detection_error
+from rcnn_ext.bench.model_cases import detection_error
+from rcnn_ext.errors import UserError
 from tests.accelerate import detectors
 
 
@@ -59,3 +60,19 @@ def test_models_find_the_same(plain: Any) -> None:
     # Another order of equal scores draws another random sample.
     assert mine == pytest.approx(losses, rel=0.1)
     assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
+def test_a_model_is_fused_in_place() -> None:
+    model = detectors.make("retinanet")
+    found = detectors.detect(model)
+    report = rcnn_ext.accelerate(model)
+    assert "Conv2d" in str(report)
+    again = detectors.detect(model)
+    assert detection_error(again, found) < 1e-3
+    assert rcnn_ext.accelerate.status().level is None
+
+
+@pytest.mark.parametrize("options", [{"level": "models"}, {"exact": False}])
+def test_options_of_operators_are_not_for_models(options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="level and exact are for torchvision's operators"):
+        rcnn_ext.accelerate(torch.nn.Linear(2, 2), **options)

@@ -58,5 +58,5 @@ def test_wrong_results_are_failures():
 def test_detectors_find_objects_of_several_classes():
     image = make_image(SMALL, CPU)
     (found,) = make_client("fcos", SMALL, image)([image])
-    assert len(found["boxes"]) > 10
-    assert len(found["labels"].unique()) > 2
+    assert len(found["boxes"]) > 5
+    assert len(found["labels"].unique()) > 1
