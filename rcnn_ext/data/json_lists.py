@@ -27,12 +27,16 @@ class JsonListPlaces:
         self._lines: dict[str, array[int]] = {}
         self._scan: Iterator[str] | None = None
         self._complete: set[str] = set()
+        # Found once: this reads the whole file.
+        self._one_line: bool | None = None
 
     def line(self, section: str, index: int) -> int | None:
         """Return the line, from 1, of entry ``index`` of the top-level list ``section``."""
+        if self._one_line is None:
+            self._one_line = _is_one_line(self.path)
+        if self._one_line:
+            return 1
         if self._scan is None:
-            if _is_one_line(self.path):
-                return 1
             self._scan = self._ended_sections()
         while section not in self._complete:
             ended = next(self._scan, None)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rcnn_ext.data import DataConfig, open_split, read_coco
+from rcnn_ext.data import DataConfig, json_lists, open_split, read_coco
 from rcnn_ext.data.check import list_splits
 from rcnn_ext.data.formats.registry import resolve_format
 from rcnn_ext.data.json_lists import JsonListPlaces
@@ -239,6 +239,20 @@ def test_pieces_of_a_file_are_the_file(tmp_path, monkeypatch, indent):
         line = places.line("annotations", index)
         assert line == 1 if indent is None else f'"id": {index}' in lines[line]
     assert places.line("images", 3) == (1 if indent is None else lines.index('   "id": 3,'))
+
+
+def test_a_file_of_one_line_is_searched_for_line_ends_once(tmp_path, monkeypatch):
+    path = tmp_path / "train.json"
+    path.write_text('{"images": [{}, {}], "annotations": [{}]}')
+    searched = []
+    is_one_line = json_lists._is_one_line
+    monkeypatch.setattr(
+        json_lists, "_is_one_line", lambda path: searched.append(path) or is_one_line(path)
+    )
+    places = JsonListPlaces(path)
+    assert [places.line("images", 0), places.line("images", 1)] == [1, 1]
+    assert places.line("annotations", 0) == 1
+    assert searched == [path]
 
 
 def test_ten_thousand_images_open_in_a_second_of_processor_time(tmp_path):
