@@ -35,6 +35,8 @@ EXTRAS = {
     "hf": ("datasets", "huggingface_hub"),
     "video": ("av",),
     "timm": ("timm",),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("openvino", "onnx", "onnxscript"),
     "results": ("pandas", "supervision"),
     "fonts": ("noto-cjk-sans-jp-regular", "manimgx-fonts"),
     "selective-search": ("selectivesearch", "scikit-image"),

@@ -46,7 +46,8 @@ def load(
 
     Args:
         path_or_name: The folder of a training run (its best, else its last checkpoint), a
-            checkpoint (``.ckpt``), what ``rcnn-ext export`` wrote (``.safetensors`` or ``.pt2``),
+            checkpoint (``.ckpt``), what ``rcnn-ext export`` wrote (``.safetensors``, ``.pt2``,
+            ``.onnx`` with the extra ``onnx``, ``.xml`` with the extra ``openvino``),
             the name of a model with published weights, such as ``fasterrcnn_resnet50_fpn``, or a
             model on the Hugging Face Hub (``hub:owner/name``, ``hub:owner/name@revision``); these
             two are downloaded once. A file or folder goes before a name.

@@ -113,6 +113,8 @@ class ExportedModel(nn.Module):
         self.path = path
         self.facts = facts
         self.program = program
+        # Name and version, of a program that is not of PyTorch.
+        self.runtime: tuple[str, ...] = getattr(program, "runtime", ())
         # Normalization and padding are in the program.
         self.transform = build_transform(
             facts.min_size, facts.max_size, None, None, {"fixed_size": facts.fixed_size}
@@ -165,7 +167,7 @@ class ExportedModel(nn.Module):
         if self.takes_proposals:
             assert proposals is not None
             arguments += _padded_proposals(proposals, ratios)
-        with naming(self.path):
+        with naming(self.path, *self.runtime):
             boxes, scores, labels, counts = self.program(*arguments)
             boxes = boxes / ratios[:, None]
             return [
@@ -175,8 +177,15 @@ class ExportedModel(nn.Module):
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def naming(
+    path: Path, runtime: str = "PyTorch", version: str = torch.__version__
+) -> Iterator[None]:
     """Turn whatever a damaged file makes a runtime raise into an error about the file.
+
+    Args:
+        path: The file.
+        runtime: Name of the runtime.
+        version: Its version.
 
     Raises:
         ModelFormatError: Something was raised, other than for a lack of memory.
@@ -188,8 +197,8 @@ def naming(path: Path) -> Iterator[None]:
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise ModelFormatError(
-            f"the program in {path} cannot be run, since it is damaged or from another PyTorch "
-            f"than this ({torch.__version__}): {reason}"
+            f"the program in {path} cannot be run, since it is damaged or from another {runtime} "
+            f"than this ({version}): {reason}"
         ) from error
 
 

@@ -74,6 +74,7 @@ class OnnxProgram:
         gpu = "CUDAExecutionProvider"
         if device.type == "cuda" and gpu in onnxruntime.get_available_providers():
             providers.insert(0, (gpu, {"device_id": device.index or 0}))
+        self.runtime = ("ONNX Runtime", onnxruntime.__version__)
         self._session = onnxruntime.InferenceSession(content, options, providers=providers)
 
     def __call__(self, *tensors: Tensor) -> PaddedDetections:

@@ -53,6 +53,7 @@ class OpenVinoProgram:
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }
+        self.runtime = ("OpenVINO", openvino().__version__)
         self._compiled = openvino().Core().compile_model(model, "CPU", options)
 
     def __call__(self, *tensors: Tensor) -> PaddedDetections:
