@@ -90,7 +90,8 @@ def pack(weight: Tensor, tile: int = 4, dtype: torch.dtype | None = None) -> Ten
     packed = packed.view(blocks, OUTPUT_BLOCK, depth, -1).permute(3, 0, 2, 1)
     if dtype == torch.bfloat16:
         packed = packed.unflatten(2, (depth // 2, 2)).transpose(3, 4)
-    return packed.reshape(-1, blocks, depth, OUTPUT_BLOCK)
+    # In float32 the reshape alone is a view, which each call of the operator would copy.
+    return packed.reshape(-1, blocks, depth, OUTPUT_BLOCK).contiguous()
 
 
 def conv(

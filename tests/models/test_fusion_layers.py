@@ -9,7 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rcnn_ext.models.fusion import fuse_model, layers
+from rcnn_ext.models.fusion import fuse_model, layers, winograd
+from rcnn_ext.models.fusion.buffers import MapBuffers
+from rcnn_ext.ops import conv_winograd
 from tests.helpers.fused import DTYPES, assert_near, needs_onednn
 
 pytestmark = needs_onednn
@@ -117,3 +119,71 @@ def test_linear_layers(rows, dtype, monkeypatch):
     assert_near(network[0](x[None]), plain[0](x[None]), bound)
     monkeypatch.setattr(layers, "_MAX_PACKED_BYTES", 0)
     assert_near(network(x), plain(x), bound)
+
+
+@pytest.mark.parametrize("activation", [nn.SiLU(), nn.LeakyReLU(0.1), nn.Hardswish()], ids=str)
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_activations_after_a_sum_and_of_large_maps(kernel_size, activation, monkeypatch):
+    monkeypatch.setattr(MapBuffers, "MIN_BYTES", 2**12)
+    conv = nn.Conv2d(8, 16, kernel_size, padding=kernel_size // 2)
+    plain = copy.deepcopy(conv)
+    fuse_model(conv)
+    for size in (8, 40):
+        x, other = torch.randn(1, 8, size, size), torch.randn(1, 16, size, size)
+        assert_near(conv.run(x, None, activation), activation(plain(x)), 2e-6)
+        expected = activation(plain(x) + other)
+        assert_near(conv.run(x, other, activation), expected, 2e-6)
+        last = other.contiguous(memory_format=LAST)
+        assert_near(conv.run(x, last, activation, overwrite=True), expected, 2e-6)
+
+
+WINOGRAD = [
+    (torch.float32, 64, 4),
+    (torch.float32, 63, None),
+    (torch.bfloat16, 128, 2),
+    (torch.bfloat16, 64, None),
+    (torch.float64, 64, None),
+]
+
+
+@pytest.mark.parametrize(("dtype", "channels", "tile"), WINOGRAD)
+def test_choice_of_winograd(dtype, channels, tile):
+    for options, expected in (
+        ({"padding": 1}, tile),
+        ({"padding": "same"}, tile),
+        ({"padding": 0}, None),
+        ({"padding": 1, "stride": 2}, None),
+        ({"padding": 2, "dilation": 2}, None),
+        ({"padding": 1, "groups": channels}, None),
+    ):
+        conv = nn.Conv2d(channels, channels, 3, **options).to(dtype)
+        if expected is not None and not conv_winograd.can_take(conv.weight, dtype):
+            expected = None
+        assert winograd.find_tile(conv, dtype) == expected, options
+
+
+@pytest.mark.parametrize("activation", [None, nn.ReLU(), nn.SiLU()], ids=str)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_winograd_runs_on_all_but_small_maps(dtype, bound, activation, monkeypatch):
+    conv = nn.Conv2d(128, 160, 3, padding=1).to(dtype)
+    if not conv_winograd.can_take(conv.weight, dtype):
+        pytest.skip("this processor has no kernel for it")
+    plain = copy.deepcopy(conv)
+    fuse_model(conv)
+    tiles = []
+    run = conv_winograd.conv
+
+    def counted(*args, **kwargs):
+        tiles.append(args[5])
+        return run(*args, **kwargs)
+
+    monkeypatch.setattr(conv_winograd, "conv", counted)
+    for size, expected in (((1, 128, 9, 13), 1), ((3, 128, 32, 17), 1), ((1, 128, 7, 9), 0)):
+        x, tiles[:] = torch.randn(size).to(dtype), []
+        other = torch.randn(size[0], 160, *size[2:]).to(dtype)
+        direct = plain.double()(x.double())
+        assert_near(conv(x).double(), direct, bound)
+        summed = direct + other.double()
+        summed = summed if activation is None else activation(summed)
+        assert_near(conv.run(x, other, activation).double(), summed, bound)
+        assert tiles == [4 if dtype is torch.float32 else 2] * (2 * expected)

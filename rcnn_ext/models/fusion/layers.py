@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rcnn_ext.models.fusion import onednn
+from rcnn_ext.models.fusion import onednn, winograd
 from rcnn_ext.models.fusion.buffers import MapBuffers
 from rcnn_ext.models.fusion.classes import FusedLayer
 from rcnn_ext.models.fusion.onednn import NO_EPILOGUE, Epilogue, Settings
+from rcnn_ext.ops import conv_winograd
 
 # The three bounds were measured by CPU time on AMD EPYC (Zen 5) with PyTorch 2.14, November 2026.
 
@@ -97,6 +98,9 @@ class FusedConv2d(FusedLayer, nn.Conv2d):
             y = y if other is None else y + other
             return y if activation is None else activation(y)
         x = x.contiguous(memory_format=torch.channels_last)
+        tile = winograd.find_tile(self, x.dtype) if winograd.is_worthwhile(x) else None
+        if tile is not None:
+            return self._run_winograd(x, other, tile, epilogue, activation)
         shape = (x.shape[0], self.out_channels, *self.output_size(x))
         if other is not None and not other.is_contiguous(memory_format=torch.channels_last):
             other, overwrite = other.contiguous(memory_format=torch.channels_last), True
@@ -104,7 +108,14 @@ class FusedConv2d(FusedLayer, nn.Conv2d):
         as_linear = not _is_large(shape, x.dtype) if other is None else num_pixels < _MIN_PIXELS
         if self.is_pointwise and as_linear:
             return self._run_linear(x, other, epilogue, activation)
-        return self._run_convolution(x, other, shape, epilogue, overwrite=overwrite)
+        if epilogue.name in ("none", "relu"):
+            return self._run_convolution(x, other, shape, epilogue, overwrite=overwrite)
+        if other is None:
+            packed = self._convolution_weight()
+            return onednn.convolution(x, packed, self.bias, self._settings(), epilogue)
+        # With a sum, oneDNN's operators take no other activation than ReLU.
+        y = self._run_convolution(x, other, shape, NO_EPILOGUE, overwrite=overwrite)
+        return y if activation is None else activation(y)
 
     @property
     def is_pointwise(self) -> bool:
@@ -113,7 +124,10 @@ class FusedConv2d(FusedLayer, nn.Conv2d):
 
     def pack(self) -> None:
         """Pack the weights now, rather than in the first call."""
-        if self.is_pointwise:
+        tile = winograd.find_tile(self, self.weight.dtype)
+        if tile is not None:  # Maps too small for it have their packed weights made in the call.
+            self._winograd_weight(tile)
+        elif self.is_pointwise:
             self._linear_weight()
         else:
             self._convolution_weight()
@@ -147,6 +161,25 @@ class FusedConv2d(FusedLayer, nn.Conv2d):
         return self._fused_weights.get(
             "convolution", [weight], lambda: onednn.pack_convolution(weight, self._settings())
         )
+
+    def _winograd_weight(self, tile: int) -> Tensor:
+        weight = self.weight
+        return self._fused_weights.get(
+            f"winograd{tile}", [weight], lambda: conv_winograd.pack(weight, tile)
+        )
+
+    def _run_winograd(
+        self,
+        x: Tensor,
+        other: Tensor | None,
+        tile: int,
+        epilogue: Epilogue,
+        activation: nn.Module | None,
+    ) -> Tensor:
+        relu = epilogue.name == "relu"
+        packed = self._winograd_weight(tile)
+        y = conv_winograd.conv(x, packed, self.bias, other, relu, tile, self.out_channels)
+        return y if relu or activation is None else activation(y)
 
     def _run_linear(
         self,
