@@ -260,6 +260,14 @@ def test_bfloat16_without_the_processors_products(tmp_path) -> None:
     assert _relative_rms(result, without.double()) < 2e-3
 
 
+@pytest.mark.parametrize(("dtype", "tile", "tolerance"), KINDS)
+def test_packed_weights_are_read_in_place(dtype: torch.dtype, tile: int, tolerance: float) -> None:
+    packed = conv_winograd.pack(torch.randn(40, 20, 3, 3), tile, dtype)
+    assert packed.shape == ((tile + 2) ** 2, 2, 32, 32)
+    assert packed.is_contiguous()
+    assert packed.untyped_storage().nbytes() == packed.nbytes
+
+
 def test_can_take() -> None:
     weight = torch.randn(64, 64, 3, 3)
     fast = len(ISAS) > 1
