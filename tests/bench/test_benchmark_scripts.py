@@ -74,3 +74,18 @@ def test_the_grid_of_roi_operators_has_200_rows_and_measures_one():
         """
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_convolution_is_compared_and_timed():
+    done = run_beside_scripts(
+        """
+        import torch
+        import conv_winograd
+
+        row = conv_winograd.measure((32, 60, 12), torch.float32, 4, 1e-5, 0)
+        assert row["name"] == "32x60x12/float32/tile4"
+        assert 0 < row["error"] <= row["tolerance"]
+        assert row["ratio"] > 0
+        """
+    )
+    assert done.returncode == 0, done.stderr
