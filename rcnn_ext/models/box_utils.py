@@ -29,8 +29,8 @@ def first_bad_box(boxes: list[Tensor]) -> tuple[int, int] | None:
     Returns:
         (image index, box index) of the first such box, or None. One synchronization per batch.
     """
-    if torch.compiler.is_exporting():
-        return None  # An exported program cannot raise for the values that it meets.
+    if torch.compiler.is_compiling():
+        return None  # A graph cannot raise for the values that it meets.
     together = torch.cat(boxes)  # [sum n_i, 4]
     good = together.isfinite().all(dim=1) & (together[:, 2:] > together[:, :2]).all(dim=1)
     if bool(good.all()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NoReturn, cast
 
 import torch
@@ -15,7 +15,10 @@ from rcnn_ext.models.box_heads import flatten_channels_last
 from rcnn_ext.models.core import DetectionCore, PaddedDetections
 from rcnn_ext.models.folding import fold_norms
 from rcnn_ext.models.fusion import FusionReport, fuse_layers, restore_classes
+from rcnn_ext.models.graph_inputs import GraphInputs, cut_detections
+from rcnn_ext.models.inputs import prepare_batch
 from rcnn_ext.models.poolers import RoIPooler
+from rcnn_ext.models.proposals import resize_proposals
 from rcnn_ext.ops import MultiScaleRoIAlign
 from rcnn_ext.ops._torchscript import refuse_torchscript
 
@@ -140,6 +143,30 @@ class Detector(nn.Module):
         """
         return DetectionCore(self)
 
+    @torch.compiler.disable
+    def _graph_inputs(
+        self,
+        images: Sequence[Tensor],
+        targets: Sequence[dict[str, Tensor]] | None = None,
+        proposals: Sequence[Tensor] | None = None,
+    ) -> GraphInputs:
+        """Check, resize and pad what ``forward`` is given, outside of the graph that follows."""
+        batch, resized, original_sizes = prepare_batch(
+            self.transform, images, targets, training=self.training
+        )
+        scaled = None if proposals is None else resize_proposals(proposals, batch, original_sizes)
+        return GraphInputs.of(batch, original_sizes, resized, scaled)
+
+    def _detect_compiled(
+        self, images: Sequence[Tensor], proposals: Sequence[Tensor] | None = None
+    ) -> list[dict[str, Tensor]]:
+        """Detect while ``forward`` is compiled: one graph, the core."""
+        batch = self._graph_inputs(images, None, proposals)
+        found = self.detect_padded(
+            batch.images, batch.sizes, batch.proposals, batch.proposal_counts
+        )
+        return cut_detections(found, batch.ratios)
+
     @abstractmethod
     def detect_padded(
         self,
@@ -182,6 +209,11 @@ class Detector(nn.Module):
             return images
         dtype, layout = self._compute
         return images.to(dtype=dtype, memory_format=layout)
+
+
+def is_compiling_only() -> bool:
+    """Return whether ``torch.compile`` traces this, and not ``torch.export``."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 
 def fast_dtype(device: torch.device) -> torch.dtype | None:

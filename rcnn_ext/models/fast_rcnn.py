@@ -7,25 +7,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.transform import resize_boxes
 
 from rcnn_ext.models.box_heads import default_box_branch
-from rcnn_ext.models.box_utils import first_bad_box, image_size_tensor
 from rcnn_ext.models.channels import in_channels_of
 from rcnn_ext.models.core import PaddedDetections
-from rcnn_ext.models.detector import Detector
+from rcnn_ext.models.detector import Detector, is_compiling_only
 from rcnn_ext.models.feature_maps import out_channels_of
+from rcnn_ext.models.graph_inputs import has_seeds
 from rcnn_ext.models.inputs import (
     backbone_features,
     build_transform,
-    check_box_tensor,
     prepare_batch,
 )
 from rcnn_ext.models.loss_normalizer import LossNormalizer, own_samples
 from rcnn_ext.models.poolers import RoIPooler, measures_strides
+from rcnn_ext.models.proposals import clip_padded, clip_proposals, resize_proposals
 from rcnn_ext.models.roi_heads import RoIHeads
-from rcnn_ext.reference.box_coding import clip
 
 
 class FastRCNN(Detector):
@@ -152,10 +149,15 @@ class FastRCNN(Detector):
         Raises:
             ValueError: An image, a target or a proposal is malformed; the message names it.
         """
+        if is_compiling_only() and not self.training:
+            return self._detect_compiled(images, proposals)
+        if is_compiling_only() and not has_seeds(targets):
+            return self._losses_compiled(images, proposals, targets, normalizer)
         batch, resized_targets, original_sizes = prepare_batch(
             self.transform, images, targets, training=self.training
         )
-        resized_proposals = _resize_proposals(proposals, batch, original_sizes)
+        resized_proposals = resize_proposals(proposals, batch, original_sizes)
+        resized_proposals = clip_proposals(resized_proposals, batch.image_sizes)
         features = backbone_features(self.backbone, self.to_compute(batch.tensors))
         detections, losses = self.roi_heads(
             features,
@@ -183,18 +185,30 @@ class FastRCNN(Detector):
             raise ValueError("Fast R-CNN needs proposals [N, P, 4] besides images")
         features = backbone_features(self.backbone, self.to_compute(images))
         dtype = torch.promote_types(images.dtype, torch.float32)
-        boxes = clip(proposals.to(dtype), image_sizes.to(dtype)[:, None])  # [N, P, 4]
-        is_real = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)  # [N, P]
-        if proposal_counts is not None:
-            positions = torch.arange(boxes.shape[1], device=boxes.device)
-            is_real = is_real & (positions < proposal_counts[:, None])
-        # Whatever fills a tensor up must not reach the pooler: NaN has no place in a map.
-        boxes = torch.where(is_real[..., None], boxes, 0.0)
+        boxes, is_real = clip_padded(proposals.to(dtype), proposal_counts, image_sizes.to(dtype))
         height, width = images.shape[-2:]
         found = self.roi_heads.detect_padded(
             features, boxes, is_real, image_sizes, (height, width), strides
         )
         return found.boxes, found.scores, found.labels, found.counts
+
+    def _losses_compiled(
+        self,
+        images: Sequence[Tensor],
+        proposals: Sequence[Tensor],
+        targets: Sequence[dict[str, Tensor]] | None,
+        normalizer: LossNormalizer,
+    ) -> dict[str, Tensor]:
+        """Compute the losses while ``forward`` is compiled, from samples of a fixed size."""
+        batch = self._graph_inputs(images, targets, proposals)
+        assert batch.targets is not None
+        assert batch.proposals is not None
+        boxes, is_real = clip_padded(batch.proposals, batch.proposal_counts, batch.sizes)
+        features = backbone_features(self.backbone, batch.images)
+        height, width = batch.images.shape[-2:]
+        return self.roi_heads.losses_padded(
+            features, boxes, is_real, batch.targets, (height, width), normalizer
+        )
 
     def needs_strides(self) -> bool:
         """Return whether the pooler needs the strides of the feature maps."""
@@ -204,49 +218,3 @@ class FastRCNN(Detector):
 def needs_proposals(model: nn.Module) -> bool:
     """Whether a model, or an exported program of one, takes proposals besides images."""
     return isinstance(model, FastRCNN) or getattr(model, "takes_proposals", False)
-
-
-def _resize_proposals(
-    proposals: Sequence[Tensor], batch: ImageList, original_sizes: list[tuple[int, int]]
-) -> list[Tensor]:
-    """Check, scale and clip proposals.
-
-    Args:
-        proposals: [P_i, 4] per image, pixels of the original images.
-        batch: The resized images.
-        original_sizes: (height, width) of the original images.
-
-    Returns:
-        At most P_i proposals per image, in pixels of the resized images and the images' dtype.
-    """
-    proposals = list(proposals)
-    if len(proposals) != len(original_sizes):
-        raise ValueError(
-            f"{len(original_sizes)} images but proposals for {len(proposals)} were given"
-        )
-    images = batch.tensors
-    for i, in_image in enumerate(proposals):
-        if not isinstance(in_image, Tensor):
-            raise ValueError(f"proposals[{i}] is a {type(in_image).__name__}; expected a tensor")
-        check_box_tensor(in_image, f"proposals[{i}]")
-        if in_image.device != images.device:
-            raise ValueError(
-                f"proposals[{i}] is on {in_image.device}, its image on {images.device}"
-            )
-    dtype = torch.promote_types(images.dtype, torch.float32)
-    resized = [
-        resize_boxes(in_image.to(dtype), original, new)
-        for in_image, original, new in zip(
-            proposals, original_sizes, batch.image_sizes, strict=True
-        )
-    ]
-    bad = first_bad_box(resized)
-    if bad is not None:
-        image, box = bad
-        raise ValueError(
-            f"proposals[{image}][{box}] is {proposals[image][box].tolist()}; proposals are "
-            "(x1, y1, x2, y2) and need finite coordinates, x1 < x2 and y1 < y2"
-        )
-    sizes = image_size_tensor(batch.image_sizes, like=resized[0])  # [N, 2]
-    clipped = [clip(boxes, size) for boxes, size in zip(resized, sizes, strict=True)]
-    return [boxes[(boxes[:, 2:] > boxes[:, :2]).all(dim=1)] for boxes in clipped]

@@ -14,8 +14,9 @@ from rcnn_ext.models.anchors import AnchorGenerator
 from rcnn_ext.models.box_heads import default_box_branch
 from rcnn_ext.models.channels import in_channels_of
 from rcnn_ext.models.core import PaddedDetections
-from rcnn_ext.models.detector import Detector
+from rcnn_ext.models.detector import Detector, is_compiling_only
 from rcnn_ext.models.feature_maps import out_channels_of
+from rcnn_ext.models.graph_inputs import has_seeds
 from rcnn_ext.models.inputs import backbone_features, build_transform, prepare_batch
 from rcnn_ext.models.loss_normalizer import LossNormalizer, own_samples
 from rcnn_ext.models.poolers import measures_strides
@@ -191,6 +192,10 @@ class FasterRCNN(Detector):
         Raises:
             ValueError: An image or a target is malformed; the message names it.
         """
+        if is_compiling_only() and not self.training:
+            return self._detect_compiled(images)
+        if is_compiling_only() and not has_seeds(targets):
+            return self._losses_compiled(images, targets, normalizer)
         batch, resized_targets, original_sizes = prepare_batch(
             self.transform, images, targets, training=self.training
         )
@@ -223,13 +228,35 @@ class FasterRCNN(Detector):
         if proposals is not None or proposal_counts is not None:
             raise ValueError("Faster R-CNN finds its own proposals, and takes none")
         features = backbone_features(self.backbone, self.to_compute(images))
-        boxes, _, counts = self.rpn.propose_padded(images, features, image_sizes, strides)
+        predictions = self.rpn.predict_padded(images, features, strides)
+        boxes, _, counts = self.rpn.generate(*predictions, image_sizes)
         is_real = torch.arange(boxes.shape[1], device=boxes.device) < counts[:, None]  # [N, P]
         height, width = images.shape[-2:]
         found = self.roi_heads.detect_padded(
             features, boxes, is_real, image_sizes, (height, width), strides
         )
         return found.boxes, found.scores, found.labels, found.counts
+
+    def _losses_compiled(
+        self,
+        images: Sequence[Tensor],
+        targets: Sequence[dict[str, Tensor]] | None,
+        normalizer: LossNormalizer,
+    ) -> dict[str, Tensor]:
+        """Compute the losses while ``forward`` is compiled, from samples of a fixed size."""
+        batch = self._graph_inputs(images, targets)
+        assert batch.targets is not None
+        features = backbone_features(self.backbone, batch.images)
+        logits, deltas, anchors = self.rpn.predict_padded(batch.images, features)
+        boxes, _, counts = self.rpn.generate(logits, deltas, anchors, batch.sizes)
+        is_real = torch.arange(boxes.shape[1], device=boxes.device) < counts[:, None]  # [N, P]
+        height, width = batch.images.shape[-2:]
+        return {
+            **self.roi_heads.losses_padded(
+                features, boxes, is_real, batch.targets, (height, width), normalizer
+            ),
+            **self.rpn.losses_padded(logits, deltas, anchors, batch.targets, normalizer),
+        }
 
     def needs_strides(self) -> bool:
         """Return whether the pooler or the anchors need the strides of the feature maps."""

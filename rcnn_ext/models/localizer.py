@@ -16,8 +16,9 @@ from rcnn_ext.models.box_utils import at_least_float32, image_size_tensor
 from rcnn_ext.models.channels import in_channels_of
 from rcnn_ext.models.checkpointing import checkpoint_stages as make_checkpointed
 from rcnn_ext.models.core import PaddedDetections
-from rcnn_ext.models.detector import Detector
+from rcnn_ext.models.detector import Detector, is_compiling_only
 from rcnn_ext.models.feature_maps import measure_feature_maps
+from rcnn_ext.models.graph_inputs import prepare_outside
 from rcnn_ext.models.inputs import (
     backbone_features,
     build_transform,
@@ -155,7 +156,10 @@ class Localizer(Detector):
         Raises:
             ValueError: An image or a target is malformed, or has not one box; the message names it.
         """
-        batch, resized_targets, original_sizes = prepare_batch(
+        if is_compiling_only() and not self.training:
+            return self._detect_compiled(images)
+        prepare = prepare_outside if is_compiling_only() else prepare_batch
+        batch, resized_targets, original_sizes = prepare(
             self.transform, images, targets, training=self.training
         )
         if self.training and self.batch_norm and len(original_sizes) == 1:

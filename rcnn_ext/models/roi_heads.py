@@ -11,9 +11,11 @@ from torch.nn import functional as F
 from rcnn_ext import ops
 from rcnn_ext.models.box_coder import box_coder_for_targets
 from rcnn_ext.models.box_utils import at_least_float32, image_size_tensor, unpad
+from rcnn_ext.models.graph_inputs import PaddedTargets
 from rcnn_ext.models.inputs import check_labels
 from rcnn_ext.models.loss_normalizer import LossNormalizer, own_samples
 from rcnn_ext.models.matcher import Matcher
+from rcnn_ext.models.padded_training import box_losses, sample_rois
 from rcnn_ext.models.poolers import pool_padded
 from rcnn_ext.models.sampler import BalancedPositiveNegativeSampler, image_generator
 
@@ -175,6 +177,31 @@ class RoIHeads(nn.Module):
         images = torch.arange(proposals.shape[0], device=proposals.device)[:, None]  # [N, 1]
         image_ids = torch.where(is_real, images, -1).flatten()  # [N * P]
         return self._detect(logits, deltas, proposals.flatten(0, 1), image_ids, image_sizes)
+
+    def losses_padded(
+        self,
+        features: dict[str, Tensor],
+        proposals: Tensor,
+        is_real: Tensor,
+        targets: PaddedTargets,
+        padded_size: tuple[int, int],
+        normalizer: LossNormalizer,
+    ) -> dict[str, Tensor]:
+        """Compute the losses from samples of a fixed size, see ``padded_training``.
+
+        Args:
+            features: As for ``detect_padded``.
+            proposals: As for ``detect_padded``.
+            is_real: As for ``detect_padded``.
+            targets: The objects.
+            padded_size: As for ``detect_padded``.
+            normalizer: As for ``forward``.
+        """
+        boxes, labels, delta_targets = sample_rois(self, proposals, is_real, targets)
+        logits, deltas = self._predict(pool_padded(self.box_roi_pool, features, boxes, padded_size))
+        return box_losses(
+            self, logits, deltas, labels.flatten(), delta_targets.flatten(0, 1), normalizer
+        )
 
     def _predict(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits [R, K] and deltas [R, K, 4] or [R, 1, 4] for pooled features [R, C, h, w].

@@ -15,8 +15,10 @@ from rcnn_ext import ops
 from rcnn_ext.models.anchors import AnchorGenerator
 from rcnn_ext.models.box_coder import BoxCoder
 from rcnn_ext.models.box_utils import at_least_float32, image_size_tensor, unpad
+from rcnn_ext.models.graph_inputs import PaddedTargets
 from rcnn_ext.models.loss_normalizer import LossNormalizer, own_samples
 from rcnn_ext.models.matcher import Matcher
+from rcnn_ext.models.padded_training import rpn_losses
 from rcnn_ext.models.sampler import BalancedPositiveNegativeSampler, image_generator
 
 # See ``image_generator``.
@@ -221,24 +223,23 @@ class RegionProposalNetwork(nn.Module):
         )
         return proposals, losses
 
-    def propose_padded(
+    def predict_padded(
         self,
         images: Tensor,
         features: dict[str, Tensor],
-        image_sizes: Tensor,
         strides: Mapping[str, float] | None = None,
-    ) -> ops.Proposals:
-        """Propose boxes for a batch, without cutting them to their number in each image.
+    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Predict on every anchor of a batch.
 
         Args:
             images: [N, 3, H, W], padded.
             features: Name of a level to its map [N, C, H_l, W_l]; all levels are used.
-            image_sizes: [N, 2] (height, width) of each image without padding.
             strides: Stride of each map by name, for anchor generators that find them; None lets
                 them.
 
         Returns:
-            Boxes [N, P, 4], scores [N, P] and counts [N].
+            Logits [N, K, H_l, W_l] and deltas [N, K * 4, H_l, W_l] for each level l, and anchors
+            [A, 4], the same for all images.
         """
         feature_maps = list(features.values())
         logits, deltas = self.head(feature_maps)
@@ -249,7 +250,28 @@ class RegionProposalNetwork(nn.Module):
             # One image for all, since the number of images may be unknown while this is traced.
             height, width = images.shape[-2:]
             (anchors,) = self.anchor_generator(ImageList(images, [(height, width)]), feature_maps)
-        return self._generate(logits, deltas, _checked_anchors(anchors, logits), image_sizes)
+        return logits, deltas, _checked_anchors(anchors, logits)
+
+    def losses_padded(
+        self,
+        logits: list[Tensor],
+        deltas: list[Tensor],
+        anchors: Tensor,
+        targets: PaddedTargets,
+        normalizer: LossNormalizer,
+    ) -> dict[str, Tensor]:
+        """Compute the losses from samples of a fixed size, see ``padded_training``.
+
+        Args:
+            logits: [N, K, H_l, W_l] for each level l.
+            deltas: [N, K * 4, H_l, W_l] for each level l.
+            anchors: [A, 4].
+            targets: The objects.
+            normalizer: As for ``forward``.
+        """
+        anchors = anchors.expand(targets.boxes.shape[0], -1, -1)  # [N, A, 4] without a copy
+        predictions = _flatten_predictions(logits, deltas)
+        return rpn_losses(self, *predictions, anchors, targets, normalizer)
 
     def measures_strides(self) -> bool:
         """Return whether the anchor generator finds the strides of the maps in each call."""
@@ -277,12 +299,23 @@ class RegionProposalNetwork(nn.Module):
             One tensor [P_i, 4] per image, image pixels, by descending objectness.
         """
         sizes = image_size_tensor(image_sizes, like=anchors)  # [N, 2]
-        boxes, _, counts = self._generate(logits, deltas, anchors, sizes)  # [N, P, 4], [N]
+        boxes, _, counts = self.generate(logits, deltas, anchors, sizes)  # [N, P, 4], [N]
         return [in_image for (in_image,) in unpad(counts, boxes)]
 
-    def _generate(
+    def generate(
         self, logits: list[Tensor], deltas: list[Tensor], anchors: Tensor, image_sizes: Tensor
     ) -> ops.Proposals:
+        """Decode, clip and suppress the best anchors, without cutting boxes to their number.
+
+        Args:
+            logits: [N, K, H_l, W_l] for each level l.
+            deltas: [N, K * 4, H_l, W_l] for each level l.
+            anchors: [A, 4] (x1, y1, x2, y2), image pixels, or [N, A, 4].
+            image_sizes: [N, 2] (height, width) of each image without padding.
+
+        Returns:
+            Boxes [N, P, 4], scores [N, P] and counts [N].
+        """
         return ops.generate_proposals(
             logits,
             deltas,

@@ -62,6 +62,28 @@ class BalancedPositiveNegativeSampler:
         chosen_negatives = order_of_negatives[:num_negatives]
         return positives[chosen_positives].sort().values, negatives[chosen_negatives].sort().values
 
+    def sample_padded(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Sample the boxes of a batch, as many for each image, from torch's generator.
+
+        Args:
+            labels: [N, P] integers: above 0 positive, 0 negative, below 0 never sampled.
+
+        Returns:
+            Indices [N, S] of boxes and [N, S] bool, which of them are the sample; S is the smaller
+            of ``batch_size_per_image`` and P.
+        """
+        size = labels.shape[1]
+        keys = torch.rand(labels.shape, device=labels.device)
+        limit = torch.sym_min(int(self.batch_size_per_image * self.positive_fraction), size)
+        best = torch.where(labels > 0, keys, -1.0).topk(limit, dim=1)
+        positives = torch.zeros_like(labels, dtype=torch.bool).scatter(
+            1, best.indices, best.values >= 0
+        )
+        # The chosen positives come first, then the negatives in random order.
+        priorities = torch.where(positives, keys + 1, torch.where(labels == 0, keys, -1.0))
+        best = priorities.topk(torch.sym_min(self.batch_size_per_image, size), dim=1)
+        return best.indices, best.values >= 0
+
 
 def image_generator(
     target: Mapping[str, Any], stage: int, device: torch.device
