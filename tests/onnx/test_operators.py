@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import rcnn_ext.onnx
 from rcnn_ext import ops
-from rcnn_ext.errors import UserError
 from tests.helpers.onnx_programs import OnnxFunction
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
@@ -50,26 +46,6 @@ def _scores(count: int, generator: torch.Generator, *, adversarial: bool = False
     if count > 20:
         scores[10], scores[11] = float("inf"), -float("inf")
     return scores
-
-
-@pytest.fixture(scope="module")
-def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., OnnxFunction]:
-    """Return a function that exports another one, and checks the file."""
-    folder = tmp_path_factory.mktemp("onnx")
-    made = 0
-
-    def export(*args: Any) -> OnnxFunction:
-        nonlocal made
-        made += 1
-        exported = OnnxFunction(*args, folder / f"{made}.onnx")
-        model = onnx.load(exported.path)
-        onnx.checker.check_model(model, full_check=True)
-        assert {node.domain for node in model.graph.node} == {""}
-        assert not model.functions
-
-        return exported
-
-    return export
 
 
 # float32 has no 0.3 but a number above it.
@@ -406,29 +382,3 @@ def test_float64_maps_give_float64(make: Callable[..., OnnxFunction]) -> None:
     expected = [t.numpy() for t in both(*args)]
     assert expected[0].dtype == expected[2].dtype == np.float64
     _assert_same_selection(exported(*args), expected, floating=4)
-
-
-def test_thresholds_below_zero_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="threshold below 0") as raised:
-        OnnxFunction(
-            lambda b, s: ops.nms(b, s, -0.1), (torch.rand(3, 4), torch.rand(3)), [[0], [0]],
-            tmp_path / "made.onnx",
-        )  # fmt: skip
-    assert raised.value
-
-
-def test_what_onnx_cannot_express_is_named() -> None:
-    documented = rcnn_ext.onnx.translations.__doc__ or ""
-    translated = {operator.name().split("::")[1] for operator in rcnn_ext.onnx.translations()}
-    assert len(translated) == 10
-    for name in dir(torch.ops.rcnn_ext):
-        operator = getattr(torch.ops.rcnn_ext, name)
-        if not isinstance(operator, torch._ops.OpOverloadPacket) or "backward" in name:
-            continue
-        assert name in translated or name.removeprefix("batched_") in documented, name
-
-
-def test_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(UserError, match=r"pip install 'rcnn-ext\[onnx\]'"):
-        rcnn_ext.onnx.translations()

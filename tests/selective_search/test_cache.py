@@ -298,10 +298,13 @@ def test_every_flipped_bit_is_noticed_or_harmless(images: list[Path], cache: Pro
         damaged = bytearray(content)
         damaged[place] ^= 1 << random.integers(8)
         path.write_bytes(damaged)
+        message = None
         try:
             found = cache.read(images[0])
         except UserError as error:
-            assert "are damaged" in str(error)
+            message = str(error)
+        if message is not None:
+            assert "are damaged" in message
             assert not cache.has(images[0].read_bytes())
             refused += 1
             continue
