@@ -121,8 +121,5 @@ WORK_SAVED = {
         1,
     ): "what comes after a full result is not stored",
     ("soft_nms_cuda.cu", "old_score < T(0)", 1): "a removed box stays removed",
-    ("match_boxes_cuda.cu", "bits > tile_best[g]", 1): (
-        "an atomic maximum with less changes nothing"
-    ),
     ("match_boxes_cuda.cu", "best_iou[n] < gt_best_iou", 1): "no IoU of such a box is as high",
 }

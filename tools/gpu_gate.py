@@ -86,7 +86,7 @@ def run_stage(stage: Stage, context: Context, limit: float) -> dict[str, Any]:
         if isinstance(prepared, Outcome):
             outcome = prepared
         elif limit < _SHORTEST:
-            outcome = Outcome(MISSING, "no time was left: NOT CHECKED")
+            outcome = Outcome(FAILED, "no time was left: NOT CHECKED")
         else:
             limit -= time.monotonic() - start
             done = run_command(prepared, context.scratch / f"{stage.name}.log", limit)

@@ -63,7 +63,7 @@ def copy_tests(folder: Path) -> None:
     tests = folder / "tests"
     shutil.rmtree(tests, ignore_errors=True)
     ignored = shutil.ignore_patterns("__pycache__")
-    for name in ("helpers", "ops"):
+    for name in ("helpers", "ops", "attack", "fuzz"):
         shutil.copytree(ROOT / "tests" / name, tests / name, ignore=ignored)
     for name in ("__init__.py", "conftest.py"):
         shutil.copy(ROOT / "tests" / name, tests / name)

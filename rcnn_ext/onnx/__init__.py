@@ -38,7 +38,8 @@ def translations() -> dict[Any, Callable[..., Any]]:
       its weight is 0 too, and batch indices outside the batch are not checked.
     - ``roi_pool``: the indices of the maxima, which only the gradient needs, are left out.
 
-    Not translated: ``match_boxes``, ``soft_nms``, ``non_max_merging`` and the gradients.
+    Not translated: ``match_boxes``, ``soft_nms``, ``non_max_merging`` and the gradients; nor
+    ``conv3x3_winograd``, in whose place prepared models are exported with plain convolutions.
 
     Returns:
         A table for the argument ``custom_translation_table``.

@@ -245,7 +245,7 @@ def test_pictures_to_verify_with(tiny_run: Any, tmp_path: Path, capsys: Any) -> 
 
 
 def test_a_program_is_not_translated(fpn_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is a program, which can't be translated"):
+    with pytest.raises(UserError, match="is a program already, which cannot be exported again"):
         export(load_saved(fpn_file), tmp_path / "again.onnx")
 
 

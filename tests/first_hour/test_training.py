@@ -98,14 +98,16 @@ def test_a_demo_that_was_stopped_tells_how_to_continue(tiny_run, tmp_path, monke
         if module.steps_done == 1:
             module.stop_signal = signal.SIGINT
 
-    options = (*tiny_run.overrides, "schedule.steps=3", "evaluation.val_every=0")
+    options = ("--no-bench", *tiny_run.overrides, "schedule.steps=3", "evaluation.val_every=0")
     with monkeypatch.context() as patch:
         patch.setattr(logs.Logs, "on_train_batch_end", press_ctrl_c)
         assert main(["demo", "--out", str(tmp_path / "out"), *options]) == 130
     command = capsys.readouterr().err.rpartition("continue with: ")[2]
     program, *arguments = shlex.split(command)
     assert program == "rcnn-ext"
-    assert main(arguments) == 0
+    assert "--no-bench" in arguments
+    assert main(arguments) == 1  # it is done, and three steps do not reach the AP of the recipe
+    assert capsys.readouterr().out.rstrip().endswith("that this recipe should reach")
     assert [row["step"] for row in rows(tmp_path / "out/run/losses.csv")] == ["1", "2", "3"]
 
 

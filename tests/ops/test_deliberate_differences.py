@@ -74,8 +74,9 @@ def test_strides_are_measured_along_the_longer_side() -> None:
 
 def test_types_of_errors() -> None:
     features, boxes = torch.zeros(1, 1, 4, 4), torch.zeros(3, 4)
-    for rois in (boxes, [boxes[:, :3]], "boxes"):
-        with pytest.raises(RuntimeError, match="roi_align: expected boxes"):
+    wrong = ((boxes, RuntimeError), ([boxes[:, :3]], RuntimeError), ("boxes", TypeError))
+    for rois, error in wrong:
+        with pytest.raises(error, match="roi_align: expected boxes"):
             ops.roi_align(features, rois, 2)
         with pytest.raises(AssertionError):
             torchvision.ops.roi_align(features, rois, 2)

@@ -30,7 +30,7 @@ from tests.helpers.videos import frame_pixels, make_video, read_frames, set_disp
 @pytest.fixture
 def model(monkeypatch):
     loaded = Predictor(Corner(), CLASSES)
-    monkeypatch.setattr(detect_run, "load", lambda checkpoint, device: loaded)
+    monkeypatch.setattr(detect_run, "load", lambda checkpoint, **options: loaded)
     return loaded
 
 

@@ -180,7 +180,7 @@ HOSTILE = [
     (opaque_object, "'data/constants/opaque_obj_0', which may hold code"),
     (legacy_weights, "'data/weights/model.pt', which may hold code"),
     (second_model, "which may hold code"),
-    (compiled_code, "'data/aotinductor/model/model.so', which may hold code"),
+    (compiled_code, "is a package of compiled code"),
     (system_call, "'torch.os.system' as a target, which could run code"),
     (writing_operator, "'torch.ops.aten.from_file.default' as a target"),
     (evaluated_size, "as a expr_str, which could run code"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -19,10 +18,8 @@ import torch
 
 pytest.importorskip("lightning", reason="lightning comes with the extra train")
 
-import contextlib
-
-from rcnn_ext.cli import main
 from rcnn_ext.predict.checkpoint import load_checkpoint
+from tests.helpers.fork_server import Child, running_server
 from tests.helpers.run_python import ROOT
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -30,52 +27,24 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 OPTIONS = ("evaluation.max_images=1", "runtime.checkpoint_every=1")
 
 
-class Child:
-    """A training run in a forked process, which is a group of its own."""
+@pytest.fixture(scope="module")
+def server():
+    with running_server() as running:
+        yield running
 
-    def __init__(self, run, out, *more, steps=None, before=None):
-        words = ["train", "faster_rcnn_synthetic", "--data", str(run.data), "--out", str(out)]
-        words += ["--max-steps", str(steps or run.steps), *run.overrides, *OPTIONS, *more]
-        self.output = out.with_name(f"{out.name}-{time.monotonic_ns()}.txt")
-        self.pid = os.fork()
-        if self.pid == 0:
-            code = 1
-            try:
-                os.setpgid(0, 0)
-                handle = os.open(self.output, os.O_WRONLY | os.O_CREAT)
-                os.dup2(handle, 1)
-                os.dup2(handle, 2)
-                sys.stdout = os.fdopen(1, "w", closefd=False)
-                sys.stderr = os.fdopen(2, "w", closefd=False)
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-                if before is not None:
-                    before()
-                code = main(words)
-                sys.stdout.flush()
-                sys.stderr.flush()
-            finally:
-                os._exit(code)
 
-    @property
-    def text(self):
-        return self.output.read_text() if self.output.exists() else ""
+@pytest.fixture
+def start(server, tiny_run):
+    """Start a training run in a process of its own."""
 
-    def until(self, condition, seconds=120):
-        """Wait for something; return whether the process lives on."""
-        end = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < end, self.text
-            if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-                return False
-            time.sleep(0.01)
-        return True
+    def start(out, *more, steps=None, before=""):
+        words = ["train", "faster_rcnn_synthetic", "--data", str(tiny_run.data), "--out", str(out)]
+        words += ["--max-steps", str(steps or tiny_run.steps)]
+        words += [*tiny_run.overrides, *OPTIONS, *more]
+        output = out.with_name(f"{out.name}-{time.monotonic_ns()}.txt")
+        return Child(server, words, output, before)
 
-    def send(self, number, *, group=False):
-        with contextlib.suppress(ProcessLookupError):
-            (os.killpg if group else os.kill)(self.pid, number)
-
-    def end(self):
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+    return start
 
 
 def losses(out):
@@ -90,11 +59,13 @@ def assert_equal_runs(out, run):
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.long)])
-def test_a_run_that_is_killed_at_random_moments_is_as_if_it_had_not_been(tiny_run, tmp_path, kills):
+def test_a_run_that_is_killed_at_random_moments_is_as_if_it_had_not_been(
+    tiny_run, start, tmp_path, kills
+):
     out, draw = tmp_path / "out", random.Random(kills)
     for _ in range(kills):
         resumable = (out / "last.ckpt").exists()
-        child = Child(tiny_run, out, "--resume" if resumable else "--overwrite")
+        child = start(out, "--resume" if resumable else "--overwrite")
         if child.until(lambda child=child: "model:" in child.text):
             time.sleep(draw.uniform(0, 2))
         child.send(signal.SIGKILL)
@@ -103,16 +74,16 @@ def test_a_run_that_is_killed_at_random_moments_is_as_if_it_had_not_been(tiny_ru
         if code == 2:
             assert "has 4 steps already" in child.text
     resumable = (out / "last.ckpt").exists()
-    child = Child(tiny_run, out, "--resume" if resumable else "--overwrite")
+    child = start(out, "--resume" if resumable else "--overwrite")
     if child.end() == 2:
         assert "has 4 steps already" in child.text
     assert_equal_runs(out, tiny_run)
     assert not [name for name in os.listdir(out) if name.startswith(".last-")]
 
 
-def test_of_two_runs_at_the_same_moment_one_has_the_folder(tiny_run, tmp_path):
+def test_of_two_runs_at_the_same_moment_one_has_the_folder(tiny_run, start, tmp_path):
     out = tmp_path / "out"
-    children = [Child(tiny_run, out) for _ in range(3)]
+    children = [start(out) for _ in range(3)]
     codes = [child.end() for child in children]
     assert sorted(codes) == [0, 2, 2], [child.text for child in children]
     for child, code in zip(children, codes, strict=True):
@@ -128,11 +99,9 @@ def test_of_two_runs_at_the_same_moment_one_has_the_folder(tiny_run, tmp_path):
     [((signal.SIGTERM,), (143,)), ((signal.SIGINT, signal.SIGINT), (130,))],
     ids=["SIGTERM", "Ctrl-C twice"],
 )
-def test_a_signal_to_the_group_leaves_a_run_that_goes_on(
-    tiny_run, tmp_path, signals, codes, workers
-):
+def test_a_signal_to_the_group_leaves_a_run_that_goes_on(start, tmp_path, signals, codes, workers):
     out = tmp_path / "out"
-    child = Child(tiny_run, out, f"data.workers={workers}", steps=400)
+    child = start(out, f"data.workers={workers}", steps=400)
     assert child.until(lambda: (out / "last.ckpt").exists()), child.text
     for number in signals:
         child.send(number, group=True)
@@ -141,7 +110,7 @@ def test_a_signal_to_the_group_leaves_a_run_that_goes_on(
     assert code in codes, child.text
     assert "Traceback" not in child.text
     step = load_checkpoint(out / "last.ckpt").step
-    again = Child(tiny_run, out, "--resume", steps=step + 1)
+    again = start(out, "--resume", steps=step + 1)
     assert again.end() == 0, again.text
     rows = losses(out)
     steps = [int(row["step"]) for row in rows]
@@ -153,36 +122,30 @@ def test_a_signal_to_the_group_leaves_a_run_that_goes_on(
     "limit",
     [0, 1 << 20, *(pytest.param(size, marks=pytest.mark.long) for size in (200, 30 << 20))],
 )
-def test_a_full_disk_is_named_and_leaves_what_was_there(tiny_run, tmp_path, limit):
+def test_a_full_disk_is_named_and_leaves_what_was_there(tiny_run, start, tmp_path, limit):
     out = tmp_path / "out"
-    first = Child(tiny_run, out, steps=1)
+    first = start(out, steps=1)
     assert first.end() == 0, first.text
     before = {path.name: path.read_bytes() for path in out.glob("*.ckpt")}
 
-    def fill():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    child = Child(tiny_run, out, "--resume", before=fill)
+    fill = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
+    child = start(out, "--resume", before=fill)
     # Where what it says cannot be written either, only the code tells.
     assert child.end() != 0, child.text
     assert {path.name: path.read_bytes() for path in out.glob("*.ckpt")} == before
     assert {path.name for path in out.glob(".*")} == set()
-    again = Child(tiny_run, out, "--resume")
+    again = start(out, "--resume")
     assert again.end() == 0, again.text
     assert_equal_runs(out, tiny_run)
 
 
-def test_a_clock_that_jumps_changes_nothing(tiny_run, tmp_path):
-    def jump():
-        now, calls = time.time, []
-
-        def jumping():
-            calls.append(1)
-            return now() + (-1e6, 1e6)[len(calls) % 2]
-
-        time.time = jumping
-
-    child = Child(tiny_run, tmp_path / "out", before=jump)
+def test_a_clock_that_jumps_changes_nothing(tiny_run, start, tmp_path):
+    jump = """
+import itertools, time
+now, jumps = time.time, itertools.cycle((-1e6, 1e6))
+time.time = lambda: now() + next(jumps)
+"""
+    child = start(tmp_path / "out", before=jump)
     assert child.end() == 0, child.text
     assert_equal_runs(tmp_path / "out", tiny_run)
 
