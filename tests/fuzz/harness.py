@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -11,6 +12,7 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -18,6 +20,9 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from rcnn_ext.cli.app import COMMANDS, main
 from tests.fuzz.damage import damage
@@ -64,7 +69,6 @@ class Fuzzer:
     """
 
     def __init__(self, folder: Path) -> None:
-        _import_everything()
         self.folder = folder
         self.support = folder / "support"
         self.support.mkdir()
@@ -72,13 +76,13 @@ class Fuzzer:
         self._warm_up()
 
     def _warm_up(self) -> None:
-        """Let commands import in this process what they otherwise would in that of each case."""
+        """Let the server import now what it otherwise would in the process of each case."""
         data, model = str(self.support / "data"), str(self.support / "model.safetensors")
         out = ["--out", str(self.folder / "warm")]
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            main(["check", data])
-            main(["detect", model, str(self.support / "picture.png"), *out])
-            main(["eval", model, "--data", data, "--split", "train", *out])
+        picture = str(self.support / "picture.png")
+        evaluate = ["eval", model, "--data", data, "--split", "train", *out]
+        for command in (["check", data], ["detect", model, picture, *out], evaluate):
+            _ask(command=command)
 
     def _whole(self, name: str) -> Path:
         root = self.folder / "seeds" / name.replace("/", "_") / "data"
@@ -133,6 +137,53 @@ def run_command(command: Sequence[str], folder: Path, seconds: float = SECONDS) 
     Right are the exit codes 0 and 2, at most one line of errors that is ours, and an end within
     ``seconds`` of processor time and without 2 GB more memory.
     """
+    return _ask(command=list(command), folder=str(folder), seconds=seconds)
+
+
+def _ask(**order: Any) -> str:
+    """Give the server an order; without a folder it runs the command itself."""
+    server = _server()
+    assert server.stdin is not None
+    assert server.stdout is not None
+    server.stdin.write(json.dumps(order) + "\n")
+    server.stdin.flush()
+    return str(json.loads(server.stdout.readline()))
+
+
+@functools.cache
+def _server() -> subprocess.Popen[str]:
+    """Start a process that forks: it has imported everything, and no threads.
+
+    What is forked from a process with threads, such as one that ran other tests, may wait for
+    their locks, or for OpenMP's other threads, for good.
+    """
+    root = str(Path(__file__).resolve().parents[2])
+    code = "from tests.fuzz.harness import serve; serve()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": root},
+    )
+
+
+def serve() -> None:
+    """Answer orders on standard input with what is wrong, until it ends."""
+    torch.set_num_threads(1)
+    _import_everything()
+    for line in iter(sys.stdin.readline, ""):
+        order = json.loads(line)
+        if "folder" in order:
+            fault = _fork_command(order["command"], Path(order["folder"]), order["seconds"])
+        else:
+            fault = ""
+            with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+                main(order["command"])
+        print(json.dumps(fault), flush=True)
+
+
+def _fork_command(command: Sequence[str], folder: Path, seconds: float) -> str:
     output = folder / "output.txt"
     start = time.monotonic()
     child = os.fork()
