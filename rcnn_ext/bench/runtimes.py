@@ -19,6 +19,7 @@ from rcnn_ext.bench.contenders import ONNXRUNTIME, OPENVINO, OPENVINO_BFLOAT16
 from rcnn_ext.export.trace import trace_detector
 from rcnn_ext.models.detector import Detector
 from rcnn_ext.onnx import OPSET, translations
+from rcnn_ext.predict.exported.openvino import openvino_core
 
 # From images [1, 3, H, W] and their sizes [1, 2] to boxes, scores, labels and counts.
 _Run = Callable[[Tensor, Tensor], list[Any]]
@@ -127,9 +128,7 @@ def _onnxruntime(graph: bytes, threads: int) -> _Run:
 
 
 def _openvino(graph: bytes, threads: int, precision: str) -> _Run:
-    import openvino
-
-    core = openvino.Core()
+    core = openvino_core()
     settings = {
         "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": threads,

@@ -12,7 +12,12 @@ from rcnn_ext.export.verify import verify
 from rcnn_ext.files import make_folder, replacing
 from rcnn_ext.predict.checkpoint import SavedDetector
 from rcnn_ext.predict.exported.onnx import read_metadata
-from rcnn_ext.predict.exported.openvino import METADATA, load_openvino, openvino
+from rcnn_ext.predict.exported.openvino import (
+    METADATA,
+    load_openvino,
+    openvino,
+    openvino_core,
+)
 
 
 def _write(saved: SavedDetector, path: Path, options: ExportOptions) -> None:
@@ -23,7 +28,7 @@ def _write(saved: SavedDetector, path: Path, options: ExportOptions) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name[:200]}-") as folder:
         source = Path(folder, "model.onnx")
         write_graph(saved, source, options.size)
-        model = runtime.Core().read_model(source)
+        model = openvino_core().read_model(source)
         for key, value in read_metadata(source).items():
             model.set_rt_info(value, [METADATA, key])
         made = Path(folder, "model.xml")

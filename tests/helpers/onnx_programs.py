@@ -85,10 +85,10 @@ class OnnxFunction:
 
     def openvino(self, *args: Any) -> list[np.ndarray]:
         """Run it in OpenVINO, in float32."""
-        import openvino
+        from rcnn_ext.predict.exported.openvino import openvino_core
 
         if self._compiled is None:
-            self._compiled = openvino.compile_model(
+            self._compiled = openvino_core().compile_model(
                 str(self.path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
             )
         return list(self._compiled(_flat(args)).to_tuple())

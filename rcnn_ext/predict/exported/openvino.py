@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ class OpenVinoProgram:
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }
         self.runtime = ("OpenVINO", openvino().__version__)
-        self._compiled = openvino().Core().compile_model(model, "CPU", options)
+        self._compiled = openvino_core().compile_model(model, "CPU", options)
 
     def __call__(self, *tensors: Tensor) -> PaddedDetections:
         """Run the model: the call of ``rcnn_ext.models.core.DeployedDetector``."""
@@ -87,6 +88,20 @@ def openvino() -> Any:
     return openvino
 
 
+@functools.cache
+def openvino_core() -> Any:
+    """Return OpenVINO's core, one for the whole process.
+
+    Each core with a compiled model lends the thread a stack for signals. When two of them go in
+    the order that they came in, the thread keeps one that is gone, and the next signal with a
+    handler of Python, such as Ctrl-C, ends the process (seen with OpenVINO 2026.4).
+
+    Raises:
+        UserError: The extra is not installed.
+    """
+    return openvino().Core()
+
+
 def compile_onnx(path: Path) -> ExportedModel:
     """Return the model in an ONNX file, run by OpenVINO.
 
@@ -96,7 +111,7 @@ def compile_onnx(path: Path) -> ExportedModel:
     facts = load_onnx(path).facts
     assert facts is not None
     try:
-        program = OpenVinoProgram(openvino().Core().read_model(path))
+        program = OpenVinoProgram(openvino_core().read_model(path))
     except Exception as error:
         raise ModelFormatError(cannot_run(path, "OpenVINO", error)) from error
     return ExportedModel(program, facts, path)
@@ -109,11 +124,11 @@ def load_openvino(path: Path) -> SavedOpenVino:
         ModelFormatError: It was written by something else, or is damaged, or ``.bin`` is missing.
         UserError: The extra ``openvino`` is not installed.
     """
-    runtime = openvino()
+    core = openvino_core()
     weights = path.with_suffix(".bin")
     if not weights.is_file():
         raise ModelFormatError(f"{weights}, which holds the weights of {path}, does not exist")
-    model = runtime.Core().read_model(path, weights)
+    model = core.read_model(path, weights)
     metadata: dict[str, str] = {}
     if model.has_rt_info([METADATA]):
         section = model.get_rt_info([METADATA])
