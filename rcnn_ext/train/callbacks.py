@@ -137,8 +137,13 @@ class Checkpoints(Checkpoint):
         if module is None or module.processes.count > 1 or not isinstance(exception, Exception):
             return
         if module.steps_done == self._complete > self._saved:
-            with suppress(UserError):  # The disk may be full; the first error is to be told.
-                self._save(trainer, module)
+            # Another worker may die meanwhile, and end what is being saved.
+            self._deaths.wait()
+            try:
+                with suppress(UserError):  # The disk may be full; the first error is to be told.
+                    self._save(trainer, module)
+            finally:
+                self._deaths.restore()
 
     def run_missed_validation(
         self, trainer: pl.Trainer, module: DetectionModule, device: torch.device

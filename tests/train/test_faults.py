@@ -62,6 +62,34 @@ def test_a_folder_that_another_run_writes_is_left_alone(tiny_run, tmp_path, caps
     assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
+def test_a_worker_that_dies_while_the_death_of_another_is_told(
+    tiny_run, tmp_path, capsys, at_step, monkeypatch
+):
+    """As where memory is short: those of training and of validation are killed one by one."""
+    out, save = tmp_path / "out", callbacks.Checkpoints._save
+    others = multiprocessing.active_children()
+    loader = torch.utils.data.DataLoader([0, 1, 2, 3], num_workers=1, persistent_workers=True)
+    batches = iter(loader)
+    (other,) = (child for child in multiprocessing.active_children() if child not in others)
+
+    def kill(module):
+        for worker in multiprocessing.active_children():
+            if worker not in (other, *others):
+                os.kill(worker.pid, signal.SIGKILL)
+
+    def save_and_kill(self, *arguments):
+        os.kill(other.pid, signal.SIGKILL)
+        other.join(5)
+        save(self, *arguments)
+
+    at_step(2, kill)
+    monkeypatch.setattr(callbacks.Checkpoints, "_save", save_and_kill)
+    assert train(tiny_run, out, "data.workers=1") == 2
+    assert "; continue with: rcnn-ext train --data " in capsys.readouterr().err
+    assert load_checkpoint(out / "last.ckpt").step >= 2
+    del batches
+
+
 def test_a_worker_that_is_killed_costs_no_step(tiny_run, tmp_path, capsys, at_step):
     out = tmp_path / "out"
 
