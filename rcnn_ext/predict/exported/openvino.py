@@ -88,7 +88,6 @@ def openvino() -> Any:
     return openvino
 
 
-@functools.cache
 def openvino_core() -> Any:
     """Return OpenVINO's core, one for the whole process.
 
@@ -99,6 +98,12 @@ def openvino_core() -> Any:
     Raises:
         UserError: The extra is not installed.
     """
+    openvino()
+    return _core()
+
+
+@functools.cache
+def _core() -> Any:
     return openvino().Core()
 
 
