@@ -32,10 +32,12 @@ TINY = (
 
 @pytest.fixture(autouse=True)
 def _restore_random_state() -> Iterator[None]:
-    """No test sees random numbers that depend on which tests ran before it."""
+    """No test sees random numbers, or threads, that depend on which tests ran before it."""
+    threads = torch.get_num_threads()
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -71,6 +71,16 @@ class DelayedWorkerDeath:
         self._died = True
 
 
+def _comes_from_loader(error: BaseException) -> bool:
+    """Return whether an exception was raised while batches came from workers."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__", "").startswith("torch.utils.data."):
+            return True
+        trace = trace.tb_next
+    return False
+
+
 @contextmanager
 def named_worker_death(advice: Callable[[], str] = str) -> Iterator[None]:
     """Say what it means when a worker dies, which PyTorch reports as a ``RuntimeError``.
@@ -83,9 +93,12 @@ def named_worker_death(advice: Callable[[], str] = str) -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ConnectionError, EOFError) as error:
         text = str(error).partition("\n")[0]
-        if not text.startswith("DataLoader worker"):
+        # A worker that dies while it hands over a batch leaves half of it, or a closed connection.
+        is_told = isinstance(error, RuntimeError) and text.startswith("DataLoader worker")
+        is_cut = not isinstance(error, RuntimeError) and _comes_from_loader(error)
+        if not (is_told or is_cut):
             raise
         raise UserError(
             "a process that reads images was killed, as the system does where memory is short; "
