@@ -217,32 +217,6 @@ def test_a_full_disk_at_that_moment_does_not_hide_the_first_error(
     assert "the image is damaged" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()]
-)
-def test_a_worker_that_dies_while_it_hands_over_a_batch_is_told(
-    tiny_run, tmp_path, capsys, monkeypatch, error
-):
-    loader = torch.utils.data.dataloader._MultiProcessingDataLoaderIter
-    receive, calls = loader._try_get_data, []
-
-    # In PyTorch's own module: where an exception comes from is what tells.
-    code = """
-def cut(self, *arguments):
-    calls.append(1)
-    if len(calls) > 2:
-        raise error
-    return receive(self, *arguments)
-"""
-    names = {"__name__": loader.__module__, "calls": calls, "error": error, "receive": receive}
-    exec(code, names)
-    monkeypatch.setattr(loader, "_try_get_data", names["cut"])
-    assert train(tiny_run, tmp_path / "out", "data.workers=1") == 2
-    said = capsys.readouterr().err
-    assert "a process that reads images was killed" in said
-    assert "; continue with: rcnn-ext train --data " in said
-
-
 def test_other_connections_are_not_taken_for_workers():
     from rcnn_ext.data.workers import named_worker_death
 
