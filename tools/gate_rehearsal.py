@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 from gate_types import MISSING, PASSED, Command, Context, Outcome, Stage
 
 # What a program does once half of its output is written.
+_OUTLIVE = "outlive"
 FAULTS = ("fails", "crashes", "hangs", "overruns", "floods", "garbles")
 
 
@@ -161,23 +162,20 @@ def _misbehave(fault: str, scratch: pathlib.Path) -> None:
         sys.exit(0)
 
 
-# Lives as long as the gate does, that a rehearsal whose gate was killed leaves nothing behind.
-_OUTLIVE = """
-import os, signal, sys, time
-for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, signal.SIG_IGN)
-def outlive(gate):
+def _hang() -> NoReturn:
+    """Ignore all requests to stop, as a process stuck in a driver does, and leave a child too."""
+    gate = os.getppid()
+    subprocess.Popen([sys.executable, os.path.abspath(__file__), _OUTLIVE, str(gate)])
+    _outlive(gate)
+
+
+def _outlive(gate: int) -> NoReturn:
+    """Live as long as the gate, that a rehearsal whose gate was killed leaves nothing behind."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     while os.path.exists(f"/proc/{gate}"):
         time.sleep(0.5)
     os._exit(1)
-"""
-
-
-def _hang() -> NoReturn:
-    """Ignore all requests to stop, as a process stuck in a driver does, and leave a child too."""
-    subprocess.Popen([sys.executable, "-c", f"{_OUTLIVE}outlive({os.getppid()})"])
-    exec(_OUTLIVE + f"outlive({os.getppid()})", {})
-    raise AssertionError
 
 
 def main(name: str, fault: str, scratch: pathlib.Path) -> None:
@@ -189,4 +187,6 @@ def main(name: str, fault: str, scratch: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == _OUTLIVE:
+        _outlive(int(sys.argv[2]))
     main(sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3]))

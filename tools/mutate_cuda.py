@@ -21,7 +21,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from cuda_mutants import Mutant, mutate  # noqa: E402
 
 from tests.helpers.emulation.backend import LIBRARY  # noqa: E402
 from tests.helpers.emulation.build import CACHE, address_sanitizer_environment, build  # noqa: E402
+from tests.helpers.order_server import OrderServer  # noqa: E402
 
 TIME_LIMIT = 240  # seconds for one mutant; the comparisons take a few
 LEAST_CAUGHT = 0.9  # the others change nothing: one round more, or less work saved
@@ -71,23 +71,15 @@ class Server:
         environment = dict(address_sanitizer_environment() if sanitize else os.environ)
         environment[LIBRARY] = str(library)
         command = [sys.executable, __file__, "--serve", *(["--sanitize"] if sanitize else [])]
-        self._process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        self._server = OrderServer(command, environment)
 
     def ask(self, number: int, operators: tuple[str, ...]) -> str | None:
         """Return the message of the first comparison that fails, or None if all agree."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(json.dumps([number, operators]), file=self._process.stdin, flush=True)
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise RuntimeError("the server of the comparisons has died")
-        return json.loads(answer)
+        return self._server.ask([number, operators])
 
     def close(self) -> None:
         """End the process."""
-        self._process.communicate()
+        self._server.close()
 
 
 def serve(sanitize: bool) -> None:

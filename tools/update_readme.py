@@ -249,7 +249,7 @@ def clients_table(report: Report) -> str:
     body = []
     for row in report["results"]:
         entries = row["contenders"]
-        cells = [row["work"], str(row["threads"]), seconds(entries["torchvision"]["cpu_median_s"])]
+        cells = [row["work"], str(row["threads"]), seconds(entries["torchvision"]["median_cpu_s"])]
         for level in ("operators", "models"):
             cells.append(f"{entries[level]['cpu_ratio_torchvision']:.2f}x")
         body.append(cells)

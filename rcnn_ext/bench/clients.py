@@ -9,10 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import statistics
-import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -26,7 +23,7 @@ from rcnn_ext.bench.contenders import TORCHVISION
 from rcnn_ext.bench.model_cases import detection_error, loss_error
 from rcnn_ext.bench.model_pair import SMALL, Scale, make_image, make_target
 from rcnn_ext.bench.report import SCHEMA, format_seconds, format_table
-from rcnn_ext.bench.timing import Contender, TimingConfig, WallClock, time_interleaved
+from rcnn_ext.bench.timing import Contender, TimingConfig, WallAndCpuClock, time_interleaved
 from rcnn_ext.progress import Progress
 
 _LEVELS: dict[str, Level | None] = {TORCHVISION: None, "operators": "operators", "models": "models"}
@@ -41,20 +38,6 @@ _QUICK = ("faster_rcnn", "retinanet")
 # scores draws another random sample, which moves a loss by some hundredths.
 _TOLERANCE = 1e-3
 _OTHER_SAMPLE = 0.1
-
-
-class _BothClocks(WallClock):
-    """Measures wall time, and notes the process's CPU time by the work that was measured."""
-
-    def __init__(self) -> None:
-        self.cpu: defaultdict[int, list[float]] = defaultdict(list)
-
-    def measure(self, calls: Sequence[Callable[[], Any]], count: int) -> float:
-        """Return the wall time of ``count`` calls, in seconds."""
-        start = time.process_time()
-        wall = super().measure(calls, count)
-        self.cpu[id(calls)].append((time.process_time() - start) / count)
-        return wall
 
 
 def run_clients(
@@ -146,24 +129,18 @@ def _run_row(
         if not error <= tolerance:  # NaN is wrong too
             failures.append(f"{name_of_level}: error {error:.3g}, allowed {tolerance:.3g}")
         contenders.append(Contender(name_of_level, [call], partial(_acceleration, level)))
-    clock = _BothClocks()
-    timings = time_interleaved(contenders, clock, config)
+    timings = time_interleaved(contenders, WallAndCpuClock(), config)
     entries: dict[str, dict[str, Any]] = {}
     for contender in contenders:
-        timing = timings[contender.name]
-        # The first ones are the calls to warm up.
-        cpu = clock.cpu[id(contender.calls)][-len(timing.seconds) :]
         error = errors[contender.name]
         entries[contender.name] = {
-            **timing.as_json(),
-            "cpu_median_s": statistics.median(cpu),
-            "cpu_min_s": min(cpu),
+            **timings[contender.name].as_json(),
             "error": error if math.isfinite(error) else None,
         }
     for entry in entries.values():
         alone = entries[TORCHVISION]
         entry["ratio_torchvision"] = alone["median_s"] / entry["median_s"]
-        entry["cpu_ratio_torchvision"] = alone["cpu_median_s"] / entry["cpu_median_s"]
+        entry["cpu_ratio_torchvision"] = alone["median_cpu_s"] / entry["median_cpu_s"]
     return {
         "case": f"{name}/{task}",
         "operator": name,
@@ -190,7 +167,7 @@ def _format(report: dict[str, Any]) -> str:
                     str(row["threads"]),
                     name,
                     format_seconds(entry["median_s"]),
-                    format_seconds(entry["cpu_median_s"]),
+                    format_seconds(entry["median_cpu_s"]),
                     "" if alone else f"{entry['ratio_torchvision']:.2f}x",
                     "" if alone else f"{entry['cpu_ratio_torchvision']:.2f}x",
                 ]

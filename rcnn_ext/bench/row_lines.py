@@ -6,10 +6,11 @@ another process goes on behind the case that the last one ended in.
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
+
+from rcnn_ext.shards.lines import LineFile, read_records
 
 if TYPE_CHECKING:  # what only reads lines needs no torch
     from rcnn_ext.bench.cases import Case
@@ -44,22 +45,13 @@ class RowLines:
         return [case for case in cases if case.name not in begun]
 
     def _append(self, line: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with LineFile(self.path) as file:
+            file.write(line, allow_nan=True)
 
 
 def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     """Return the lines of a file without the last one where that was cut; none if it is missing."""
-    lines = []
-    if path.is_file():
-        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(line, dict):
-                lines.append(line)
-    return lines
+    return [line for _, line in read_records(path)] if path.is_file() else []
 
 
 def started_cases(lines: Sequence[dict[str, Any]]) -> list[str]:

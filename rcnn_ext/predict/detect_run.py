@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,8 +120,8 @@ class Results:
 
 
 @dataclass(frozen=True)
-class DetectFolder:
-    """The folder that ``detect`` writes to, and what belongs to the run.
+class RunFolder:
+    """A folder that results are written to, and what belongs to the run.
 
     Attributes:
         out: The folder.
@@ -137,6 +138,27 @@ class DetectFolder:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fingerprint", fingerprint_of(self.settings))
+
+    def open_run(self, folder: Path, paths: Iterable[str | Path]) -> ShardedRun:
+        """Begin a run over files, or go on with it.
+
+        Args:
+            folder: The folder of the files of shards.
+            paths: The files of all shards.
+
+        Raises:
+            UserError: The folder cannot be written, or another process is at this shard.
+        """
+        digest = hashlib.sha256()
+        for path in paths:
+            digest.update(os.fsencode(path) + b"\0")
+        work = digest.hexdigest()[:16]
+        return ShardedRun(folder, self.fingerprint, self.shard, work=work, fresh=self.overwrite)
+
+
+@dataclass(frozen=True)
+class DetectFolder(RunFolder):
+    """The folder that ``detect`` writes to: detections in pictures, and what belongs to the run."""
 
     @property
     def manifest(self) -> Path:
@@ -179,19 +201,14 @@ class DetectFolder:
         Raises:
             UserError: The folder cannot be written, or another process is at this shard.
         """
-        digest = hashlib.sha256()
-        for index in range(len(images)):
-            digest.update(os.fsencode(images.path(index)) + b"\0")
-        work = digest.hexdigest()[:16]
-        run = ShardedRun(
-            self.out / FOLDER, self.fingerprint, self.shard, work=work, fresh=self.overwrite
-        )
+        paths = (images.path(index) for index in range(len(images)))
+        run = self.open_run(self.out / FOLDER, paths)
         manifest = {
             "format": _FORMAT,
             "command": "detect",
             "rcnn_ext": __version__,
             "settings": self.settings,
-            "pictures": {"count": len(images), "sha256": work},
+            "pictures": {"count": len(images), "sha256": run.work},
         }
         with contextlib.suppress(UserError):
             if read_json(self.manifest) == manifest:

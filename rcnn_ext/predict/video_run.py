@@ -8,19 +8,18 @@ of the run, and the files of its results are there.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rcnn_ext import __version__
 from rcnn_ext.errors import UserError
 from rcnn_ext.files import file_key, read_json, write_json
-from rcnn_ext.predict.detect_run import FOLDER, MANIFEST, settings_in
+from rcnn_ext.predict.detect_run import FOLDER, MANIFEST, RunFolder, settings_in
 from rcnn_ext.predict.video_sources import VideoSource
-from rcnn_ext.shards import Shard, ShardedRun, check_settings, fingerprint_of
+from rcnn_ext.shards import ShardedRun, check_settings
 
 # Folder, below that of all results, of those in videos.
 VIDEOS = "videos"
@@ -71,24 +70,8 @@ class VideoTask:
 
 
 @dataclass(frozen=True)
-class VideoFolder:
-    """The folder that results in videos are written to, and what belongs to the run.
-
-    Attributes:
-        out: The folder of all results.
-        settings: What changes results: settings and the hash of the weights.
-        shard: The part of this process.
-        overwrite: Whether to do all again.
-    """
-
-    out: Path
-    settings: dict[str, Any]
-    shard: Shard
-    overwrite: bool = False
-    fingerprint: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "fingerprint", fingerprint_of(self.settings))
+class VideoFolder(RunFolder):
+    """The folder that results in videos are written to, and what belongs to the run."""
 
     @property
     def _folder(self) -> Path:
@@ -107,16 +90,7 @@ class VideoFolder:
         manifest = self._folder / MANIFEST
         if manifest.exists() and not self.overwrite:
             check_settings(settings_in(manifest), self.settings, self.out / VIDEOS)
-        digest = hashlib.sha256()
-        for task in tasks:
-            digest.update(os.fsencode(task.path) + b"\0")
-        run = ShardedRun(
-            self._folder,
-            self.fingerprint,
-            self.shard,
-            work=digest.hexdigest()[:16],
-            fresh=self.overwrite,
-        )
+        run = self.open_run(self._folder, (task.path for task in tasks))
         value = {
             "format": _FORMAT,
             "command": "detect in videos",

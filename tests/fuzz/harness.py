@@ -12,7 +12,6 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +26,8 @@ import torch
 from rcnn_ext.cli.app import COMMANDS, main
 from tests.fuzz.damage import damage
 from tests.fuzz.seeds import SEEDS, make_support
+from tests.helpers.order_server import OrderServer
+from tests.helpers.run_python import ROOT
 
 SECONDS = 10
 GROWTH = 2 << 30
@@ -142,30 +143,18 @@ def run_command(command: Sequence[str], folder: Path, seconds: float = SECONDS) 
 
 def _ask(**order: Any) -> str:
     """Give the server an order; without a folder it runs the command itself."""
-    server = _server()
-    assert server.stdin is not None
-    assert server.stdout is not None
-    server.stdin.write(json.dumps(order) + "\n")
-    server.stdin.flush()
-    return str(json.loads(server.stdout.readline()))
+    return str(_server().ask(order))
 
 
 @functools.cache
-def _server() -> subprocess.Popen[str]:
+def _server() -> OrderServer:
     """Start a process that forks: it has imported everything, and no threads.
 
     What is forked from a process with threads, such as one that ran other tests, may wait for
     their locks, or for OpenMP's other threads, for good.
     """
-    root = str(Path(__file__).resolve().parents[2])
     code = "from tests.fuzz.harness import serve; serve()"
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": root},
-    )
+    return OrderServer([sys.executable, "-c", code], {**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 def serve() -> None:

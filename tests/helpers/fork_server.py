@@ -7,15 +7,13 @@ its other threads may hold locks. Starting Python and importing PyTorch for each
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
+from tests.helpers.order_server import OrderServer
 from tests.helpers.run_python import ROOT
 
 _SERVER = """
@@ -60,34 +58,15 @@ for line in iter(sys.stdin.readline, ""):
 """
 
 
-class ForkServer:
-    """Forks processes that run a command line of ``rcnn-ext``."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-
-    def ask(self, **order: Any) -> Any:
-        """Give an order and return the answer."""
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        stdin.write(json.dumps(order) + "\n")
-        stdin.flush()
-        return json.loads(stdout.readline())
-
-
 @contextlib.contextmanager
-def running_server() -> Iterator[ForkServer]:
+def running_server() -> Iterator[OrderServer]:
     """Run a server; nothing of it is left behind."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        [sys.executable, "-c", _SERVER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    ) as process:
-        yield ForkServer(process)
+    server = OrderServer([sys.executable, "-c", _SERVER], environment)
+    try:
+        yield server
+    finally:
+        server.close()
 
 
 class Child:
@@ -101,11 +80,11 @@ class Child:
     """
 
     def __init__(
-        self, server: ForkServer, words: list[str], output: Path, before: str = ""
+        self, server: OrderServer, words: list[str], output: Path, before: str = ""
     ) -> None:
         self.output = output
         self._server = server
-        self.pid: int = server.ask(words=words, output=str(output), before=before)
+        self.pid: int = server.ask({"words": words, "output": str(output), "before": before})
 
     @property
     def text(self) -> str:
@@ -117,7 +96,7 @@ class Child:
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, self.text
-            if not self._server.ask(lives=self.pid):
+            if not self._server.ask({"lives": self.pid}):
                 return False
             time.sleep(0.01)
         return True
@@ -129,4 +108,4 @@ class Child:
 
     def end(self) -> int:
         """Wait for its end and return its exit status, negative for a signal."""
-        return int(self._server.ask(wait=self.pid))
+        return int(self._server.ask({"wait": self.pid}))

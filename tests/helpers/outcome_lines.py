@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 import torch
 
+from rcnn_ext.shards.lines import read_records
+
 
 def device_works() -> bool:
     """Return whether CUDA can still be used in this process, as far as it is used."""
@@ -102,11 +104,5 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _tests_in(path: Path) -> set[str]:
-    tests = set()
-    if path.exists():
-        for text in path.read_text().splitlines():
-            try:
-                tests.add(json.loads(text)["test"])
-            except (ValueError, KeyError, TypeError):  # the last line may be cut
-                continue
-    return tests
+    records = read_records(path) if path.exists() else ()
+    return {record["test"] for _, record in records if "test" in record}

@@ -163,7 +163,7 @@ def test_table_of_accelerated_detectors(tool, tmp_path, monkeypatch):
             "work": "SSD, inference",
             "threads": 1,
             "contenders": {
-                name: {"cpu_median_s": seconds, "cpu_ratio_torchvision": ratio}
+                name: {"median_cpu_s": seconds, "cpu_ratio_torchvision": ratio}
                 for name, (seconds, ratio) in times.items()
             },
         }

@@ -217,6 +217,20 @@ def test_a_full_disk_at_that_moment_does_not_hide_the_first_error(
     assert "the image is damaged" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), EOFError()])
+def test_a_connection_to_a_worker_that_is_cut_is_a_death(error):
+    from rcnn_ext.data.workers import named_worker_death
+
+    # Where an exception comes from is what tells.
+    names = {"__name__": "torch.utils.data.dataloader", "error": error}
+    exec("def receive():\n    raise error", names)
+    with (
+        pytest.raises(UserError, match=r"reads images was killed.*; continue so"),
+        named_worker_death(lambda: "; continue so"),
+    ):
+        names["receive"]()
+
+
 def test_other_connections_are_not_taken_for_workers():
     from rcnn_ext.data.workers import named_worker_death
 
