@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -232,8 +233,14 @@ def check_options(
 
 
 def as_float(pixels: Tensor) -> Tensor:
-    """Return pixels as float32 in [0, 1]."""
-    return pixels if pixels.is_floating_point() else F.to_dtype(pixels, torch.float32, scale=True)
+    """Return pixels as float32 in [0, 1], in the memory layout that they have."""
+    if pixels.is_floating_point():
+        return pixels
+    if pixels.device.type == "cpu" and pixels.dtype == torch.uint8:
+        # NumPy's loop stays in its thread. A thread that decodes would have OpenMP threads of its
+        # own for a loop of PyTorch's, which then wait for work on the cores that the network needs.
+        return torch.from_numpy(np.divide(pixels.numpy(), np.float32(255)))
+    return F.to_dtype(pixels, torch.float32, scale=True)
 
 
 def as_masks(masks: Tensor) -> Tensor:

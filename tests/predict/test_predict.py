@@ -18,6 +18,7 @@ from rcnn_ext.errors import UserError
 from rcnn_ext.models import fast_rcnn, faster_rcnn, localizer
 from rcnn_ext.predict.detections import Detections
 from rcnn_ext.predict.predictor import Predictor
+from rcnn_ext.predict.stream import as_float
 from tests.helpers.corner_model import CLASSES, Corner
 
 # Red, green and blue differ, so that a wrong order of channels shows.
@@ -346,3 +347,12 @@ def test_a_model_of_other_channels_takes_arrays_of_them():
     gray = Predictor(Multispectral(1), CLASSES)
     gray.predict([ARRAY[..., 1], Image.new("L", (40, 20), 102), solid(color=(102, 102, 102))])
     np.testing.assert_allclose(gray.means, [[0.4]] * 3, atol=2e-3)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_pixels_become_the_same_floats_as_torchvision_makes(order):
+    pixels = torch.arange(256, dtype=torch.uint8).view(4, 4, 16).permute(order)
+    floats = as_float(pixels)
+    assert torch.equal(floats, F.to_dtype(pixels, torch.float32, scale=True))
+    assert floats.dtype == torch.float32
+    assert floats.stride() == pixels.stride()
