@@ -239,7 +239,10 @@ def as_float(pixels: Tensor) -> Tensor:
     if pixels.device.type == "cpu" and pixels.dtype == torch.uint8:
         # NumPy's loop stays in its thread. A thread that decodes would have OpenMP threads of its
         # own for a loop of PyTorch's, which then wait for work on the cores that the network needs.
-        return torch.from_numpy(np.divide(pixels.numpy(), np.float32(255)))
+        # PyTorch's memory is aligned as matrix products expect it, whose last bits depend on that.
+        floats = torch.empty_like(pixels, dtype=torch.float32)
+        np.multiply(pixels.numpy(), np.float32(1 / 255), out=floats.numpy())
+        return floats
     return F.to_dtype(pixels, torch.float32, scale=True)
 
 
