@@ -9,6 +9,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <optional>
 #include <type_traits>
 
@@ -92,22 +93,38 @@ void convolve(const WinogradConv<Stored>& conv, int64_t batch_size) {
   });
 }
 
-// x: [N, C, H, W], packed: [(tile + 2)^2, out_blocks, padded_in, 32], bias: [O],
-// other: [N, O, H, W] -> [N, O, H, W], channels-last
-Tensor conv3x3_winograd_cpu(const Tensor& x, const Tensor& packed,
-                            const std::optional<Tensor>& bias, const std::optional<Tensor>& other,
-                            bool relu, int64_t tile, int64_t out_channels) {
-  if (bias.has_value()) check_readable(*bias, "conv3x3_winograd", "bias", 0);
-  if (other.has_value()) check_readable(*other, "conv3x3_winograd", "other", 0);
-  check_conv3x3_winograd(x, packed, bias, other, tile, out_channels);
+// Whether the memory of two tensors has a byte in common; both are dense.
+bool overlap(const Tensor& a, const Tensor& b) {
+  const auto begin = [](const Tensor& t) {
+    return reinterpret_cast<uintptr_t>(t.const_data_ptr());
+  };
+  const auto bytes = [](const Tensor& t) {
+    return static_cast<uintptr_t>(t.numel()) * static_cast<uintptr_t>(t.element_size());
+  };
+  return begin(a) < begin(b) + bytes(b) && begin(b) < begin(a) + bytes(a);
+}
+
+// Writes the convolution to `out`, which check_conv3x3_winograd_out allows.
+void convolve_into(const Tensor& out, const Tensor& x, const Tensor& packed,
+                   const std::optional<Tensor>& bias, const std::optional<Tensor>& other, bool relu,
+                   int64_t tile) {
+  if (out.numel() == 0) return;
   const ScalarType dtype = x.scalar_type();
   const Tensor dense_x = dense_map_as(x, true);
   const Tensor dense_packed = contiguous_as(packed, dtype);
   std::optional<Tensor> dense_bias, dense_other;
   if (bias.has_value()) dense_bias = contiguous_as(*bias, ScalarType::Float);
   if (other.has_value()) dense_other = dense_map_as(*other, true);
-  Tensor out = empty_map(x, {x.size(0), out_channels, x.size(2), x.size(3)}, dtype, true);
-  if (out.numel() == 0) return out;
+  constexpr const char* kOp = "conv3x3_winograd_out";
+  RCNN_CHECK(!overlap(out, dense_x), kOp, ": expected out in other memory than x");
+  RCNN_CHECK(!overlap(out, dense_packed), kOp, ": expected out in other memory than packed");
+  RCNN_CHECK(!dense_bias.has_value() || !overlap(out, *dense_bias), kOp,
+             ": expected out in other memory than bias");
+  // Each element of other is read before the element of out in its place is written, and by the
+  // same thread.
+  RCNN_CHECK(!dense_other.has_value() || !overlap(out, *dense_other) ||
+                 dense_other->const_data_ptr() == out.const_data_ptr(),
+             kOp, ": expected out either in the memory of other or apart from it");
 
   const auto run = [&](auto tag) {
     using Stored = type_of<decltype(tag)>;
@@ -121,11 +138,10 @@ Tensor conv3x3_winograd_cpu(const Tensor& x, const Tensor& packed,
         x.size(2),
         x.size(3),
         x.size(1),
-        out_channels,
+        out.size(1),
         packed.size(2),
         ceil_div(x.size(2), tile),
         ceil_div(x.size(3), tile)};
-    advise_huge_pages(conv.out, out.numel() * sizeof(Stored));
     if constexpr (std::is_same_v<Stored, float>) {
       if (tile == 4) return convolve<4>(conv, x.size(0));
     }
@@ -136,7 +152,42 @@ Tensor conv3x3_winograd_cpu(const Tensor& x, const Tensor& packed,
   } else {
     run(TypeTag<BFloat16>{});
   }
+}
+
+// x: [N, C, H, W], packed: [(tile + 2)^2, out_blocks, padded_in, 32], bias: [O],
+// other: [N, O, H, W] -> [N, O, H, W], channels-last
+Tensor conv3x3_winograd_cpu(const Tensor& x, const Tensor& packed,
+                            const std::optional<Tensor>& bias, const std::optional<Tensor>& other,
+                            bool relu, int64_t tile, int64_t out_channels) {
+  constexpr const char* kOp = "conv3x3_winograd";
+  if (bias.has_value()) check_readable(*bias, kOp, "bias", 0);
+  if (other.has_value()) check_readable(*other, kOp, "other", 0);
+  check_conv3x3_winograd(x, packed, bias, other, tile, out_channels, kOp);
+  const Tensor out =
+      empty_map(x, {x.size(0), out_channels, x.size(2), x.size(3)}, x.scalar_type(), true);
+  if (out.numel() > 0) advise_huge_pages(out.mutable_data_ptr(), out.numel() * out.element_size());
+  convolve_into(out, x, packed, bias, other, relu, tile);
   return out;
+}
+
+// The same, into `out`: [N, O, H, W], channels-last.
+void conv3x3_winograd_out_cpu(const Tensor& out, const Tensor& x, const Tensor& packed,
+                              const std::optional<Tensor>& bias, const std::optional<Tensor>& other,
+                              bool relu, int64_t tile) {
+  constexpr const char* kOp = "conv3x3_winograd_out";
+  if (bias.has_value()) check_readable(*bias, kOp, "bias", 0);
+  if (other.has_value()) check_readable(*other, kOp, "other", 0);
+  RCNN_CHECK(out.dim() == 4, kOp, ": expected out of shape [N, O, H, W], got ", shape_of(out));
+  check_conv3x3_winograd(x, packed, bias, other, tile, out.size(1), kOp);
+  RCNN_CHECK(out.size(0) == x.size(0) && out.size(2) == x.size(2) && out.size(3) == x.size(3), kOp,
+             ": expected out of shape [", x.size(0), ", O, ", x.size(2), ", ", x.size(3), "], got ",
+             shape_of(out));
+  RCNN_CHECK(out.scalar_type() == x.scalar_type(), kOp, ": expected x and out of one dtype, got ",
+             name_of(x.scalar_type()), " and ", name_of(out.scalar_type()));
+  check_same_device(out, x, kOp, "out", "x");
+  RCNN_CHECK(dense_map_as(out, true).const_data_ptr() == out.const_data_ptr(), kOp,
+             ": expected out with channels last, without gaps");
+  convolve_into(out, x, packed, bias, other, relu, tile);
 }
 
 }  // namespace
@@ -144,4 +195,5 @@ Tensor conv3x3_winograd_cpu(const Tensor& x, const Tensor& packed,
 
 STABLE_TORCH_LIBRARY_IMPL(rcnn_ext, CPU, m) {
   RCNN_REGISTER(m, "conv3x3_winograd", conv3x3_winograd_cpu, x, packed);
+  RCNN_REGISTER(m, "conv3x3_winograd_out", conv3x3_winograd_out_cpu, out, x, packed);
 }

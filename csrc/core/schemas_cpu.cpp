@@ -30,6 +30,8 @@ constexpr const char* kSchemas[] = {
     "-> (Tensor, Tensor)",
     "conv3x3_winograd(Tensor x, Tensor packed, Tensor? bias, Tensor? other, bool relu, int tile, "
     "int out_channels) -> Tensor",
+    "conv3x3_winograd_out(Tensor(a!) out, Tensor x, Tensor packed, Tensor? bias, Tensor? other, "
+    "bool relu, int tile) -> ()",
     "generate_proposals(Tensor[] logits, Tensor[] deltas, Tensor anchors, Tensor image_sizes, "
     "int pre_nms_top_n, int post_nms_top_n, float iou_threshold, float score_threshold, "
     "float min_size, float[] weights, float[] means, float max_log_ratio) "

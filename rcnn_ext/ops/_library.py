@@ -39,7 +39,8 @@ def _arguments_of(schema: str) -> dict[str, bool]:
     Returns:
         Whether each may be None, by name, in order.
     """
-    arguments = (text.split() for text in schema[1 : schema.index(")")].split(",") if text.strip())
+    texts = schema[1 : schema.rindex(") -> ")].split(",")
+    arguments = (text.split() for text in texts if text.strip())
     return {name: kind.endswith("?") for kind, name in arguments}
 
 

@@ -25,6 +25,7 @@ from rcnn_ext.reference.conv_winograd import (
     OUTPUT_BLOCK,
     TILES,
     check_conv3x3_winograd,
+    check_conv3x3_winograd_out,
     filter_transform,
     round_up,
 )
@@ -102,6 +103,7 @@ def conv(
     relu: bool = False,
     tile: int = 4,
     out_channels: int | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Convolve by 3x3 with stride 1 and padding 1, add, and clamp below at 0; for inference.
 
@@ -119,10 +121,12 @@ def conv(
         other: ``[N, O, H, W]``, added before ReLU, in the dtype of x; ``None`` for none.
         relu: Whether negative results become 0.
         tile: Outputs per side of a tile: 2 or 4 for float32, 2 for bfloat16.
-        out_channels: O; may be left out where bias or other tells it.
+        out_channels: O; may be left out where bias, other or out tells it.
+        out: ``[N, O, H, W]``, channels-last, in the dtype of x: memory for the result. It may be
+            ``other``, and is apart from the other arguments. No gradient is recorded.
 
     Returns:
-        ``[N, O, H, W]``, channels-last, in the dtype of x.
+        ``[N, O, H, W]``, channels-last, in the dtype of x; ``out`` where it is given.
 
     Raises:
         RuntimeError: Wrong shape, dtype, device or option.
@@ -133,6 +137,15 @@ def conv(
         >>> conv(x, pack(weight, tile=4), bias=torch.zeros(64), relu=True).shape
         torch.Size([1, 64, 20, 30])
     """
+    if out is not None:
+        if out_channels is not None and out.dim() == 4 and out.shape[1] != out_channels:
+            raise RuntimeError(
+                f"conv3x3_winograd_out: expected out of {out_channels} channels, "
+                f"got {list(out.shape)}"
+            )
+        with torch.no_grad():
+            _conv3x3_winograd_out(out, x, packed, bias, other, relu, tile)
+        return out
     if out_channels is None:
         if bias is not None:
             out_channels = bias.shape[0]
@@ -180,4 +193,26 @@ _conv3x3_winograd = define_operator(
     backward=_refuse_backward,
     setup_context=_save_nothing,
     vmap=refuse_vmap("conv3x3_winograd: vmap is not supported; it takes a batch in one call"),
+)
+
+
+def _fake_out(
+    out: Tensor,
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    other: Tensor | None,
+    relu: bool,
+    tile: int,
+) -> None:
+    check_conv3x3_winograd_out(out, x, packed, bias, other, tile)
+
+
+_conv3x3_winograd_out = define_operator(
+    "conv3x3_winograd_out",
+    "(Tensor(a!) out, Tensor x, Tensor packed, Tensor? bias, Tensor? other, bool relu, int tile)"
+    " -> ()",
+    reference=reference.conv3x3_winograd_out,
+    fake=_fake_out,
+    vmap=refuse_vmap("conv3x3_winograd_out: vmap is not supported; it takes a batch in one call"),
 )

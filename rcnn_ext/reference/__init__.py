@@ -5,7 +5,7 @@ public functions with torchvision's signatures are in :mod:`rcnn_ext.ops`.
 """
 
 from rcnn_ext.reference.box_iou import box_iou, box_iou_backward
-from rcnn_ext.reference.conv_winograd import conv3x3_winograd
+from rcnn_ext.reference.conv_winograd import conv3x3_winograd, conv3x3_winograd_out
 from rcnn_ext.reference.generate_proposals import generate_proposals
 from rcnn_ext.reference.match_boxes import match_boxes
 from rcnn_ext.reference.multiscale_roi_align import (
@@ -26,6 +26,7 @@ __all__ = [
     "box_iou",
     "box_iou_backward",
     "conv3x3_winograd",
+    "conv3x3_winograd_out",
     "generate_proposals",
     "match_boxes",
     "multiscale_roi_align",

@@ -23,7 +23,6 @@ INPUT_BLOCK = 16
 # Tiles for each dtype. In bfloat16 the transforms of a tile of 4 would cost 2 percent of accuracy.
 TILES = {torch.float32: (2, 4), torch.bfloat16: (2,)}
 
-_OP = "conv3x3_winograd"
 
 # G of F(2x2, 3x3) and F(4x4, 3x3): transforms a filter along one axis (Lavin and Gray, "Fast
 # Algorithms for Convolutional Neural Networks", CVPR 2016).
@@ -57,48 +56,49 @@ def check_conv3x3_winograd(
     other: Tensor | None,
     tile: int,
     out_channels: int,
+    op: str = "conv3x3_winograd",
 ) -> None:
     """Check the arguments as the native kernel does."""
     check(
         x.dtype in TILES,
-        f"{_OP}: expected x to be float32 or bfloat16, got {name_of(x.dtype)}",
+        f"{op}: expected x to be float32 or bfloat16, got {name_of(x.dtype)}",
     )
-    check(x.dim() == 4, f"{_OP}: expected x of shape [N, C, H, W], got {list(x.shape)}")
-    check(x.shape[1] > 0, f"{_OP}: expected x of at least one channel, got {list(x.shape)}")
-    check_side_lengths(x.shape[2], x.shape[3], _OP)
+    check(x.dim() == 4, f"{op}: expected x of shape [N, C, H, W], got {list(x.shape)}")
+    check(x.shape[1] > 0, f"{op}: expected x of at least one channel, got {list(x.shape)}")
+    check_side_lengths(x.shape[2], x.shape[3], op)
     expected = "2 or 4 for float32" if x.dtype == torch.float32 else "2 for bfloat16"
-    check(tile in TILES[x.dtype], f"{_OP}: expected a tile of {expected}, got {tile}")
-    check(out_channels > 0, f"{_OP}: expected positive out_channels, got {out_channels}")
+    check(tile in TILES[x.dtype], f"{op}: expected a tile of {expected}, got {tile}")
+    check(out_channels > 0, f"{op}: expected positive out_channels, got {out_channels}")
     blocks = round_up(out_channels, OUTPUT_BLOCK) // OUTPUT_BLOCK
     shape = [(tile + 2) ** 2, blocks, round_up(x.shape[1], INPUT_BLOCK), OUTPUT_BLOCK]
     check(
         list(packed.shape) == shape,
-        f"{_OP}: expected packed weights of shape {shape} for {x.shape[1]} channels, "
+        f"{op}: expected packed weights of shape {shape} for {x.shape[1]} channels, "
         f"{out_channels} output channels and a tile of {tile}, got {list(packed.shape)}",
     )
-    _check_dtype(x, packed, "packed")
-    check_same_device(packed, x, _OP, "packed", "x")
+    _check_dtype(x, packed, "packed", op)
+    check_same_device(packed, x, op, "packed", "x")
     if bias is not None:
         check(
             list(bias.shape) == [out_channels],
-            f"{_OP}: expected bias of shape [{out_channels}], got {list(bias.shape)}",
+            f"{op}: expected bias of shape [{out_channels}], got {list(bias.shape)}",
         )
-        check_floating(bias, _OP, "bias")
-        check_same_device(bias, x, _OP, "bias", "x")
+        check_floating(bias, op, "bias")
+        check_same_device(bias, x, op, "bias", "x")
     if other is not None:
         shape = [x.shape[0], out_channels, x.shape[2], x.shape[3]]
         check(
             list(other.shape) == shape,
-            f"{_OP}: expected other of shape {shape}, got {list(other.shape)}",
+            f"{op}: expected other of shape {shape}, got {list(other.shape)}",
         )
-        _check_dtype(x, other, "other")
-        check_same_device(other, x, _OP, "other", "x")
+        _check_dtype(x, other, "other", op)
+        check_same_device(other, x, op, "other", "x")
 
 
-def _check_dtype(x: Tensor, tensor: Tensor, argument: str) -> None:
+def _check_dtype(x: Tensor, tensor: Tensor, argument: str, op: str) -> None:
     check(
         tensor.dtype == x.dtype,
-        f"{_OP}: expected x and {argument} of one dtype, "
+        f"{op}: expected x and {argument} of one dtype, "
         f"got {name_of(x.dtype)} and {name_of(tensor.dtype)}",
     )
 
@@ -159,3 +159,50 @@ def conv3x3_winograd(
     if relu:
         result = result.relu()
     return result.to(x.dtype).contiguous(memory_format=torch.channels_last)
+
+
+def conv3x3_winograd_out(
+    out: Tensor,
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    other: Tensor | None,
+    relu: bool,
+    tile: int,
+) -> None:
+    """Write the result of :func:`conv3x3_winograd` to memory that is there.
+
+    Args:
+        out: ``[N, O, H, W]``, channels-last, in the dtype of x; may be ``other``.
+        x: As there.
+        packed: As there.
+        bias: As there.
+        other: As there.
+        relu: As there.
+        tile: As there.
+
+    Raises:
+        RuntimeError: Wrong shape, dtype, device, layout or option.
+    """
+    check_conv3x3_winograd_out(out, x, packed, bias, other, tile)
+    out.copy_(conv3x3_winograd(x, packed, bias, other, relu, tile, out.shape[1]))
+
+
+def check_conv3x3_winograd_out(
+    out: Tensor, x: Tensor, packed: Tensor, bias: Tensor | None, other: Tensor | None, tile: int
+) -> None:
+    """Check the arguments as the native kernel does, but for memory that they share."""
+    op = "conv3x3_winograd_out"
+    check(out.dim() == 4, f"{op}: expected out of shape [N, O, H, W], got {list(out.shape)}")
+    check_conv3x3_winograd(x, packed, bias, other, tile, out.shape[1], op)
+    n, _, height, width = x.shape
+    check(
+        out.shape[0] == n and out.shape[2] == height and out.shape[3] == width,
+        f"{op}: expected out of shape [{n}, O, {height}, {width}], got {list(out.shape)}",
+    )
+    _check_dtype(x, out, "out", op)
+    check_same_device(out, x, op, "out", "x")
+    check(
+        out.is_contiguous(memory_format=torch.channels_last),
+        f"{op}: expected out with channels last, without gaps",
+    )

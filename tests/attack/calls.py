@@ -135,6 +135,10 @@ def _convolution() -> dict[str, Any]:
 
 _PER_OPERATOR: dict[str, Callable[[], dict[str, Any]]] = {
     "conv3x3_winograd": _convolution,
+    "conv3x3_winograd_out": lambda: (
+        _convolution()
+        | {"out": torch.empty(2, 5, 6, 7).contiguous(memory_format=torch.channels_last)}
+    ),
     "box_iou": lambda: {"boxes1": _boxes(5)[None], "boxes2": _boxes(6)[None]},
     "box_iou_backward": lambda: {
         "grad": torch.randn(1, 5, 6),

@@ -49,6 +49,16 @@ class TestBuffers:
         assert fourth.data_ptr() == place
         assert memory.take((1, 4, 4, 4), torch.float32) is None
 
+    def test_a_small_map_leaves_large_memory_free(self, small_buffers):
+        memory = MapBuffers()
+        large = memory.take((1, 64, 40, 40), torch.float32)
+        place = large.data_ptr()
+        del large
+        small = memory.take((1, 64, 10, 10), torch.float32)
+        assert small.data_ptr() != place
+        assert memory.take((1, 64, 40, 40), torch.float32).data_ptr() == place
+        assert memory.take((1, 64, 5, 5), torch.float32, 100) is not None
+
     def test_new_sizes_do_not_gather(self, small_buffers):
         memory = MapBuffers()
         for side in range(20, 60):

@@ -137,6 +137,26 @@ def test_activations_after_a_sum_and_of_large_maps(kernel_size, activation, monk
         assert_near(conv.run(x, last, activation, overwrite=True), expected, 2e-6)
 
 
+@pytest.mark.parametrize("size", [9, 40])
+def test_winograd_adds_in_the_memory_of_the_sum(size, monkeypatch):
+    monkeypatch.setattr(layers, "_MIN_WINOGRAD_BYTES", 2**12)
+    if not conv_winograd.can_take(torch.empty(64, 64, 3, 3), torch.float32):
+        pytest.skip("no kernel for this processor")
+    conv = nn.Conv2d(64, 64, 3, padding=1)
+    plain = copy.deepcopy(conv)
+    fuse_model(conv)
+    x, other = torch.randn(1, 64, size, size), torch.randn(1, 64, size, size)
+    expected = (plain(x) + other).relu()
+    last = other.contiguous(memory_format=LAST)
+    kept = conv.run(x, last, nn.ReLU())
+    assert_near(kept, expected, 1e-5)
+    assert torch.equal(last, other)
+    found = conv.run(x, last, nn.ReLU(), overwrite=True)
+    assert found.data_ptr() == last.data_ptr()
+    assert torch.equal(found, kept)
+    assert torch.equal(conv.run(x, other, nn.ReLU(), overwrite=True), kept), "another layout"
+
+
 WINOGRAD = [
     (torch.float32, 64, 4),
     (torch.float32, 63, None),

@@ -17,6 +17,7 @@ OPERATORS = [
     "box_iou",
     "box_iou_backward",
     "conv3x3_winograd",
+    "conv3x3_winograd_out",
     "match_boxes",
     "multiscale_roi_align",
     "multiscale_roi_align_backward",
@@ -35,7 +36,7 @@ OPERATORS = [
     "roi_pool_backward",
 ]
 # The reference runs on other devices.
-CPU_ONLY = {"conv3x3_winograd"}
+CPU_ONLY = {"conv3x3_winograd", "conv3x3_winograd_out"}
 
 Calls = list[str]
 
@@ -76,7 +77,8 @@ def _use_all() -> None:
     ops.batched_soft_nms(boxes, make_scores(6), torch.zeros(6))
     ops.non_max_merging(boxes, make_scores(6))
     packed = ops.conv_winograd.pack(torch.randn(4, 3, 3, 3))
-    ops.conv_winograd.conv(features.detach(), packed, torch.zeros(4))
+    result = ops.conv_winograd.conv(features.detach(), packed, torch.zeros(4))
+    ops.conv_winograd.conv(features.detach(), packed, torch.zeros(4), out=result)
     make_pyramid().run(torch.device("cpu"))
     make_heads().run(torch.device("cpu"))
 

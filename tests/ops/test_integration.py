@@ -58,6 +58,13 @@ def _samples(device: torch.device) -> dict[str, list[tuple[Any, ...]]]:
             (last.detach(), filters, None, torch.randn(2, 5, 9, 7, device=device), False, 4, 5),
             (features.bfloat16(), few_filters, bias, None, False, 2, 5),
         ],
+        "conv3x3_winograd_out": [
+            (channels_last(torch.zeros(2, 5, 9, 7, device=device)), *winograd)
+            for winograd in (
+                (features.detach(), filters, bias, None, True, 4),
+                (last.detach(), filters, None, torch.randn(2, 5, 9, 7, device=device), False, 4),
+            )
+        ],
         "match_boxes": [
             (boxes[:5], [2, 0, 3], boxes, [10, 15, 5], 0.5, 0.2, True),
             (boxes[:5], [2, 0, 3], boxes, [], 0.5, 0.2, False),

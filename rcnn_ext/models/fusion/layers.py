@@ -25,6 +25,9 @@ _MIN_PIXELS = 512
 _MIN_ROWS = 8
 # Above, the linear layer reads its plain weights: 2 to 5% slower, and no second copy of them.
 _MAX_PACKED_BYTES = 16 * 2**20
+# Winograd's algorithm writes into given memory without a pass more, so that it takes a buffer also
+# for maps that an allocator would keep: an estimate.
+_MIN_WINOGRAD_BYTES = 2**20
 
 
 class PackedWeights:
@@ -99,9 +102,10 @@ class FusedConv2d(FusedLayer, nn.Conv2d):
             return y if activation is None else activation(y)
         x = x.contiguous(memory_format=torch.channels_last)
         tile = winograd.find_tile(self, x.dtype) if winograd.is_worthwhile(x) else None
-        if tile is not None:
-            return self._run_winograd(x, other, tile, epilogue, activation)
         shape = (x.shape[0], self.out_channels, *self.output_size(x))
+        if tile is not None:
+            memory = other if overwrite else None
+            return self._run_winograd(x, other, memory, shape, tile, epilogue, activation)
         if other is not None and not other.is_contiguous(memory_format=torch.channels_last):
             other, overwrite = other.contiguous(memory_format=torch.channels_last), True
         num_pixels = shape[0] * shape[2] * shape[3]
@@ -172,13 +176,19 @@ class FusedConv2d(FusedLayer, nn.Conv2d):
         self,
         x: Tensor,
         other: Tensor | None,
+        memory: Tensor | None,
+        shape: tuple[int, int, int, int],
         tile: int,
         epilogue: Epilogue,
         activation: nn.Module | None,
     ) -> Tensor:
         relu = epilogue.name == "relu"
         packed = self._winograd_weight(tile)
-        y = conv_winograd.conv(x, packed, self.bias, other, relu, tile, self.out_channels)
+        if memory is None or not memory.is_contiguous(memory_format=torch.channels_last):
+            memory = self._fused_buffers.take(shape, x.dtype, _MIN_WINOGRAD_BYTES)
+        y = conv_winograd.conv(
+            x, packed, self.bias, other, relu, tile, self.out_channels, out=memory
+        )
         return y if relu or activation is None else activation(y)
 
     def _run_linear(
