@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rcnn_ext.ops import _flops
 from rcnn_ext.ops import boxes as boxes
 from rcnn_ext.ops import conv_winograd as conv_winograd
 from rcnn_ext.ops import poolers as poolers
@@ -160,3 +161,5 @@ else:
         return _all_names()
 
     install_finder()
+
+_flops.install()

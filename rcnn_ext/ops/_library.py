@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -125,7 +125,8 @@ def _loop_vmap(apply: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _function_of(
-    operator: Any,
+    name: str,
+    forward: Callable[..., Any],
     backward: Callable[..., Any],
     setup_context: Callable[..., Any],
     vmap: Callable[..., Any] | None,
@@ -143,21 +144,116 @@ def _function_of(
 
     # Named as the operator, for messages and graphs of autograd.
     attributes: dict[str, Any] = {
-        "forward": staticmethod(lambda *args: operator(*args)),
+        "forward": staticmethod(forward),
         "setup_context": staticmethod(save),
         "backward": staticmethod(backward),
     }
     if jvp is not None:
         attributes["jvp"] = staticmethod(jvp)
-    function: Any = type(operator.name().split("::")[1], (torch.autograd.Function,), attributes)
+    function: Any = type(name, (torch.autograd.Function,), attributes)
     function.vmap = staticmethod(vmap or _loop_vmap(lambda *args: function.apply(*args)))
     made: type[torch.autograd.Function] = function
     return made
 
 
+class _Arguments:
+    """Arguments of an operator on lists of tensors, without the tensors, which stand in one row.
+
+    Args:
+        args: The arguments.
+    """
+
+    def __init__(self, args: tuple[Any, ...]) -> None:
+        self._args = args
+        # How many tensors each argument is or holds; None where it is no list.
+        self._sizes = [
+            len(arg)
+            if isinstance(arg, (list, tuple)) and any(isinstance(a, torch.Tensor) for a in arg)
+            else None
+            for arg in args
+        ]
+
+    def flatten(self, values: Sequence[Any]) -> list[Any]:
+        """Return the values for tensors in one row, from one value or list for each argument.
+
+        Args:
+            values: For a list of tensors a list, or ``None`` for a list of nothing but that.
+        """
+        row: list[Any] = []
+        for arg, size, value in zip(self._args, self._sizes, values, strict=True):
+            if size is not None:
+                row += [None] * size if value is None else value
+            elif isinstance(arg, torch.Tensor):
+                row.append(value)
+        return row
+
+    def unflatten(self, row: Sequence[Any]) -> list[Any]:
+        """Return the arguments with the values of a row in place of the tensors."""
+        rest = iter(row)
+        args: list[Any] = []
+        for arg, size in zip(self._args, self._sizes, strict=True):
+            if size is not None:
+                args.append([next(rest) for _ in range(size)])
+            else:
+                args.append(next(rest) if isinstance(arg, torch.Tensor) else arg)
+        return args
+
+
+def _function_of_lists(
+    name: str,
+    operator: Any,
+    backward: Callable[..., Any],
+    setup_context: Callable[..., Any],
+    vmap: Callable[..., Any],
+    jvp: Callable[..., Any] | None,
+    returns_list: bool,
+) -> Callable[..., Any]:
+    """Return an operator on lists of tensors as a function that transforms can take.
+
+    An ``autograd.Function`` has no lists of tensors among its arguments and results, so they are
+    taken apart around it.
+    """
+
+    def as_row(result: Any) -> Any:
+        return tuple(result) if returns_list else result
+
+    def forward(arguments: _Arguments, *row: Any) -> Any:
+        return as_row(operator(*arguments.unflatten(row)))
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.arguments, *row = inputs
+        setup_context(ctx, tuple(ctx.arguments.unflatten(row)), output)
+
+    def flat_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        results = backward(ctx, list(grads)) if returns_list else backward(ctx, *grads)
+        return None, *ctx.arguments.flatten(results)
+
+    def flat_vmap(info: Any, in_dims: Any, arguments: _Arguments, *row: Any) -> tuple[Any, Any]:
+        args = arguments.unflatten(row)
+        # For what holds no tensor the dimension has no meaning.
+        result, out_dims = vmap(info, tuple(arguments.unflatten(in_dims[1:])), *args)
+        return as_row(result), as_row(out_dims)
+
+    def flat_jvp(ctx: Any, _: None, *tangents: Any) -> Any:
+        assert jvp is not None
+        arguments = ctx.arguments
+        return jvp(ctx, *arguments.unflatten(tangents))
+
+    function = _function_of(
+        name, forward, flat_backward, save, flat_vmap, None if jvp is None else flat_jvp
+    )
+
+    def call(*args: Any) -> Any:
+        arguments = _Arguments(args)
+        result = function.apply(arguments, *arguments.flatten(args))
+        return list(result) if returns_list else result
+
+    return call
+
+
 def _for_derivatives(
     operator: Any,
-    under_transforms: Callable[..., Any] | None,
+    under_transforms: Callable[..., Any],
     forward_mode: Callable[..., Any] | None,
 ) -> Callable[..., Any]:
     """Wrap an operator: take transforms and forward mode, skip autograd where nothing needs it.
@@ -167,7 +263,7 @@ def _for_derivatives(
 
     Args:
         operator: The operator.
-        under_transforms: What to call under function transforms; ``None`` where there is nothing.
+        under_transforms: What to call under function transforms.
         forward_mode: What to call where forward-mode derivatives may be needed; without it they are
             refused.
     """
@@ -190,7 +286,7 @@ def _for_derivatives(
         ):
             with torch._C._AutoDispatchBelowAutograd():
                 return operator(*args)
-        if transformed and under_transforms is not None and not torch.compiler.is_compiling():
+        if transformed and not torch.compiler.is_compiling():
             return under_transforms(*args)
         return operator(*args)
 
@@ -227,8 +323,8 @@ def define_operator(
         jvp: Forward-mode derivative, as the ``jvp`` of an ``autograd.Function``.
         composite: Where the PyTorch operators of the reference are differentiated instead: in
             forward mode, or under every function transform too.
-        takes_lists: The operator takes lists of tensors, which an ``autograd.Function``, and so a
-            function transform, can't.
+        takes_lists: The operator takes lists of tensors, which an ``autograd.Function`` can't; it
+            needs a ``vmap``.
     """
     qualified = f"{NAMESPACE}::{name}"
     reference = _checked(name, schema, reference)
@@ -248,10 +344,14 @@ def define_operator(
     if backward is None:
         return operator
     assert setup_context is not None
-    transformed = None
     if composite == "transforms":
         transformed = reference
-    elif not takes_lists:
-        transformed = _function_of(operator, backward, setup_context, vmap, jvp).apply
+    elif takes_lists:
+        assert vmap is not None
+        transformed = _function_of_lists(
+            name, operator, backward, setup_context, vmap, jvp, schema.endswith("-> Tensor[]")
+        )
+    else:
+        transformed = _function_of(name, operator, backward, setup_context, vmap, jvp).apply
     forward_mode = reference if composite != "never" else transformed if jvp else None
     return _for_derivatives(operator, transformed, forward_mode)

@@ -67,3 +67,38 @@ def empty_bins(input: Tensor, rois: Tensor, size: tuple[int, int], op: str) -> T
     """
     check_roi_arguments(input, rois, op)
     return input.new_empty(rois.shape[0], input.shape[1], *size) + input.flatten()[:0].sum()
+
+
+def fold_rois(rois: Tensor, num_images: int) -> Tensor:
+    """Return the RoIs of several batches of images as those of one batch that holds them all.
+
+    Args:
+        rois: ``[V, K, 5]`` (batch index, x1, y1, x2, y2).
+        num_images: Number of images of each of the V batches.
+
+    Returns:
+        ``[V * K, 5]``, at least float32.
+    """
+    if rois.dtype.itemsize < 4:
+        rois = rois.to(torch.float32)  # half types can't count the images of a larger batch
+    index = rois[..., 0]
+    batches = torch.arange(rois.shape[0], device=rois.device, dtype=rois.dtype)
+    offset = num_images * batches[:, None]
+    # An invalid index becomes -1, instead of reaching into another image of the batch.
+    index = torch.where((index >= 0) & (index < num_images), index + offset, -1)
+    return torch.cat([index[..., None], rois[..., 1:]], dim=-1).flatten(0, 1)
+
+
+def folded(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    """Return a tensor with the mapped dimension of ``torch.vmap`` folded into the first other one.
+
+    Args:
+        tensor: ``[N, ...]``, and V at ``dim``.
+        dim: The mapped dimension; ``None`` where all V are the same.
+        size: V.
+
+    Returns:
+        ``[V * N, ...]``
+    """
+    moved = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    return moved.flatten(0, 1)

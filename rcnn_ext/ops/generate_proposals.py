@@ -8,14 +8,15 @@ CUDA: ``csrc/generate_proposals/generate_proposals_cuda.cu``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rcnn_ext import reference
-from rcnn_ext.ops._library import define_operator, detached, refuse_vmap
+from rcnn_ext.ops._library import define_operator, detached
 from rcnn_ext.ops._public import public_operator
+from rcnn_ext.ops._rois import folded
 from rcnn_ext.reference.box_coding import MAX_LOG_RATIO
 from rcnn_ext.reference.generate_proposals import check_generate_proposals
 
@@ -139,7 +140,34 @@ def _fake(
     )
 
 
-_no_vmap = refuse_vmap("generate_proposals: vmap is not supported; it takes a batch in one call")
+def _vmap(
+    info: Any,
+    in_dims: tuple[Any, ...],
+    logits: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    anchors: Tensor,
+    image_sizes: Tensor,
+    *options: Any,
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """Take the images of all members of the batch in one call."""
+    size, (logit_dims, delta_dims, anchors_dim, sizes_dim, *_) = info.batch_size, in_dims
+    maps = [folded(m, dim, size) for m, dim in zip(logits, logit_dims, strict=True)]
+    images = maps[0].shape[0] // size
+    if anchors_dim is not None:
+        anchors = anchors.movedim(anchors_dim, 0)
+        if anchors.dim() == 3:  # [V, A, 4]: each member has its own for all of its images
+            anchors = anchors[:, None].expand(-1, images, -1, -1)
+        anchors = anchors.flatten(0, 1)  # [V * N, A, 4]
+    elif anchors.dim() == 3:
+        anchors = folded(anchors, None, size)
+    results = _generate_proposals(
+        maps,
+        [folded(m, dim, size) for m, dim in zip(deltas, delta_dims, strict=True)],
+        anchors,
+        folded(image_sizes, sizes_dim, size),
+        *options,
+    )
+    return tuple(r.unflatten(0, (size, images)) for r in results), (0, 0, 0)
 
 
 _generate_proposals = define_operator(
@@ -149,5 +177,5 @@ _generate_proposals = define_operator(
     "float[] weights, float[] means, float max_log_ratio) -> (Tensor, Tensor, Tensor)",
     reference=reference.generate_proposals,
     fake=_fake,
-    vmap=_no_vmap,
+    vmap=_vmap,
 )

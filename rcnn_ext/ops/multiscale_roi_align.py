@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rcnn_ext import reference
 from rcnn_ext._memory_format import empty_map, is_channels_last
-from rcnn_ext.ops._library import define_operator, refuse_vmap
+from rcnn_ext.ops._library import define_operator
 from rcnn_ext.ops._public import public_operator
-from rcnn_ext.ops._rois import empty_bins, pair, to_rois
+from rcnn_ext.ops._rois import empty_bins, fold_rois, folded, pair, to_rois
 from rcnn_ext.reference.multiscale_roi_align import (
     check_multiscale_roi_align,
     check_multiscale_roi_align_backward,
@@ -183,9 +184,62 @@ def _double_backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...
     return _multiscale_roi_align(maps, rois, *ctx.options), *[None] * 13
 
 
-_no_vmap = refuse_vmap(
-    "multiscale_roi_align: vmap is not supported; boxes of several images go in one call"
-)
+def _jvp(ctx: Any, tangents: Sequence[Tensor | None], *others: Any) -> Tensor | None:
+    # Linear in its inputs; where RoIs move, it has no derivative here.
+    *maps, rois = ctx.saved_tensors
+    if all(tangent is None for tangent in tangents):
+        return None
+    along = [
+        torch.zeros_like(feature) if tangent is None else tangent
+        for feature, tangent in zip(maps, tangents, strict=True)
+    ]
+    return _multiscale_roi_align(along, rois, *ctx.options)
+
+
+def _vmap(
+    info: Any,
+    in_dims: tuple[Any, ...],
+    inputs: Sequence[Tensor],
+    rois: Tensor,
+    *options: Any,
+) -> tuple[Tensor, int]:
+    """Pool from the images of all members of the batch in one call."""
+    size, (input_dims, rois_dim, *_) = info.batch_size, in_dims
+    moved = rois.expand(size, -1, -1) if rois_dim is None else rois.movedim(rois_dim, 0)
+    count = moved.shape[1]
+    if all(dim is None for dim in input_dims):
+        maps, rois = list(inputs), moved.flatten(0, 1)
+    else:
+        maps = [folded(m, dim, size) for m, dim in zip(inputs, input_dims, strict=True)]
+        rois = fold_rois(moved, maps[0].shape[0] // size)
+    pooled = _multiscale_roi_align(maps, rois, *options)  # [V * K, C, PH, PW]
+    return pooled.unflatten(0, (size, count)), 0
+
+
+def _vmap_backward(
+    info: Any,
+    in_dims: tuple[Any, ...],
+    grad: Tensor,
+    rois: Tensor,
+    scales: Sequence[float],
+    pooled_height: int,
+    pooled_width: int,
+    batch_size: int,
+    *options: Any,
+) -> tuple[list[Tensor], list[int]]:
+    """Compute the gradients of the images of all members of the batch in one call."""
+    size, (grad_dim, rois_dim, *_) = info.batch_size, in_dims
+    moved = rois.expand(size, -1, -1) if rois_dim is None else rois.movedim(rois_dim, 0)
+    results = _multiscale_roi_align_backward(
+        folded(grad, grad_dim, size),
+        fold_rois(moved, batch_size),
+        scales,
+        pooled_height,
+        pooled_width,
+        size * batch_size,
+        *options,
+    )
+    return [r.unflatten(0, (size, batch_size)) for r in results], [0] * len(results)
 
 
 _multiscale_roi_align_backward = define_operator(
@@ -197,7 +251,7 @@ _multiscale_roi_align_backward = define_operator(
     fake=_fake_backward,
     backward=_double_backward,
     setup_context=_save_for_double_backward,
-    vmap=_no_vmap,
+    vmap=_vmap_backward,
     takes_lists=True,
 )
 _multiscale_roi_align = define_operator(
@@ -208,6 +262,7 @@ _multiscale_roi_align = define_operator(
     fake=_fake,
     backward=_backward,
     setup_context=_save_rois,
-    vmap=_no_vmap,
+    vmap=_vmap,
+    jvp=_jvp,
     takes_lists=True,
 )

@@ -8,14 +8,15 @@ CUDA: ``csrc/postprocess_detections/postprocess_detections_cuda.cu``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rcnn_ext import reference
-from rcnn_ext.ops._library import define_operator, detached, refuse_vmap
+from rcnn_ext.ops._library import define_operator, detached
 from rcnn_ext.ops._public import public_operator
+from rcnn_ext.ops._rois import folded
 from rcnn_ext.reference.box_coding import MAX_LOG_RATIO, clip, decode
 from rcnn_ext.reference.postprocess_detections import check_postprocess_detections
 
@@ -183,9 +184,52 @@ def _fake(
     )
 
 
-_no_vmap = refuse_vmap(
-    "postprocess_detections: vmap is not supported; it takes a batch in one call"
-)
+def _vmap(
+    info: Any,
+    in_dims: tuple[Any, ...],
+    logits: Tensor,
+    deltas: Tensor,
+    rois: Tensor,
+    image_ids: Tensor,
+    image_sizes: Tensor,
+    score_threshold: float,
+    iou_threshold: float,
+    detections_per_image: int,
+    *options: Any,
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """Take the images of all members of the batch in one call."""
+    size = info.batch_size
+    logits, deltas, rois, ids, image_sizes = (
+        folded(tensor, dim, size)
+        for tensor, dim in zip(
+            (logits, deltas, rois, image_ids, image_sizes), in_dims[:5], strict=True
+        )
+    )
+    count, images = logits.shape[0] // size, image_sizes.shape[0] // size
+    members = torch.arange(size, device=ids.device).repeat_interleave(count)  # [V * R]
+    # An id of no image stays that, instead of reaching into another member.
+    ids = torch.where((ids >= 0) & (ids < images), ids + images * members, -1)
+    results = _postprocess_detections(
+        logits,
+        deltas,
+        rois,
+        ids,
+        image_sizes,
+        score_threshold,
+        iou_threshold,
+        detections_per_image,
+        *options,
+    )
+    boxes, scores, labels, roi_ids, counts = (r.unflatten(0, (size, images)) for r in results)
+    # There is room for as many as the RoIs of all members allow, which no image has.
+    room = min(detections_per_image, count * (logits.shape[1] - 1))
+    boxes, scores, labels, roi_ids = (
+        padded[:, :, :room] for padded in (boxes, scores, labels, roi_ids)
+    )
+    firsts = count * torch.arange(size, device=ids.device)[:, None, None]
+    real = torch.arange(room, device=ids.device) < counts[..., None]  # [V, N, D]
+    roi_ids = torch.where(real, roi_ids - firsts, 0)
+    return (boxes, scores, labels, roi_ids, counts), (0,) * 5
 
 
 _postprocess_detections = define_operator(
@@ -196,5 +240,5 @@ _postprocess_detections = define_operator(
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.postprocess_detections,
     fake=_fake,
-    vmap=_no_vmap,
+    vmap=_vmap,
 )

@@ -15,14 +15,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from rcnn_ext import reference
 from rcnn_ext._memory_format import empty_map, is_channels_last
 from rcnn_ext.ops._library import define_operator
 from rcnn_ext.ops._public import public_operator
-from rcnn_ext.ops._rois import empty_bins, pair, to_rois
+from rcnn_ext.ops._rois import empty_bins, fold_rois, pair, to_rois
 from rcnn_ext.reference.roi_align import check_roi_align, check_roi_align_backward
 
 
@@ -192,7 +191,6 @@ def _double_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 def _vmap(
     info: Any, in_dims: tuple[int | None, ...], input: Tensor, rois: Tensor, *options: Any
 ) -> tuple[Tensor, int]:
-    size = info.batch_size
     input_dim, rois_dim = in_dims[:2]
     if rois_dim is None:
         assert input_dim is not None
@@ -201,19 +199,14 @@ def _vmap(
         pooled = _roi_align(images.flatten(1, 2), rois, *options)  # [K, V * C, PH, PW]
         return pooled.unflatten(1, images.shape[1:3]), 1
     rois = rois.movedim(rois_dim, 0)  # [V, K, 5]
-    if input_dim is not None:
+    count = rois.shape[1]
+    if input_dim is None:
+        rois = rois.flatten(0, 1)
+    else:
         images = input.movedim(input_dim, 0)  # [V, N, C, H, W]
-        num_images = images.shape[1]
-        if rois.dtype.itemsize < 4:
-            rois = rois.to(torch.float32)  # half types can't count the images of a larger batch
-        index = rois[..., 0]
-        offset = num_images * torch.arange(size, device=rois.device, dtype=rois.dtype)[:, None]
-        # An invalid index becomes -1, instead of reaching into another image of the batch.
-        index = torch.where((index >= 0) & (index < num_images), index + offset, -1)
-        rois = torch.cat([index[..., None], rois[..., 1:]], dim=-1)
-        input = images.flatten(0, 1)
-    pooled = _roi_align(input, rois.flatten(0, 1), *options)  # [V * K, C, PH, PW]
-    return pooled.unflatten(0, rois.shape[:2]), 0
+        rois, input = fold_rois(rois, images.shape[1]), images.flatten(0, 1)
+    pooled = _roi_align(input, rois, *options)  # [V * K, C, PH, PW]
+    return pooled.unflatten(0, (info.batch_size, count)), 0
 
 
 _roi_align_backward = define_operator(

@@ -249,24 +249,57 @@ def _bin_weights(
 
     Their products add up to the average over the samples of a bin.
     """
-    scale = torch.tensor(spatial_scale, dtype=rois.dtype, device=rois.device)
+    samples = samples_of_bins(rois, spatial_scale, bins, sampling_ratio, aligned)
     axes = []
     for axis, (count, extent) in enumerate(zip(bins, extents, strict=True)):
-        column = 2 - axis  # y is bins[0] but comes after x in a RoI
-        offset = 0.5 if aligned else 0.0
-        start = rois[:, column] * scale - offset
-        length = (rois[:, column + 2] * scale - offset) - start
-        if not aligned:
-            length = length.clamp(min=1)
-        samples = (
+        start, length = _axis(rois, axis, spatial_scale, aligned)
+        weights = _axis_weights(start, length / count, samples[axis], count, extent)
+        axes.append(weights)
+    y, x = axes
+    average = (samples[0] * samples[1]).nan_to_num(nan=1.0).clamp(min=1)
+    return y / average[:, None, None], x
+
+
+def _axis(
+    rois: Tensor, axis: int, spatial_scale: float | Tensor, aligned: bool
+) -> tuple[Tensor, Tensor]:
+    """Return start and length ``[k]`` of each RoI along y (axis 0) or x, in feature pixels."""
+    scale = torch.as_tensor(spatial_scale, dtype=rois.dtype, device=rois.device)
+    column = 2 - axis  # y comes after x in a RoI
+    offset = 0.5 if aligned else 0.0
+    start = rois[:, column] * scale - offset
+    length = (rois[:, column + 2] * scale - offset) - start
+    return start, length if aligned else length.clamp(min=1)
+
+
+def samples_of_bins(
+    rois: Tensor,
+    spatial_scale: float | Tensor,
+    bins: tuple[int, int],
+    sampling_ratio: int,
+    aligned: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the number of samples in a bin of each RoI along y and x.
+
+    Args:
+        rois: ``[k, 5]`` (batch index, x1, y1, x2, y2), image pixels, float32 or float64.
+        spatial_scale: Feature pixels per image pixel, for all RoIs or of each, ``[k]``.
+        bins: Bins (height, width) per RoI.
+        sampling_ratio: As in :func:`roi_align`.
+        aligned: As in :func:`roi_align`.
+
+    Returns:
+        Whole numbers ``[k]`` and ``[k]`` in the dtype of rois; 0 or less for an inverted RoI.
+    """
+    counts = []
+    for axis in (0, 1):
+        _, length = _axis(rois, axis, spatial_scale, aligned)
+        counts.append(
             torch.full_like(length, sampling_ratio)
             if sampling_ratio > 0
-            else (length / count).ceil()
+            else (length / bins[axis]).ceil()
         )
-        axes.append((_axis_weights(start, length / count, samples, count, extent), samples))
-    (y, y_samples), (x, x_samples) = axes
-    average = (y_samples * x_samples).nan_to_num(nan=1.0).clamp(min=1)
-    return y / average[:, None, None], x
+    return counts[0], counts[1]
 
 
 def _axis_weights(

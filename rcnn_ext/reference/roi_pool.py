@@ -93,8 +93,8 @@ def roi_pool(
         return output, argmax
     geometry = rois.to(compute_dtype(input))
     image = torch.where(valid, rois[:, 0], 0).long()
-    y_first, y_last = _bins(geometry, 2, spatial_scale, pooled_height, height)  # [K, PH]
-    x_first, x_last = _bins(geometry, 1, spatial_scale, pooled_width, width)  # [K, PW]
+    y_first, y_last = bin_limits(geometry, 2, spatial_scale, pooled_height, height)  # [K, PH]
+    x_first, x_last = bin_limits(geometry, 1, spatial_scale, pooled_width, width)  # [K, PW]
     y_last = torch.where(valid[:, None], y_last, y_first)
     pixels = input.permute(0, 2, 3, 1).reshape(-1, channels)  # [N * H * W, C]
     largest = int((y_last - y_first).amax()) * int((x_last - x_first).amax())
@@ -191,7 +191,7 @@ def _round(values: Tensor) -> Tensor:
     return torch.where(half, whole + values.sign(), values.round())
 
 
-def _bins(
+def bin_limits(
     rois: Tensor, column: int, spatial_scale: float, bins: int, extent: int
 ) -> tuple[Tensor, Tensor]:
     """Return start and end pixel of every bin along one axis, clipped: int64 ``[K, bins]``."""

@@ -36,6 +36,18 @@ POOLING: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
         lambda x: ops.roi_align(x, ROIS.to(x.dtype), 2, 0.25, 2, True),
         torch.rand(2, 3, 7, 8, dtype=torch.float64),
     ),
+    "multiscale_roi_align": (
+        lambda x: ops.multiscale_roi_align(
+            [x, x[..., ::2, ::2]],
+            ROIS.to(x.dtype),
+            2,
+            [1 / 4, 1 / 8],
+            2,
+            True,
+            canonical_scale=40.0,
+        ),
+        torch.rand(2, 3, 7, 8, dtype=torch.float64),
+    ),
     "roi_pool": (
         lambda x: ops.roi_pool(x, ROIS.to(x.dtype), 2, 0.25),
         torch.rand(2, 3, 7, 8, dtype=torch.float64),
