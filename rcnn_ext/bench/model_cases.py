@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,6 +22,7 @@ from rcnn_ext.bench.contenders import (
     OURS_BFLOAT16,
     TORCHVISION,
 )
+from rcnn_ext.bench.floor import Work, count_work
 from rcnn_ext.bench.model_pair import Scale, make_image, make_pair, make_target
 from rcnn_ext.bench.runtimes import runtime_calls
 from rcnn_ext.models.detector import fast_dtype
@@ -50,6 +52,7 @@ class ModelCase:
         error_measure: Name of the error.
         gradients: Whether the calls record and run gradients.
         tolerances: Tolerances by contender, where above ``_TOLERANCE``.
+        count: Counts what any contender has to do; None where it is not known.
     """
 
     name: str
@@ -60,6 +63,7 @@ class ModelCase:
     error_measure: str
     gradients: bool = False
     tolerances: dict[str, float] = dataclasses.field(default_factory=dict)
+    count: Callable[[], Work] | None = None
 
 
 def inference_case(scale: Scale, device: torch.device, *, runtimes: bool = False) -> ModelCase:
@@ -98,6 +102,7 @@ def inference_case(scale: Scale, device: torch.device, *, runtimes: bool = False
             OURS_BFLOAT16: math.inf,
             OPENVINO_BFLOAT16: math.inf,
         },
+        count=_counter(calls[TORCHVISION], theirs),
     )
 
 
@@ -126,19 +131,31 @@ def training_case(scale: Scale, device: torch.device) -> ModelCase:
     ours, theirs = make_pair(scale, device, trainable_layers=0)
     last = copy.deepcopy(ours).to(memory_format=torch.channels_last)
     image, target = make_image(scale, device), make_target(scale, device)
+    calls: dict[str, Call] = {
+        name: _training_step(model.train(), image, target)
+        for name, model in ((TORCHVISION, theirs), (OURS, last), (AS_BUILT, ours))
+    }
     return ModelCase(
         "training_step",
         f"Faster R-CNN {scale.backbone} FPN, {scale.width}x{scale.height}, step, frozen body",
         1.3,
-        {
-            name: _training_step(model.train(), image, target)
-            for name, model in ((TORCHVISION, theirs), (OURS, last), (AS_BUILT, ours))
-        },
+        calls,
         loss_error,
         "relative error of the losses",
         gradients=True,
         tolerances={OURS: _OTHER_SAMPLE, AS_BUILT: _OTHER_SAMPLE},
+        count=_counter(calls[TORCHVISION], theirs),
     )
+
+
+def dtype_of(contender: str) -> torch.dtype:
+    """Return the type that a contender computes in, by its name."""
+    return torch.bfloat16 if contender in (OURS_BFLOAT16, OPENVINO_BFLOAT16) else torch.float32
+
+
+def _counter(call: Call, model: nn.Module) -> Callable[[], Work]:
+    """Return the function that counts the work of a call when it is first asked."""
+    return functools.cache(lambda: count_work(call, model))
 
 
 def detection_error(found: list[dict[str, Tensor]], expected: list[dict[str, Tensor]]) -> float:

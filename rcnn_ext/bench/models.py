@@ -17,10 +17,12 @@ import torch
 from rcnn_ext import _environment
 from rcnn_ext.bench import memory
 from rcnn_ext.bench.contenders import OURS, TORCHVISION
+from rcnn_ext.bench.floor import Speed, measure_speed
 from rcnn_ext.bench.model_cases import (
     AS_BUILT,
     Call,
     ModelCase,
+    dtype_of,
     inference_case,
     outside_case,
     training_case,
@@ -36,6 +38,7 @@ from rcnn_ext.bench.timing import (
     clock_for,
     time_interleaved,
 )
+from rcnn_ext.models.detector import fast_dtype
 from rcnn_ext.progress import Progress
 
 # Scores, 1 - IoU of the boxes, and losses may differ by this between libraries in float32.
@@ -52,6 +55,8 @@ class ModelRow:
     errors: dict[str, float]
     extra_bytes: dict[str, int | None]
     failures: list[str]
+    flops: int | None = None
+    floors: dict[str, float | None] = dataclasses.field(default_factory=dict)
 
     def ratio(self, name: str) -> float | None:
         """Return how many times faster a contender is than torchvision."""
@@ -70,6 +75,7 @@ class ModelRow:
             "size": None,
             "dtype": "float32",
             "threads": self.threads,
+            "flops": self.flops,
             "error_measure": self.case.error_measure,
             "contenders": {
                 name: {
@@ -79,6 +85,7 @@ class ModelRow:
                     "kernels": None,
                     "extra_bytes": self.extra_bytes.get(name),
                     "ratio_torchvision": self.ratio(name),
+                    "floor_s": self.floors.get(name),
                 }
                 for name, error in self.errors.items()
             },
@@ -107,15 +114,21 @@ def run_models(
     scale = SMALL if quick else Scale()
     config = TimingConfig(min_run_time=0.0, budget=1.0 if quick else 10.0, max_runs=15)
     rows = []
+    speeds: dict[int, Speed] = {}
+    half = fast_dtype(device) is torch.bfloat16
+    dtypes = (torch.float32, torch.bfloat16) if half else (torch.float32,)
     before = torch.get_num_threads()
     try:
         makers = _makers(scale, device, runtimes=not quick)
+        for count in threads:
+            torch.set_num_threads(count)
+            speeds[count] = measure_speed(device, dtypes, quick=quick)
         with Progress("Comparing", len(makers) * len(threads), "row") as progress:
             for make in makers:
                 case = make()
                 for count in threads:
                     torch.set_num_threads(count)
-                    rows.append(run_case(case, count, device, config))
+                    rows.append(run_case(case, count, device, config, speeds[count]))
                     progress.advance(note=case.name)
                 del case  # the detectors of a case are large
     finally:
@@ -131,6 +144,7 @@ def run_models(
             "min_run_s": config.min_run_time,
             "min_runs": MIN_RUNS,
             **dataclasses.asdict(scale),
+            "speeds": {str(count): speed.as_json() for count, speed in speeds.items()},
         },
         "backends": _environment.operator_backends(device.type),
         "results": [row.as_json(device) for row in rows],
@@ -152,8 +166,22 @@ def _makers(scale: Scale, device: torch.device, *, runtimes: bool) -> list[Calla
     return makers
 
 
-def run_case(case: ModelCase, threads: int, device: torch.device, config: TimingConfig) -> ModelRow:
-    """Compare results, measure memory, then time the contenders in turns."""
+def run_case(
+    case: ModelCase,
+    threads: int,
+    device: torch.device,
+    config: TimingConfig,
+    speed: Speed | None = None,
+) -> ModelRow:
+    """Compare results, measure memory, then time the contenders in turns.
+
+    Args:
+        case: The case.
+        threads: Number of CPU threads, which PyTorch has been told already.
+        device: The device that the contenders run on.
+        config: How long to measure.
+        speed: What the device reaches with these threads, for the floor; None leaves it out.
+    """
     row = ModelRow(case, threads, {}, {}, {}, [])
     contenders = []
 
@@ -177,6 +205,11 @@ def run_case(case: ModelCase, threads: int, device: torch.device, config: Timing
 
             row.extra_bytes[name] = memory.extra_bytes(without_result, device)
             contenders.append(Contender(name, [call], context))
+    if speed is not None and case.count is not None:
+        with context():
+            work = case.count()
+        row.flops = work.flops
+        row.floors = {name: work.floor(speed, dtype_of(name)) for name in row.errors}
     clock = WallAndCpuClock() if device.type == "cpu" else clock_for(device)
     row.timings = time_interleaved(contenders, clock, config)
     return row
@@ -185,7 +218,8 @@ def run_case(case: ModelCase, threads: int, device: torch.device, config: Timing
 def _format(report: dict[str, Any], rows: list[ModelRow]) -> str:
     described = report["environment"]
     versions = described["versions"]
-    head = ["work", "threads", "contender", "median", "min", "vs torchvision", "target"]
+    head = ["work", "threads", "contender", "median", "min", "floor"]
+    head += ["vs torchvision", "target"]
     head += ["CPU time", "error", "extra MiB"]
     lines = [
         f"Detectors of equal weights on {described['device_name']}, "
@@ -196,6 +230,9 @@ def _format(report: dict[str, Any], rows: list[ModelRow]) -> str:
         f"Medians of at least {MIN_RUNS} interleaved runs; CPU time is that of all threads, the",
         f"least of the runs. float32, unless the name says otherwise. {OURS}: prepared for",
         f"inference, or with channels last in training; {AS_BUILT}: as the builder gives it.",
+        "floor: the convolutions and products of the model at the speed of a large product, on as",
+        "many threads, or its weights read once, if longer; convolutions by Winograd's",
+        "algorithm, which multiply less, may be below it.",
         "Errors in bfloat16 say nothing: rounding reorders the proposals of an untrained network.",
     ]
     if report["failures"]:
@@ -207,6 +244,7 @@ def _cells(rows: list[ModelRow], device: str) -> Iterator[list[str]]:
     for row in rows:
         for name, error in row.errors.items():
             timing, ratio, extra = row.timings.get(name), row.ratio(name), row.extra_bytes.get(name)
+            floor = row.floors.get(name)
             has_target = name == OURS and row.case.target is not None and device == "cpu"
             reached = has_target and ratio is not None and ratio >= (row.case.target or 0)
             yield [
@@ -215,6 +253,7 @@ def _cells(rows: list[ModelRow], device: str) -> Iterator[list[str]]:
                 name,
                 "-" if timing is None else format_seconds(timing.median),
                 "-" if timing is None else format_seconds(min(timing.seconds)),
+                "-" if floor is None else format_seconds(floor),
                 "-" if ratio is None else f"{ratio:.2f}x",
                 f"{row.case.target:g}x" + "*" * reached if has_target else "",
                 "-"

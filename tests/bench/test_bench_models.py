@@ -11,6 +11,7 @@ import torch
 
 from rcnn_ext.bench import model_cases, models
 from rcnn_ext.bench.contenders import OURS, TORCHVISION
+from rcnn_ext.bench.floor import Speed, Work, count_work, measure_speed
 from rcnn_ext.bench.model_cases import ModelCase, detection_error, loss_error
 from rcnn_ext.bench.model_pair import SMALL, make_image, make_pair
 from rcnn_ext.bench.models import run_case
@@ -105,6 +106,45 @@ def test_a_wrong_result_is_not_timed():
     assert run_case(case(calls, tolerances={OURS: 2.0}), 1, CPU, TIMING).failures == []
 
 
+def test_work_of_a_model_is_counted_and_has_a_floor():
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 2, 1))
+    x = torch.rand(1, 3, 10, 12)
+    with torch.no_grad():
+        work = count_work(lambda: network(x), network)
+    assert work == Work(2 * 120 * (8 * 27 + 2 * 8), 8 * 27 + 8 + 2 * 8 + 2)
+    arithmetic = Speed({torch.float32: 1e6, torch.bfloat16: 4e6}, 1e12)
+    assert work.floor(arithmetic, torch.float32) == pytest.approx(work.flops / 1e6)
+    assert work.floor(arithmetic, torch.bfloat16) == pytest.approx(work.flops / 4e6)
+    memory = Speed({torch.float32: 1e15, torch.bfloat16: 1e15}, 1e3)
+    assert work.floor(memory, torch.float32) == pytest.approx(work.num_weights * 4 / 1e3)
+    assert work.floor(memory, torch.bfloat16) == pytest.approx(work.num_weights * 2 / 1e3)
+    assert work.floor(memory, torch.float16) is None
+    assert Work(0, 5).floor(memory, torch.float32) is None
+
+
+def test_speeds_are_plausible():
+    speed = measure_speed(CPU, (torch.float32,), quick=True)
+    assert set(speed.flops_per_s) == {torch.float32}
+    assert 1e8 < speed.flops_per_s[torch.float32] < 1e15
+    assert 1e7 < speed.bytes_per_s < 1e14
+    assert set(speed.as_json()["flops_per_s"]) == {"float32"}
+
+
+def test_floors_are_in_rows():
+    speed = Speed({torch.float32: 1e9, torch.bfloat16: 2e9}, 1e9)
+    made = model_cases.training_case(SMALL, CPU)
+    row = run_case(made, 1, CPU, TIMING, speed)
+    forward = model_cases.inference_case(SMALL, CPU).count()
+    # The backward pass of all but the frozen body comes on top.
+    assert row.flops > 1.5 * forward.flops > 0
+    entry = row.as_json(CPU)
+    assert entry["flops"] == row.flops
+    assert entry["contenders"][OURS]["floor_s"] == pytest.approx(row.flops / 1e9)
+    assert model_cases.dtype_of("openvino-bfloat16") is torch.bfloat16
+    without = run_case(model_cases.outside_case(SMALL, CPU), 1, CPU, TIMING, speed)
+    assert without.as_json(CPU)["contenders"][OURS]["floor_s"] is None
+
+
 @pytest.mark.parametrize(
     "make", [model_cases.inference_case, model_cases.training_case, model_cases.outside_case]
 )
@@ -160,8 +200,11 @@ def test_command_writes_json(monkeypatch, tmp_path, capsys):
     report = json.loads(path.read_text())
     assert report["suite"] == "models"
     assert report["failures"] == []
+    assert report["settings"]["speeds"]["1"]["flops_per_s"]["float32"] > 0
     assert [row["case"] for row in report["results"]] == ["outside_networks"]
     contender = report["results"][0]["contenders"]["torchvision"]
     assert contender["median_s"] > 0
     assert contender["median_cpu_s"] >= contender["min_cpu_s"] > 0
-    assert "without backbone" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "without backbone" in out
+    assert "floor" in out
