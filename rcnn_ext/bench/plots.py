@@ -37,7 +37,8 @@ def write_plots(report: Report, folder: pathlib.Path, stem: str) -> list[pathlib
 
     Returns:
         The files written: ``<stem>-ratios.png`` and ``<stem>-growth.png``, each only where there is
-        something to draw. None without matplotlib.
+        something to draw; a stem that ends so already is not given the ending twice. None without
+        matplotlib.
     """
     if not can_plot():
         return []
@@ -45,7 +46,7 @@ def write_plots(report: Report, folder: pathlib.Path, stem: str) -> list[pathlib
     for kind, figure in (("ratios", _ratios(report)), ("growth", _growth(report))):
         if figure is None:
             continue
-        path = folder / f"{stem}-{kind}.png"
+        path = folder / f"{stem.removesuffix(f'-{kind}')}-{kind}.png"
         with replacing(path) as temporary:
             figure.savefig(temporary, dpi=120, bbox_inches="tight")
         written.append(path)

@@ -241,6 +241,8 @@ def test_plots(tmp_path: pathlib.Path) -> None:
     assert [path.name for path in written] == ["x-ratios.png", "x-growth.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x-growth.png", "x-ratios.png"]
+    written = plots.write_plots(_report(rows), tmp_path, "y-growth")
+    assert [path.name for path in written] == ["y-growth-ratios.png", "y-growth.png"]
 
 
 def test_plots_only_what_there_is(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
