@@ -97,3 +97,32 @@ class TestBuffers:
         for index, other in enumerate(expected):
             for name in other:
                 assert torch.equal(results[index][name], other[name])
+
+    def test_a_pyramid_gives_up_the_maps_that_it_read(self, small_buffers):
+        network = resnet_fpn_backbone(
+            backbone_name="resnet18", weights=None, norm_layer=nn.BatchNorm2d
+        )
+        randomize(network)
+        fuse_model(network)
+        image = torch.rand(1, 3, 128, 128)
+        memory = network.body["conv1"]._fused_buffers
+
+        def run(module):
+            memory._buffers.clear()
+            found = module(image)
+            return found, memory.num_bytes
+
+        apart, most = run(lambda image: network.fpn(network.body(image)))
+        features = network.body(image)
+        kept = {name: value.clone() for name, value in features.items()}
+        network.fpn(features)
+        assert list(features) == list(kept), "a pyramid alone leaves what it is given"
+        together, least = run(network)
+        assert least < most
+        for name, value in apart.items():
+            assert torch.equal(together[name], value)
+        held = []
+        network.body.register_forward_hook(lambda module, arguments, result: held.append(result))
+        run(network)
+        for name, value in kept.items():
+            assert torch.equal(held[0][name], value)

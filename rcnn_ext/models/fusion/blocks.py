@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection import faster_rcnn, rpn
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from rcnn_ext.models.backbones import PyramidBackbone
 from rcnn_ext.models.box_heads import FastRCNNPredictor, TwoMLPHead
 from rcnn_ext.models.fusion.buffers import MapBuffers
 from rcnn_ext.models.fusion.classes import FusedLayer, is_unhooked
@@ -118,23 +121,38 @@ class FusedPyramid(FusedLayer, nn.Module):
 
     def forward(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the maps of the pyramid, finest first."""
+        return self.run(x)
+
+    def run(self, x: dict[str, Tensor], *, consume: bool = False) -> dict[str, Tensor]:
+        """Run the pyramid.
+
+        Args:
+            x: Maps by name, finest first.
+            consume: Whether to empty ``x``, so that the memory of a map that was read can take the
+                next result.
+        """
         pyramid: Any = self
         laterals = [_only_convolution(block) for block in pyramid.inner_blocks]
         if any(lateral is None for lateral in laterals):
             return super().forward(x)
         names, maps = list(x), list(x.values())
+        consume = consume and type(pyramid.extra_blocks) in (type(None), LastLevelMaxPool)
+        if consume:
+            x.clear()
         top: Tensor | None = None
         results: list[Tensor] = []
-        for feature, lateral, output in reversed(
-            list(zip(maps, laterals, pyramid.layer_blocks, strict=True))
-        ):
+        for level in reversed(range(len(maps))):
+            lateral = laterals[level]
             if top is None:
-                top = lateral.run(feature)
+                top = lateral.run(maps[level])
             else:
-                above = self._upsample(top, lateral.output_size(feature))
+                above = self._upsample(top, lateral.output_size(maps[level]))
                 # Never the map that a hook may have seen.
-                top = lateral.run(feature, above, overwrite=above is not top)
-            results.insert(0, output(top))
+                top = lateral.run(maps[level], above, overwrite=above is not top)
+                del above
+            if consume:
+                maps[level] = top  # LastLevelMaxPool reads none of them.
+            results.insert(0, pyramid.layer_blocks[level](top))
         if pyramid.extra_blocks is not None:
             results, names = pyramid.extra_blocks(results, maps, names)
         return OrderedDict(zip(names, results, strict=False))
@@ -146,6 +164,21 @@ class FusedPyramid(FusedLayer, nn.Module):
             if buffer is not None:
                 return torch.ops.aten.upsample_nearest2d.out(x, list(size), out=buffer)
         return F.interpolate(x, size=size, mode="nearest")
+
+
+class FusedPyramidBackbone(FusedLayer, nn.Module):
+    """A body and the pyramid on it: each map of the body is given up when it was read."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the maps of the pyramid, finest first, of images [N, C, H, W]."""
+        backbone: Any = self
+        body, pyramid = backbone.body, backbone.fpn
+        # Only a body whose result is known to be made anew in each call, and read by nobody else.
+        if not isinstance(body, FusedLayerGetter) or not isinstance(pyramid, FusedPyramid):
+            return super().forward(x)
+        if not is_unhooked(body, pyramid):
+            return super().forward(x)
+        return pyramid.run(body(x), consume=True)
 
 
 class FusedRPNHead(FusedLayer, nn.Module):
@@ -216,6 +249,8 @@ BLOCKS: dict[type[nn.Module], type[FusedLayer]] = {
     BasicBlock: FusedResidualBlock,
     Bottleneck: FusedResidualBlock,
     FeaturePyramidNetwork: FusedPyramid,
+    BackboneWithFPN: FusedPyramidBackbone,
+    PyramidBackbone: FusedPyramidBackbone,
     RPNHead: FusedRPNHead,
     rpn.RPNHead: FusedRPNHead,
     TwoMLPHead: FusedMLPHead,
