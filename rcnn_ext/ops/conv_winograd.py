@@ -85,14 +85,20 @@ def pack(weight: Tensor, tile: int = 4, dtype: torch.dtype | None = None) -> Ten
     depth = round_up(in_channels, INPUT_BLOCK)
     blocks = round_up(out_channels, OUTPUT_BLOCK) // OUTPUT_BLOCK
     transform = filter_transform(tile, weight.device)
-    transformed = transform @ weight.detach().double() @ transform.T  # [O, C, tile + 2, tile + 2]
-    packed = transformed.new_zeros(blocks * OUTPUT_BLOCK, depth, (tile + 2) ** 2, dtype=dtype)
-    packed[:out_channels, :in_channels] = transformed.flatten(2).to(dtype)
-    packed = packed.view(blocks, OUTPUT_BLOCK, depth, -1).permute(3, 0, 2, 1)
-    if dtype == torch.bfloat16:
-        packed = packed.unflatten(2, (depth // 2, 2)).transpose(3, 4)
-    # In float32 the reshape alone is a view, which each call of the operator would copy.
-    return packed.reshape(-1, blocks, depth, OUTPUT_BLOCK).contiguous()
+    positions = (tile + 2) ** 2
+    packed = weight.new_zeros(positions, blocks, depth, OUTPUT_BLOCK, dtype=dtype).detach()
+    # By blocks of output channels: in float64, all filters at once would take eight times the
+    # memory of a large layer's weights.
+    for block, part in enumerate(weight.detach().split(OUTPUT_BLOCK)):
+        transformed = transform @ part.double() @ transform.T  # [o, C, tile + 2, tile + 2]
+        # In bfloat16 the last two axes hold each two input channels side by side.
+        pairs = 2 if dtype == torch.bfloat16 else 1
+        target = packed[:, block].view(positions, depth // pairs, OUTPUT_BLOCK, pairs)
+        values = transformed.new_zeros(len(part), depth, positions, dtype=dtype)
+        values[:, :in_channels] = transformed.flatten(2).to(dtype)
+        values = values.view(len(part), depth // pairs, pairs, positions)
+        target[:, :, : len(part)] = values.permute(3, 1, 0, 2)
+    return packed
 
 
 def conv(
