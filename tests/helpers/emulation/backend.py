@@ -8,6 +8,7 @@ guard zones, and outputs begin as poison.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import ctypes
 import functools
@@ -140,18 +141,23 @@ def _span(tensor: torch.Tensor) -> int:
 
 
 class _GuardedAllocation(TorchDispatchMode):
-    """Allocates the kernels' results as poisoned memory between guard zones."""
+    """Allocates the kernels' results as poisoned memory between guard zones.
+
+    It also counts the PyTorch operators that the host code of the kernels calls.
+    """
 
     def __init__(self, guarded: Guarded, fill: int) -> None:
         super().__init__()
         self._guarded = guarded
         self._fill = fill
         self.count = 0
+        self.calls: collections.Counter[str] = collections.Counter()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        self.calls[func._schema.name] += 1
         if func in (torch.ops.aten.empty.memory_format, torch.ops.aten.empty_strided.default):
             self.count += 1
             return self._guarded.empty_like(result, self._fill)
@@ -197,6 +203,9 @@ class Kernels:
             schema = str(original._schema).partition("(")
             torch.library.define(f"{NAMESPACE}::{name}", schema[1] + schema[2])
         torch.ops.load_library(str(path))
+        # Of the last call: the PyTorch operators that its host code called, and its launches.
+        self.calls: collections.Counter[str] = collections.Counter()
+        self.launches = 0
         self.library = Library(path)
         self.poisoned_outputs = (
             0  # of the last call; results of PyTorch's operators are not poisoned
@@ -228,6 +237,8 @@ class Kernels:
                 with _GuardedAllocation(guarded, self.library.poison_byte()) as allocation:
                     result = kernel(*arguments[0], **arguments[1])
                 self.poisoned_outputs = allocation.count
+                self.calls = allocation.calls
+                self.launches = self.library.launches()
             except RuntimeError as error:
                 if "[seed " in str(error):
                     raise EmulationError(str(error)) from None
