@@ -59,6 +59,8 @@ inline DenseMap dense_map(const Tensor& tensor) {
 
 // A dense map in the given layout.
 inline Tensor dense_map_as(const Tensor& tensor, bool channels_last) {
+  // Asked first: a call of the dispatcher takes as long as a small kernel.
+  if (channels_last ? is_channels_last(tensor) : tensor.is_contiguous()) return tensor;
   const MemoryFormat format = channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
   return torch::stable::contiguous(tensor, format);
 }

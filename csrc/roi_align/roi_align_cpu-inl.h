@@ -22,6 +22,7 @@
 #include "../cpu/channel_block-inl.h"
 #include "../cpu/simd-inl.h"
 #include "roi_align_backward_cpu-inl.h"
+#include "roi_align_backward_few_cpu-inl.h"
 #include "roi_align_few_cpu-inl.h"
 #include "roi_align_forward_cpu-inl.h"
 #include "roi_align_transposed_cpu-inl.h"
@@ -87,11 +88,6 @@ template <class T, class Stored, class MapOf, class Left>
 void roi_align_few_rois(const T* rois, int64_t first, int64_t last, const RoiAlignOptions& options,
                         const PooledShape& pooled, bool channels_last, MapOf&& map_of, Stored* out,
                         Left&& left) {
-  // Bins that samples_within() takes whole: the rest are degenerate.
-  const auto is_regular = [](const RoiAlignAxis<T>& axis) {
-    const T size = std::fabs(axis.bin_size);
-    return axis.extent > 0 && size >= T(1e-6) && size <= T(1e6) && std::fabs(axis.start) <= T(1e6);
-  };
   std::vector<FewTaps<T>> columns;
   for (int64_t k = first; k < last; ++k) {
     const T* const box = rois + 5 * k + 1;
@@ -101,7 +97,7 @@ void roi_align_few_rois(const T* rois, int64_t first, int64_t last, const RoiAli
                                        options.aligned, map.height);
     const auto x = make_roi_align_axis(box[0], box[2], scale, pooled.width, options.sampling_ratio,
                                        options.aligned, map.width);
-    if (is_regular(y) && is_regular(x)) {
+    if (has_few_taps(y) && has_few_taps(x)) {
       roi_align_few(y, x, map.image, map.width, pooled, channels_last, columns,
                     out + k * pooled.channels * pooled.bins());
     } else {

@@ -1,53 +1,6 @@
 // RoIAlign on the CPU. Contracts: rcnn_ext/ops/roi_align.py and, over levels, roi_align_cpu.h.
 //
-// Which path runs, decided for each feature map. Figures: AMD EPYC with AVX-512, one core, 2026-11,
-// float32 unless they say otherwise.
-//
-// clang-format off
-// | forward path            | function                  | when                                       |
-// |-------------------------|---------------------------|--------------------------------------------|
-// | direct                  | roi_align_few             | see takes_few_taps()                       |
-// | channels-last per pixel | roi_align_channels_last   | channels-last, at least 16 channels        |
-// | channels-last separable | roi_align_channels_last_  | channels-last, fewer channels              |
-// |                         |   few                     |                                            |
-// | transposed blocks       | roi_align_transposed      | NCHW, at least 16 channels, and at most    |
-// |                         |                           | 5 pixels of the map per bin                |
-// | separable               | roi_align_channels        | all other NCHW maps; along x:              |
-// |   with permutes         |   combine_lanes           | AVX-512, float32 sums, at most 64 columns  |
-// |   with shared columns   |   combine_columns         | otherwise                                  |
-//
-// | backward path           | function                  | when                                       |
-// |-------------------------|---------------------------|--------------------------------------------|
-// | by rows                 | roi_align_backward_rows   | channels-last                              |
-// | by plane                | roi_align_backward_planes | NCHW                                       |
-// | by four planes          | roi_align_backward_planes | NCHW, more than 4000 RoIs on the map       |
-// clang-format on
-//
-// Why:
-// - Direct: for few bins the weights are computed where they are used, as laying them out and
-// sorting
-//   the RoIs would cost more than the sums. 64 RoIs, 1 x 1 bins, 16 channels: 58 -> 16 us.
-// - Channels-last separable: with few channels, most lanes would be empty per pixel. Sums have the
-//   order of NCHW maps. 128 RoIs, 14 x 14 bins, 3 channels: 3.7 -> 0.5 ms.
-// - Channels-last per pixel: a bin adds whole pixels, whose channels are neighbors in memory.
-// - Transposed blocks: with channels in lanes, no columns have to be gathered; but every pixel of
-//   the map is transposed, which gained at 4.8 pixels per bin and lost at 9.7 (kMaxPixelsPerBin;
-//   bins of the RoIs of one split). Over 4 levels 28.4 -> 24.3 ms, in bfloat16 24.7 -> 18.3 ms,
-//   together with non-temporal stores of results above 8 MB (kStreamingBytes). Bins of at most 4
-//   x 4 taps (kMaxStaticTaps) have unrolled kernels: with AVX2 22.8 -> 19.2 ms.
-// - Separable: rows of pixels are summed along y and the sums along x, so that a pixel is read
-//   once per row of bins. Two planes share a RoI's weights (kPlanesPerPass), unless a plane has
-//   more than 1000 bytes per RoI (kBytesPerRoi): two planes and the next two would not fit the
-//   cache.
-// - With permutes: each lane reads the columns of its own bin out of at most four registers
-//   (kMaxPermutedColumns), in as many steps as a bin has taps. With shared columns all lanes read
-//   one column, in as many steps as the bins of a block have columns together.
-// - By rows: a thread takes rows of the map and visits the RoIs of each, so that one row of sums
-//   stays in the cache.
-// - By plane: one plane stays in L2, where four planes of a large map would not: 30.4 -> 29 ms.
-// - By four planes (kMaxRoisForOnePlane): what is read for one channel of so many RoIs lies on more
-//   pages than the TLB has entries, and the channels of a RoI are neighbors in it. 10,000 RoIs:
-//   216 -> 152 ms.
+// Which path runs, and why: roi_align_paths_cpu.h.
 //
 // Where a NaN or an infinity turns up, the channel of that RoI is computed again tap by tap
 // (roi_align_exact, roi_align_backward_exact), so that it reaches only bins or pixels whose weight
@@ -55,7 +8,8 @@
 //
 // Every sum has one thread and an order that the RoIs alone decide: for a memory layout, the bits
 // depend neither on the path (but that of channels-last per pixel, which the number of channels
-// decides) nor on instruction sets or the number of threads.
+// decides, and of the direct gradient, which the arguments decide) nor on instruction sets or the
+// number of threads.
 #include "roi_align_cpu.h"
 
 #include <torch/csrc/stable/library.h>
@@ -73,6 +27,7 @@
 #include "../cpu/parallel.h"
 #include "../cpu/prefetch.h"
 #include "roi_align.h"
+#include "roi_align_paths_cpu.h"
 #include "roi_align_weight_builder_cpu.h"
 #include "roi_align_weights_cpu.h"
 
@@ -81,12 +36,6 @@
 
 namespace rcnn_ext {
 namespace {
-
-// Channels per task on transposed blocks, and the minimum number of channels for which transposing
-// saves time: the lanes of the widest register.
-constexpr int64_t kChannelsPerTask = 16;
-// With more RoIs on a map than this, the gradient takes four planes at a time.
-constexpr int64_t kMaxRoisForOnePlane = 4000;
 
 void advise_huge_pages_for(Tensor& fresh) {
   advise_huge_pages(fresh.mutable_data_ptr(), fresh.numel() * fresh.element_size());
@@ -116,36 +65,6 @@ void for_each_map(const RoiAlignWeights<T>& weights, int64_t levels, int64_t bat
       if (begin < end) function(begin, end, level, image);
     }
   }
-}
-
-template <class T>
-int64_t count_pixels_read(const RoiWeights<T>* begin, const RoiWeights<T>* end) {
-  int64_t count = 0;
-  for (; begin != end; ++begin) count += begin->rows * begin->columns;
-  return count;
-}
-
-// Whether to transpose every pixel of a map to blocks of channels.
-bool should_transpose(const LevelShape& map, int64_t rois, int64_t bins) {
-  constexpr int64_t kMaxPixelsPerBin = 5;
-  return map.height * map.width <= kMaxPixelsPerBin * rois * bins;
-}
-
-// Whether all RoIs are taken without storing weights: at most two samples along a bin, and few
-// results per RoI, or so few bins that neither rows nor registers of bins would be filled.
-bool takes_few_taps(const RoiAlignOptions& options, const PooledShape& pooled,
-                    const std::vector<LevelShape>& levels, int64_t rois, bool channels_last) {
-  constexpr int64_t kMaxResults = 64;
-  constexpr int64_t kMaxBins = 9;
-  if (options.sampling_ratio < 1 || options.sampling_ratio > 2) return false;
-  const bool few_channels = pooled.channels < kChannelsPerTask;
-  if (channels_last && !few_channels) return false;
-  if (pooled.channels * pooled.bins() <= kMaxResults) return true;
-  if (pooled.bins() > kMaxBins) return false;
-  if (few_channels) return !channels_last;
-  return std::none_of(levels.begin(), levels.end(), [&](const LevelShape& level) {
-    return should_transpose(level, rois, pooled.bins());
-  });
 }
 
 template <class Stored>
@@ -267,6 +186,35 @@ void run_forward(const std::vector<Tensor>& maps, const Tensor& rois,
       });
 }
 
+// The gradient of every map by roi_align_backward_few(): threads divide its rows.
+template <class Stored, class T>
+void run_backward_few(const Stored* grad, const T* rois, int64_t roi_count,
+                      const std::vector<LevelShape>& levels, bool channels_last,
+                      const RoiAlignRequest& request, const PooledShape& pooled, int64_t batch_size,
+                      std::vector<Tensor>& results) {
+  for (size_t level = 0; level < levels.size(); ++level) {
+    const LevelShape& map = levels[level];
+    if (results[level].numel() == 0) continue;
+    advise_huge_pages_for(results[level]);
+    auto* const out = results[level].mutable_data_ptr<Stored>();
+    for (int64_t image = 0; image < batch_size; ++image) {
+      const auto takes = [&](int64_t k) {
+        return static_cast<int64_t>(rois[5 * k]) == image &&
+               (request.level_of.empty() || request.level_of[k] == static_cast<int32_t>(level));
+      };
+      const int64_t cycles = (map.height * map.width / 4 + roi_count * pooled.bins() * 20) *
+                             pooled.channels / map.height;
+      torch::stable::parallel_for(
+          0, map.height, grain_size(cycles), [&](int64_t first, int64_t last) {
+            std::vector<T> scratch;
+            RCNN_DYNAMIC_DISPATCH(roi_align_backward_few(
+                rois, roi_count, map, request.options, pooled, channels_last, first, last, grad,
+                scratch, out + image * pooled.channels * map.height * map.width, takes));
+          });
+    }
+  }
+}
+
 template <class Stored>
 void run_backward(const Tensor& grad, const Tensor& rois, const std::vector<LevelShape>& levels,
                   bool channels_last, const RoiAlignRequest& request, int64_t batch_size,
@@ -276,8 +224,17 @@ void run_backward(const Tensor& grad, const Tensor& rois, const std::vector<Leve
   const PooledShape pooled{grad.size(1), grad.size(2), grad.size(3)};
   const int64_t channels = pooled.channels;
   const auto* const upstream = grad.const_data_ptr<Stored>();
-  check_batch_indices(rois.const_data_ptr<T>(), rois.size(0), batch_size, request.op);
+  const auto* const roi_data = rois.const_data_ptr<T>();
+  check_batch_indices(roi_data, rois.size(0), batch_size, request.op);
   if (channels == 0) return;
+  const auto level_of = [&](int64_t k) -> const LevelShape& {
+    return levels[request.level_of.empty() ? 0 : request.level_of[k]];
+  };
+  if (scatters_few_taps(request.options, pooled, channels_last, roi_data, rois.size(0), level_of)) {
+    run_backward_few(upstream, roi_data, rois.size(0), levels, channels_last, request, pooled,
+                     batch_size, results);
+    return;
+  }
   const auto weights = compute_weights<T>(rois, levels, batch_size, request, [&](int64_t, int64_t) {
     return channels_last ? WeightLayout::kBackwardRows : WeightLayout::kBackwardPlanes;
   });

@@ -36,12 +36,34 @@ struct FewTaps {
   T weight[kCount];
 };
 
+// Whether the samples of every bin of an axis are those that few_taps() takes: else the RoI is
+// degenerate, and samples_within() may leave some out.
 template <class T>
-RCNN_INLINE FewTaps<T> few_taps(const RoiAlignAxis<T>& axis, int64_t bin, T divisor) {
+RCNN_INLINE bool has_few_taps(const RoiAlignAxis<T>& axis) {
+  const T size = std::fabs(axis.bin_size);
+  return axis.extent > 0 && size >= T(1e-6) && size <= T(1e6) && std::fabs(axis.start) <= T(1e6);
+}
+
+// 1 / the number of samples of a bin. A power of two, so that multiplying by it rounds as dividing
+// by the number does, in less time.
+template <class T>
+RCNN_INLINE T few_taps_share(const RoiAlignAxis<T>& y, const RoiAlignAxis<T>& x) {
+  return (y.samples > T(1) ? T(0.5) : T(1)) * (x.samples > T(1) ? T(0.5) : T(1));
+}
+
+// Weights are multiplied by `share`.
+template <class T>
+RCNN_INLINE FewTaps<T> few_taps(const RoiAlignAxis<T>& axis, int64_t bin, T share) {
+  const bool two = axis.samples > T(1);
+  const T inverse = two ? T(0.5) : T(1);
+  const T start = axis.start + T(bin) * axis.bin_size;
+  // sample_position() without its division.
+  const auto sample_at = [&](T middle) {
+    return interpolate(start + middle * axis.bin_size * inverse, axis.extent);
+  };
   const AxisSample<T> none{0, 0, T(0), T(0)};
-  AxisSample<T> a = interpolate(sample_position(axis, bin, 0), axis.extent);
-  AxisSample<T> b =
-      axis.samples > T(1) ? interpolate(sample_position(axis, bin, 1), axis.extent) : none;
+  AxisSample<T> a = sample_at(T(0.5));
+  AxisSample<T> b = two ? sample_at(T(1.5)) : none;
   if (axis.bin_size < T(0)) std::swap(a, b);
   FewTaps<T> taps{{a.low, a.high, b.low, b.high},
                   {a.weight_low, a.weight_high, b.weight_low, b.weight_high}};
@@ -52,7 +74,7 @@ RCNN_INLINE FewTaps<T> few_taps(const RoiAlignAxis<T>& axis, int64_t bin, T divi
       taps.weight[i] = equal ? T(0) : taps.weight[i];
     }
   }
-  for (T& weight : taps.weight) weight /= divisor;
+  for (T& weight : taps.weight) weight *= share;
   return taps;
 }
 
@@ -86,11 +108,11 @@ void roi_align_few(const RoiAlignAxis<T>& y, const RoiAlignAxis<T>& x, const Sto
                    std::vector<FewTaps<T>>& columns, Stored* out) {
   const MapStrides from = MapStrides::of(channels_last, pooled.channels, y.extent * x.extent);
   const MapStrides to = MapStrides::of(channels_last, pooled.channels, pooled.bins());
-  const T count = roi_align_sample_count(y, x);
+  const T share = few_taps_share(y, x);
   columns.resize(pooled.width);
   for (int64_t pw = 0; pw < pooled.width; ++pw) columns[pw] = few_taps(x, pw, T(1));
   for (int64_t ph = 0; ph < pooled.height; ++ph) {
-    const FewTaps<T> rows = few_taps(y, ph, count);
+    const FewTaps<T> rows = few_taps(y, ph, share);
     for (int64_t pw = 0; pw < pooled.width; ++pw) {
       const FewTaps<T>& column = columns[pw];
       Stored* const target = out + (ph * pooled.width + pw) * to.pixel;

@@ -145,7 +145,8 @@ std::tuple<Tensor, Tensor> roi_pool_cpu(const Tensor& input, const Tensor& rois,
     // The order matters to the cache, unless it holds a plane, and to transposed blocks.
     constexpr int64_t kMaxUnsortedPixels = 1 << 14;
     const bool few_channels = channels < kChannelsPerTask;
-    const bool sorted = !few_channels || shape.height * shape.width > kMaxUnsortedPixels;
+    const bool sorted =
+        roi_count > 1 && (!few_channels || shape.height * shape.width > kMaxUnsortedPixels);
     BinsOfRois rois_with_bins(roi_data, roi_count, options, shape, sorted);
     const int64_t cycles = 60 + 8 * bins;  // for a RoI and a channel, about
 
@@ -165,7 +166,7 @@ std::tuple<Tensor, Tensor> roi_pool_cpu(const Tensor& input, const Tensor& rois,
       return;
     }
     const PoolWork work(rois_with_bins, shape, bins);
-    const bool grouped = sorted || shape.batch_size == 1;
+    const bool grouped = sorted || shape.batch_size == 1 || roi_count == 1;
     const int64_t transposed = grouped ? work.transposed_channels(channels) : 0;
     const bool streaming = output.numel() * static_cast<int64_t>(sizeof(Stored)) > kStreamingBytes;
     const int64_t threads = torch::stable::get_num_threads();
@@ -243,6 +244,42 @@ class SparseGradient {
   FeatureShape shape_;
   std::vector<IndexedKey64> terms_, scratch_;
 };
+
+// Adds the gradient of kPlanes channels of a RoI. grad, argmax: [kPlanes, bins], planes: [kPlanes,
+// pixels]
+//
+// Neighboring bins often share their maximum, and an addition to a pixel waits for the one before:
+// meanwhile those of the other planes go on.
+template <int kPlanes, class T, class Stored>
+void scatter_planes_n(const Stored* grad, const int32_t* argmax, int64_t bins, int64_t pixels,
+                      T* planes) {
+  for (int64_t bin = 0; bin < bins; ++bin) {
+    for (int c = 0; c < kPlanes; ++c) {
+      const auto pixel = static_cast<uint64_t>(int64_t{argmax[c * bins + bin]});
+      // None, -1, is a large number here. The bound also keeps an argmax from elsewhere from
+      // writing beyond the plane.
+      if (pixel >= static_cast<uint64_t>(pixels)) continue;
+      planes[c * pixels + pixel] += static_cast<T>(grad[c * bins + bin]);
+    }
+  }
+}
+
+// scatter_planes_n() for any number of channels.
+template <class T, class Stored>
+void scatter_planes(const Stored* grad, const int32_t* argmax, int64_t bins, int64_t channels,
+                    int64_t pixels, T* planes) {
+  int64_t c = 0;
+  const auto scatter = [&](auto planes_at_once) {
+    constexpr int kPlanes = decltype(planes_at_once)::value;
+    for (; c + kPlanes <= channels; c += kPlanes) {
+      scatter_planes_n<kPlanes>(grad + c * bins, argmax + c * bins, bins, pixels,
+                                planes + c * pixels);
+    }
+  };
+  scatter(std::integral_constant<int, 4>());
+  scatter(std::integral_constant<int, 2>());
+  scatter(std::integral_constant<int, 1>());
+}
 
 // grad, argmax: [K, C, PH, PW], rois: [K, 5] -> gradient of the input, [N, C, H, W].
 // Threads divide the channels, and each plane meets its RoIs in order: deterministic.
@@ -327,10 +364,9 @@ Tensor roi_pool_backward_cpu(const Tensor& grad, const Tensor& argmax, const Ten
     // Planes that the cache holds together take what they get from a RoI in one go.
     constexpr int64_t kBytesPerGroup = 1 << 19;
     const int64_t group =
-        kInPlace ? std::max<int64_t>(1, kBytesPerGroup / static_cast<int64_t>(pixels * sizeof(T)))
-                 : 1;
+        std::max<int64_t>(1, kBytesPerGroup / static_cast<int64_t>(pixels * sizeof(T)));
     torch::stable::parallel_for(0, channels, 1, [&](int64_t begin, int64_t end) {
-      std::vector<T> scratch(kInPlace ? 0 : pixels);
+      std::vector<T> scratch(kInPlace ? 0 : std::min(group, end - begin) * pixels);
       for (int64_t n = 0; n < batch_size; ++n) {
         for (int64_t first = begin; first < end; first += group) {
           const int64_t last = std::min(end, first + group);
@@ -340,19 +376,13 @@ Tensor roi_pool_backward_cpu(const Tensor& grad, const Tensor& argmax, const Ten
           std::memset(planes, 0, (last - first) * pixels * sizeof(T));
           for (int64_t k = 0; k < roi_count; ++k) {
             if (roi_batch_index(roi_data[5 * k], batch_size) != n) continue;
-            int64_t bin = (k * channels + first) * bins;
-            T* plane = planes;
-            for (int64_t c = first; c < last; ++c, plane += pixels) {
-              for (const int64_t stop = bin + bins; bin < stop; ++bin) {
-                const int64_t pixel = argmax_data[bin];
-                // The upper bound keeps an argmax from elsewhere from writing out of bounds.
-                if (pixel < 0 || pixel >= pixels) continue;
-                plane[pixel] += static_cast<T>(grad_data[bin]);
-              }
-            }
+            const int64_t at = (k * channels + first) * bins;
+            scatter_planes(grad_data + at, argmax_data + at, bins, last - first, pixels, planes);
           }
           if constexpr (!kInPlace) {
-            for (int64_t p = 0; p < pixels; ++p) target[p] = static_cast<Stored>(planes[p]);
+            for (int64_t p = 0; p < (last - first) * pixels; ++p) {
+              target[p] = static_cast<Stored>(planes[p]);
+            }
           }
         }
       }

@@ -264,12 +264,19 @@ inline void roi_pool_strips_of_roi(const RoiBins& roi, const BinWindows& windows
   }
 }
 
+// The columns from the first bin to the last of the widest RoI.
+inline int64_t max_extent(const RoiBins* begin, const RoiBins* end) {
+  int64_t columns = 0;
+  for (; begin != end; ++begin) columns = std::max(columns, begin->x.extent());
+  return columns;
+}
+
 // RoIs, NCHW, for channels [first, last). input: [N, C, H, W], out and argmax: [K, C, PH, PW]
 template <class T, class Stored>
 void roi_pool_strips(const RoiBins* begin, const RoiBins* end, const Stored* input,
                      const FeatureShape& shape, int64_t first, int64_t last, Stored* out,
                      int32_t* argmax) {
-  Strip<T> strip(shape.width, 1);
+  Strip<T> strip(max_extent(begin, end), 1);
   BinWindows windows;
   const int64_t plane = shape.height * shape.width;
   for (const RoiBins* roi = begin; roi != end; ++roi) {
@@ -287,7 +294,7 @@ void roi_pool_strips(const RoiBins* begin, const RoiBins* end, const Stored* inp
 template <class T, class Stored>
 void roi_pool_strips_channels_last(const RoiBins* begin, const RoiBins* end, const Stored* input,
                                    const FeatureShape& shape, Stored* out, int32_t* argmax) {
-  Strip<T> strip(shape.width, shape.channels);
+  Strip<T> strip(max_extent(begin, end), shape.channels);
   BinWindows windows;
   const int64_t image = shape.height * shape.width * shape.channels;
   for (const RoiBins* roi = begin; roi != end; ++roi) {

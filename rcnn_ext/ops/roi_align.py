@@ -3,8 +3,9 @@
 CPU: ``csrc/roi_align/roi_align_cpu.cpp``, kernels in
 ``csrc/roi_align/roi_align_forward_cpu-inl.h``,
 ``csrc/roi_align/roi_align_few_cpu-inl.h``,
-``csrc/roi_align/roi_align_transposed_cpu-inl.h`` and
-``csrc/roi_align/roi_align_backward_cpu-inl.h``.
+``csrc/roi_align/roi_align_transposed_cpu-inl.h``,
+``csrc/roi_align/roi_align_backward_cpu-inl.h`` and
+``csrc/roi_align/roi_align_backward_few_cpu-inl.h``.
 CUDA: ``csrc/roi_align/roi_align_cuda.cu``, kernels in
 ``csrc/roi_align/roi_align_forward_cuda_kernels.cuh``,
 ``csrc/roi_align/roi_align_backward_cuda_kernels.cuh`` and ``csrc/cuda/roi_gather/roi_gather.cuh``.
