@@ -140,7 +140,8 @@ def read_modules(paths: Iterable[pathlib.Path]) -> dict[str, KernelFacts]:
     """Read the kernels for sm_90 in shared libraries, cubins or fat binaries.
 
     Raises:
-        ToolError: ``cuobjdump`` is missing or can't read a file, or there is no kernel for sm_90.
+        ToolError: ``cuobjdump`` or ``c++filt`` is missing, a file can't be read, or there is no
+            kernel for sm_90 in it.
     """
     kernels: dict[str, KernelFacts] = {}
     for path in paths:
@@ -153,7 +154,10 @@ def read_modules(paths: Iterable[pathlib.Path]) -> dict[str, KernelFacts]:
                 f"{path}: expected kernels for {ARCHITECTURE}, found none:"
                 " build with TORCH_CUDA_ARCH_LIST=9.0"
             )
-        names = sass.demangle(function.name for function in functions)
+        try:
+            names = sass.demangle(function.name for function in functions)
+        except FileNotFoundError as error:
+            raise ToolError(str(error)) from None
         for function in functions:
             entry = resources[function.name]
             kernels[names[function.name]] = KernelFacts(

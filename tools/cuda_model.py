@@ -243,19 +243,14 @@ def read_measured(path: pathlib.Path) -> Measured:
 
 
 def _find_results(data: Any) -> list[dict[str, Any]]:
-    """Find the first list of rows, wherever it is in the file."""
+    """Return the rows of all comparisons of operators, wherever they are in the file."""
     if isinstance(data, dict):
-        results = data.get("results")
-        if isinstance(results, list) and all(
-            isinstance(r, dict) and {"case", "dtype", "contenders"} <= r.keys() for r in results
-        ):
-            return results
+        if {"case", "dtype", "contenders"} <= data.keys():
+            return [data]
         data = list(data.values())
-    if isinstance(data, list):
-        for value in data:
-            if isinstance(value, (dict, list)) and (found := _find_results(value)):
-                return found
-    return []
+    if not isinstance(data, list):
+        return []
+    return [row for value in data for row in _find_results(value)]
 
 
 def _measured_cells(row: Any, measured: Measured) -> list[str]:

@@ -127,6 +127,24 @@ def test_without_cuobjdump_it_says_what_to_install(monkeypatch):
         cuda_code.read_modules([pathlib.Path("module.so")])
 
 
+def test_without_a_demangler_it_says_what_to_install(monkeypatch):
+    text = "\tFunction : kernel\n  /*0000*/  EXIT ;\n"
+    usage = " Function kernel:\n  REG:8 STACK:0 SHARED:0 LOCAL:0\n"
+    answers = {"-sass": text, "-res-usage": usage}
+    monkeypatch.setattr(cuda_code, "_cuobjdump", lambda *arguments: answers[arguments[2]])
+    monkeypatch.setattr(sass.shutil, "which", lambda name: None)
+    with pytest.raises(cuda_code.ToolError, match="install binutils"):
+        cuda_code.read_modules([pathlib.Path("module.so")])
+
+
+def test_a_module_that_is_missing_is_named(capsys, monkeypatch):
+    monkeypatch.setattr(cuda_code, "compiler_version", lambda: cuda_code.load().compiler)
+    if cuda_code.find_tool("cuobjdump") is None:
+        pytest.skip("cuobjdump is not installed")
+    assert cuda_model.main(["--check", "--module", "nowhere.so"]) == 2
+    assert "cuobjdump cannot read nowhere.so" in capsys.readouterr().err
+
+
 def test_a_module_of_another_architecture_is_refused(monkeypatch):
     monkeypatch.setattr(cuda_code, "_cuobjdump", lambda *arguments: "")
     with pytest.raises(cuda_code.ToolError, match=r"module.so: expected kernels for sm_90"):

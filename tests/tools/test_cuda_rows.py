@@ -181,7 +181,8 @@ def measured_row(case: str, seconds: float | None) -> dict:
 def test_measured_rows_stand_beside_the_modeled(tmp_path, monkeypatch, rows):
     monkeypatch.setattr(cuda_model, "make_rows", lambda: list(rows.values()))
     gate = {"stages": [{"name": "doctor", "results": []}, {"name": "compare", "results": [
-        measured_row("nms/500", 61.4e-6), measured_row("nms/1000", None)]}]}  # fmt: skip
+        measured_row("nms/500", 61.4e-6), measured_row("nms/1000", None)]},
+        {"name": "models", "results": [{"case": "nms/500", "threads": 1}]}]}  # fmt: skip
     path = tmp_path / "gpu.json"
     path.write_text(json.dumps(gate))
     lines = cuda_model.make_table(cuda_model.read_measured(path)).splitlines()
