@@ -55,8 +55,6 @@ LAUNCHES_OF_CALL = {
     "aten::empty_strided": 0,
     "aten::narrow": 0,
     "aten::item": 0,
-    # Of what is contiguous already.
-    "aten::contiguous": 0,
 }
 
 
