@@ -51,7 +51,7 @@ class PackedWeights:
         """Return what ``pack`` made of ``weights`` as they are now."""
         known = self._copies.get(name)
         # The tensors are held, so that another cannot have come into their place unseen.
-        state = [part for weight in weights for part in (id(weight), *_state_of(weight))]
+        state = [part for weight in weights for part in (id(weight), *state_of(weight))]
         if known is not None and known[0][1:] == state:
             return known[1]
         with torch.no_grad(), torch.inference_mode(False):
@@ -60,7 +60,7 @@ class PackedWeights:
         return packed
 
 
-def _state_of(weight: Tensor) -> tuple[int, int]:
+def state_of(weight: Tensor) -> tuple[int, int]:
     """Return what changes when the values of a tensor are written through PyTorch."""
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
