@@ -53,7 +53,8 @@ def fuse_frozen_stages(model: nn.Module) -> None:
         ValueError: The model has no such backbone.
 
     Example:
-        >>> model = faster_rcnn("resnet50", num_classes=4, weights_backbone="DEFAULT", trainable_layers=0)
+        >>> frozen = {"weights_backbone": "DEFAULT", "trainable_layers": 0}
+        >>> model = faster_rcnn("resnet50", num_classes=4, **frozen)
         >>> model = model.to(memory_format=torch.channels_last)
         >>> fuse_frozen_stages(model)
     """
