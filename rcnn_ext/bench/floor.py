@@ -82,9 +82,9 @@ def measure_speed(device: torch.device, dtypes: tuple[torch.dtype, ...], *, quic
     Args:
         device: The device.
         dtypes: The types of the products.
-        quick: Whether to take small matrices and little memory, which reach less.
+        quick: Whether to take smaller matrices and less memory, which reach somewhat less.
     """
-    side, num_read = (_SIDE // 8, _NUM_READ // 64) if quick else (_SIDE, _NUM_READ)
+    side, num_read = (_SIDE // 2, _NUM_READ // 8) if quick else (_SIDE, _NUM_READ)
     flops = {}
     for dtype in dtypes:
         a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
