@@ -15,6 +15,7 @@ examples:
   rcnn-ext export runs/first --format pt2 --out detector.pt2 --size 640x480
   rcnn-ext export runs/first --format aoti --out compiled.pt2
   rcnn-ext export runs/first --out detector.onnx --verify-on DATA/images
+  rcnn-ext export runs/first --out detector.xml --image-sizes
 
 safetensors holds the weights, with the recipe and the class names in its metadata.
 pt2 is a torch.export program for pictures of any size, any number of them at once: it runs with
@@ -22,9 +23,9 @@ torch and the operators of this package (import rcnn_ext.ops), without the code 
 aoti is the same, compiled by AOTInductor for the CPU of this machine; it takes a C++ compiler and
 minutes. It also runs from C++ without Python. As compiled code it needs --trust to be loaded.
 onnx is a graph of standard ONNX operators, openvino the files of OpenVINO (.xml, and .bin beside
-it), both for pictures of any size, any number of them at once; the metadata hold the classes, the
-preprocessing and the recipe. Before such a file is written it is run in its own runtime and
-compared with the model, on three pictures.
+it), both for pictures of any size, any number of one size at once, or of several sizes with
+--image-sizes; the metadata hold the classes, the preprocessing and the recipe. Before such a file
+is written it is run in its own runtime and compared with the model, on three pictures.
 rcnn-ext detect and rcnn-ext eval accept every format in the place of RUN.
 """
 
@@ -44,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WxH",
         type=_size,
         help="make a program for one size, which all pictures are brought to (default: any size)",
+    )
+    parser.add_argument(
+        "--image-sizes",
+        action="store_true",
+        help="let onnx and openvino files take the size of each picture as a second input, for "
+        "batches of padded pictures of several sizes (default: batches are of one size)",
     )
     parser.add_argument(
         "--verify",
@@ -80,7 +87,13 @@ def run(options: argparse.Namespace) -> int:
     format_of(options.out, options.format)  # a mistake is told before anything is read
     # Trusted, since the code of a package is not run here: packages are refused below.
     saved = load_saved(options.checkpoint, trust=True)
-    how = ExportOptions(options.size, options.verify, tuple(options.verify_on), print)
+    how = ExportOptions(
+        size=options.size,
+        verify=options.verify,
+        pictures=tuple(options.verify_on),
+        takes_sizes=options.image_sizes,
+        report=print,
+    )
     export(saved, options.out, how, format=options.format)
     print(f"{saved.path}: step {saved.step}, classes {', '.join(saved.classes.names)}")
     print(f"wrote {options.out}")

@@ -73,6 +73,11 @@ def export(
     chosen, options = format_of(path, format), options or ExportOptions()
     if options.pictures and not (chosen.verifies and options.verify):
         raise UserError(f"pictures to verify with are of no use for the format {chosen.name}")
+    if options.takes_sizes and not chosen.chooses_sizes:
+        raise UserError(
+            "--image-sizes is for the formats onnx and openvino: a .pt2 always has the input "
+            "image_sizes, and weights have none"
+        )
     if isinstance(saved, SavedProgram):
         raise UserError(
             f"{saved.path} is a program already, which cannot be exported again: export the run, "

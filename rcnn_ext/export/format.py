@@ -24,12 +24,15 @@ class ExportOptions:
             model, in formats that need another runtime than PyTorch.
         pictures: Picture files, and folders of such, to verify with; without any, pictures are
             made.
+        takes_sizes: Whether onnx and openvino files have the input ``image_sizes``, for batches of
+            padded images of several sizes; the other programs always have it.
         report: Is told results in lines of text.
     """
 
     size: tuple[int, int] | None = None
     verify: bool = True
     pictures: tuple[Path, ...] = ()
+    takes_sizes: bool = False
     report: Callable[[str], None] = _say_nothing
 
 
@@ -43,6 +46,7 @@ class Format:
         summary: What it is, in one line.
         write: Writes a model to a file, whole or not at all.
         verifies: Whether ``write`` verifies what it writes, in the runtime that it is for.
+        chooses_sizes: Whether ``takes_sizes`` is a choice.
     """
 
     name: str
@@ -50,3 +54,4 @@ class Format:
     summary: str
     write: Callable[[SavedDetector, Path, ExportOptions], None]
     verifies: bool = False
+    chooses_sizes: bool = False

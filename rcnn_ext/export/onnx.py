@@ -39,20 +39,27 @@ from rcnn_ext.predict.exported.openvino import compile_onnx, has_openvino
 def _write(saved: SavedDetector, path: Path, options: ExportOptions) -> None:
     require_onnxruntime()
     with replacing(path) as temporary:
-        write_graph(saved, temporary, options.size)
+        write_graph(saved, temporary, options.size, takes_sizes=options.takes_sizes)
         if options.verify:
             verify(saved, load_onnx(temporary).build(torch.device("cpu")), "ONNX Runtime", options)
             if has_openvino():
                 verify(saved, compile_onnx(temporary), "OpenVINO", options)
 
 
-def write_graph(saved: SavedDetector, path: Path, size: tuple[int, int] | None) -> None:
+def write_graph(
+    saved: SavedDetector,
+    path: Path,
+    size: tuple[int, int] | None,
+    *,
+    takes_sizes: bool = False,
+) -> None:
     """Write a model as ONNX, without running it.
 
     Args:
         saved: The model.
         path: The file to write.
         size: (width, height) of the images, where the program is to be for one size only.
+        takes_sizes: Whether the graph has the input ``image_sizes``.
 
     Raises:
         UserError: The model is a program, which has no modules to translate; or onnx or onnxscript
@@ -67,7 +74,7 @@ def write_graph(saved: SavedDetector, path: Path, size: tuple[int, int] | None) 
             f"{saved.path} is a program, which can't be translated: export the training run or its "
             "weights (.ckpt, .safetensors)"
         )
-    program = trace_detector(detector, size)
+    program = trace_detector(detector, size, takes_sizes=takes_sizes)
     with _quiet():
         exported = torch.onnx.export(
             program,
@@ -79,10 +86,11 @@ def write_graph(saved: SavedDetector, path: Path, size: tuple[int, int] | None) 
         )
     assert exported is not None
     graph = exported.model
-    _name_axes(graph)
+    facts = ModelFacts.of(detector, size, takes_sizes)
+    _name_axes(graph, {name: INPUTS[name] for name in facts.inputs})
     _drop_traces(graph)
     graph.producer_name, graph.producer_version = "rcnn_ext", __version__
-    graph.metadata_props.update(_metadata(saved, detector, size))
+    graph.metadata_props.update(_metadata(saved, detector, facts))
     exported.save(str(path), external_data=False)
     onnx.checker.check_model(str(path), full_check=True)
 
@@ -101,7 +109,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _name_axes(model: Any) -> None:
+def _name_axes(model: Any, inputs: dict[str, tuple[str, ...]]) -> None:
     """Name inputs, outputs and their dynamic axes; the exporter has formulas for them."""
     import onnx_ir as ir
 
@@ -111,8 +119,8 @@ def _name_axes(model: Any) -> None:
             if value.shape is not None:
                 sizes = [size if isinstance(size, int) else None for size in value.shape]
                 value.shape = ir.Shape(sizes)
-    for values, named in ((graph.inputs, INPUTS), (graph.outputs, OUTPUTS)):
-        for value, (name, axes) in zip(values, named.items(), strict=False):
+    for values, named in ((graph.inputs, inputs), (graph.outputs, OUTPUTS)):
+        for value, (name, axes) in zip(values, named.items(), strict=True):
             value.name = name
             value.shape = ir.Shape(
                 [
@@ -137,12 +145,9 @@ def _drop_traces(model: Any) -> None:
         value.doc_string = None
 
 
-def _metadata(
-    saved: SavedDetector, detector: Detector, size: tuple[int, int] | None
-) -> dict[str, str]:
+def _metadata(saved: SavedDetector, detector: Detector, facts: ModelFacts) -> dict[str, str]:
     entry = describe(saved.recipe, saved.classes, saved.step, saved.state)[ENTRY]
     recipe = entry.pop("recipe")
-    facts = ModelFacts.of(detector, size)
     transform = detector.transform
     channels = len(transform.image_mean)
     preprocessing = {
@@ -150,7 +155,9 @@ def _metadata(
         "channels": "RGB" if channels == 3 else channels,
         "range": [0, 1],
         "resize": "bilinear, half-pixel centers, no antialiasing; see sizes",
-        "batch": "images in the upper left corner of a common size; image_sizes is (height, width)",
+        "batch": "images in the upper left corner of a common size; image_sizes is (height, width)"
+        if facts.takes_sizes
+        else "images of one size",
         "in_graph": {
             "normalize": {
                 "mean": [float(value) for value in transform.image_mean],
@@ -176,5 +183,10 @@ def _metadata(
 
 
 FORMAT = Format(
-    "onnx", ".onnx", "a graph of standard ONNX operators for any size", _write, verifies=True
+    "onnx",
+    ".onnx",
+    "a graph of standard ONNX operators for any size",
+    _write,
+    verifies=True,
+    chooses_sizes=True,
 )

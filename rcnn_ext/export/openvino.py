@@ -27,7 +27,7 @@ def _write(saved: SavedDetector, path: Path, options: ExportOptions) -> None:
     make_folder(path.parent)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name[:200]}-") as folder:
         source = Path(folder, "model.onnx")
-        write_graph(saved, source, options.size)
+        write_graph(saved, source, options.size, takes_sizes=options.takes_sizes)
         model = openvino_core().read_model(source)
         for key, value in read_metadata(source).items():
             model.set_rt_info(value, [METADATA, key])
@@ -43,5 +43,10 @@ def _write(saved: SavedDetector, path: Path, options: ExportOptions) -> None:
 
 
 FORMAT = Format(
-    "openvino", ".xml", "OpenVINO's files: .xml, and .bin beside it", _write, verifies=True
+    "openvino",
+    ".xml",
+    "OpenVINO's files: .xml, and .bin beside it",
+    _write,
+    verifies=True,
+    chooses_sizes=True,
 )

@@ -59,24 +59,37 @@ def dynamic_shapes(detector: Detector, size: tuple[int, int] | None = None) -> t
 
 @torch.no_grad()
 def trace_detector(
-    detector: Detector, size: tuple[int, int] | None = None, *, strict: bool = False
+    detector: Detector,
+    size: tuple[int, int] | None = None,
+    *,
+    takes_sizes: bool = True,
+    strict: bool = False,
 ) -> ExportedProgram:
     """Record ``DeployedDetector`` as a program for batches of any size, and any height and width.
 
     Args:
         detector: The detector, in evaluation mode. Its batch norms are folded, in place.
         size: (width, height) of the images, where the program is to be for one size only.
+        takes_sizes: Whether the program has the input ``image_sizes``; else no image of a batch is
+            padded.
         strict: As for ``torch.export.export``.
     """
     # PyTorch's batch norm asks whether its input is empty, which is unknown while a program for
     # any number of RoIs is recorded.
     fold_norms(detector)
+    inputs, shapes = example_inputs(detector, size), dynamic_shapes(detector, size)
+    named: dict[str, torch.Tensor] = {}
+    if not takes_sizes:
+        # By name, since they come after what is left out.
+        named = dict(zip(("proposals", "proposal_counts"), inputs[2:], strict=False))
+        inputs, shapes = inputs[:1], shapes[:1] + shapes[2:]
     # Without it the sizes of the example would be remembered as other than 1, and the program would
     # refuse a picture so narrow that its coarsest map has one column.
     with shape_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         return torch.export.export(
             DeployedDetector(detector),
-            example_inputs(detector, size),
-            dynamic_shapes=dynamic_shapes(detector, size),
+            inputs,
+            named,
+            dynamic_shapes=dict(zip(("images", *named), shapes, strict=True)) if named else shapes,
             strict=strict,
         )

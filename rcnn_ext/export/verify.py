@@ -67,7 +67,8 @@ class Difference:
 def verify(saved: SavedDetector, exported: Any, runtime: str, options: ExportOptions) -> None:
     """Compare an exported model with the model itself, on pictures of three sizes.
 
-    Each is searched alone, and then all three as one batch. Detections are compared box by box,
+    Each is searched alone, and then all three as one batch; or each with its mirror image as a
+    batch, where the exported model takes none of several sizes. Detections are compared box by box,
     since those of nearly one score may come in another order.
 
     Args:
@@ -83,9 +84,13 @@ def verify(saved: SavedDetector, exported: Any, runtime: str, options: ExportOpt
     detector: Any = saved.build(torch.device("cpu"))
     detector.transform.fixed_size = exported.transform.fixed_size  # that of --size
     images = verification_images(detector, options.pictures, ImageReader.of(saved.recipe.data))
+    count, takes_sizes = len(images), exported.facts.takes_sizes
+    if not takes_sizes:
+        images += [image.flip(2) for image in images]
     proposals = [_proposals(image) for image in images] if needs_proposals(detector) else None
     total = Difference()
-    batches = [[index] for index in range(len(images))] + [list(range(len(images)))]
+    batches = [[index] for index in range(count)]
+    batches += [list(range(count))] if takes_sizes else [[i, i + count] for i in range(count)]
     for batch in batches:
         arguments: list[Any] = [[images[index] for index in batch]]
         if proposals is not None:
@@ -95,8 +100,9 @@ def verify(saved: SavedDetector, exported: Any, runtime: str, options: ExportOpt
             height, width = images[index].shape[1:]
             scale = _resized_ratio(exported, height, width)
             total.add(compare(own, other, detector, max(1.0, 1 / scale)))
+    in_batches = "as a batch" if takes_sizes else "in batches of one size"
     summary = (
-        f"{total.matched} detections in {len(images)} pictures, alone and as a batch: boxes "
+        f"{total.matched} detections in {count} pictures, alone and {in_batches}: boxes "
         f"within {total.box:.2g} pixels, scores within {total.score:.2g}"
     )
     if not total.is_acceptable:

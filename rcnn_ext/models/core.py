@@ -115,7 +115,7 @@ class DeployedDetector(nn.Module):
     def forward(
         self,
         images: Tensor,
-        image_sizes: Tensor,
+        image_sizes: Tensor | None = None,
         proposals: Tensor | None = None,
         proposal_counts: Tensor | None = None,
     ) -> PaddedDetections:
@@ -124,7 +124,7 @@ class DeployedDetector(nn.Module):
         Args:
             images: [N, 3, H, W] in [0, 1], of any H and W; an image smaller than these lies in the
                 upper left corner, and what is beyond its size does not matter.
-            image_sizes: [N, 2] float32 (height, width) of each image.
+            image_sizes: [N, 2] float32 (height, width) of each image; None means H and W for all.
             proposals: [N, P, 4], pixels of ``images``, for Fast R-CNN.
             proposal_counts: [N] int64, how many proposals of an image are real; None means all.
 
@@ -133,6 +133,11 @@ class DeployedDetector(nn.Module):
         """
         height, width = images.shape[-2:]
         normalized = (images - self.mean) / self.std
+        padding = (0, -width % self.size_divisible, 0, -height % self.size_divisible)
+        if image_sizes is None:
+            sides = (images.new_full(images.shape[:1], side) for side in (height, width))
+            image_sizes = torch.stack(list(sides), dim=1)
+            return self.core(F.pad(normalized, padding), image_sizes, proposals, proposal_counts)
         rows = torch.arange(height, device=images.device)
         columns = torch.arange(width, device=images.device)
         inside = (rows[:, None] < image_sizes[:, 0, None, None]) & (
@@ -140,7 +145,6 @@ class DeployedDetector(nn.Module):
         )  # [N, H, W]
         # Not a product: what lies beyond an image may be NaN.
         normalized = torch.where(inside[:, None], normalized, 0.0)
-        padding = (0, -width % self.size_divisible, 0, -height % self.size_divisible)
         return self.core(F.pad(normalized, padding), image_sizes, proposals, proposal_counts)
 
 

@@ -231,10 +231,15 @@ def _conv3x3_winograd(
     return 2 * 9 * x.numel() * out_channels
 
 
+def _conv3x3_winograd_out(out: Tensor, x: Tensor, *_: Any, out_val: Any = None, **__: Any) -> int:
+    return 2 * 9 * x.numel() * out.shape[1]
+
+
 FORMULAS: dict[str, Callable[..., int]] = {
     "box_iou": _box_iou,
     "box_iou_backward": _box_iou_backward,
     "conv3x3_winograd": _conv3x3_winograd,
+    "conv3x3_winograd_out": _conv3x3_winograd_out,
     "match_boxes": _match_boxes,
     "multiscale_roi_align": _multiscale_roi_align,
     "multiscale_roi_align_backward": _multiscale_roi_align_backward,

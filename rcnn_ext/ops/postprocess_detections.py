@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from rcnn_ext import reference
 from rcnn_ext.ops._library import define_operator, detached
@@ -87,7 +88,8 @@ def postprocess_detections(
     Raises:
         RuntimeError: Wrong shape, dtype, device or option.
 
-    Boxes and scores have derivatives with respect to logits, deltas and RoIs.
+    Boxes and scores have derivatives with respect to logits, deltas and RoIs, in reverse and in
+    forward mode.
 
     Replaces torchvision's ``RoIHeads.postprocess_detections``, with its boxes, scores, labels and
     order.
@@ -116,7 +118,9 @@ def postprocess_detections(
             max_log_ratio,
         )
     )
-    if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)):
+    backward = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+    forward = not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+    if not (backward or forward):
         return result
     return _differentiable(
         result, logits, deltas, rois, image_ids, image_sizes, weights, means, max_log_ratio

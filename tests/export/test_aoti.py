@@ -196,7 +196,7 @@ def write_archive(path: Path, metadata: object, name: str = "code.wrapper_metada
 def metadata_of(saved: SavedDetector, **changes: object) -> dict[str, object]:
     entry = describe(saved.recipe, saved.classes, saved.step, saved.state)[ENTRY]
     facts = {"min_size": 64, "max_size": 96, "fixed_size": None}
-    facts |= {"takes_proposals": False, "localizes": False}
+    facts |= {"takes_proposals": False, "localizes": False, "takes_sizes": True}
     return {
         "rcnn_ext": json.dumps({"entry": entry, "facts": facts}),
         "AOTI_PLATFORM": sys.platform,

@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from rcnn_ext import models
 from rcnn_ext.cli import main
 from rcnn_ext.config import ModelConfig, Recipe
 from rcnn_ext.data.annotations import ClassList
 from rcnn_ext.export import export
+from rcnn_ext.export.trace import trace_detector
 from rcnn_ext.models.core import DeployedDetector
 from rcnn_ext.models.from_config import build_model
 from rcnn_ext.predict.checkpoint import SavedDetector
@@ -181,6 +183,8 @@ def test_live_batch_norm_on_each_roi_is_exported_for_any_number_of_rois(detector
             "in .safetensors, not as model.pt2",
         ),
         (["--out", "w.safetensors", "--size", "64x64"], "weights have no size of images"),
+        (["--out", "m.pt2", "--image-sizes"], "--image-sizes is for the formats onnx and openvino"),
+        (["--out", "w.safetensors", "--image-sizes"], "is for the formats onnx and openvino"),
     ],
 )
 def test_mistakes_are_told(tiny_run, tmp_path, monkeypatch, capsys, arguments, message):
@@ -214,3 +218,22 @@ def test_foreign_weights_are_told(tmp_path):
     torch_files.save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     with pytest.raises(Exception, match="was not written by rcnn-ext export"):
         load_saved(tmp_path / "foreign.safetensors")
+
+
+def test_strict_programs_are_those_of_the_model():
+    """Recorded by TorchDynamo from the code, and not by running it."""
+    torch.manual_seed(0)
+    sizes = {"min_size": 64, "max_size": 96, "box_score_thresh": 0.0}
+    model = models.faster_rcnn("resnet18", neck="c4", num_classes=3, **sizes).eval()
+    program = trace_detector(model, strict=True).module()
+    deployed = DeployedDetector(model)
+    with torch.no_grad():
+        for images, shapes in (
+            (torch.rand(1, 3, 64, 90), [[64.0, 90.0]]),
+            (torch.rand(3, 3, 70, 64), [[70.0, 64.0], [64.0, 60.0], [50.0, 64.0]]),
+        ):
+            image_sizes = torch.tensor(shapes)
+            expected = deployed(images, image_sizes)
+            assert expected[3].min() > 0
+            for found, own in zip(program(images, image_sizes), expected, strict=True):
+                torch.testing.assert_close(found, own)

@@ -102,6 +102,15 @@ def test_the_core_finds_what_the_detector_finds(name, make_batch, make_boxes):
             row[:, : image.shape[1], : image.shape[2]] = image
         found = DeployedDetector(model)(batch, *arguments[1:])
         assert_equal(found, ratios, expected, tolerance=1e-3)
+        # Images of one size need no sizes.
+        alone = resized[1][None].repeat(2, 1, 1, 1)
+        given = [proposal[1:].repeat(2, *[1] * (proposal.dim() - 1)) for proposal in arguments[2:]]
+        sizes = torch.tensor([alone.shape[2:]] * 2, dtype=torch.float32)
+        deployed = DeployedDetector(model)
+        for one, other in zip(
+            deployed(alone, None, *given), deployed(alone, sizes, *given), strict=True
+        ):
+            assert torch.equal(one, other)
 
 
 def test_the_core_is_for_evaluation_and_the_right_inputs():

@@ -123,6 +123,10 @@ def test_winograd_counts_as_the_direct_convolution() -> None:
     assert _count(lambda: ops.conv_winograd.conv(x, packed, bias)) == {
         "conv3x3_winograd": direct["convolution"]
     }
+    out = torch.empty(2, 32, 6, 9).to(memory_format=torch.channels_last)
+    assert _count(lambda: ops.conv_winograd.conv(x, packed, bias, out=out)) == {
+        "conv3x3_winograd_out": direct["convolution"]
+    }
 
 
 def test_total_of_a_network() -> None:

@@ -127,6 +127,29 @@ def test_forward_mode(native: Backend, name: str) -> None:
         assert forward_ad.unpack_dual(function(x)).tangent is None
 
 
+def test_forward_mode_of_detections(native: Backend) -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits, deltas = (torch.randn(6, n, generator=generator).double() for n in (3, 12))
+    rois, ids, sizes = _boxes(6, 2), torch.arange(6) % 2, torch.tensor([[64, 64], [50, 60]])
+
+    def detect(logits: Tensor, deltas: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
+        found = ops.postprocess_detections(logits, deltas, rois, ids, sizes)
+        return found.boxes, found.scores
+
+    inputs = (logits, deltas, rois)
+    along = tuple(map(torch.rand_like, inputs))
+    values, derivatives = jvp(detect, inputs, along)
+    jacobians = torch.autograd.functional.jacobian(detect, inputs)
+    for value, derivative, by_inputs, own in zip(
+        values, derivatives, jacobians, detect(*inputs), strict=True
+    ):
+        parts = zip(by_inputs, along, strict=True)
+        expected = sum((jacobian * a).sum(dim=(-2, -1)) for jacobian, a in parts)
+        torch.testing.assert_close(value, own)
+        torch.testing.assert_close(derivative, expected)
+        assert derivative.abs().max() > 0
+
+
 def test_forward_mode_along_the_second_boxes(native: Backend) -> None:
     boxes, other = _boxes(4, 0), OTHER
     for name in IOU:

@@ -22,9 +22,12 @@ from rcnn_ext.models.inputs import build_transform
 from rcnn_ext.models.localizer import Localizer
 from rcnn_ext.predict.checkpoint import ModelFormatError
 
-# From images [N, 3, H, W] in [0, 1] and sizes [N, 2], for Fast R-CNN also proposals [N, P, 4] and
-# counts [N], to padded detections: the call of ``rcnn_ext.models.core.DeployedDetector``.
+# From images [N, 3, H, W] in [0, 1], where it takes them sizes [N, 2], and for Fast R-CNN proposals
+# [N, P, 4] and counts [N], to padded detections: ``rcnn_ext.models.core.DeployedDetector``.
 Program = Callable[..., PaddedDetections]
+
+# The facts that are true or false.
+_ANSWERS = ("takes_proposals", "localizes", "takes_sizes")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class ModelFacts:
         fixed_size: (width, height) that every image is brought to instead, or None.
         takes_proposals: Whether it takes proposals too.
         localizes: Whether it is a localizer.
+        takes_sizes: Whether it takes the sizes of images too, which may then be padded.
     """
 
     min_size: int
@@ -44,14 +48,28 @@ class ModelFacts:
     fixed_size: tuple[int, int] | None
     takes_proposals: bool
     localizes: bool
+    takes_sizes: bool
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the program's inputs, in order."""
+        sizes = ("image_sizes",) if self.takes_sizes else ()
+        proposals = ("proposals", "proposal_counts") if self.takes_proposals else ()
+        return "images", *sizes, *proposals
 
     @classmethod
-    def of(cls, detector: Detector, fixed_size: tuple[int, int] | None = None) -> Self:
+    def of(
+        cls,
+        detector: Detector,
+        fixed_size: tuple[int, int] | None = None,
+        takes_sizes: bool = True,
+    ) -> Self:
         """Return the facts of a detector.
 
         Args:
             detector: The detector.
             fixed_size: (width, height) in place of the detector's own sizes.
+            takes_sizes: Whether the program takes the sizes of images.
         """
         transform = detector.transform
         return cls(
@@ -60,6 +78,7 @@ class ModelFacts:
             fixed_size=fixed_size or transform.fixed_size,
             takes_proposals=needs_proposals(detector),
             localizes=isinstance(detector, Localizer),
+            takes_sizes=takes_sizes,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -92,7 +111,7 @@ class ModelFacts:
                 f"{path} is damaged, or edited: the sizes of its images are no whole numbers of "
                 "pixels above 0"
             )
-        if not all(type(facts[name]) is bool for name in ("takes_proposals", "localizes")):
+        if not all(type(facts[name]) is bool for name in _ANSWERS):
             raise ModelFormatError(
                 f"{path} is damaged, or edited: the facts of its model are not true or false"
             )
@@ -148,6 +167,26 @@ class ExportedModel(nn.Module):
             ModelFormatError: The program fails, as it does when its file is damaged.
         """
         resized = [self.transform.resize(image)[0] for image in images]
+        found: dict[int, dict[str, Tensor]] = {}
+        for group in self._batches(resized):
+            given = None if proposals is None else [proposals[i] for i in group]
+            detections = self._run([images[i] for i in group], [resized[i] for i in group], given)
+            found.update(zip(group, detections, strict=True))
+        return [found[index] for index in range(len(images))]
+
+    def _batches(self, resized: Sequence[Tensor]) -> list[list[int]]:
+        """Return the indices of the images of each batch: of one size, if sizes are not taken."""
+        if self.facts.takes_sizes:
+            return [list(range(len(resized)))]
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, image in enumerate(resized):
+            groups.setdefault(tuple(image.shape), []).append(index)
+        return list(groups.values())
+
+    def _run(
+        self, images: list[Tensor], resized: list[Tensor], proposals: list[Tensor] | None
+    ) -> list[dict[str, Tensor]]:
+        """Detect objects in one batch of images, given as they are and resized."""
         # Ratios [N, 4] that bring boxes from an image to the resized one.
         ratios = images[0].new_tensor(
             [
@@ -163,7 +202,9 @@ class ExportedModel(nn.Module):
                 for image in resized
             ]
         )
-        arguments = [batch, batch.new_tensor(sizes)]
+        arguments = [batch]
+        if self.facts.takes_sizes:
+            arguments.append(batch.new_tensor(sizes))
         if self.takes_proposals:
             assert proposals is not None
             arguments += _padded_proposals(proposals, ratios)

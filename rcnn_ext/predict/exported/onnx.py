@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ class SavedOnnx(SavedProgram):
         """
         assert self.facts is not None
         try:
-            program = OnnxProgram(self.content, device)
+            program = OnnxProgram(self.content, device, self.facts.inputs)
         except Exception as error:  # each kind of damage has its own
             raise ModelFormatError(cannot_run(self.path, "ONNX Runtime", error)) from error
         return ExportedModel(program, self.facts, self.path)
@@ -62,10 +62,13 @@ class OnnxProgram:
     Args:
         content: The ONNX file.
         device: The device to run it on.
+        inputs: Names of its inputs.
     """
 
-    def __init__(self, content: bytes, device: torch.device) -> None:
+    def __init__(self, content: bytes, device: torch.device, inputs: Sequence[str]) -> None:
         import onnxruntime
+
+        self._inputs = inputs
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
@@ -80,7 +83,7 @@ class OnnxProgram:
     def __call__(self, *tensors: Tensor) -> PaddedDetections:
         """Run the graph: the call of ``rcnn_ext.models.core.DeployedDetector``."""
         arrays = (tensor.detach().cpu().contiguous().numpy() for tensor in tensors)
-        found = self._session.run(list(OUTPUTS), dict(zip(INPUTS, arrays, strict=False)))
+        found = self._session.run(list(OUTPUTS), dict(zip(self._inputs, arrays, strict=True)))
         boxes, scores, labels, counts = (
             torch.from_numpy(array).to(tensors[0].device) for array in found
         )

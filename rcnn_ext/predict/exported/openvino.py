@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from rcnn_ext.errors import UserError
 from rcnn_ext.models.core import PaddedDetections
 from rcnn_ext.predict.checkpoint import ModelFormatError
 from rcnn_ext.predict.exported.model import ExportedModel
-from rcnn_ext.predict.exported.onnx import INPUTS, OUTPUTS, cannot_run, load_onnx, parse_metadata
+from rcnn_ext.predict.exported.onnx import OUTPUTS, cannot_run, load_onnx, parse_metadata
 from rcnn_ext.predict.exported.program import SavedProgram
 
 # The section of a file that holds what the metadata of ONNX files do.
@@ -35,7 +36,7 @@ class SavedOpenVino(SavedProgram):
         del device
         assert self.facts is not None
         try:
-            program = OpenVinoProgram(self.program)
+            program = OpenVinoProgram(self.program, self.facts.inputs)
         except Exception as error:  # each kind of damage has its own
             raise ModelFormatError(cannot_run(self.path, "OpenVINO", error)) from error
         return ExportedModel(program, self.facts, self.path)
@@ -46,9 +47,11 @@ class OpenVinoProgram:
 
     Args:
         model: The model.
+        inputs: Names of its inputs.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, inputs: Sequence[str]) -> None:
+        self._inputs = inputs
         # On processors with bfloat16 the default is that, which moves boxes by pixels.
         options = {
             "INFERENCE_PRECISION_HINT": "f32",
@@ -60,7 +63,7 @@ class OpenVinoProgram:
     def __call__(self, *tensors: Tensor) -> PaddedDetections:
         """Run the model: the call of ``rcnn_ext.models.core.DeployedDetector``."""
         arrays = (tensor.detach().cpu().contiguous().numpy() for tensor in tensors)
-        found = self._compiled(dict(zip(INPUTS, arrays, strict=False)))
+        found = self._compiled(dict(zip(self._inputs, arrays, strict=True)))
         boxes, scores, labels, counts = (
             torch.from_numpy(found[name].copy()).to(tensors[0].device) for name in OUTPUTS
         )
@@ -116,7 +119,7 @@ def compile_onnx(path: Path) -> ExportedModel:
     facts = load_onnx(path).facts
     assert facts is not None
     try:
-        program = OpenVinoProgram(openvino_core().read_model(path))
+        program = OpenVinoProgram(openvino_core().read_model(path), facts.inputs)
     except Exception as error:
         raise ModelFormatError(cannot_run(path, "OpenVINO", error)) from error
     return ExportedModel(program, facts, path)
