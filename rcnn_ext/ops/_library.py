@@ -98,6 +98,27 @@ def _checked_fake(name: str, schema: str, fake: Callable[..., Any]) -> Callable[
     return run
 
 
+def _checked_save(name: str, schema: str, setup_context: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap what saves for the backward pass: tensors of inference mode are refused by name."""
+    arguments = list(_arguments_of(schema))
+
+    @functools.wraps(setup_context)
+    def run(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        setup_context(ctx, inputs, output)
+        for saved in getattr(ctx, "to_save", None) or ():
+            if not (isinstance(saved, torch.Tensor) and saved.is_inference()):
+                continue
+            for argument, value in zip(arguments, inputs, strict=False):
+                if value is saved:
+                    raise RuntimeError(
+                        f"{name}: expected {argument} to be a tensor that autograd can save, got "
+                        "one that was made in inference mode; its clone() is none of inference "
+                        "mode, outside of it"
+                    )
+
+    return run
+
+
 def _as_fallback(reference: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a reference that the dispatcher runs where it has no kernel, which may be a mistake."""
 
@@ -336,6 +357,8 @@ def define_operator(
     torch.library.impl(qualified, "CompositeExplicitAutograd", _as_fallback(reference))
     torch.library.register_fake(qualified, _checked_fake(name, schema, fake))
     if backward is not None:
+        assert setup_context is not None
+        setup_context = _checked_save(name, schema, setup_context)
         torch.library.register_autograd(qualified, backward, setup_context=setup_context)
     if vmap is not None:
         torch.library.register_vmap(qualified, vmap)

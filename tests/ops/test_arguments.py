@@ -221,3 +221,19 @@ def test_errors_that_say_it_are_left_alone():
         call("soft_nms", method="cubic")
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'iou_threshold'"):
         ops.nms(torch.zeros(1, 4), torch.zeros(1))
+
+
+@pytest.mark.parametrize("name", ["roi_align", "roi_pool", "box_iou"])
+def test_tensors_of_inference_mode_that_autograd_would_save(name: str) -> None:
+    with torch.inference_mode():
+        rois = torch.tensor([[0.0, 0, 0, 4, 4]])
+        boxes = rois[None, :, 1:].clone()
+    arguments = {
+        "roi_align": ("rois", (torch.rand(1, 1, 8, 8), rois, 1.0, 2, 2, 2, False)),
+        "roi_pool": ("rois", (torch.rand(1, 1, 8, 8), rois, 1.0, 2, 2)),
+        "box_iou": ("boxes2", (torch.rand(1, 1, 4), boxes, 0, 1e-7)),
+    }
+    argument, values = arguments[name]
+    values[0].requires_grad_()
+    with pytest.raises(RuntimeError, match=f"^{name}: expected {argument} to be a tensor that"):
+        getattr(torch.ops.rcnn_ext, name)(*values)
