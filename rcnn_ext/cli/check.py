@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rcnn_ext.cli.arguments import add_data_source, data_config, positive_int
-from rcnn_ext.errors import UserError
+from rcnn_ext.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from rcnn_ext.config.data import DataConfig
@@ -119,7 +119,7 @@ def run(options: argparse.Namespace) -> int:
         if one.report.problems:
             print(one.report.text())
         if one.annotations is not None:
-            print(f"{split}: {one.annotations.summary()}")
+            print(one_line(f"{split}: {one.annotations.summary()}"))
             print_measures(split, one.annotations)
             if split == "train":
                 classes = one.annotations.classes.names

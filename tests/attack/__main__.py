@@ -41,15 +41,16 @@ def attack_files(seconds: float, seed: int) -> tuple[dict[str, int], list[str]]:
 
     draws, fuzzer = random.Random(seed), temporary_fuzzer()
     end = time.monotonic() + seconds
-    count, faults = 0, []
+    cases, files, faults = 0, 0, []
     try:
         while time.monotonic() < end:
             case = fuzzer.random_case(draws)
-            count += 1
+            cases += 1
+            files += len(case.files)
             faults += [f"{' '.join(command)}: {how}" for command, how in fuzzer.failures(case)]
     finally:
         shutil.rmtree(fuzzer.folder)
-    return {"files": count, "failures": len(faults)}, faults
+    return {"cases": cases, "files": files, "failures": len(faults)}, faults
 
 
 def attack_threads(seconds: float, seed: int) -> tuple[dict[str, int], list[str]]:

@@ -80,3 +80,13 @@ def test_each_format_trains(tmp_path, name, one_thread, capsys):
     arguments += ["--out", str(tmp_path / "out"), "--max-steps", "1", *TINY]
     assert main(["train", *arguments, "data.format=auto", "data.workers=0"]) == 0
     assert (tmp_path / "out" / "last.ckpt").is_file()
+
+
+def test_check_prints_no_line_of_thousands_of_characters(tmp_path, capsys):
+    tool_layouts.labelme(tmp_path)
+    path = min(tmp_path.rglob("*.json"))
+    path.write_text(re.sub(r'("shape_type": )"\w+"', rf'\1"{"a" * 5000}"', path.read_text()))
+    assert main(["check", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert f"of shape {'a' * 60}... (500" in out
+    assert max(map(len, out.splitlines())) < 1000
