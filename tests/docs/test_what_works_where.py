@@ -78,7 +78,7 @@ _COMPILED, _EXPORTED = (
     f"{_PROGRAM}_number_of_rois",
 )
 _BOTH_RUNTIMES = f"{_ONNX}::test_both_runtimes_find_what_the_model_finds"
-_LOCALIZER_PACKAGE = "tests/export/test_aoti_operators.py::test_a_localizer_is_compiled"
+_PACKAGE = "tests/export/test_aoti_operators.py::test_models_are_compiled"
 _TRAINED = f"{_CORE}::test_a_training_step_is_compiled_without_a_break"
 ELSEWHERE: dict[tuple[str, str], str] = {
     **{(name, "AOTI"): _AOTI for name in CALLS if name != "match_boxes"},
@@ -93,7 +93,8 @@ ELSEWHERE: dict[tuple[str, str], str] = {
     ("faster_rcnn", "export"): f"{_EXPORTED}[faster_rcnn]",
     ("fast_rcnn", "export"): f"{_EXPORTED}[fast_rcnn]",
     ("localizer", "export"): f"{_BOTH_RUNTIMES}[localizer]",
-    ("localizer", "AOTI"): _LOCALIZER_PACKAGE,
+    ("localizer", "AOTI"): f"{_PACKAGE}[localizer]",
+    ("fast_rcnn", "AOTI"): f"{_PACKAGE}[fast_rcnn]",
     ("faster_rcnn", "AOTI"): "tests/export/test_aoti.py::test_a_package_finds_what_the_model_finds",
     ("faster_rcnn", "grad"): f"{_TRAINED}[fpn]",
     ("fast_rcnn", "grad"): f"{_TRAINED}[fast]",

@@ -1,4 +1,4 @@
-"""The operators and the localizer in packages of AOTInductor."""
+"""The operators, Fast R-CNN and the localizer in packages of AOTInductor."""
 
 from __future__ import annotations
 
@@ -55,10 +55,25 @@ def test_all_operators_are_compiled(tmp_path: Path) -> None:
             torch.testing.assert_close(found, own)
 
 
+MODELS = {
+    "localizer": {"detector": "localizer", "backbone": "cnn", "fixed_size": (64, 48)},
+    "fast_rcnn": {
+        "detector": "fast_rcnn",
+        "backbone": "resnet18",
+        "neck": "fpn",
+        "pool_size": 2,
+        "returned_layers": [1, 2],
+        "min_size": 64,
+        "max_size": 96,
+    },
+}
+
+
 @needs_compiler
 @pytest.mark.slow
-def test_a_localizer_is_compiled(tmp_path: Path) -> None:
-    recipe = Recipe(model=ModelConfig(detector="localizer", backbone="cnn", fixed_size=(64, 48)))
+@pytest.mark.parametrize("name", MODELS)
+def test_models_are_compiled(name: str, tmp_path: Path) -> None:
+    recipe = Recipe(model=ModelConfig(**MODELS[name]))
     torch.manual_seed(0)
     model = build_model(recipe.model, 3, pretrained=False).eval()
     classes = ClassList(("cat", "dog"), (1, 2))
@@ -66,10 +81,17 @@ def test_a_localizer_is_compiled(tmp_path: Path) -> None:
     with torch._inductor.config.patch(_FAST):
         export(saved, tmp_path / "model.pt2", format="aoti")
     package = load_saved(tmp_path / "model.pt2", trust=True).build(torch.device("cpu"))
-    images = [torch.rand(3, 50, 70), torch.rand(3, 64, 40)]
-    with torch.no_grad():
-        for found, own in zip(package(images), model(images), strict=True):
-            assert len(own["boxes"]) == 1
+    arguments: list[list[torch.Tensor]] = [[torch.rand(3, 50, 70), torch.rand(3, 64, 40)]]
+    if name == "fast_rcnn":
+        # Numbers differ between the images, so that the proposals of one are filled up.
+        some = torch.tensor([[5.0, 5, 40, 40], [10, 3, 60, 50], [30, 10, 60, 40]])
+        arguments.append([some, torch.tensor([[5.0, 5, 30, 40], [10, 20, 40, 60]])])
+    for order in (slice(None), slice(None, None, -1)):
+        given = [argument[order] for argument in arguments]
+        with torch.no_grad():
+            results = list(zip(package(*given), model(*given), strict=True))
+        for found, own in results:
+            assert len(own["boxes"]) > 0
             assert torch.equal(found["labels"], own["labels"])
             torch.testing.assert_close(found["boxes"], own["boxes"], atol=1e-2, rtol=0)
             torch.testing.assert_close(found["scores"], own["scores"], atol=1e-4, rtol=0)

@@ -209,7 +209,9 @@ class ExportedModel(nn.Module):
             assert proposals is not None
             arguments += _padded_proposals(proposals, ratios)
         with naming(self.path, *self.runtime):
-            boxes, scores, labels, counts = self.program(*arguments)
+            # Compiled code reads its inputs by the strides that it was compiled for, whatever those
+            # of the inputs are, and does not say so.
+            boxes, scores, labels, counts = self.program(*(one.contiguous() for one in arguments))
             boxes = boxes / ratios[:, None]
             return [
                 {"boxes": boxes[i, :n], "labels": labels[i, :n], "scores": scores[i, :n]}
