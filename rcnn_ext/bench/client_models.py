@@ -40,8 +40,10 @@ def _two_stage(kind: Callable[..., Any]) -> Callable[[Scale, Tensor], Any]:
 
 def _one_stage(kind: Callable[..., Any]) -> Callable[[Scale, Tensor], Any]:
     def make(scale: Scale, image: Tensor) -> Any:
-        sizes = {"min_size": scale.min_size, "max_size": scale.max_size}
-        model = kind(_backbone(scale, True), scale.num_classes, **sizes)
+        options: dict[str, Any] = {"min_size": scale.min_size, "max_size": scale.max_size}
+        # RetinaNet's; that of FCOS, 0.2, no score of weights at random reaches.
+        options["score_thresh"] = 0.05
+        model = kind(_backbone(scale, True), scale.num_classes, **options)
         calibrate_norms(model, image)
         _calibrate_classes(model, image, [model.head.classification_head.cls_logits])
         return model

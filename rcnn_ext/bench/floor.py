@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d
 from torch.utils.flop_counter import FlopCounterMode
 
 from rcnn_ext.bench.timing import clock_for
 
-# Elements per side of the matrices of the product, and of the memory that is read. Sums of caches
-# are smaller than the latter.
+# Elements per side of the matrices of the product; channels, height and width of the map of the
+# convolution; and elements of the memory that is read, which is more than the caches hold.
 _SIDE = 2048
+_MAP = (256, 96, 128)
 _NUM_READ = 2**27
 _RUNS = 5
 
@@ -24,8 +27,10 @@ class Speed:
     """What a device reaches at best with a number of threads.
 
     Attributes:
-        flops_per_s: Floating-point operations per second in the product of two large matrices, by
-            type; a multiplication and an addition are two.
+        flops_per_s: Floating-point operations per second, by type, in the product of two large
+            matrices or in a 3x3 convolution of many channels, whichever is faster: on some
+            processors a library of products takes slower instructions than one of convolutions. A
+            multiplication and an addition are two.
         bytes_per_s: Bytes of memory read per second.
     """
 
@@ -82,13 +87,21 @@ def measure_speed(device: torch.device, dtypes: tuple[torch.dtype, ...], *, quic
     Args:
         device: The device.
         dtypes: The types of the products.
-        quick: Whether to take smaller matrices and less memory, which reach somewhat less.
+        quick: Whether to take smaller matrices, maps and less memory, which reach somewhat less.
     """
     side, num_read = (_SIDE // 2, _NUM_READ // 8) if quick else (_SIDE, _NUM_READ)
+    channels, height, width = (_MAP[0], _MAP[1] // 4, _MAP[2]) if quick else _MAP
     flops = {}
     for dtype in dtypes:
         a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
-        flops[dtype] = 2 * side**3 / _fastest(device, a.mm, b)
+        product = 2 * side**3 / _fastest(device, a.mm, b)
+        x, weight = (
+            torch.rand(shape, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
+            for shape in ((1, channels, height, width), (channels, channels, 3, 3))
+        )
+        count = 2 * 9 * channels**2 * height * width
+        convolution = count / _fastest(device, partial(conv2d, padding=1), x, weight)
+        flops[dtype] = max(product, convolution)
     memory = torch.ones(num_read, device=device)
     return Speed(flops, memory.nbytes / _fastest(device, memory.sum))
 

@@ -35,6 +35,8 @@ _OTHER_SAMPLE = 0.1
 _OTHER_LIBRARY = 0.01
 # A detection this near to the score threshold, or to the last one kept, may go either way.
 _MARGIN = 0.02
+# Two boxes without an area are the same up to this distance of their coordinates.
+_MAX_PIXELS = 1e-2
 
 Call = Callable[[], Any]
 
@@ -184,7 +186,11 @@ def _partners(
                 if not bool(same.any()):
                     yield 0.0, float(one["scores"][i])
                     continue
-                iou = ops.box_iou(one["boxes"][i : i + 1], two["boxes"][same])[0]  # [same]
+                box, others = one["boxes"][i], two["boxes"][same]
+                iou = ops.box_iou(box[None], others)[0]  # [same]
+                # Boxes without an area have no IoU, but may be the same.
+                equal = (box - others).abs().amax(dim=1) < _MAX_PIXELS
+                iou = torch.where(iou.isnan(), equal.to(iou.dtype), iou)
                 overlap, nearest = iou.max(dim=0)
                 yield float(overlap), float((one["scores"][i] - two["scores"][same][nearest]).abs())
 

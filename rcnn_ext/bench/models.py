@@ -230,9 +230,9 @@ def _format(report: dict[str, Any], rows: list[ModelRow]) -> str:
         f"Medians of at least {MIN_RUNS} interleaved runs; CPU time is that of all threads, the",
         f"least of the runs. float32, unless the name says otherwise. {OURS}: prepared for",
         f"inference, or with channels last in training; {AS_BUILT}: as the builder gives it.",
-        "floor: the convolutions and products of the model at the speed of a large product, on as",
-        "many threads, or its weights read once, if longer; convolutions by Winograd's",
-        "algorithm, which multiply less, may be below it.",
+        "floor: the convolutions and products of the model at the speed of a large product or",
+        "convolution on as many threads, or its weights read once, if longer; convolutions by",
+        "Winograd's algorithm, which multiply less, may be below it.",
         "Errors in bfloat16 say nothing: rounding reorders the proposals of an untrained network.",
     ]
     if report["failures"]:

@@ -208,3 +208,14 @@ def test_command_writes_json(monkeypatch, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "without backbone" in out
     assert "floor" in out
+
+
+def test_boxes_without_an_area_are_compared_by_their_coordinates():
+    found = {
+        "boxes": torch.tensor([[4.0, 4, 4, 9], [0, 0, 5, 5]]),
+        "labels": torch.tensor([1, 1]),
+        "scores": torch.tensor([0.9, 0.5]),
+    }
+    assert model_cases.detection_error([found], [found]) == 0
+    moved = {**found, "boxes": found["boxes"] + torch.tensor([[1.0], [0.0]])}
+    assert model_cases.detection_error([moved], [found]) == 1
