@@ -39,7 +39,8 @@ def translations() -> dict[Any, Callable[..., Any]]:
     - ``roi_pool``: the indices of the maxima, which only the gradient needs, are left out.
 
     Not translated: ``match_boxes``, ``soft_nms``, ``non_max_merging`` and the gradients; nor
-    ``conv3x3_winograd``, in whose place prepared models are exported with plain convolutions.
+    ``conv3x3_winograd`` and ``conv3x3_winograd_out``, in whose place prepared models are exported
+    with plain convolutions.
 
     Returns:
         A table for the argument ``custom_translation_table``.

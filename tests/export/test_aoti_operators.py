@@ -71,7 +71,7 @@ MODELS = {
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [pytest.param("localizer", marks=pytest.mark.long), "fast_rcnn"])
 def test_models_are_compiled(name: str, tmp_path: Path) -> None:
     recipe = Recipe(model=ModelConfig(**MODELS[name]))
     torch.manual_seed(0)

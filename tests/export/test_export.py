@@ -220,6 +220,7 @@ def test_foreign_weights_are_told(tmp_path):
         load_saved(tmp_path / "foreign.safetensors")
 
 
+@pytest.mark.long
 def test_strict_programs_are_those_of_the_model():
     """Recorded by TorchDynamo from the code, and not by running it."""
     torch.manual_seed(0)

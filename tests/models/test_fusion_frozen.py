@@ -58,6 +58,16 @@ def body_maps(model, x=None, *, detach=False):
     return [one.detach() if detach else one for one in model.backbone.body(x).values()]
 
 
+def gradients_of_maps(model):
+    model.zero_grad()
+    maps = model.backbone(torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(2)))
+    source = torch.Generator().manual_seed(4)
+    sum((one * torch.randn(one.shape, generator=source)).sum() for one in maps.values()).backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
 def assert_maps_near(*models):
     for one, two in zip(*(body_maps(model, detach=True) for model in models), strict=True):
         assert_near(one, two, 1e-5)
@@ -75,8 +85,12 @@ def test_losses_gradients_and_weights(trainable, onednn_calls):
         assert found[name] == pytest.approx(float(value), rel=1e-3), name
     assert found_grads.keys() == grads.keys()
     assert not any(name.startswith("backbone.body.conv1") for name in grads)
+    # Of the maps, not of the losses: which proposals are sampled hangs on the last bits.
+    grads, found_grads = (gradients_of_maps(model) for model in (plain, fused))
+    assert found_grads.keys() == grads.keys()
     for name, grad in grads.items():
-        assert_near(found_grads[name], grad, 2e-2)
+        # An activation near 0 may be on its other side.
+        assert_near(found_grads[name], grad, 1e-2)
     after = fused.state_dict()
     assert list(after) == list(before) == list(plain.state_dict())
     assert all(torch.equal(after[name], before[name]) for name in before)
