@@ -110,6 +110,66 @@ def model_table(link: str, report: Report) -> str:
     return markdown(f"{machine(report['environment'])} ([all figures]({link})):", head, body)
 
 
+def _runtime_rows(report: Report) -> list[dict[str, Any]]:
+    """Return the rows of whole models that other runtimes were timed in too."""
+    return [row for row in report["results"] if "median_s" in row["contenders"].get("openvino", {})]
+
+
+def runtimes_table(report: Report) -> str:
+    """Format the detectors in ONNX Runtime and OpenVINO, one row per case and type.
+
+    Args:
+        report: Content of a JSON file of whole models.
+    """
+    head = ["work", "dtype", "threads", "rcnn_ext", "ONNX Runtime", "OpenVINO"]
+    head += ["ratio, ONNX Runtime", "ratio, OpenVINO", "floor"]
+    body = []
+    for row in _runtime_rows(report):
+        for dtype, ending in (("float32", ""), ("bfloat16", "-bfloat16")):
+            entries = [
+                row["contenders"].get(name + ending, {})
+                for name in ("rcnn_ext", "onnxruntime", "openvino")
+            ]
+            times = [entry.get("median_s") for entry in entries]
+            ours = times[0]
+            if ours is None:
+                continue
+            cells = [row["work"], dtype, str(row["threads"])]
+            cells += ["" if time is None else seconds(time) for time in times]
+            cells += ["" if time is None else f"{time / ours:.2f}x" for time in times[1:]]
+            floor = entries[0].get("floor_s")
+            body.append([*cells, "" if floor is None else seconds(floor)])
+    caption = (
+        "Against other runtimes, on the detector exported to ONNX, in the same process and in "
+        "turns. The floor is that of a direct convolution at the speed of a large matrix product; "
+        "Winograd's algorithm multiplies less."
+    )
+    return markdown(caption, head, body)
+
+
+def _runtimes_line(report: Report) -> str:
+    """Say in a sentence how a whole model compares with other runtimes."""
+    rows = [row for row in _runtime_rows(report) if row["case"] == "inference"]
+    if not rows:
+        return ""
+    row = max(rows, key=lambda row: row["threads"])
+    times = {
+        name: seconds(entry["median_s"])
+        for name, entry in row["contenders"].items()
+        if "median_s" in entry
+    }
+    parts = [f"ours {times['rcnn_ext']}", f"OpenVINO {times['openvino']}"]
+    if "onnxruntime" in times:
+        parts.append(f"ONNX Runtime {times['onnxruntime']}")
+    text = f"{row['work']}, {row['threads']} threads: {', '.join(parts)}"
+    if "rcnn_ext-bfloat16" in times and "openvino-bfloat16" in times:
+        text += (
+            f"; in bfloat16 ours {times['rcnn_ext-bfloat16']}, OpenVINO "
+            f"{times['openvino-bfloat16']}"
+        )
+    return text + "."
+
+
 def pipeline_table(link: str, report: Report) -> str:
     """Format the detection in files, one row per number of threads.
 
@@ -196,8 +256,9 @@ def short_table(reports: dict[str, Report]) -> str:
         rows = [row for row in rows if row["ratio_torchvision"] is not None]
         if not rows:
             continue
-        # Operators on one thread; the models were measured on all cores only.
-        row = min(rows, key=lambda row: row["threads"])
+        # Operators on one thread, whole models on all cores.
+        pick = min if suite == "operators" else max
+        row = pick(rows, key=lambda row: row["threads"])
         times = [row["contenders"][name]["median_s"] for name in ("rcnn_ext", "torchvision")]
         name = KINDS.get(suite, f"`{row['operator']}`")
         cells = [name, row["work"], str(row["threads"]), *map(seconds, times)]
@@ -217,6 +278,8 @@ def short_block() -> str:
         found = {suite: newest(device, suite=suite) for suite in TABLES}
         reports = {suite: pair[1] for suite, pair in found.items() if pair is not None}
         parts.append(short_table(reports) if reports else _unrun(name))
+        line = _runtimes_line(reports["models"]) if "models" in reports else ""
+        parts += [line] * bool(line)
     return "\n\n".join(parts)
 
 
@@ -240,6 +303,8 @@ def full_block() -> str:
             path, report = found
             link = Path(os.path.relpath(path, FULL_README.parent)).as_posix()
             parts.append(table(link, report))
+            if suite == "models" and _runtime_rows(report):
+                parts.append(runtimes_table(report))
     return "\n\n".join(parts)
 
 

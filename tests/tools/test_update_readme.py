@@ -129,13 +129,36 @@ def test_detectors_have_a_table_with_memory(tool):
     assert "| inference | 2 | 1.50 s | 3.00 s | 2.00x | 1.4x | 3 MiB | 3 MiB |" in text
 
 
-def test_short_table_has_chosen_rows_on_the_fewest_threads(tool):
+def test_other_runtimes_have_a_table_and_a_sentence(tool):
+    times = {"rcnn_ext": 0.5, "onnxruntime": 1.0, "openvino": 0.75}
+    times |= {"rcnn_ext-bfloat16": 0.3, "openvino-bfloat16": 0.45}
+    entries = {name: {"median_s": value, "floor_s": value / 5} for name, value in times.items()}
+    rows = [
+        {"case": "inference", "work": "a detector", "threads": threads, "contenders": entries}
+        for threads in (1, 2)
+    ]
+    rows.append({"case": "step", "work": "a step", "threads": 1, "contenders": {"rcnn_ext": {}}})
+    made = {**report("2026-01-02T00:00:00"), "results": rows}
+    lines = tool.runtimes_table(made).splitlines()
+    cells = "500 ms | 1.00 s | 750 ms | 2.00x | 1.50x | 100 ms |"
+    assert f"| a detector | float32 | 1 | {cells}" in lines
+    half = "| a detector | bfloat16 | 2 | 300 ms |  | 450 ms |  | 1.50x | 60.0 ms |"
+    assert half in lines
+    assert len(lines) == 8
+    assert tool._runtimes_line(made) == (
+        "a detector, 2 threads: ours 500 ms, OpenVINO 750 ms, ONNX Runtime 1.00 s; in bfloat16 "
+        "ours 300 ms, OpenVINO 450 ms."
+    )
+    assert tool._runtimes_line({**made, "results": rows[2:]}) == ""
+
+
+def test_short_table_has_operators_on_one_thread_and_models_on_all(tool):
     operators = report("2026-01-02T00:00:00")
     (row,) = operators["results"]
     chosen = {**row, "case": "nms/5000", "work": "5,000 boxes"}
     operators["results"] += [{**chosen, "threads": 2, "ratio_torchvision": 99.0}, chosen]
     model = {**row, "case": "inference", "work": "Faster R-CNN", "threads": 2}
-    models = {**operators, "results": [model]}
+    models = {**operators, "results": [{**model, "threads": 1}, model]}
     text = tool.short_table({"operators": operators, "models": models})
     assert "a machine, torch 2.15.0" in text.splitlines()[0]
     assert text.splitlines()[4:] == [
