@@ -12,10 +12,8 @@ where a result is wrong.
 from __future__ import annotations
 
 import argparse
-import math
 import pathlib
 import sys
-import time
 from typing import Any
 
 import torch
@@ -24,6 +22,7 @@ from torch.nn import functional
 from rcnn_ext import _extension
 from rcnn_ext._environment import describe
 from rcnn_ext.bench.memory import keep_freed_memory
+from rcnn_ext.bench.timing import least_cpu_time
 from rcnn_ext.files import write_json
 from rcnn_ext.ops import conv_winograd
 
@@ -74,15 +73,7 @@ def measure(
     exact = functional.conv2d(part.double(), weight.double(), bias.double(), padding=1).relu()
     ours = conv_winograd.conv(part, packed, bias, None, True, tile)
     error = float((ours.double() - exact).norm() / exact.norm())
-    best = dict.fromkeys(calls, math.inf)
-    start = time.process_time()
-    turn = 0
-    while turn < _MIN_RUNS or time.process_time() - start < seconds:
-        for name in list(calls) if turn % 2 else list(calls)[::-1]:
-            before = time.process_time()
-            calls[name]()
-            best[name] = min(best[name], time.process_time() - before)
-        turn += 1
+    best = least_cpu_time(calls, seconds, _MIN_RUNS)
     return {
         "name": f"{channels}x{height}x{width}/{str(dtype).removeprefix('torch.')}/tile{tile}",
         "cpu_s": best,

@@ -22,10 +22,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import math
 import pathlib
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -37,6 +35,7 @@ from torchvision.models.resnet import Bottleneck
 from rcnn_ext import models
 from rcnn_ext._environment import describe
 from rcnn_ext.bench.memory import keep_freed_memory
+from rcnn_ext.bench.timing import least_cpu_time
 from rcnn_ext.files import write_json
 from rcnn_ext.models.fusion import fuse_model
 
@@ -155,7 +154,7 @@ def measure(layer: Layer, count: int, seconds: float) -> dict[str, Any]:
     else:
         other_half = other.bfloat16()
         calls["bfloat16"] = lambda: half.run(x_half, other_half, relu, overwrite=True)
-    best = least_cpu_time(calls, seconds)
+    best = least_cpu_time(calls, seconds, _MIN_RUNS)
     fastest = min(best[name] for name in calls if name != "bfloat16")
     return {
         "name": layer.name,
@@ -177,21 +176,7 @@ def time_conversions(layers: Iterable[Layer], seconds: float) -> float:
         level = torch.ones(shape, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
         calls[str(shape)] = functools.partial(level.to, torch.bfloat16)
     calls["pooled"] = functools.partial(torch.ones(pooled, dtype=torch.bfloat16).to, torch.uint8)
-    return sum(least_cpu_time(calls, seconds).values())
-
-
-def least_cpu_time(calls: dict[str, Call], seconds: float) -> dict[str, float]:
-    """Run calls in turns for some CPU time; return the CPU seconds of each one's fastest run."""
-    best = dict.fromkeys(calls, math.inf)
-    start = time.process_time()
-    turn = 0
-    while turn < _MIN_RUNS or time.process_time() - start < seconds:
-        for name in list(calls) if turn % 2 else list(calls)[::-1]:
-            before = time.process_time()
-            calls[name]()
-            best[name] = min(best[name], time.process_time() - before)
-        turn += 1
-    return best
+    return sum(least_cpu_time(calls, seconds, _MIN_RUNS).values())
 
 
 def _quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -278,7 +263,9 @@ def main() -> int:
     model.prepare_for_inference(dtype=torch.bfloat16)
     with torch.no_grad():
         model([image])
-        detector = least_cpu_time({"detector": lambda: model([image])}, 5 * options.seconds)
+        detector = least_cpu_time(
+            {"detector": lambda: model([image])}, 5 * options.seconds, _MIN_RUNS
+        )
         total["int8_conversions"] = time_conversions(layers, options.seconds)
     half = total["detector_bfloat16"] = detector["detector"]
     total["detector_int8_bound"] = (

@@ -32,6 +32,7 @@ from rcnn_ext import _extension, ops
 from rcnn_ext._environment import describe
 from rcnn_ext.bench import inputs as draw
 from rcnn_ext.bench.memory import extra_bytes, keep_freed_memory
+from rcnn_ext.bench.timing import least_cpu_time
 from rcnn_ext.files import write_json
 
 _CHANNELS = (1, 2, 3, 4, 8, 12, 16, 32, 64, 256, 1024, 2048)
@@ -222,14 +223,7 @@ def measure(shape: Shape, seconds: float) -> dict[str, Any]:
         start = time.process_time()
         call()
         counts[name] = max(1, round(_MIN_RUN / max(time.process_time() - start, 1e-6)))
-    best = dict.fromkeys(calls, math.inf)
-    start = time.process_time()
-    turn = 0
-    while turn < _MIN_RUNS or time.process_time() - start < seconds:
-        order = list(calls) if turn % 2 else list(calls)[::-1]
-        for name in order:
-            best[name] = min(best[name], _run(calls[name], counts[name]))
-        turn += 1
+    best = least_cpu_time(calls, seconds, _MIN_RUNS, counts)
     memory = {
         name: extra_bytes(call, torch.device("cpu")) if shape.rois >= 32 else None
         for name, call in calls.items()
@@ -249,13 +243,6 @@ def measure(shape: Shape, seconds: float) -> dict[str, Any]:
         else 2e-3,
         "extra_bytes": memory,
     }
-
-
-def _run(call: Callable[[], Tensor], count: int) -> float:
-    start = time.process_time_ns()
-    for _ in range(count):
-        call()
-    return (time.process_time_ns() - start) / 1e9 / count
 
 
 def main() -> int:

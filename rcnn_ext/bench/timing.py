@@ -6,9 +6,10 @@ import contextlib
 import dataclasses
 import gc
 import itertools
+import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -259,3 +260,35 @@ def collector_paused() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+def least_cpu_time(
+    calls: Mapping[str, Callable[[], Any]],
+    seconds: float,
+    min_runs: int,
+    counts: Mapping[str, int] | None = None,
+) -> dict[str, float]:
+    """Run calls in turns for some CPU time, so that other work on the machine counts little.
+
+    Args:
+        calls: The contenders, by name.
+        seconds: CPU time to spend, as far as ``min_runs`` allows.
+        min_runs: Minimum number of runs of each contender.
+        counts: Calls per run, by name; one where it is None.
+
+    Returns:
+        CPU seconds per call of each contender's fastest run, by name.
+    """
+    best = dict.fromkeys(calls, math.inf)
+    start = time.process_time()
+    turn = 0
+    while turn < min_runs or time.process_time() - start < seconds:
+        for name in list(calls) if turn % 2 else list(calls)[::-1]:
+            count = 1 if counts is None else counts[name]
+            before = time.process_time_ns()
+            for _ in range(count):
+                calls[name]()
+            elapsed = (time.process_time_ns() - before) / 1e9 / count
+            best[name] = min(best[name], elapsed)
+        turn += 1
+    return best

@@ -133,18 +133,18 @@ class DeployedDetector(nn.Module):
         """
         height, width = images.shape[-2:]
         normalized = (images - self.mean) / self.std
-        padding = (0, -width % self.size_divisible, 0, -height % self.size_divisible)
         if image_sizes is None:
-            sides = (images.new_full(images.shape[:1], side) for side in (height, width))
-            image_sizes = torch.stack(list(sides), dim=1)
-            return self.core(F.pad(normalized, padding), image_sizes, proposals, proposal_counts)
-        rows = torch.arange(height, device=images.device)
-        columns = torch.arange(width, device=images.device)
-        inside = (rows[:, None] < image_sizes[:, 0, None, None]) & (
-            columns < image_sizes[:, 1, None, None]
-        )  # [N, H, W]
-        # Not a product: what lies beyond an image may be NaN.
-        normalized = torch.where(inside[:, None], normalized, 0.0)
+            sides = [images.new_full(images.shape[:1], side) for side in (height, width)]
+            image_sizes = torch.stack(sides, dim=1)
+        else:
+            rows = torch.arange(height, device=images.device)
+            columns = torch.arange(width, device=images.device)
+            inside = (rows[:, None] < image_sizes[:, 0, None, None]) & (
+                columns < image_sizes[:, 1, None, None]
+            )  # [N, H, W]
+            # Not a product: what lies beyond an image may be NaN.
+            normalized = torch.where(inside[:, None], normalized, 0.0)
+        padding = (0, -width % self.size_divisible, 0, -height % self.size_divisible)
         return self.core(F.pad(normalized, padding), image_sizes, proposals, proposal_counts)
 
 
